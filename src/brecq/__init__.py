@@ -1,0 +1,55 @@
+"""brecq: post-training quantization of PyTorch networks to 8, 4, 3 and 2 bits by block reconstruction."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from brecq.config import LayerRule, QuantConfig, Recipe
+    from brecq.data.dataset import Dataset
+    from brecq.evaluation import Evaluation, evaluate
+    from brecq.pipeline import Inspection, inspect, quantize
+    from brecq.report import Report
+    from brecq.result import QuantResult, load
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "quantize": "pipeline",
+    "inspect": "pipeline",
+    "Inspection": "pipeline",
+    "load": "result",
+    "QuantResult": "result",
+    "evaluate": "evaluation",
+    "Evaluation": "evaluation",
+    "QuantConfig": "config",
+    "Recipe": "config",
+    "LayerRule": "config",
+    "Report": "report",
+    "Dataset": "data.dataset",
+}
+
+__all__ = [
+    "Dataset",
+    "Evaluation",
+    "Inspection",
+    "LayerRule",
+    "QuantConfig",
+    "QuantResult",
+    "Recipe",
+    "Report",
+    "evaluate",
+    "inspect",
+    "load",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `brecq --help` and `import brecq` need no torch."""
+    if name in _HOMES:
+        value = getattr(import_module(f"brecq.{_HOMES[name]}"), name)
+        globals()[name] = value  # also replaces the submodule of the same name
+        return value
+    raise AttributeError(f"module 'brecq' has no attribute {name!r}")

@@ -1,0 +1,81 @@
+"""The command `brecq`: quantize, evaluate and inspect from a shell."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
+
+from brecq.cli.evaluate import evaluate as _evaluate
+from brecq.cli.inspect import inspect as _inspect
+from brecq.cli.parsing import join_pairs
+from brecq.cli.quantize import quantize as _quantize
+from brecq.errors import BrecqError
+
+ERROR_STATUS = 2
+
+
+class _Group(TyperGroup):
+    """Turns errors that brecq raises on purpose into one line; `BRECQ_DEBUG=1` shows the traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        # importing torchao beside a newer torch logs a deprecation that concerns neither brecq nor its users
+        logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+        try:
+            return super().invoke(ctx)
+        except BrecqError as error:
+            if os.environ.get("BRECQ_DEBUG", "0") not in ("", "0"):
+                raise
+            message = " ".join(str(error).split())
+            Console(stderr=True).print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
+            raise typer.Exit(ERROR_STATUS) from None
+
+
+class _PairsCommand(TyperCommand):
+    """A command whose `--set` takes two values."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, join_pairs(args))
+
+
+app = typer.Typer(
+    name="brecq",
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Quantize trained PyTorch networks to 8, 4, 3 or 2 bits by block reconstruction.",
+)
+app.command("quantize", cls=_PairsCommand)(_quantize)
+app.command("evaluate")(_evaluate)
+app.command("inspect", cls=_PairsCommand)(_inspect)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            version = importlib.metadata.version("brecq")
+        except importlib.metadata.PackageNotFoundError:
+            version = "(not installed)"
+        typer.echo(f"brecq {version}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,147 @@
+"""`brecq evaluate`: how well a saved result does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from brecq.cli import options as o
+from brecq.cli.inputs import EvaluationData, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
+from brecq.cli.parsing import require_data, require_path
+from brecq.cli.render import describe_evaluation
+from brecq.errors import BrecqError, ConfigError, SourceError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_PYTHON_CODE = ".py:"
+
+
+def evaluate(
+    path: Annotated[Path, typer.Argument(metavar="RESULT", help="The folder that `brecq quantize` wrote.")],
+    data: Annotated[
+        Path, typer.Option(metavar="PATH", help="A folder of images, or .npz.", rich_help_panel="The data")
+    ],
+    labels: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Labels of the images.", rich_help_panel="The data")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Samples, chosen by --seed.", rich_help_panel="The data")
+    ] = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    size: o.Size = None,
+    resize: o.Resize = None,
+    interpolation: o.Interpolation = None,
+    color: o.Color = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The float model to compare with.", rich_help_panel="The model"),
+    ] = None,
+    weights: o.Weights = None,
+    trust_pickle: o.TrustPickle = False,
+    reference: Annotated[
+        bool,
+        typer.Option("--reference/--no-reference", help="Compare with the float model.", rich_help_panel="The model"),
+    ] = True,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Samples at a time.", rich_help_panel="The run")
+    ] = 64,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    threads: o.Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Evaluate a saved RESULT: top-1 and top-5 with labels, agreement with the float model and SQNR.
+
+    brecq evaluate out/ --data DIR
+    """
+    changes = o.preprocessing_changes(
+        mean=mean, std=std, size=size, resize=resize, interpolation=interpolation, color=color
+    )
+    require_path("RESULT", path)
+    require_data("--data", data)
+    require_path("--labels", labels, file=True)
+    require_path("--weights", weights, file=True)
+    if not reference and (model is not None or weights is not None):
+        raise ConfigError("--no-reference leaves the float model out; drop it, or drop --model and --weights")
+
+    import brecq
+    from brecq.data import Preprocessing, check
+    from brecq.graph.submodule import Submodule
+
+    console = Console(quiet=as_json)
+    use_device(device, threads)
+    result = brecq.load(path)
+    stored = result.metadata.get("preprocessing")
+    preprocessing = override_preprocessing(None if stored is None else Preprocessing.from_dict(stored), changes)
+    tell(console, "result", str(path))
+    tell_preprocessing(console, preprocessing)
+    dataset = EvaluationData(data, preprocessing, samples, seed, labels)
+    tell_data(console, "data", data, dataset)
+
+    submodule = (result.metadata.get("source") or {}).get("submodule")
+    if submodule is None:
+        check(dataset.parts[0], like=result.example_inputs)
+    elif not reference:
+        raise ConfigError(f"only the submodule {submodule!r} was quantized; its float model is needed around it")
+    float_model: nn.Module | None = None
+    if reference:
+        spec, file = choose_reference(
+            result.metadata, model, weights, needed=submodule is not None or not dataset.labelled
+        )
+        if spec is None:
+            tell(console, "reference", "none; name the float model with --model to compare with it")
+        else:
+            float_model = load_reference(spec, file, trust_pickle)
+            tell(console, "reference", spec)
+    elif not dataset.labelled:
+        raise ConfigError("without labels and without the float model nothing can be measured; give --labels")
+    quantized = result.model
+    if submodule is not None and float_model is not None:
+        quantized = Submodule(float_model, submodule, dataset.parts[0].subset(slice(0, 2)).inputs).put_back(quantized)
+    measured = brecq.evaluate(quantized, dataset, reference=float_model, batch_size=batch_size, device=device)
+    if as_json:
+        # JSON has no infinity: an output identical to the reference's has the SQNR null and the agreement 100
+        values = {k: v if v is None or math.isfinite(v) else None for k, v in dataclasses.asdict(measured).items()}
+        typer.echo(json.dumps(values))
+    else:
+        tell(console, "quantized", describe_evaluation(measured))
+
+
+def choose_reference(
+    metadata: dict[str, Any], model: str | None, weights: Path | None, *, needed: bool
+) -> tuple[str | None, Path | None]:
+    """The float model's spec and weights: as named, otherwise as the result remembers them.
+
+    A result that was made from a Python file only names that file: loading somebody's result must not run code,
+    so such a model has to be named with `--model`. Where none is known and one is `needed`, raises `ConfigError`.
+    """
+    stored = metadata.get("source") or {}
+    if model is not None:
+        return model, weights
+    spec = stored.get("spec")
+    if spec is not None and _PYTHON_CODE not in spec:
+        file = stored.get("weights")
+        return spec, weights or (None if file is None else Path(file))
+    if needed or weights is not None:
+        hint = f" (it was {spec})" if spec is not None else ""
+        raise ConfigError(f"the float model is needed to compare with; name it with --model MODEL{hint}")
+    return None, None
+
+
+def load_reference(spec: str, weights: Path | None, trust_pickle: bool) -> nn.Module:
+    """The float model; a failure tells the ways around it."""
+    from brecq.sources import load_source
+
+    try:
+        require_path("--weights", weights, file=True)
+        return load_source(spec, weights, trust_pickle=trust_pickle).model
+    except BrecqError as error:
+        raise SourceError(f"{error} (name another float model with --model, or use --no-reference)") from error

@@ -1,0 +1,108 @@
+"""What commands need before they work: the model, its preprocessing, the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from brecq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from brecq.data import Dataset
+    from brecq.data.preprocessing import Preprocessing
+
+KEEP_BYTES = 2 * 1024**3
+"""Evaluation inputs up to this size stay in memory between the networks they are run through."""
+
+_REQUIRED = ("mean", "std", "size")
+
+
+def use_device(name: str, threads: int | None) -> None:
+    """Check that `name` is a device that is there, and set the number of CPU threads."""
+    import torch
+
+    if threads is not None:
+        if threads < 1:
+            raise ConfigError(f"--threads is {threads}; give at least 1")
+        torch.set_num_threads(threads)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device is {name!r}; give cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+
+
+def override_preprocessing(base: Preprocessing | None, changes: Mapping[str, Any]) -> Preprocessing | None:
+    """`base` with the command line's changes; without a base, mean, std and size are all needed."""
+    if not changes:
+        return base
+    if base is not None:
+        return base.replace(**changes)
+    missing = [f"--{name}" for name in _REQUIRED if name not in changes]
+    if missing:
+        raise ConfigError(f"the model names no preprocessing of its own; give {' and '.join(missing)} too")
+    from brecq.data.preprocessing import Preprocessing
+
+    return Preprocessing(**{"resize": None, **changes})
+
+
+def tell(console: Console, name: str, text: str) -> None:
+    """One aligned line of facts."""
+    console.print(Text.assemble((f"{name:<14}", "bold"), text), soft_wrap=True, highlight=False)
+
+
+def tell_preprocessing(console: Console, preprocessing: Preprocessing | None) -> None:
+    """How inputs are prepared."""
+    tell(console, "preprocessing", "none" if preprocessing is None else preprocessing.describe())
+
+
+class EvaluationData:
+    """Labeled or unlabeled samples, to be run through several networks: an iterable of `Dataset` parts.
+
+    Sets that fit into `KEEP_BYTES` stay in memory, larger ones are decoded again on every pass.
+    """
+
+    def __init__(
+        self, path: Path, preprocessing: Preprocessing | None, size: int | None, seed: int, labels: Path | None
+    ) -> None:
+        from brecq.data import iter_data, load_data
+
+        self._read = lambda: iter_data(path, preprocessing, labels=labels)
+        self.parts: list[Dataset] = []
+        self.complete = True
+        if size is not None:
+            self.parts = [load_data(path, preprocessing, size, seed, labels=labels)]
+            return
+        kept = 0
+        for part in self._read():
+            if kept > KEEP_BYTES:
+                self.parts, self.complete = self.parts[:1], False
+                return
+            self.parts.append(part)
+            kept += sum(tensor.nbytes for tensor in part.inputs)
+
+    @property
+    def labelled(self) -> bool:
+        return self.parts[0].labels is not None
+
+    def __iter__(self) -> Iterator[Dataset]:
+        return iter(self.parts) if self.complete else self._read()
+
+
+def tell_data(console: Console, name: str, path: Path, data: Dataset | EvaluationData) -> None:
+    """How many samples came from where, and which files could not be read."""
+    parts = data.parts if isinstance(data, EvaluationData) else [data]
+    shape = " × ".join(str(size) for size in parts[0].inputs[0].shape[1:])
+    labels = "without labels" if parts[0].labels is None else "with labels"
+    more = "more than " if isinstance(data, EvaluationData) and not data.complete else ""
+    tell(console, name, f"{more}{sum(map(len, parts))} samples of {shape} from {path}, {labels}")
+    skipped = [file for part in parts for file in part.skipped]
+    if skipped:
+        shown = "; ".join(skipped[:5]) + ("; …" if len(skipped) > 5 else "")
+        tell(console, "", f"{len(skipped)} unreadable files skipped: {shown}")

@@ -1,0 +1,93 @@
+"""`brecq inspect`: the blocks of a model and what would be quantized; changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from brecq.cli import options as o
+from brecq.cli.inputs import tell
+from brecq.cli.parsing import parse_size, require_path
+from brecq.cli.render import block_table, scope_table, short_count
+from brecq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def inspect(
+    spec: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="timm:NAME, torchvision:NAME, hf:NAME_OR_PATH, file.py:callable or program.pt2."
+        ),
+    ],
+    weight_bits: o.WeightBits = o.DEFAULTS.weights,
+    activation_bits: o.ActivationBits = o.DEFAULTS.activations,
+    first_last: o.FirstLast = str(o.DEFAULTS.first_last),
+    rules: o.Rules = None,
+    placement: o.PlacementOption = o.DEFAULTS.placement,
+    weight_scheme: o.WeightScheme = o.DEFAULTS.weight_scheme,
+    activation_scheme: o.ActivationScheme = o.DEFAULTS.activation_scheme,
+    granularity: o.GranularityOption = o.DEFAULTS.granularity,
+    blocks: o.Blocks = None,
+    weights: o.Weights = None,
+    trust_pickle: o.TrustPickle = False,
+    submodule: o.Submodule = None,
+    size: o.Size = None,
+    full: Annotated[bool, typer.Option("--full", help="List every op of the scope, not only a summary.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, always in full.")] = False,
+) -> None:
+    """Show the blocks of MODEL and what would be quantized where; changes nothing.
+
+    brecq inspect timm:mobilenetv2_100
+    """
+    config = o.config_from_options(
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        first_last=first_last,
+        placement=placement,
+        weight_scheme=weight_scheme,
+        activation_scheme=activation_scheme,
+        rules=rules,
+        granularity=granularity,
+        blocks=blocks,
+    )
+    side = None if size is None else parse_size(size)
+    require_path("--weights", weights, file=True)
+
+    import brecq
+    from brecq.sources import load_source
+
+    source = load_source(spec, weights, trust_pickle=trust_pickle)
+    inputs = choose_inputs(source.example_inputs, side)
+    inspection = brecq.inspect(source.model, inputs, config, submodule=submodule)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(inspection), indent=2))
+        return
+    console = Console()
+    tell(console, "model", source.name)
+    tell(console, "input", ", ".join(" × ".join(map(str, tensor.shape[1:])) for tensor in inputs))
+    parameters = sum(block.parameters for block in inspection.blocks)
+    macs = sum(block.macs for block in inspection.blocks)
+    tell(console, "in all", f"{short_count(parameters)} parameters, {short_count(macs)} multiply-accumulates a sample")
+    console.print(block_table(inspection.blocks))
+    console.print(scope_table(inspection.scope, full=full))
+
+
+def choose_inputs(inputs: tuple[Tensor, ...], size: tuple[int, int] | None) -> tuple[Tensor, ...]:
+    """The model's example inputs, or random images [2, C, *size] in their place."""
+    import torch
+
+    if size is None:
+        if not inputs:
+            raise ConfigError("the model does not say what inputs it takes; give --size for images")
+        return inputs
+    if any(tensor.dim() != 4 for tensor in inputs):
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
+        raise ConfigError(f"--size is for networks that take images [N, C, H, W]; this one takes {shapes}")
+    return tuple(torch.rand(2, tensor.shape[1], *size) for tensor in inputs) or (torch.rand(2, 3, *size),)

@@ -1,0 +1,282 @@
+"""`brecq quantize`: a model and calibration data in, a quantized model out."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from brecq.cli import options as o
+from brecq.cli.inputs import EvaluationData, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
+from brecq.cli.parsing import require_data, require_path
+from brecq.cli.render import ResultRow, describe_evaluation, result_table, short_count
+from brecq.config import QuantConfig
+from brecq.errors import ConfigError
+from brecq.progress import make_progress
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from brecq.data import Dataset
+    from brecq.result import QuantResult
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that one `brecq quantize` was asked to do."""
+
+    spec: str
+    weights: Path | None
+    trust_pickle: bool
+    submodule: str | None
+    config: QuantConfig
+    preprocessing: dict[str, Any]
+    calib: Path
+    calib_size: int
+    eval: Path | None
+    eval_labels: Path | None
+    eval_size: int | None
+    output: Path
+    resume: bool
+    force: bool
+    device: str
+    threads: int | None
+
+
+def quantize(
+    spec: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="timm:NAME, torchvision:NAME, hf:NAME_OR_PATH, file.py:callable or program.pt2."
+        ),
+    ],
+    calib: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH", help="Calibration data: a folder of images, or .npz.", rich_help_panel="The data"
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Where the result goes.", rich_help_panel="The run")
+    ],
+    weight_bits: o.WeightBits = o.DEFAULTS.weights,
+    activation_bits: o.ActivationBits = o.DEFAULTS.activations,
+    first_last: o.FirstLast = str(o.DEFAULTS.first_last),
+    rules: o.Rules = None,
+    placement: o.PlacementOption = o.DEFAULTS.placement,
+    weight_scheme: o.WeightScheme = o.DEFAULTS.weight_scheme,
+    activation_scheme: o.ActivationScheme = o.DEFAULTS.activation_scheme,
+    method: o.MethodOption = o.DEFAULTS.method,
+    recipe: o.RecipeName = o.FAST,
+    granularity: o.GranularityOption = o.DEFAULTS.granularity,
+    blocks: o.Blocks = None,
+    steps: o.Steps = None,
+    batch_size: o.BatchSize = None,
+    qdrop: o.QDrop = None,
+    loss: o.LossOption = None,
+    recipe_settings: o.RecipeSettings = None,
+    autocast: o.AutocastOption = o.DEFAULTS.autocast,
+    weights: o.Weights = None,
+    trust_pickle: o.TrustPickle = False,
+    submodule: o.Submodule = None,
+    calib_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Calibration samples.", rich_help_panel="The data")
+    ] = 1024,
+    eval_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--eval", metavar="PATH", help="Evaluation data, for the final table.", rich_help_panel="The data"
+        ),
+    ] = None,
+    eval_labels: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Labels of the evaluation images.", rich_help_panel="The data"),
+    ] = None,
+    eval_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Evaluation samples. Default: all.", rich_help_panel="The data"),
+    ] = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    size: o.Size = None,
+    resize: o.Resize = None,
+    interpolation: o.Interpolation = None,
+    color: o.Color = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in the output folder.", rich_help_panel="The run")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite the result in the output folder.", rich_help_panel="The run")
+    ] = False,
+    seed: o.Seed = o.DEFAULTS.seed,
+    memory_budget: o.MemoryBudget = None,
+    device: o.Device = "cpu",
+    threads: o.Threads = None,
+) -> None:
+    """Quantize MODEL, calibrated on a folder of unlabeled images.
+
+    brecq quantize timm:resnet18 --calib DIR --eval DIR -w 4 -a 4 -o out/
+    """
+    config = o.config_from_options(
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        first_last=first_last,
+        placement=placement,
+        weight_scheme=weight_scheme,
+        activation_scheme=activation_scheme,
+        rules=rules,
+        granularity=granularity,
+        blocks=blocks,
+        method=method,
+        recipe=recipe,
+        recipe_settings=recipe_settings,
+        steps=steps,
+        batch_size=batch_size,
+        qdrop=qdrop,
+        loss=loss,
+        autocast=autocast,
+        memory_budget=memory_budget,
+        seed=seed,
+    )
+    job = Job(
+        spec=spec,
+        weights=weights,
+        trust_pickle=trust_pickle,
+        submodule=submodule,
+        config=config,
+        preprocessing=o.preprocessing_changes(
+            mean=mean, std=std, size=size, resize=resize, interpolation=interpolation, color=color
+        ),
+        calib=calib,
+        calib_size=calib_size,
+        eval=eval_path,
+        eval_labels=eval_labels,
+        eval_size=eval_size,
+        output=output,
+        resume=resume,
+        force=force,
+        device=device,
+        threads=threads,
+    )
+    run(job, Console())
+
+
+def check_job(job: Job) -> None:
+    """Raise for whatever can be known to be wrong before any work; create the output folder."""
+    if job.eval is None and (job.eval_labels is not None or job.eval_size is not None):
+        raise ConfigError("--eval-labels and --eval-size belong to evaluation data; give --eval PATH too")
+    if job.resume and job.force:
+        raise ConfigError("--resume continues the run in the output folder, --force overwrites it; keep one")
+    require_data("--calib", job.calib)
+    require_data("--eval", job.eval)
+    require_path("--eval-labels", job.eval_labels, file=True)
+    require_path("--weights", job.weights, file=True)
+    if job.output.is_dir() and any(job.output.iterdir()) and not (job.resume or job.force):
+        raise ConfigError(
+            f"the output folder {str(job.output)!r} is not empty; continue its run with --resume, overwrite its "
+            "result with --force, or name another folder"
+        )
+    if job.resume and (job.output / "manifest.json").exists() and not (job.output / "blocks").exists():
+        raise ConfigError(
+            f"the run in {str(job.output)!r} is finished; look at it with brecq evaluate, or start anew with --force"
+        )
+    try:
+        job.output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=job.output):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to the output folder {str(job.output)!r}: {error.strerror}; name another with -o"
+        ) from None
+
+
+def run(job: Job, console: Console) -> None:
+    """Do the job, telling on `console` what is done and what came out."""
+    check_job(job)
+
+    import brecq
+    from brecq.data import load_data
+    from brecq.sources import load_source
+
+    use_device(job.device, job.threads)
+    source = load_source(job.spec, job.weights, trust_pickle=job.trust_pickle)
+    preprocessing = override_preprocessing(source.preprocessing, job.preprocessing)
+    tell(console, "model", f"{source.name}, {short_count(count_parameters(source.model))} parameters")
+    tell_preprocessing(console, preprocessing)
+
+    calibration = load_data(job.calib, preprocessing, job.calib_size, job.config.seed)
+    tell_data(console, "calibration", job.calib, calibration)
+    evaluation = None
+    if job.eval is not None:
+        evaluation = EvaluationData(job.eval, preprocessing, job.eval_size, job.config.seed, job.eval_labels)
+        tell_data(console, "evaluation", job.eval, evaluation)
+
+    rows = [ResultRow("float", None, None, None)]
+    if evaluation is not None and evaluation.labelled:
+        measured = brecq.evaluate(source.model, evaluation, device=job.device)
+        rows[0] = dataclasses.replace(rows[0], evaluation=measured)
+        tell(console, "float", describe_evaluation(measured))
+
+    progress = make_progress(console)
+    try:
+        result = brecq.quantize(
+            source.model,
+            calibration,
+            job.config,
+            submodule=job.submodule,
+            run_dir=job.output,
+            resume=job.resume,
+            progress=progress,
+            device=job.device,
+        )
+    except KeyboardInterrupt:
+        progress.close()
+        console.print(f"interrupted; the same command with --resume continues in {job.output}")
+        raise
+    finally:
+        progress.close()
+    result.metadata.update(describe_source(job), preprocessing=preprocessing and preprocessing.to_dict())
+    result.save(job.output)
+
+    rows[0] = dataclasses.replace(rows[0], size=result.float_bytes())
+    rows += quantized_rows(job, source.model, calibration, evaluation, result)
+    console.print(result_table(rows))
+    tell(console, "saved", str(job.output))
+
+
+def quantized_rows(
+    job: Job, model: nn.Module, calibration: Dataset, evaluation: EvaluationData | None, result: QuantResult
+) -> list[ResultRow]:
+    """The rows of the final table below the float one; rounding to nearest only where it can be evaluated."""
+    import brecq
+
+    size = result.weight_bytes()
+    learned = job.config.method != "rtn"
+    name = "reconstructed" if learned else "rounding to nearest"
+    if evaluation is None:
+        return [ResultRow(name, None, size, result.report.seconds)]
+    rows = []
+    if learned:
+        config = dataclasses.replace(job.config, method="rtn")
+        nearest = brecq.quantize(model, calibration, config, submodule=job.submodule, device=job.device)
+        measured = brecq.evaluate(nearest.model, evaluation, reference=model, device=job.device)
+        rows.append(ResultRow("rounding to nearest", measured, size, nearest.report.seconds))
+    measured = brecq.evaluate(result.model, evaluation, reference=model, device=job.device)
+    rows.append(ResultRow(name, measured, size, result.report.seconds))
+    return rows
+
+
+def describe_source(job: Job) -> dict[str, Any]:
+    """What `brecq evaluate` needs to find the float model again."""
+    weights = None if job.weights is None else str(job.weights.resolve())
+    return {"source": {"spec": job.spec, "weights": weights, "submodule": job.submodule}}
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers in the model's parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,123 @@
+"""Tables that read well at 80 columns and in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+from brecq.progress import format_seconds
+
+if TYPE_CHECKING:
+    from brecq import Evaluation
+    from brecq.pipeline import BlockSummary
+    from brecq.report import ScopeEntry
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One line of the final table. `evaluation` is `None` where nothing was evaluated, `size` is in bytes."""
+
+    name: str
+    evaluation: Evaluation | None
+    size: int | None
+    seconds: float | None
+
+
+def make_table(title: str, columns: Sequence[str], numeric: Iterable[str] = ()) -> Table:
+    """An empty table in the one style of this tool; `numeric` columns align to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    right = set(numeric)
+    for column in columns:
+        is_number = column in right
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    return table
+
+
+def result_table(rows: Sequence[ResultRow]) -> Table:
+    """Float, rounding-to-nearest and reconstructed side by side; columns that no row fills are left out."""
+    evaluations = [row.evaluation for row in rows if row.evaluation is not None]
+    columns = {
+        "top-1\n%": [_measured(row, "top1", 2) for row in rows],
+        "top-5\n%": [_measured(row, "top5", 2) for row in rows],
+        "agreement\n%": [_measured(row, "agreement", 2) for row in rows],
+        "SQNR\ndB": [_measured(row, "sqnr", 1) for row in rows],
+        "weights\nMB": ["" if row.size is None else megabytes(row.size) for row in rows],
+        "time": ["" if row.seconds is None else format_seconds(row.seconds) for row in rows],
+    }
+    shown = {name: cells for name, cells in columns.items() if any(cells)}
+    title = f"Result on {evaluations[0].samples} samples" if evaluations else "Result"
+    table = make_table(title, ["", *shown], numeric=shown)
+    table.columns[0].no_wrap = True
+    for index, row in enumerate(rows):
+        table.add_row(row.name, *(cells[index] for cells in shown.values()))
+    return table
+
+
+def describe_evaluation(evaluation: Evaluation) -> str:
+    """`top-1 82.20 %, agreement with float 96.10 %, …`: what was measured, on one line."""
+    parts = [
+        f"{name} {value:.{digits}f} {unit}"
+        for name, value, digits, unit in (
+            ("top-1", evaluation.top1, 2, "%"),
+            ("top-5", evaluation.top5, 2, "%"),
+            ("agreement with float", evaluation.agreement, 2, "%"),
+            ("SQNR", evaluation.sqnr, 1, "dB"),
+        )
+        if value is not None
+    ]
+    return ", ".join([*parts, f"{evaluation.samples} samples in {format_seconds(evaluation.seconds)}"])
+
+
+def scope_table(entries: Sequence[ScopeEntry], full: bool = False) -> Table:
+    """The quantization scope: a line per kind of treatment, or with `full` a line per op."""
+    table = make_table("Quantization scope", ["ops", "weights", "inputs", "output", "why"])
+    groups: dict[object, list[ScopeEntry]] = {}
+    for entry in entries:
+        treatment = (entry.kind, entry.weights, entry.inputs, entry.output, entry.reason)
+        groups.setdefault(entry.op if full else treatment, []).append(entry)
+    for members in groups.values():
+        first = members[0]
+        layers = list(dict.fromkeys(member.layer for member in members if member.layer))
+        named = f" ({layers[0]})" if len(layers) == 1 else ""
+        ops = f"{first.op}{named}" if full else f"{len(members)} {first.kind}{named}"
+        table.add_row(ops, first.weights, first.inputs, first.output, first.reason)
+    return table
+
+
+def block_table(blocks: Sequence[BlockSummary]) -> Table:
+    """One line per block, in order of execution."""
+    numbers = ("layers", "parameters", "MACs", "inputs", "outputs")
+    table = make_table("Blocks", ["block", *numbers], numeric=numbers)
+    for block in blocks:
+        table.add_row(
+            block.name,
+            str(len(block.layers)),
+            short_count(block.parameters),
+            short_count(block.macs),
+            str(len(block.inputs)),
+            str(len(block.outputs)),
+        )
+    return table
+
+
+def megabytes(size: int) -> str:
+    """`18.60`, `0.0107`: two decimals, or three digits of what is smaller."""
+    return f"{size / 1e6:.2f}" if size >= 1e6 else f"{size / 1e6:.3g}"
+
+
+def short_count(number: float) -> str:
+    """`812`, `8.13 k`, `11.7 M`, `1.81 G`."""
+    for unit in ("", " k", " M", " G"):
+        if abs(number) < 999.5 or unit == " G":
+            break
+        number /= 1000
+    return f"{number:.3g}{unit}"
+
+
+def _measured(row: ResultRow, name: str, digits: int) -> str:
+    value = None if row.evaluation is None else getattr(row.evaluation, name)
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,146 @@
+"""Data in NumPy's `.npz` files: pixels or ready inputs, with or without labels."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from brecq.data.dataset import Dataset
+from brecq.data.preprocessing import Preprocessing
+from brecq.errors import DataError
+
+INPUT_NAMES = ("x", "images", "inputs")
+LABEL_NAMES = ("y", "labels")
+OrderFn = Callable[[int], list[int]]
+_LABEL_PREFIX = re.compile(r"(y|labels?|targets?)(_|$)")
+
+
+def split_selector(path: Path | str) -> tuple[Path, list[str]]:
+    """`data.npz:x_train,y_train` → the path and the selected names (none without a selector)."""
+    match = re.fullmatch(r"(.*\.npz):([\w.\-, ]*)", str(path))
+    if match is None:
+        return Path(path), []
+    return Path(match[1]), [name.strip() for name in match[2].split(",") if name.strip()]
+
+
+def load_npz(path: Path, names: list[str], preprocessing: Preprocessing | None, order: OrderFn) -> Dataset:
+    """Read inputs and labels.
+
+    uint8 arrays [N, H, W, 3] (or 1, 4 or no channels) are pixels and go through `preprocessing`; where they have
+    the network's size already they are only normalized. Floating-point arrays are taken as the network's inputs
+    (float32, already normalized), integer arrays of other types too (token ids).
+
+    Args:
+        names: the arrays to use, labels among them (`y...`, `label...`, `target...`), or one split (`train` for
+            `x_train` and `y_train`). Empty: `x`, `images` or `inputs`, and `y` or `labels`. Labels that go with the
+            inputs named (`y_train` with `x_train`) are found.
+        order: maps the sample count to the indices of the samples to take.
+    """
+    try:
+        with path.open("rb") as handle:
+            file = np.load(handle, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise DataError(f"{path} is a single array; save it with numpy.savez(FILE, x=ARRAY)")
+            with file:
+                inputs, label = _choose(path, names, list(file))
+                arrays = {name: file[name] for name in (*inputs, *([label] if label else []))}
+    except DataError:
+        raise
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"cannot read {path}: {error}; give an .npz file of plain (not object) arrays") from error
+    return _assemble(path, arrays, inputs, label, preprocessing, order)
+
+
+def _choose(path: Path, names: list[str], present: list[str]) -> tuple[list[str], str | None]:
+    listing = f"it holds {', '.join(present) or 'nothing'}"
+    if not names:
+        found = [name for name in INPUT_NAMES if name in present]
+        splits = [name[2:] for name in present if name.startswith("x_")]
+        if not found and len(splits) == 1:
+            names = splits
+        elif not found:
+            what = "several splits" if splits else f"none of the arrays {', '.join(INPUT_NAMES)}"
+            example = f"x_{splits[0]}" if splits else (present or ["NAME"])[0]
+            raise DataError(f"{path} has {what}; {listing}: name the arrays to use, such as {path.name}:{example}")
+        else:
+            return found[:1], next((name for name in LABEL_NAMES if name in present), None)
+    if len(names) == 1 and names[0] not in present and f"x_{names[0]}" in present:
+        names = [f"x_{names[0]}"]
+    for name in names:
+        if name not in present:
+            raise DataError(f"{path} has no array {name!r}; {listing}")
+    labels = [name for name in names if _LABEL_PREFIX.match(name)]
+    inputs = [name for name in names if name not in labels]
+    if not inputs or len(labels) > 1:
+        raise DataError(f"{path}:{','.join(names)} names {len(inputs)} inputs and {len(labels)} labels; {listing}")
+    suffix = inputs[0].partition("_")[2]
+    beside = [f"{name}_{suffix}" if suffix else name for name in LABEL_NAMES]
+    return inputs, next((name for name in (*labels, *beside) if name in present), None)
+
+
+def _assemble(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    inputs: list[str],
+    label: str | None,
+    preprocessing: Preprocessing | None,
+    order: OrderFn,
+) -> Dataset:
+    count = len(arrays[inputs[0]]) if arrays[inputs[0]].ndim else 0
+    for name, array in arrays.items():
+        if array.ndim == 0 or len(array) != count:
+            raise DataError(
+                f"{name} of {path} has shape {array.shape}, {inputs[0]} holds {count} samples; they must match"
+            )
+    if count == 0:
+        raise DataError(f"{inputs[0]} of {path} is empty, shape {arrays[inputs[0]].shape}; give at least one sample")
+    chosen = order(count)
+    labels = None
+    if label is not None:
+        values = arrays[label][chosen]
+        if values.ndim == 2 and values.shape[1] == 1:
+            values = values[:, 0]
+        if values.ndim != 1 or values.dtype.kind not in "iu":
+            raise DataError(
+                f"{label} of {path} is {arrays[label].dtype} {arrays[label].shape}; "
+                "labels are class indices, integers [N]"
+            )
+        labels = torch.from_numpy(values.astype(np.int64))
+    tensors = tuple(_to_input(f"{name} of {path}", arrays[name][chosen], preprocessing) for name in inputs)
+    return Dataset(tensors, labels, [f"{path.name}[{index}]" for index in chosen])
+
+
+def _to_input(name: str, array: np.ndarray, preprocessing: Preprocessing | None) -> Tensor:
+    if array.dtype == np.uint8:
+        return _from_pixels(name, array, preprocessing)
+    if array.dtype.kind == "f":
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    if array.dtype.kind in "iu" and array.dtype.itemsize > 1:
+        return torch.from_numpy(array.astype(np.int64))
+    raise DataError(f"{name} is {array.dtype}; give uint8 pixels [N, H, W, 3] or float32 network inputs [N, ...]")
+
+
+def _from_pixels(name: str, pixels: np.ndarray, preprocessing: Preprocessing | None) -> Tensor:
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3, 4):
+        raise DataError(
+            f"{name} has shape {pixels.shape}; uint8 pixels must be [N, H, W, 3] (channels last): transpose them, "
+            "or store normalized float32 inputs"
+        )
+    if preprocessing is None:
+        raise DataError(f"{name} holds uint8 pixels; give a preprocessing (mean, std, size) to normalize them with")
+    pixels = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
+    if pixels.shape[1:3] == preprocessing.size:
+        return preprocessing.normalize_pixels(pixels)
+    output = torch.empty(len(pixels), 3, *preprocessing.size)
+    for index, image in enumerate(pixels):
+        output[index] = preprocessing(Image.fromarray(np.ascontiguousarray(image)))
+    return output

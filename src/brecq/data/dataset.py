@@ -1,0 +1,143 @@
+"""Network inputs in memory, with or without labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from brecq.errors import DataError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Inputs ready for the network, on the CPU.
+
+    Attributes:
+        inputs: one tensor per network input, each [N, ...], samples in the same order.
+        labels: class indices, int64 [N], or `None`.
+        names: one per sample (file names), or empty.
+        skipped: what could not be read and why, `NAME: REASON`.
+    """
+
+    inputs: tuple[Tensor, ...]
+    labels: Tensor | None = None
+    names: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.inputs or not all(isinstance(x, Tensor) and x.ndim for x in self.inputs):
+            raise DataError("a dataset needs at least one input tensor of shape [N, ...]")
+        counts = {"inputs": len(self.inputs[0])}
+        counts |= {f"input {i}": len(x) for i, x in enumerate(self.inputs[1:], 1)}
+        if self.labels is not None:
+            if self.labels.ndim != 1 or self.labels.is_floating_point() or self.labels.dtype == torch.bool:
+                raise DataError(
+                    f"labels are {self.labels.dtype} {list(self.labels.shape)}; "
+                    "give one class index a sample, int64 [N], or leave them out"
+                )
+            object.__setattr__(self, "labels", self.labels.long())
+            counts["labels"] = len(self.labels)
+        if self.names:
+            counts["names"] = len(self.names)
+        if len(set(counts.values())) > 1:
+            found = ", ".join(f"{count} {name}" for name, count in counts.items())
+            raise DataError(f"the parts of the data differ in length: {found}; give one of each per sample")
+        if not len(self):
+            raise DataError("the data holds no samples; give at least one")
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def subset(self, index: Tensor | slice) -> Dataset:
+        """The samples at `index` (int64 [M] or a slice), without the list of skipped files."""
+        positions = range(len(self))[index] if isinstance(index, slice) else index.tolist()
+        return Dataset(
+            tuple(x[index] for x in self.inputs),
+            None if self.labels is None else self.labels[index],
+            [self.names[i] for i in positions] if self.names else [],
+        )
+
+    def batches(self, size: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
+        """Inputs and labels in order, in nearly equal batches of at most `size`."""
+        for rows in even_slices(len(self), size):
+            yield tuple(x[rows] for x in self.inputs), None if self.labels is None else self.labels[rows]
+
+    def digest(self) -> str:
+        """SHA-256 over dtypes, shapes and bytes of inputs and labels: equal data, equal digest, whatever the names."""
+        sha = hashlib.sha256()
+        for tensor in (*self.inputs, *(() if self.labels is None else (self.labels,))):
+            sha.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+            for row in tensor.split(64):
+                sha.update(row.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return sha.hexdigest()
+
+
+def even_slices(count: int, size: int) -> Iterator[slice]:
+    """Cut `count` samples into as few slices of at most `size` as possible, their lengths differing by at most one.
+
+    A remainder of one is avoided that way: exported programs are often specialized to batches of two or more.
+    """
+    if size < 1:
+        raise DataError(f"the batch size is {size}; it must be at least 1")
+    parts = -(-count // size)
+    for part in range(parts):
+        yield slice(part * count // parts, (part + 1) * count // parts)
+
+
+def check(dataset: Dataset, num_classes: int | None = None, like: tuple[Tensor, ...] | None = None) -> None:
+    """Raise `DataError` for NaN or infinite inputs, labels out of range, and shapes unlike the network's.
+
+    Args:
+        num_classes: labels must lie in 0 .. num_classes - 1; `None` only asks that they are not negative.
+        like: inputs that the network takes; count and dimensions after the first must agree.
+    """
+    if like is not None:
+        expected, found = ([list(x.shape[1:]) for x in tensors] for tensors in (like, dataset.inputs))
+        if expected != found:
+            raise DataError(
+                f"the samples have shape {_shapes(found)}, the network takes {_shapes(expected)}; "
+                "change the preprocessing (size), or the data"
+            )
+    for position, tensor in enumerate(dataset.inputs):
+        if not tensor.is_floating_point():
+            continue
+        for start in range(0, len(tensor), 64):
+            rows = tensor[start : start + 64]
+            finite = torch.isfinite(rows).flatten(1).all(1) if rows.ndim > 1 else torch.isfinite(rows)
+            if not finite.all():
+                bad = start + int((~finite).nonzero()[0])
+                where = f" of input {position}" if len(dataset.inputs) > 1 else ""
+                raise DataError(
+                    f"{describe_sample(dataset, bad)}{where} holds NaN or infinite values; "
+                    "remove it or repair the data"
+                )
+    check_labels(dataset, num_classes)
+
+
+def check_labels(dataset: Dataset, num_classes: int | None) -> None:
+    """Raise `DataError` for a label below 0 or, where `num_classes` is known, above `num_classes` - 1."""
+    if dataset.labels is None:
+        return
+    wrong = dataset.labels < 0
+    if num_classes is not None:
+        wrong |= dataset.labels >= num_classes
+    if wrong.any():
+        bad = int(wrong.nonzero()[0])
+        allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1}, the network's classes"
+        raise DataError(
+            f"{describe_sample(dataset, bad)} has label {int(dataset.labels[bad])}; "
+            f"labels must be {allowed}: check that they count from 0 and belong to this network"
+        )
+
+
+def describe_sample(dataset: Dataset, index: int) -> str:
+    """`sample 7`, with its name where it has one."""
+    return f"sample {index} ({dataset.names[index]})" if dataset.names else f"sample {index}"
+
+
+def _shapes(shapes: list[list[int]]) -> str:
+    return ", ".join(str(shape) for shape in shapes)

@@ -1,0 +1,197 @@
+"""Read calibration and evaluation data from disk."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from brecq.data.arrays import load_npz, split_selector
+from brecq.data.dataset import Dataset, check, even_slices
+from brecq.data.images import IMAGE_SUFFIXES, UnreadableError, is_image, map_ordered, read_image
+from brecq.data.labels import find_csv, from_csv, from_folders
+from brecq.data.preprocessing import Preprocessing
+from brecq.errors import DataError
+
+
+def load_data(
+    path: Path | str,
+    preprocessing: Preprocessing | None,
+    size: int | None,
+    seed: int,
+    *,
+    labels: Path | None = None,
+    max_skipped: float = 0.01,
+) -> Dataset:
+    """Read network inputs from a folder of images or an `.npz` file.
+
+    A folder is searched recursively. Its labels come from a CSV (columns `file`, `label`): the one given, or
+    `labels.csv` in the folder or beside it; else from its subfolders when all images lie in at least two of them
+    (class indices in the order of the sorted names). For `.npz` files see `brecq.data.arrays.load_npz`; the path may
+    name the arrays: `cifar10.npz:x_train,y_train`.
+
+    Args:
+        size: samples to draw at random, in random order; files that cannot be read are replaced by others. Where
+            there are fewer, all are used, with a warning. `None` takes all, in the order of their names.
+        seed: of that draw; the same seed, data and size give the same samples in the same order.
+        labels: a CSV that must label every image.
+        max_skipped: share of the samples, 0 to 1, that may be unreadable.
+
+    Raises:
+        DataError: nothing there, too much unreadable, labels that do not fit, NaN or infinite values.
+    """
+    _check_arguments(size, max_skipped)
+    file, names = split_selector(path)
+    if file.suffix == ".npz":
+        _check_npz(file, labels)
+        dataset = load_npz(file, names, preprocessing, lambda count: _draw(count, size, seed)[:size])
+    else:
+        folder = _find_images(file, labels)
+        order = _draw(len(folder.paths), size, seed)
+        dataset = _decode(folder, order, len(order) if size is None else size, preprocessing, max_skipped)
+    if size is not None and len(dataset) < size:
+        warnings.warn(f"{path} holds {len(dataset)} samples, fewer than the {size} asked for: using all", stacklevel=2)
+    check(dataset)
+    return dataset
+
+
+def iter_data(
+    path: Path | str,
+    preprocessing: Preprocessing | None,
+    *,
+    labels: Path | None = None,
+    max_skipped: float = 0.01,
+    chunk: int = 512,
+) -> Iterator[Dataset]:
+    """All samples in the order of their names, `chunk` at a time: for evaluation sets larger than memory.
+
+    Arguments and errors are those of `load_data`; `max_skipped` is a share of the whole set.
+    """
+    _check_arguments(chunk, max_skipped)
+    file, names = split_selector(path)
+    if file.suffix == ".npz":
+        _check_npz(file, labels)
+        dataset = load_npz(file, names, preprocessing, lambda count: list(range(count)))
+        for rows in even_slices(len(dataset), chunk):
+            part = dataset.subset(rows)
+            check(part)
+            yield part
+        return
+    folder = _find_images(file, labels)
+    skipped: list[str] = []
+    for rows in even_slices(len(folder.paths), chunk):
+        order = list(range(len(folder.paths))[rows])
+        part = _decode(folder, order, len(order), preprocessing, max_skipped, skipped)
+        check(part)
+        yield part
+
+
+@dataclass(frozen=True)
+class _Folder:
+    root: Path
+    paths: Sequence[Path]
+    labels: Sequence[int] | None
+
+
+def _check_arguments(size: int | None, max_skipped: float) -> None:
+    if size is not None and size < 1:
+        raise DataError(f"the number of samples is {size}; ask for at least 1")
+    if not 0 <= max_skipped <= 1:
+        raise DataError(f"max_skipped is {max_skipped}; give a share between 0 and 1")
+
+
+def _check_npz(file: Path, labels: Path | None) -> None:
+    if labels is not None:
+        raise DataError(f"{labels} cannot label {file}; put the labels into the .npz file as array y")
+    if not file.is_file():
+        raise DataError(f"there is no file {file}; check the path")
+
+
+def _draw(count: int, size: int | None, seed: int) -> list[int]:
+    if size is None:
+        return list(range(count))
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order
+
+
+def _find_images(root: Path, labels: Path | None) -> _Folder:
+    if not root.exists():
+        raise DataError(f"there is no {root}; give a folder of images or an .npz file")
+    if root.is_file():
+        raise DataError(f"{root} is a {root.suffix or 'plain'} file; give a folder of images or an .npz file")
+    paths: list[Path] = []
+    seen: set[str] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        # links may lead back up; a folder is read once
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        if (real := os.path.realpath(folder)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        paths += [path for path in (Path(folder, name) for name in files) if is_image(path)]
+    if not paths:
+        raise DataError(f"{root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); give a folder that does")
+    paths.sort(key=lambda path: path.relative_to(root).as_posix())
+    found = labels or find_csv(root)
+    indices = from_csv(root, paths, found, explicit=labels is not None) if found else None
+    if indices is None:
+        indices = from_folders(root, paths)
+    return _Folder(root, paths, indices)
+
+
+def _decode(
+    folder: _Folder,
+    order: Sequence[int],
+    wanted: int,
+    preprocessing: Preprocessing | None,
+    max_skipped: float,
+    skipped_before: list[str] | None = None,
+) -> Dataset:
+    """Decode images in `order` until `wanted` are read; `skipped_before` is extended (chunks of one set share it)."""
+    if preprocessing is None:
+        raise DataError(
+            f"{folder.root} holds images, and the model does not say how to prepare them; "
+            "give a preprocessing (mean, std, size)"
+        )
+    all_skipped = [] if skipped_before is None else skipped_before
+    skipped: list[str] = []
+    total = len(folder.paths) if skipped_before is not None else min(wanted, len(order))
+    wanted = min(wanted, len(order))
+    output = torch.empty(wanted, 3, *preprocessing.size)
+    taken: list[int] = []
+    positions = iter(order)
+    with closing(
+        map_ordered(
+            lambda path: preprocessing(read_image(path, preprocessing.scaled_side)),
+            [folder.paths[index] for index in order],
+        )
+    ) as results:
+        for path, result in results:
+            index = next(positions)
+            if not isinstance(result, UnreadableError):
+                output[len(taken)] = result
+                taken.append(index)
+                if len(taken) == wanted:
+                    break
+                continue
+            skipped.append(f"{path.relative_to(folder.root)}: {result}")
+            all_skipped.append(skipped[-1])
+            if len(all_skipped) > max_skipped * total:
+                raise DataError(
+                    f"{len(all_skipped)} of {total} images in {folder.root} cannot be read, more than the "
+                    f"{max_skipped:.1%} that may be skipped: {'; '.join(all_skipped[:5])}; "
+                    "remove or repair them, or raise max_skipped"
+                )
+    if not taken:
+        raise DataError(f"none of the images in {folder.root} can be read: {'; '.join(skipped[:5])}; repair them")
+    return Dataset(
+        (output[: len(taken)],),
+        None if folder.labels is None else torch.tensor([folder.labels[index] for index in taken]),
+        [folder.paths[index].relative_to(folder.root).as_posix() for index in taken],
+        skipped,
+    )

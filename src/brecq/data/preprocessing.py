@@ -1,0 +1,195 @@
+"""From a picture to a network input: resize, center crop, normalize."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from brecq.errors import ConfigError
+
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
+Color = Literal["RGB", "BGR"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pictures become network inputs. Bit-identical to torchvision's and timm's evaluation transforms.
+
+    Attributes:
+        mean, std: per channel, of pixels scaled to [0, 1], in the order of the network's channels. One number
+            stands for three equal ones.
+        size: height and width of the network input.
+        resize: length that the short side is scaled to (aspect ratio kept) before the center crop; for a crop that
+            is not square, the picture is scaled to cover `size` times resize / min(size). A pair is the (height,
+            width) to scale to without keeping the aspect ratio; `None` scales straight to `size` that way.
+        interpolation: all of them antialiased, except `nearest`.
+        color: order of the network's input channels.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: tuple[int, int]
+    resize: int | tuple[int, int] | None
+    interpolation: Interpolation = "bilinear"
+    color: Color = "RGB"
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _three(name, getattr(self, name)))
+        if min(self.std) <= 0:
+            raise ConfigError(f"std is {self.std}; every value must be positive (pixels are scaled to [0, 1])")
+        object.__setattr__(self, "size", _pair("size", self.size))
+        if isinstance(self.resize, int):
+            _positive("resize", self.resize)
+            if self.resize < min(self.size):
+                raise ConfigError(
+                    f"resize is {self.resize}, smaller than the crop {self.size[0]}x{self.size[1]}; "
+                    f"give at least {min(self.size)}, or lower size"
+                )
+        elif self.resize is not None:
+            object.__setattr__(self, "resize", _pair("resize", self.resize))
+            if self.resize[0] < self.size[0] or self.resize[1] < self.size[1]:
+                raise ConfigError(
+                    f"resize is {self.resize}, smaller than the crop {self.size}; raise it or lower size"
+                )
+        for name, choices in (("interpolation", Interpolation), ("color", Color)):
+            if getattr(self, name) not in get_args(choices):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(get_args(choices))}")
+
+    @classmethod
+    def imagenet(cls, size: int | tuple[int, int] = 224) -> Preprocessing:
+        """The usual ImageNet evaluation: the central 224/256 of the picture at `size`, ImageNet mean and deviation."""
+        return cls(IMAGENET_MEAN, IMAGENET_STD, (224, 224), 256).replace(size=size)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """The network input for one picture: float32 [3, height, width], normalized."""
+        return self.normalize(self.crop(image))
+
+    def crop(self, image: Image.Image) -> Image.Image:
+        """Scale and center-crop to `size`; the result is an RGB picture of exactly that size."""
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        height, width = self.size
+        scaled_height, scaled_width = self._scaled(image.height, image.width)
+        if (scaled_width, scaled_height) != image.size:
+            image = image.resize((scaled_width, scaled_height), _RESAMPLING[self.interpolation])
+        # Python's round, half to even, is what torchvision's center crop does
+        top, left = round((scaled_height - height) / 2), round((scaled_width - width) / 2)
+        return image.crop((left, top, left + width, top + height))
+
+    @property
+    def scaled_side(self) -> int:
+        """Pixels a picture's side is scaled to at most, long sides that are cropped left out."""
+        return max(self._target)
+
+    @property
+    def _target(self) -> tuple[int, int]:
+        if self.resize is None:
+            return self.size
+        if isinstance(self.resize, tuple):
+            return self.resize
+        return self.size[0] * self.resize // min(self.size), self.size[1] * self.resize // min(self.size)
+
+    def _scaled(self, height: int, width: int) -> tuple[int, int]:
+        target = self._target
+        if not isinstance(self.resize, int):
+            return target
+        # the side that needs the larger enlargement gets its target exactly; the other follows, truncated
+        if height * target[1] <= width * target[0]:
+            return target[0], max(int(target[0] * width / height), target[1])
+        return max(int(target[1] * height / width), target[0]), target[1]
+
+    def normalize(self, image: Image.Image) -> Tensor:
+        """Pixels of an RGB picture as float32 [3, H, W]: scaled to [0, 1], channels ordered, normalized."""
+        return self.normalize_pixels(np.asarray(image)[None])[0]
+
+    def normalize_pixels(self, pixels: np.ndarray) -> Tensor:
+        """The same for uint8 [N, H, W, 3] RGB pixels; float32 [N, 3, H, W], contiguous."""
+        scaled = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).contiguous().float().div_(255)
+        if self.color == "BGR":
+            scaled = scaled.flip(1)
+        mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (self.mean, self.std))
+        return scaled.sub_(mean).div_(std)
+
+    def example(self, batch: int = 2) -> Tensor:
+        """A random input of the right shape, float32 [batch, 3, height, width]; the same on every call."""
+        return torch.randn(batch, 3, *self.size, generator=torch.Generator().manual_seed(0))
+
+    def replace(self, **changes: Any) -> Preprocessing:
+        """A copy with `changes`; unknown names raise `ConfigError`.
+
+        A new `size` alone also scales `resize`, so that the same share of the picture is seen.
+        """
+        known = {field.name for field in dataclasses.fields(self)}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise ConfigError(f"unknown preprocessing setting {unknown[0]!r}; choose from {', '.join(sorted(known))}")
+        if "size" in changes and "resize" not in changes:
+            size = _pair("size", changes["size"])
+            if isinstance(self.resize, int):
+                changes["resize"] = max(round(self.resize * min(size) / min(self.size)), min(size))
+            elif self.resize is not None:
+                ratios = zip(self.resize, size, self.size, strict=True)
+                changes["resize"] = tuple(max(round(r * new / old), new) for r, new, old in ratios)
+        return dataclasses.replace(self, **changes)
+
+    def describe(self) -> str:
+        """One line for people."""
+        height, width = self.size
+        if self.resize is None:
+            geometry = f"scale to {height}x{width}"
+        else:
+            scale = f"short side to {self.resize}" if isinstance(self.resize, int) else "{}x{}".format(*self.resize)
+            geometry = f"scale {scale}, crop {height}x{width}"
+        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        return f"{geometry} ({self.interpolation}), {self.color} in [0, 1], mean {mean}, std {std}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of `to_dict`, also after a round trip through JSON."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != names:
+            raise ConfigError(f"a preprocessing needs exactly {', '.join(sorted(names))}; got {dict(values)}")
+        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**plain)
+
+
+def _three(name: str, values: Any) -> tuple[float, ...]:
+    numbers = (values,) if isinstance(values, (int, float)) else tuple(values)
+    if len(numbers) not in (1, 3) or not all(isinstance(v, (int, float)) and np.isfinite(v) for v in numbers):
+        raise ConfigError(f"{name} is {values!r}; give three numbers, one a channel, or one for all")
+    return tuple(float(v) for v in numbers) * (3 // len(numbers))
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    sides = (value, value) if isinstance(value, int) else tuple(value)
+    if len(sides) != 2:
+        raise ConfigError(f"{name} is {value!r}; give height and width, or one number for a square")
+    for side in sides:
+        _positive(name, side)
+    return int(sides[0]), int(sides[1])
+
+
+def _positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be a positive whole number of pixels")

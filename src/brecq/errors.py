@@ -1,0 +1,31 @@
+"""Every error brecq raises on purpose. Each message names the value received and the fix."""
+
+from __future__ import annotations
+
+
+class BrecqError(Exception):
+    """Base class: catch this to catch everything that brecq raises on purpose."""
+
+
+class ConfigError(BrecqError, ValueError):
+    """A setting is invalid, or two settings contradict each other."""
+
+
+class SourceError(BrecqError):
+    """A model could not be found, built or given its weights."""
+
+
+class DataError(BrecqError, ValueError):
+    """Calibration or evaluation data is empty, unreadable or of the wrong shape or range."""
+
+
+class CaptureError(BrecqError):
+    """`torch.export` could not capture the model."""
+
+
+class PartitionError(BrecqError, ValueError):
+    """Named blocks do not fit the network's graph."""
+
+
+class CheckpointError(BrecqError):
+    """A saved result or an interrupted run cannot be read or does not match."""

@@ -1,0 +1,217 @@
+"""Graph clean-up after capture: constants evaluated, batch norm folded into the layer before it, no-ops dropped."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from brecq.graph.ops import aten, kind
+
+_BATCH_NORMS = {aten._native_batch_norm_legit_no_training.default, aten.native_batch_norm.default}
+_RANDOM = {aten.dropout.default, aten.rand.default, aten.randn.default, aten.bernoulli.default}
+
+
+def get_tensor(module: nn.Module, target: str) -> Tensor:
+    """The parameter or buffer at a dotted path."""
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def set_tensor(module: nn.Module, target: str, value: Tensor) -> None:
+    """Replace the parameter or buffer at a dotted path, or create a parameter there."""
+    *path, name = target.split(".")
+    owner = module.get_submodule(".".join(path))
+    if name in owner._buffers:
+        owner._buffers[name] = value
+    else:
+        owner._parameters.pop(name, None)
+        owner.register_parameter(name, nn.Parameter(value, requires_grad=False))
+
+
+def add_constant(graph: GraphModule, name: str, value: Tensor, before: Node) -> Node:
+    """Register `value` under a name like `name` and return a `get_attr` node for it, inserted before `before`."""
+    name = name.replace(".", "_")
+    unique, count = name, 0
+    while hasattr(graph, unique):
+        count += 1
+        unique = f"{name}_{count}"
+    graph.register_buffer(unique, value)
+    with graph.graph.inserting_before(before):
+        node = graph.graph.get_attr(unique)
+    node.meta["val"] = value
+    return node
+
+
+def normalize_batch_norm(module: GraphModule) -> None:
+    """Turn the three-output batch norm of `run_decompositions` into the one-output eval-mode operator."""
+    for node in list(module.graph.nodes):
+        if node.target not in _BATCH_NORMS:
+            continue
+        x, weight, bias, mean, var, *rest = node.args
+        with module.graph.inserting_before(node):
+            new = module.graph.call_function(
+                aten.batch_norm.default, (x, weight, bias, mean, var, False, rest[-2], rest[-1], False)
+            )
+        new.meta = dict(node.meta)
+        for user in list(node.users):
+            if user.target is not operator.getitem or user.args[1] != 0:
+                raise AssertionError(f"unexpected use of batch norm statistics: {user.format_node()}")
+            new.meta["val"] = user.meta["val"]
+            user.replace_all_uses_with(new)
+            module.graph.erase_node(user)
+        module.graph.erase_node(node)
+    module.graph.lint()
+    module.recompile()
+
+
+@torch.no_grad()
+def fold_constants(module: GraphModule) -> None:
+    """Evaluate what depends on parameters and buffers only: standardized weights, position biases, masks."""
+    values: dict[Node, Tensor] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            value = get_tensor(module, str(node.target))
+            if isinstance(value, Tensor):
+                values[node] = value
+        elif node.op == "call_function" and node.target not in _RANDOM and isinstance(node.meta.get("val"), Tensor):
+            inputs = node.all_input_nodes
+            if inputs and all(source in values for source in inputs):
+                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = node.target(*args, **kwargs)
+    for node, value in values.items():
+        if node.op == "call_function" and any(user not in values for user in node.users):
+            root = next((n for n in _ancestors(node) if n.op == "get_attr"), None)
+            name = str(root.target) if root is not None else node.name
+            constant = add_constant(module, f"{name}_folded", value.detach().clone(), node)
+            constant.meta.update({k: v for k, v in node.meta.items() if k == "nn_module_stack"})
+            node.replace_all_uses_with(constant)
+    _clean(module)
+
+
+def _ancestors(node: Node) -> list[Node]:
+    seen: list[Node] = []
+    stack = list(node.all_input_nodes)
+    while stack:
+        current = stack.pop()
+        if current not in seen:
+            seen.append(current)
+            stack.extend(current.all_input_nodes)
+    return seen
+
+
+@torch.no_grad()
+def fold_batch_norm(module: GraphModule) -> None:
+    """Fold each batch norm whose input is a weighted operator with no other user into that operator's weight."""
+    users: dict[str, int] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            users[str(node.target)] = users.get(str(node.target), 0) + len(node.users)
+    for norm in list(module.graph.nodes):
+        if norm.target is not aten.batch_norm.default:
+            continue
+        layer, gamma, beta, mean, var = norm.args[:5]
+        if kind(layer) is None or len(layer.users) != 1 or layer.args[1].op != "get_attr":
+            continue
+        weight_node = layer.args[1]
+        if users[str(weight_node.target)] != 1:  # a weight that other calls share must keep its values
+            continue
+        _fold_one(module, layer, norm, [gamma, beta, mean, var])
+    _clean(module)
+
+
+def _fold_one(module: GraphModule, layer: Node, norm: Node, statistics: list[Node | None]) -> None:
+    gamma, beta, mean, var = (None if n is None else get_tensor(module, str(n.target)) for n in statistics)
+    assert mean is not None and var is not None
+    gamma = torch.ones_like(mean) if gamma is None else gamma
+    beta = torch.zeros_like(mean) if beta is None else beta
+    eps = float(norm.args[7])
+    weight_node: Any = layer.args[1]
+    bias_node: Any = layer.args[2] if len(layer.args) > 2 else None
+    weight = get_tensor(module, weight_node.target)
+    bias = None if bias_node is None else get_tensor(module, bias_node.target)
+    weight, new_bias = _fused(layer, weight, bias, mean, var, eps, gamma, beta)
+    set_tensor(module, weight_node.target, weight.detach().clone())
+    if bias_node is not None:
+        set_tensor(module, bias_node.target, new_bias.detach().clone())
+    else:
+        stem, _, last = str(weight_node.target).rpartition(".")
+        owner = module.get_submodule(stem) if stem else module
+        name = "bias" if last == "weight" and getattr(owner, "bias", None) is None else f"{last}_bias"
+        target = f"{stem}.{name}" if stem else name
+        if getattr(owner, name, None) is None and name in owner._parameters:
+            del owner._parameters[name]
+        set_tensor(module, target, new_bias.detach().clone())
+        with module.graph.inserting_before(layer):
+            bias_node = module.graph.get_attr(target)
+        bias_node.meta["val"] = new_bias
+        layer.args = (*layer.args[:2], bias_node, *layer.args[3:])
+    norm.replace_all_uses_with(layer)
+    module.graph.erase_node(norm)
+
+
+def _fused(
+    layer: Node,
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    gamma: Tensor,
+    beta: Tensor,
+) -> tuple[Tensor, Tensor]:
+    layer_kind = kind(layer)
+    if layer_kind == "linear":
+        return fuse_linear_bn_weights(weight, bias, mean, var, eps, gamma, beta)
+    transposed = str(layer_kind).startswith("conv_transpose")
+    groups = _groups(layer) if transposed else 1
+    if groups == 1:
+        return fuse_conv_bn_weights(weight, bias, mean, var, eps, gamma, beta, transpose=transposed)
+    # A grouped transposed weight is [in, out / groups, ...]: give each group the scales of its own outputs.
+    factor = (gamma * torch.rsqrt(var + eps)).view(groups, 1, -1)
+    shape = weight.shape
+    scaled = weight.view(groups, shape[0] // groups, shape[1], -1) * factor.unsqueeze(-1)
+    bias = torch.zeros_like(mean) if bias is None else bias
+    return scaled.view(shape), (bias - mean) * gamma * torch.rsqrt(var + eps) + beta
+
+
+def _groups(layer: Node) -> int:
+    """Groups of a (transposed) convolution node."""
+    return int(layer.args[6]) if len(layer.args) > 6 else 1  # type: ignore[arg-type]
+
+
+def drop_no_ops(module: GraphModule) -> None:
+    """Remove dropout (eval mode), aliases, detaches and additions of nothing."""
+    for node in list(module.graph.nodes):
+        if node.target in (
+            aten.dropout.default,
+            aten.alias.default,
+            aten.detach.default,
+            aten.lift_fresh_copy.default,
+        ):
+            node.replace_all_uses_with(node.args[0])
+    _clean(module)
+
+
+def _clean(module: GraphModule) -> None:
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    _drop_unused_tensors(module)
+    module.graph.lint()
+    module.recompile()
+
+
+def _drop_unused_tensors(module: GraphModule) -> None:
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for path, owner in list(module.named_modules()):
+        for store in (owner._parameters, owner._buffers):
+            for name in list(store):
+                full = f"{path}.{name}" if path else name
+                if full not in used and store[name] is not None:
+                    del store[name]

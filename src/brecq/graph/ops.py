@@ -1,0 +1,94 @@
+"""What brecq knows about ATen operators: which carry weights, which are elementwise, which only move data."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import Node
+
+aten = torch.ops.aten
+
+WEIGHTED = {
+    aten.conv1d.default: "conv1d",
+    aten.conv1d.padding: "conv1d",
+    aten.conv2d.default: "conv2d",
+    aten.conv2d.padding: "conv2d",
+    aten.conv_transpose1d.default: "conv_transpose1d",
+    aten.conv_transpose2d.input: "conv_transpose2d",
+    aten.linear.default: "linear",
+}
+"""Operators with a weight (argument 1) and an optional bias (argument 2) that brecq quantizes."""
+
+ADD = {aten.add.Tensor}
+
+ELEMENTWISE = {
+    aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default,
+    aten.clamp_max.default, aten.leaky_relu.default, aten.prelu.default, aten.elu.default, aten.selu.default,
+    aten.celu.default, aten.gelu.default, aten.silu.default, aten.mish.default, aten.hardswish.default,
+    aten.hardsigmoid.default, aten.sigmoid.default, aten.tanh.default, aten.softplus.default, aten.threshold.default,
+    aten.log_sigmoid.default, aten.exp.default, aten.pow.Tensor_Scalar, aten.abs.default, aten.neg.default,
+    aten.sqrt.default, aten.rsqrt.default, aten.reciprocal.default, aten.mul.Tensor, aten.mul.Scalar,
+    aten.div.Tensor, aten.div.Scalar, aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar,
+    aten.rsub.Scalar, aten.batch_norm.default, aten.dropout.default, aten.maximum.default, aten.minimum.default,
+    aten.square.default, aten.erf.default,
+}  # fmt: skip
+"""Operators that act on each element alone (batch norm in eval mode too)."""
+
+MOVEMENT = {
+    aten.max_pool1d.default, aten.max_pool2d.default, aten.view.default, aten.reshape.default,
+    aten._unsafe_view.default, aten.flatten.using_ints, aten.permute.default, aten.transpose.int, aten.t.default,
+    aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.slice.Tensor,
+    aten.select.int, aten.expand.default, aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default,
+    aten.unbind.int, aten.contiguous.default, aten.clone.default, aten.alias.default, aten.detach.default,
+    aten.dropout.default, aten.roll.default, aten.channel_shuffle.default, aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default, aten.narrow.default, aten.flip.default, aten.repeat.default,
+    aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default, aten.constant_pad_nd.default, aten.pad.default,
+    operator.getitem,
+}  # fmt: skip
+"""Operators whose output holds only elements of their input (and zeros): a quantized tensor stays quantized."""
+
+CONCAT = {aten.cat.default, aten.stack.default, aten.concat.default}
+
+SIZES = {aten.sym_size.int, operator.mul, operator.add, operator.sub, operator.floordiv}
+"""Arithmetic on tensor sizes; each block rebuilds what it needs from its own inputs."""
+
+
+def kind(node: Node) -> str | None:
+    """The kind of a weighted operator (`conv2d`, `linear`, ...), or `None`."""
+    return WEIGHTED.get(node.target) if node.op == "call_function" else None
+
+
+def op_name(node: Node) -> str:
+    """A short name of the operator, e.g. `conv2d`, `add`, `layer_norm`."""
+    name = getattr(node.target, "__name__", str(node.target))
+    return name.split(".")[0]
+
+
+def is_tensor(node: Node) -> bool:
+    """True for nodes whose value is one tensor."""
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def is_size(node: Node) -> bool:
+    """True for nodes that compute sizes, not tensors."""
+    if node.op != "call_function":
+        return False
+    val = node.meta.get("val")
+    return node.target in SIZES and (val is None or isinstance(val, (int, float, torch.SymInt, torch.SymFloat)))
+
+
+def module_path(node: Node) -> str:
+    """The path of the module whose `forward` called the operator (`layer1.0.conv1`); empty at the root."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = list(stack.values())[-1][0]
+    return path.split("@")[0]
+
+
+def module_types(node: Node) -> dict[str, str]:
+    """Path to class name of every module on the call stack of a node, outermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    names = {path.split("@")[0]: getattr(kind, "__name__", str(kind)) for path, kind in stack.values()}
+    return {path: name.rpartition(".")[2] for path, name in names.items()}

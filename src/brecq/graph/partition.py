@@ -1,0 +1,327 @@
+"""Partition: cut a graph into the blocks that are reconstructed one after the other.
+
+A block is a contiguous run of operators in program order, so running the blocks in order computes exactly what the
+graph computes; what a block needs from farther back (a skip connection, a concatenation) is an extra input.
+
+Dataflow decides what may be a block, the module tree names and groups it:
+
+- A *join region* is a stretch between two points where a single activation is live that contains an operator with two
+  activation inputs: a residual block, an Inception module, an attention block. The module that owns it is a block.
+- A module that holds several such modules, or several equal sequential ones, is a container (a stage, a U-Net): its
+  children are the blocks.
+- Modules of the same class or of the same position as a block are blocks too (an inverted residual without a skip).
+- Every other weighted operator is a block of its own, together with the activation function and pooling behind it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch.fx import GraphModule
+
+from brecq.config import Granularity
+from brecq.errors import PartitionError
+from brecq.graph import ops
+from brecq.graph.dataflow import Dataflow
+
+MAX_REGION = 8
+"""Weighted operators that a region outside any module may hold before it is split into single layers."""
+
+MAX_CHAIN = 4
+"""Weighted operators that a sequential child of a container may hold before it is split into single layers."""
+
+_GENERIC = {"Sequential", "ModuleList", "ModuleDict", "Module", "Identity"}
+_STICKY = ops.ELEMENTWISE | {ops.aten.max_pool2d.default, ops.aten.max_pool1d.default}
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """A named run of operators: positions `start` to `stop` (exclusive) in `Dataflow.ops`."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def partition(
+    graph: GraphModule, granularity: Granularity = "block", named: Mapping[str, Sequence[str]] | None = None
+) -> list[BlockSpec]:
+    """Cut a captured (or prepared) graph into blocks.
+
+    Args:
+        graph: the functional graph of `capture`, before or after fake-quantizers were inserted.
+        granularity: `layer` (each weighted operator), `block`, `stage` (blocks of one parent module and one
+            resolution) or `net` (everything).
+        named: blocks that the user names: block name to module or layer names or patterns.
+
+    Returns:
+        Blocks in order of execution; each weighted operator is in exactly one of them.
+
+    Raises:
+        PartitionError: a pattern of `named` matches nothing, or its block would not be contiguous.
+    """
+    flow = Dataflow(graph)
+    if not flow.ops:
+        raise PartitionError("the graph has no operator; nothing can be quantized")
+    if granularity == "net" and not named:
+        return [BlockSpec("net", 0, len(flow.ops))]
+    units: list[str | None]
+    if granularity == "layer":
+        units = [layer if layer else None for layer in flow.layers]
+    else:
+        units = _Tree(flow).units()
+    if named:
+        _apply_names(flow, units, named)
+    specs = _merge_illegal(flow, _runs(flow, units))
+    if granularity in ("stage", "net"):
+        keep = set(named or ())
+        specs = _stages(flow, specs, keep) if granularity == "stage" else _everything_else(specs, keep)
+    return _unique(specs)
+
+
+def _runs(flow: Dataflow, units: list[str | None]) -> list[BlockSpec]:
+    """Contiguous runs of one unit; operators of no unit go to the unit before (if sticky) or after them."""
+    owners = list(units)
+    known = [i for i, unit in enumerate(owners) if unit is not None]
+    if not known:
+        return [BlockSpec("net", 0, len(owners))]
+    for i in range(known[0]):
+        owners[i] = owners[known[0]]
+    for i in range(known[-1] + 1, len(owners)):
+        owners[i] = owners[known[-1]]
+    for left, right in zip(known, known[1:], strict=False):
+        boundary = _boundary(flow, left, right)
+        for i in range(left + 1, right):
+            owners[i] = owners[left] if i < boundary else owners[right]
+    specs: list[BlockSpec] = []
+    for i, owner in enumerate(owners):
+        assert owner is not None
+        if specs and specs[-1].name == owner:
+            specs[-1] = BlockSpec(owner, specs[-1].start, i + 1)
+        else:
+            specs.append(BlockSpec(owner, i, i + 1))
+    return specs
+
+
+def _boundary(flow: Dataflow, left: int, right: int) -> int:
+    """Where between two weighted operators to cut: behind activation functions, at a place where it is allowed."""
+    best = left + 1
+    while best < right and flow.ops[best].target in _STICKY:
+        best += 1
+    after = (i for i in range(best, right + 1) if flow.can_cut(i))
+    before = (i for i in range(best, left, -1) if flow.can_cut(i))
+    return next(after, next(before, best))
+
+
+def _merge_illegal(flow: Dataflow, specs: list[BlockSpec]) -> list[BlockSpec]:
+    """Join neighbours between which something passes that is not a batch of samples."""
+    merged: list[BlockSpec] = []
+    for spec in specs:
+        if merged and not flow.can_cut(spec.start):
+            last = merged.pop()
+            name = max((last, spec), key=lambda s: flow.weighted(s.start, s.stop)).name
+            spec = BlockSpec(name, last.start, spec.stop)
+        merged.append(spec)
+    return merged
+
+
+def _stages(flow: Dataflow, specs: list[BlockSpec], keep: set[str]) -> list[BlockSpec]:
+    """Join consecutive blocks that have the same parent module and the same output resolution."""
+    groups: list[list[BlockSpec]] = []
+    for spec in specs:
+        key = (_parent(spec.name), flow.resolution(spec.stop - 1))
+        if groups and spec.name not in keep and groups[-1][-1].name not in keep:
+            last = groups[-1][-1]
+            if _parent(spec.name) and key == (_parent(last.name), flow.resolution(last.stop - 1)):
+                groups[-1].append(spec)
+                continue
+        groups.append([spec])
+    parents = Counter(_parent(group[0].name) for group in groups)
+    stages = []
+    for group in groups:
+        first, last = group[0], group[-1]
+        name = first.name
+        if len(group) > 1:
+            parent = _parent(first.name)
+            name = parent if parents[parent] == 1 else f"{first.name}-{last.name.rpartition('.')[2]}"
+        stages.append(BlockSpec(name, first.start, last.stop))
+    return stages
+
+
+def _everything_else(specs: list[BlockSpec], keep: set[str]) -> list[BlockSpec]:
+    merged: list[BlockSpec] = []
+    for spec in specs:
+        if merged and spec.name not in keep and merged[-1].name not in keep:
+            merged[-1] = BlockSpec("net", merged[-1].start, spec.stop)
+        else:
+            merged.append(spec if spec.name in keep else BlockSpec("net", spec.start, spec.stop))
+    return merged
+
+
+def _unique(specs: list[BlockSpec]) -> list[BlockSpec]:
+    seen: Counter[str] = Counter()
+    unique = []
+    for spec in specs:
+        seen[spec.name] += 1
+        name = spec.name if seen[spec.name] == 1 else f"{spec.name}#{seen[spec.name]}"
+        unique.append(BlockSpec(name, spec.start, spec.stop))
+    return unique
+
+
+def _apply_names(flow: Dataflow, units: list[str | None], named: Mapping[str, Sequence[str]]) -> None:
+    """Overwrite the units of the operators that the user's patterns match."""
+    for name, patterns in named.items():
+        matched: list[int] = []
+        for pattern in patterns:
+            hits = [
+                i
+                for i, path in enumerate(flow.paths)
+                if any(_matches(candidate, pattern) for candidate in (path, flow.layers[i]) if candidate)
+            ]
+            if not hits:
+                raise PartitionError(
+                    f"block {name!r}: {pattern!r} matches no module or layer; there are "
+                    f"{', '.join(sorted({layer for layer in flow.layers if layer})[:8])}, ..."
+                )
+            matched += hits
+        first, last = min(matched), max(matched)
+        foreign = [i for i in range(first, last + 1) if i not in set(matched) and flow.layers[i]]
+        if foreign:
+            raise PartitionError(
+                f"block {name!r} is not contiguous: layer {flow.layers[foreign[0]]!r} runs between its members; "
+                "add it, or split the block"
+            )
+        for i in range(first, last + 1):
+            units[i] = name
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return path == pattern or path.startswith(f"{pattern}.") or fnmatch.fnmatchcase(path, pattern)
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _common(paths: Sequence[str]) -> str:
+    """The deepest module path that contains all `paths`."""
+    parts = os.path.commonprefix([path.split(".") if path else [] for path in paths])
+    return ".".join(parts)
+
+
+class _Tree:
+    """The module tree seen through the dataflow: finds the modules that are blocks."""
+
+    def __init__(self, flow: Dataflow) -> None:
+        self.flow = flow
+        self.spans: dict[str, tuple[int, int]] = {}  # first call of each module
+        self.types: dict[str, str] = {}
+        self._measure()
+        self.children: dict[str, list[str]] = {path: [] for path in ["", *self.spans]}
+        for path in self.spans:
+            self.children[self._caller(path)].append(path)
+
+    def units(self) -> list[str | None]:
+        """For each operator the block it belongs to, or `None` where the neighbours decide."""
+        blocks = self._blocks()
+        units: list[str | None] = []
+        for path, layer in zip(self.flow.paths, self.flow.layers, strict=True):
+            owner = next((prefix for prefix in _prefixes(path) if prefix in blocks), None)
+            # A layer alone is named after the outermost module that holds nothing else: `head` for `head.fc`.
+            alone = next((prefix for prefix in _prefixes(path) if self._weighted(prefix) == 1), None)
+            units.append(owner or alone or layer or None)
+        self._functional_regions(units, blocks)
+        return units
+
+    def _measure(self) -> None:
+        for i, (node, path) in enumerate(zip(self.flow.ops, self.flow.paths, strict=True)):
+            self.types.update(ops.module_types(node))
+            for prefix in _prefixes(path):
+                start, stop = self.spans.get(prefix, (i, i))
+                if i <= stop:  # still the first call
+                    self.spans[prefix] = (start, i + 1)
+
+    def _caller(self, path: str) -> str:
+        """The nearest enclosing module that was itself called (module lists are not)."""
+        return next((p for p in reversed(list(_prefixes(_parent(path)))) if p in self.spans), "")
+
+    def _weighted(self, path: str) -> int:
+        return self.flow.weighted(*self.spans[path])
+
+    def _blocks(self) -> set[str]:
+        joins = {path for path, span in self.spans.items() if path and self._joins(path, *span)}
+        containers = {path for path in joins if self._is_container(path, joins)}
+        atoms = joins - containers
+        blocks = {path for path in atoms if not any(prefix in atoms for prefix in _prefixes(_parent(path)))}
+        if self._joins("", 0, len(self.flow.ops)):
+            containers.add("")
+        for container in containers:
+            for child in self._composite_children(container):
+                inner = any(path.startswith(f"{child}.") or path == child for path in joins)
+                if not inner and not (self._is_chain(child) and self._weighted(child) > MAX_CHAIN):
+                    blocks.add(child)
+        return self._with_alike(blocks, containers)
+
+    def _joins(self, path: str, start: int, stop: int) -> bool:
+        """True if `path` itself owns a join region with a weighted operator."""
+        return any(
+            _common(self.flow.paths[a:b]) == path and self.flow.weighted(a, b) and self.flow.has_join(a, b)
+            for a, b in self.flow.regions(start, stop)
+        )
+
+    def _is_container(self, path: str, joins: set[str]) -> bool:
+        inside = Counter(self.types.get(p, "") for p in joins if p.startswith(f"{path}."))
+        children = Counter(self.types.get(p, "") for p in self._composite_children(path))
+        if self._weighted(path) <= 2 * MAX_REGION:  # two branches written as Sequential are still one block
+            for generic in _GENERIC:
+                children.pop(generic, None)
+        return max([*inside.values(), *children.values(), 0]) >= 2
+
+    def _composite_children(self, path: str) -> list[str]:
+        return [child for child in self.children[path] if self._weighted(child) >= 2]
+
+    def _is_chain(self, path: str) -> bool:
+        return not any(self.flow.has_join(a, b) for a, b in self.flow.regions(*self.spans[path]))
+
+    def _with_alike(self, blocks: set[str], containers: set[str]) -> set[str]:
+        """Add modules of the same class or the same position as a block; they replace the blocks inside them."""
+        classes = {self.types.get(path, "") for path in blocks} - _GENERIC - {""}
+        places = {_place(path) for path in blocks}
+        alike: set[str] = set()
+        for path in self.spans:  # outer modules come before inner ones
+            inside = any(prefix in blocks or prefix in alike for prefix in _prefixes(path))
+            if inside or path in containers or not self._weighted(path):
+                continue
+            if self.types.get(path) in classes or _place(path) in places:
+                alike.add(path)
+        inner = {path for path in blocks if any(prefix in alike for prefix in _prefixes(path))}
+        return (blocks - inner) | alike
+
+    def _functional_regions(self, units: list[str | None], blocks: set[str]) -> None:
+        """Residual regions written straight into the network's `forward`: one unit each."""
+        for a, b in self.flow.regions(0, len(units)):
+            if _common(self.flow.paths[a:b]) or not self.flow.has_join(a, b):
+                continue
+            inside = {unit for unit in units[a:b] if unit}
+            if not 2 <= self.flow.weighted(a, b) <= MAX_REGION or inside & blocks:
+                continue
+            layers = [layer for layer in self.flow.layers[a:b] if layer]
+            name = _common(layers) or f"{layers[0]}..{layers[-1]}"
+            units[a:b] = [name] * (b - a)
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    """Every module on the way to `path`, outermost first, `path` itself last."""
+    parts = path.split(".") if path else []
+    for i in range(1, len(parts) + 1):
+        yield ".".join(parts[:i])
+
+
+def _place(path: str) -> str:
+    """A module path with its numbers replaced: `layer1.0` and `layer2.1` stand in the same place."""
+    return re.sub(r"\d+", "*", path)

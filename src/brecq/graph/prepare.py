@@ -1,0 +1,181 @@
+"""Prepare: PT2E puts observers where a quantizer annotated; they become brecq's fake-quantizers.
+
+Any PT2E quantizer decides the places and the integer ranges. Afterwards every weight has one `WeightFakeQuantize`
+(also when several layers share it), every quantized activation an `ActivationFakeQuantize`, and every bias behind a
+quantized input and weight a `BiasFakeQuantize`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+from torchao.quantization.pt2e.quantizer import Quantizer
+
+from brecq.errors import ConfigError
+from brecq.graph import ops
+from brecq.graph.dataflow import resolve
+from brecq.graph.fold import get_tensor
+from brecq.quant.affine import IntRange
+from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, WeightFakeQuantize
+
+
+def prepare(captured: GraphModule, quantizer: Quantizer) -> GraphModule:
+    """Insert fake-quantizers into a captured graph, in place, all in float mode.
+
+    Raises:
+        ConfigError: the quantizer asks for something that brecq cannot learn (dynamic or float quantization).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = prepare_pt2e(captured, quantizer)
+    _replace_observers(prepared)
+    _share_weight_quantizers(prepared)
+    _add_bias_quantizers(prepared)
+    prepared.graph.lint()
+    prepared.delete_all_unused_submodules()
+    prepared.recompile()
+    return prepared
+
+
+def fake_quantize_node(graph: GraphModule, node: Node | Any) -> Any:
+    """The fake-quantizer module of a `call_module` node, or `None`."""
+    if isinstance(node, Node) and node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        if isinstance(module, (WeightFakeQuantize, ActivationFakeQuantize, BiasFakeQuantize)):
+            return module
+    return None
+
+
+def input_quantizer(graph: GraphModule, layer: Node) -> ActivationFakeQuantize | None:
+    """The fake-quantizer whose grid the input of a layer is on, seen through data movement and concatenation."""
+    return _grid_of(graph, layer.args[0])
+
+
+def _grid_of(graph: GraphModule, node: Any) -> ActivationFakeQuantize | None:
+    while isinstance(node, Node):
+        module = fake_quantize_node(graph, node)
+        if module is not None:
+            return module if module.enabled else None
+        if node.op != "call_function":
+            return None
+        if node.target in ops.CONCAT:
+            grids = {_grid_of(graph, part) for part in node.args[0]}  # type: ignore[union-attr]
+            return grids.pop() if len(grids) == 1 else None
+        if node.target not in ops.MOVEMENT:
+            return None
+        node = node.args[0]
+    return None
+
+
+def _replace_observers(graph: GraphModule) -> None:
+    """Swap each observer module for our fake-quantizer; one observer at several places stays one quantizer."""
+    replacements: dict[nn.Module, nn.Module | None] = {}
+    for node in list(graph.graph.nodes):
+        if node.op != "call_module":
+            continue
+        observer = graph.get_submodule(str(node.target))
+        if not isinstance(observer, (FakeQuantizeBase, ObserverBase)):
+            continue
+        if observer not in replacements:
+            replacements[observer] = _fake_quantizer(node, observer)
+        module = replacements[observer]
+        if module is None:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+            continue
+        source = node.args[0]
+        node.meta["val"] = source.meta.get("val")
+        name = _name_of(graph, module, source)
+        setattr(graph, name, module)
+        node.target = name
+
+
+def _name_of(graph: GraphModule, module: nn.Module, source: Node) -> str:
+    base = f"{str(source.target).replace('.', '_') if source.op == 'get_attr' else source.name}_fake_quantize"
+    name, count = base, 0
+    while getattr(graph, name, module) is not module:
+        count += 1
+        name = f"{base}_{count}"
+    return name
+
+
+def _fake_quantizer(node: Node, observer: Any) -> nn.Module | None:
+    """Our counterpart of an observer; `None` for biases, which get their own quantizer later."""
+    spec = getattr(observer, "spec", None) or _spec_of(observer)
+    source: Any = node.args[0]
+    reader = next(iter(node.users), None)
+    if spec["dtype"] not in (torch.int8, torch.uint8):
+        if source.op == "get_attr":
+            return None
+        raise ConfigError(
+            f"the quantizer asks for {spec['dtype']} at {source.name!r}; brecq quantizes to int8 and uint8 ranges"
+        )
+    if spec["is_dynamic"]:
+        raise ConfigError(
+            f"the quantizer asks for dynamic quantization at {source.name!r}; brecq learns fixed step sizes: "
+            "configure the quantizer for static quantization"
+        )
+    info = torch.iinfo(spec["dtype"])
+    low = info.min if spec["quant_min"] is None else spec["quant_min"]
+    high = info.max if spec["quant_max"] is None else spec["quant_max"]
+    scheme = spec["qscheme"]
+    if source.op == "get_attr" and reader is not None and ops.kind(reader):
+        return WeightFakeQuantize(IntRange(low, high), scheme, spec.get("ch_axis") or 0)
+    if scheme in (torch.per_channel_affine, torch.per_channel_symmetric):
+        raise ConfigError(
+            f"the quantizer asks for a scale per channel at activation {source.name!r}; brecq learns one per tensor"
+        )
+    return ActivationFakeQuantize(IntRange(low, high), scheme, dtype=spec["dtype"])
+
+
+def _spec_of(observer: Any) -> dict[str, Any]:
+    names = ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis", "is_dynamic")
+    inner = getattr(observer, "activation_post_process", observer)
+    return {name: getattr(observer, name, getattr(inner, name, None)) for name in names}
+
+
+def _share_weight_quantizers(graph: GraphModule) -> None:
+    """One quantizer for each weight, however many layers read it."""
+    owners: dict[str, str] = {}
+    for node in graph.graph.nodes:
+        if isinstance(fake_quantize_node(graph, node), WeightFakeQuantize):
+            weight = str(node.args[0].target)
+            node.target = owners.setdefault(weight, str(node.target))
+
+
+def _add_bias_quantizers(graph: GraphModule) -> None:
+    for layer in list(graph.graph.nodes):
+        bias = layer.args[2] if ops.kind(layer) and len(layer.args) > 2 else None
+        if not isinstance(bias, Node) or resolve(bias).op != "get_attr":
+            continue
+        inputs = input_quantizer(graph, layer)
+        weight = fake_quantize_node(graph, layer.args[1])
+        if inputs is None or not isinstance(weight, WeightFakeQuantize) or not weight.enabled:
+            continue
+        if (
+            weight.per_channel
+            and weight.ch_axis != 0
+            and get_tensor(graph, _weight_of(layer)).shape[weight.ch_axis] != bias.meta["val"].numel()
+        ):
+            continue  # scales shared between groups: one step per bias element is not defined
+        name = f"{str(bias.target).replace('.', '_')}_fake_quantize"
+        while hasattr(graph, name):
+            name += "_"
+        graph.add_submodule(name, BiasFakeQuantize(inputs, weight))
+        with graph.graph.inserting_before(layer):
+            node = graph.graph.call_module(name, (bias,))
+        node.meta["val"] = bias.meta.get("val")
+        layer.args = (*layer.args[:2], node, *layer.args[3:])
+
+
+def _weight_of(layer: Node) -> str:
+    return str(resolve(layer.args[1]).target)  # type: ignore[arg-type]
+
+
+__all__ = ["fake_quantize_node", "input_quantizer", "prepare"]

@@ -1,0 +1,191 @@
+"""`quantize`: from a trained network and unlabeled inputs to a quantized network. The pipeline, top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantizer import Quantizer
+
+from brecq.checkpoint.directory import versions
+from brecq.checkpoint.resume import RunState, fingerprint
+from brecq.config import QuantConfig
+from brecq.data.collect import collect
+from brecq.data.dataset import Dataset
+from brecq.errors import ConfigError
+from brecq.graph import ops
+from brecq.graph.blocks import Network, extract
+from brecq.graph.capture import capture
+from brecq.graph.convert import convert
+from brecq.graph.dataflow import Dataflow
+from brecq.graph.partition import BlockSpec, partition
+from brecq.graph.placement import BrecqQuantizer
+from brecq.graph.prepare import prepare
+from brecq.graph.scope import scope
+from brecq.graph.submodule import Submodule
+from brecq.progress import Progress
+from brecq.quant import kernels
+from brecq.quant.fake_quant import Mode, set_mode
+from brecq.reconstruct import passes
+from brecq.reconstruct.cache import ActivationCache
+from brecq.report import Report, ScopeEntry
+from brecq.result import QuantResult
+
+
+def quantize(
+    model: nn.Module,
+    calibration: Iterable[Any] | Tensor | Dataset,
+    config: QuantConfig | None = None,
+    *,
+    quantizer: Quantizer | None = None,
+    submodule: str | None = None,
+    run_dir: Path | str | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    device: str | torch.device = "cpu",
+) -> QuantResult:
+    """Quantize a trained network by block reconstruction.
+
+    Args:
+        model: any module that `torch.export` can capture; it is left unchanged.
+        calibration: inputs like those the network will see, unlabeled: a tensor [N, ...], an iterable of batches
+            (tensors, tuples of the model's positional inputs), a `DataLoader`, or a `Dataset`.
+        config: bits, placement, granularity, recipe, seed; 4-bit weights and 8-bit activations by default.
+        quantizer: a PT2E quantizer that decides what is quantized in place of `config`'s bits and placement.
+        submodule: quantize only the submodule of this name, with the inputs that it receives, and put it back.
+        run_dir: folder for the state of the run; with `resume`, continue there after the last finished block.
+        progress: receives what the run is doing. device: where blocks run.
+
+    Returns:
+        The converted network and a report.
+
+    Raises:
+        ConfigError, DataError, CaptureError, PartitionError, CheckpointError: before any long work starts.
+    """
+    config = config or QuantConfig()
+    progress = progress or Progress()
+    began = time.perf_counter()
+    if resume and run_dir is None:
+        raise ConfigError("resume=True needs run_dir: the folder of the run to continue")
+    data = collect(calibration, None)
+    target = Submodule(model, submodule, data.inputs) if submodule is not None else None
+    network_model, inputs = (model, data.inputs) if target is None else (target.module, target.inputs)
+
+    progress.stage("capturing the network")
+    prepared, specs = _prepare(network_model, _examples(inputs), config, quantizer)
+    prepared.to(device)
+    entries = scope(prepared, specs)
+    progress.scope(entries)
+    network = extract(prepared, specs)
+    state = _run_state(prepared, network, data, config, run_dir, resume)
+    cache = ActivationCache(torch.device(device), config.memory_budget, None if run_dir is None else Path(run_dir))
+    try:
+        reports, forwards = passes.run(network, inputs, data.labels, config, cache, state, progress)
+    finally:
+        cache.close()
+
+    progress.stage("converting")
+    set_mode(prepared, Mode.HARD)
+    converted = convert(prepared)
+    report = Report(
+        entries, reports, config.to_dict(), time.perf_counter() - began, versions(), data.digest(), forwards,
+        samples=len(data), notes=[f"fake quantization kernels: {kernels.backend()}"],
+    )  # fmt: skip
+    if state is not None:
+        state.clear()
+    progress.close()
+    return QuantResult(converted, report, config, _examples(inputs), wrapped=target)
+
+
+@dataclass(frozen=True)
+class BlockSummary:
+    """One block as `inspect` shows it. `macs` are multiply-accumulates per sample."""
+
+    name: str
+    layers: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `quantize` would do: blocks in order, and the quantization scope."""
+
+    blocks: list[BlockSummary]
+    scope: list[ScopeEntry]
+
+
+def inspect(
+    model: nn.Module,
+    example_inputs: Sequence[Tensor],
+    config: QuantConfig | None = None,
+    *,
+    quantizer: Quantizer | None = None,
+    submodule: str | None = None,
+) -> Inspection:
+    """The blocks and the quantization scope of a network, without quantizing it.
+
+    Raises:
+        ConfigError, CaptureError, PartitionError.
+    """
+    inputs: tuple[Tensor, ...] = tuple(example_inputs)
+    if submodule is not None:
+        target = Submodule(model, submodule, inputs)
+        model, inputs = target.module, target.inputs
+    prepared, specs = _prepare(model, _examples(inputs), config or QuantConfig(), quantizer)
+    network = extract(prepared, specs)
+    flow = Dataflow(prepared)
+    summaries = []
+    for spec, block in zip(specs, network.blocks, strict=True):
+        parameters = sum(value.numel() for value in block.module.parameters())
+        macs = sum(_macs(node) for node in flow.ops[spec.start : spec.stop] if ops.kind(node))
+        summaries.append(BlockSummary(block.name, block.layers, block.inputs, block.outputs, parameters, macs))
+    return Inspection(summaries, scope(prepared, specs))
+
+
+def _prepare(
+    model: nn.Module, examples: tuple[Tensor, ...], config: QuantConfig, quantizer: Quantizer | None
+) -> tuple[GraphModule, list[BlockSpec]]:
+    captured = capture(model, examples)
+    prepared = prepare(captured, quantizer or BrecqQuantizer(config))
+    return prepared, partition(prepared, config.granularity, config.blocks)
+
+
+def _examples(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A batch of two to capture with; a single sample is repeated."""
+    return tuple(value[:2] if len(value) > 1 else value.repeat(2, *[1] * (value.dim() - 1)) for value in inputs)
+
+
+def _run_state(
+    prepared: GraphModule,
+    network: Network,
+    data: Dataset,
+    config: QuantConfig,
+    run_dir: Path | str | None,
+    resume: bool,
+) -> RunState | None:
+    if run_dir is None or config.method == "rtn":
+        return None
+    relevant = {key: value for key, value in config.to_dict().items() if key != "memory_budget"}
+    blocks = [f"{block.name}: {', '.join(block.layers)}" for block in network.blocks]
+    mark = fingerprint(relevant, prepared.state_dict(), data.digest(), blocks)
+    return RunState(run_dir, mark, resume=resume)
+
+
+def _macs(node: Any) -> int:
+    """Multiply-accumulates of a weighted operator per sample."""
+    weight, output = node.args[1].meta["val"], node.meta["val"]
+    per_output = weight[0].numel()
+    if str(ops.kind(node)).startswith("conv_transpose"):  # each input element meets its whole kernel
+        source = node.args[0].meta["val"]
+        return int(math.prod(source.shape[1:]) * weight[0].numel())
+    return int(math.prod(output.shape[1:]) * per_output)

@@ -1,0 +1,3 @@
+"""Quantizers: affine arithmetic, range initialization, learned rounding and learned step sizes."""
+
+from __future__ import annotations

@@ -1,0 +1,255 @@
+"""Reconstruction of one block: learn its rounding and step sizes so that its output equals the float block's.
+
+    quantized input → block (soft rounding) → output;   loss = weighted squared error against the float target + λ·R
+
+R drives the soft rounding to 0 or 1 (AdaRound). The state with the lowest loss under hard rounding is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from brecq.config import Recipe
+from brecq.graph.blocks import Block
+from brecq.graph.fold import get_tensor
+from brecq.graph.prepare import fake_quantize_node
+from brecq.quant import adaround, kernels
+from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
+from brecq.reconstruct.streams import BATCH, Streams
+
+Stage = Literal["joint", "weights", "activations", "rtn"]
+
+HARD_SAMPLES = 256
+"""Samples that the loss under hard rounding is measured on."""
+
+HARD_CHECKS = 4
+"""How often per block it is measured while learning."""
+
+StepHook = Callable[[int, float, "float | None"], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Relative squared error of the block's output, rounded to nearest and at the end; gradient steps made."""
+
+    before: float
+    after: float
+    steps: int
+
+
+@dataclass
+class Learnables:
+    """The fake-quantizers of a block that are still to be learned."""
+
+    weights: dict[str, tuple[WeightFakeQuantize, Tensor]]
+    activations: dict[str, ActivationFakeQuantize]
+
+
+def learnables(block: Block, done: set[nn.Module]) -> Learnables:
+    """Fake-quantizers that this block is the first to use; those in `done` belong to earlier blocks."""
+    found = Learnables({}, {})
+    for node in block.module.graph.nodes:
+        module = fake_quantize_node(block.module, node)
+        if module is None or not module.enabled or module in done:
+            continue
+        if isinstance(module, WeightFakeQuantize):
+            found.weights[str(node.target)] = (module, _constant(block.module, node.args[0]))
+        elif isinstance(module, ActivationFakeQuantize):
+            found.activations[str(node.target)] = module
+    return found
+
+
+def _constant(graph: GraphModule, node: object) -> Tensor:
+    return get_tensor(graph, str(node.target))  # type: ignore[attr-defined]
+
+
+def initialize(block: Block, mine: Learnables, streams: Streams, recipe: Recipe, *, activations: bool) -> None:
+    """Set the ranges: weights from their values, activations from the block run in float on its quantized inputs."""
+    for module, weight in mine.weights.values():
+        if module.scale is None:
+            module.initialize(weight, recipe.range_norm, recipe.range_candidates)
+    waiting = [module for module in mine.activations.values() if not module.initialized]
+    if not activations or not waiting:
+        return
+    set_mode(block.module, Mode.FLOAT)
+    for module in waiting:
+        module.mode = Mode.OBSERVE
+    with torch.no_grad():
+        for start in range(0, min(recipe.range_samples, streams.samples), BATCH):
+            part = slice(start, min(start + BATCH, recipe.range_samples))
+            block.module(*streams.read("quantized", block.inputs, part))
+    for module in waiting:
+        module.initialize(recipe.range_norm, recipe.range_candidates)
+
+
+class Reconstruction:
+    """Learns one block. `stage` says what: `weights`, `activations`, or both (`joint`)."""
+
+    def __init__(
+        self, block: Block, mine: Learnables, streams: Streams, recipe: Recipe, stage: Stage, seed: int, autocast: bool
+    ) -> None:
+        self.block, self.mine, self.streams, self.recipe, self.stage = block, mine, streams, recipe, stage
+        self.device = streams.cache.device
+        self.autocast = autocast
+        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
+        weights = mine.weights if stage != "activations" else {}
+        activations = mine.activations if stage != "weights" else {}
+        self.weights = [module for module, _ in weights.values()]
+        self.constants = [weight for _, weight in weights.values()]
+        self.activations = list(activations.values())
+        self.drop = recipe.qdrop if streams.activations is Mode.HARD and stage != "weights" else 0.0
+        self.fisher = recipe.loss == "fisher"
+        chosen = torch.randperm(streams.samples, generator=torch.Generator().manual_seed(seed))
+        self.held = chosen[: min(HARD_SAMPLES, streams.samples)].sort().values
+
+    def run(self, steps: int, on_step: StepHook) -> Outcome:
+        """Learn for `steps` steps, leaving the block in hard mode with the best state found."""
+        before = self.hard_error()
+        scale = max(before.loss, 1e-12)
+        if not self.weights and not self.activations:
+            return Outcome(before.relative, before.relative, 0)
+        best = (before, self._snapshot(rounding_to_nearest=True))
+        optimizer = self._begin()
+        checks = {round(steps * (i + 1) / HARD_CHECKS) - 1 for i in range(HARD_CHECKS)}
+        hard: float | None = None
+        batches = _Sampler(self.streams.samples, min(self.recipe.batch_size, self.streams.samples), self.generator)
+        for step in range(steps):
+            loss = self._step(step, steps, next(batches), optimizer, scale)
+            if step in checks and (self.recipe.keep_best or step == steps - 1):
+                error = self._check()
+                hard = error.relative
+                if error.loss < best[0].loss or not self.recipe.keep_best:
+                    best = (error, self._snapshot())
+            if step % 10 == 9 or step == steps - 1:
+                on_step(step + 1, loss.item() * before.relative, hard)
+        self._finish(best[1])
+        return Outcome(before.relative, best[0].relative, steps)
+
+    def _begin(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        logits = [module.begin_learning(w) for module, w in zip(self.weights, self.constants, strict=True)]
+        steps = [module.begin_learning(recipe.step_space == "log", self.drop) for module in self.activations]
+        for module in self.activations:
+            module.drop = recipe.qdrop
+        groups = [{"params": logits, "lr": recipe.rounding_lr}, {"params": steps, "lr": recipe.step_lr}]
+        return torch.optim.Adam([group for group in groups if group["params"]])
+
+    def _step(
+        self, step: int, steps: int, index: Tensor, optimizer: torch.optim.Optimizer, scale: float
+    ) -> Tensor:
+        recipe = self.recipe
+        for i, module in enumerate(self.activations):
+            module.seed = self.seed + step * len(self.activations) + i
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            outputs = self.block.module(*self._inputs(index, step))
+        reconstruction = self._loss(outputs, index)
+        if recipe.normalize_loss:
+            reconstruction = reconstruction / scale
+        beta = adaround.beta_schedule(step, steps, recipe.warmup, *recipe.beta)
+        loss = reconstruction
+        if beta is not None and self.weights:
+            logits = [module.v for module in self.weights if module.v is not None]
+            penalty = sum(adaround.rounding_regularizer(v, beta) for v in logits)
+            if recipe.normalize_loss:
+                penalty = penalty / sum(v.numel() for v in logits)
+            loss = loss + recipe.rounding_penalty * penalty
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        detached = reconstruction.detach()
+        return detached if recipe.normalize_loss else detached / scale
+
+    def _inputs(self, index: Tensor, step: int) -> list[Tensor]:
+        """The block's inputs: from the quantized prefix, a random share of elements from the float one (QDrop)."""
+        inputs = self.streams.read("quantized", self.block.inputs, index)
+        if not self.drop:
+            return inputs
+        clean = self.streams.read("float", self.block.inputs, index)
+        return [
+            kernels.hash_mix(q, f, self.drop, -1 - (self.seed + step * len(inputs) + i))
+            if q.is_floating_point()
+            else q
+            for i, (q, f) in enumerate(zip(inputs, clean, strict=True))
+        ]
+
+    def _loss(self, outputs: tuple[Tensor, ...], index: Tensor | slice) -> Tensor:
+        """Squared error summed over channels, mean over samples and positions, summed over the block's outputs."""
+        targets = self.streams.read("float", self.block.outputs, index)
+        total = torch.zeros((), device=self.device)
+        for name, output, target in zip(self.block.outputs, outputs, targets, strict=True):
+            error = (output.float() - target).square()
+            if self.fisher:
+                error = error * self.streams.cache.get(f"fisher/{name}", index)
+            channels = target.shape[1] if target.dim() == 4 else target.shape[-1]
+            total = total + error.mean() * channels
+        return total
+
+    @torch.no_grad()
+    def hard_error(self) -> _Error:
+        """Loss and relative error with hard rounding on the held samples."""
+        self.streams.set_mode("quantized", self.block)
+        loss, error, power = 0.0, 0.0, 0.0
+        for index in self.held.split(BATCH):
+            outputs = self.block.module(*self.streams.read("quantized", self.block.inputs, index))
+            loss += self._loss(outputs, index).item() * len(index)
+            for output, target in zip(
+                outputs, self.streams.read("float", self.block.outputs, index), strict=True
+            ):
+                error += (output - target).double().square().sum().item()
+                power += target.double().square().sum().item()
+        return _Error(loss / len(self.held), error / max(power, 1e-30))
+
+    def _check(self) -> _Error:
+        """The error if learning stopped now; learning can go on afterwards."""
+        learned = [module.learned_codes() for module in self.weights]
+        for module, codes in zip(self.weights, learned, strict=True):
+            module.codes = codes
+        error = self.hard_error()
+        for weight in self.weights:
+            weight.codes, weight.mode = None, Mode.LEARN
+        for activation in self.activations:
+            activation.mode = Mode.LEARN
+        return error
+
+    def _snapshot(self, *, rounding_to_nearest: bool = False) -> _State:
+        codes = [None if rounding_to_nearest else module.learned_codes() for module in self.weights]
+        return _State(codes, [module.step_size().detach().clone() for module in self.activations])
+
+    def _finish(self, state: _State) -> None:
+        for module, codes in zip(self.weights, state.codes, strict=True):
+            module.end_learning(codes)
+        for module, scale in zip(self.activations, state.scales, strict=True):
+            module.end_learning(scale)
+
+
+@dataclass(frozen=True)
+class _Error:
+    loss: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class _State:
+    codes: list[Tensor | None]
+    scales: list[Tensor]
+
+
+class _Sampler:
+    """Random batches without replacement: every sample once before any comes again."""
+
+    def __init__(self, samples: int, batch: int, generator: torch.Generator) -> None:
+        self.samples, self.batch, self.generator = samples, batch, generator
+        self.order = torch.empty(0, dtype=torch.int64)
+
+    def __next__(self) -> Tensor:
+        if len(self.order) < self.batch:
+            self.order = torch.cat([self.order, torch.randperm(self.samples, generator=self.generator)])
+        index, self.order = self.order[: self.batch], self.order[self.batch :]
+        return index

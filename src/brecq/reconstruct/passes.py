@@ -1,0 +1,166 @@
+"""Passes over the network: block after block is initialized, reconstructed, and its activations handed on.
+
+One pass learns everything (`joint`), or one the weights and a second the step sizes (`paper`). After every block its
+state is saved, so that a killed run continues with the next one and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, nn
+
+from brecq.checkpoint.resume import RunState
+from brecq.config import QuantConfig
+from brecq.graph.blocks import Network
+from brecq.progress import Progress
+from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize
+from brecq.reconstruct import fisher
+from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.optimize import Learnables, Reconstruction, Stage, initialize, learnables
+from brecq.reconstruct.streams import Streams
+from brecq.report import BlockReport
+
+
+def stages(config: QuantConfig) -> list[tuple[Stage, int]]:
+    """The passes to make: what each learns and its steps a block."""
+    recipe = config.recipe
+    if config.method == "rtn":
+        return [("rtn", 0)]
+    if recipe.joint:
+        return [("joint", recipe.steps)]
+    return [("weights", recipe.steps), ("activations", recipe.activation_steps)]
+
+
+def run(
+    network: Network,
+    inputs: tuple[Tensor, ...],
+    labels: Tensor | None,
+    config: QuantConfig,
+    cache: ActivationCache,
+    state: RunState | None,
+    progress: Progress,
+) -> tuple[list[BlockReport], int]:
+    """Quantize every block of `network`; returns the reports and the number of block-forwards."""
+    reports: list[BlockReport] = []
+    forwards = 0
+    if config.method == "reconstruct" and config.recipe.loss == "fisher":
+        progress.stage("measuring the Fisher information of every block")
+        generator = torch.Generator().manual_seed(seed_of(config.seed, "fisher"))
+        given = labels if config.recipe.fisher_labels == "given" else None
+        fisher.measure(network, inputs, given, cache, generator)
+        forwards += len(network.blocks)
+    names = [block.name for block in network.blocks]
+    for number, (stage, steps) in enumerate(stages(config)):
+        progress.start(names, steps)
+        one = _Pass(network, inputs, config, cache, state, progress, number, stage, steps)
+        reports += one.run()
+        forwards += one.forwards
+    return reports, forwards
+
+
+def seed_of(seed: int, *parts: object) -> int:
+    """A seed for one purpose, the same whatever ran before."""
+    text = ":".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+
+class _Pass:
+    def __init__(
+        self,
+        network: Network,
+        inputs: Sequence[Tensor],
+        config: QuantConfig,
+        cache: ActivationCache,
+        state: RunState | None,
+        progress: Progress,
+        number: int,
+        stage: Stage,
+        steps: int,
+    ) -> None:
+        self.network, self.inputs, self.config, self.cache = network, inputs, config, cache
+        self.state, self.progress = state, progress
+        self.number, self.stage, self.steps = number, stage, steps
+        self.forwards = 0
+
+    def run(self) -> list[BlockReport]:
+        finished = self.state.finished(self.number) if self.state is not None else []
+        blocks = self.network.blocks
+        activations = Mode.FLOAT if self.stage == "weights" else Mode.HARD
+        # A pass that is finished needs no activations: only its results.
+        streams = None
+        if len(finished) < len(blocks):
+            streams = Streams(self.network, self.inputs, self.cache, activations)
+        reports = []
+        done: set[nn.Module] = set()
+        for index, block in enumerate(blocks):
+            self.progress.block(index, block.name)
+            mine = learnables(block, done)
+            done.update(module for module, _ in mine.weights.values())
+            done.update(mine.activations.values())
+            if streams is not None:
+                streams.advance("float", block)
+            if index in finished:
+                report = self._restore(index, mine)
+            else:
+                assert streams is not None
+                report = self._reconstruct(index, mine, streams)
+            if streams is not None:
+                streams.advance("quantized", block)
+                streams.release(index)
+            reports.append(report)
+            self.progress.block_done(report)
+        if streams is not None:
+            self.forwards = streams.forwards
+        return reports
+
+    def _reconstruct(self, index: int, mine: Learnables, streams: Streams) -> BlockReport:
+        block, config = self.network.blocks[index], self.config
+        began = time.perf_counter()
+        initialize(block, mine, streams, config.recipe, activations=self.stage != "weights")
+        seed = seed_of(config.seed, self.number, index)
+        learner = Reconstruction(block, mine, streams, config.recipe, self.stage, seed, config.autocast == "bf16")
+        if self.stage == "rtn":
+            error = learner.hard_error().relative
+            before, after, steps = error, error, 0
+        else:
+            outcome = learner.run(self.steps, self.progress.step)
+            before, after, steps = outcome.before, outcome.after, outcome.steps
+        report = BlockReport(
+            block.name, block.layers, steps, before, after, time.perf_counter() - began, self.stage
+        )
+        if self.state is not None and self.stage != "rtn":
+            self.state.save_block(self.number, index, block.name, _tensors(mine), asdict(report))
+        return report
+
+    def _restore(self, index: int, mine: Learnables) -> BlockReport:
+        assert self.state is not None
+        saved = self.state.load_block(self.number, index)
+        for name, (weight, _) in mine.weights.items():
+            weight.scale = saved.state[f"{name}.scale"].to(self.cache.device)
+            weight.zero_point = saved.state[f"{name}.zero_point"].to(self.cache.device)
+            codes = saved.state.get(f"{name}.codes")
+            weight.end_learning(None if codes is None else codes.to(self.cache.device))
+        for name, activation in mine.activations.items():
+            if f"{name}.scale" in saved.state:
+                activation.zero_point = saved.state[f"{name}.zero_point"].to(self.cache.device)
+                activation.end_learning(saved.state[f"{name}.scale"].to(self.cache.device))
+        report = {**saved.report, "layers": tuple(saved.report["layers"]), "resumed": True}
+        return BlockReport(**report)
+
+
+def _tensors(mine: Learnables) -> dict[str, Tensor]:
+    """The learned state of a block's fake-quantizers."""
+    found: dict[str, Tensor] = {}
+    modules: dict[str, WeightFakeQuantize | ActivationFakeQuantize] = {n: m for n, (m, _) in mine.weights.items()}
+    modules.update(mine.activations)
+    for name, module in modules.items():
+        for key in ("scale", "zero_point", "codes"):
+            value = getattr(module, key, None)
+            if value is not None:
+                found[f"{name}.{key}"] = value
+    return found

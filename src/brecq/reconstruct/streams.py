@@ -1,0 +1,92 @@
+"""Two streams of activations through the blocks: float (the targets) and quantized (the inputs).
+
+Each block runs once in float and once quantized over the calibration set, so the whole pass costs two block-forwards
+a block; nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from brecq.graph.blocks import Block, Network, Values
+from brecq.quant.fake_quant import Mode, set_mode
+from brecq.reconstruct.cache import ActivationCache
+
+Stream = Literal["float", "quantized"]
+
+BATCH = 64
+"""Samples a forward pass; fixed, so that results do not depend on anything else."""
+
+
+class Streams:
+    """The activations that the next block needs, float and quantized, for all calibration samples.
+
+    Args:
+        network: the blocks. inputs: the network's inputs, each [N, ...] on the CPU. cache: where activations wait.
+        activations: mode of the activations' fake-quantizers in the quantized stream (`FLOAT`: weights only).
+
+    Attributes:
+        forwards: block-forwards over the whole set done so far.
+    """
+
+    def __init__(
+        self, network: Network, inputs: Sequence[Tensor], cache: ActivationCache, activations: Mode = Mode.HARD
+    ) -> None:
+        self.network = network
+        self.cache = cache
+        self.activations = activations
+        self.samples = len(inputs[0])
+        self.forwards = 0
+        self._last_use = network.last_use()
+        for name, tensor in zip(network.inputs, inputs, strict=True):
+            for start in range(0, self.samples, BATCH):
+                cache.put(f"input/{name}", start, tensor[start : start + BATCH], self.samples)
+
+    def read(self, stream: Stream, names: Sequence[str], index: Tensor | slice) -> list[Tensor]:
+        """Activations of some samples, on the device."""
+        return [self.cache.get(self._key(stream, name), index) for name in names]
+
+    @torch.no_grad()
+    def advance(self, stream: Stream, block: Block) -> None:
+        """Run `block` over all samples and keep its outputs."""
+        self.set_mode(stream, block)
+        for start in range(0, self.samples, BATCH):
+            part = slice(start, start + BATCH)
+            outputs = block.module(*self.read(stream, block.inputs, part))
+            for name, value in zip(block.outputs, outputs, strict=True):
+                self.cache.put(f"{stream}/{name}", start, value, self.samples)
+        self.forwards += 1
+
+    def set_mode(self, stream: Stream, block: Block) -> None:
+        """Put the block's fake-quantizers into the mode of a stream."""
+        if stream == "float":
+            set_mode(block.module, Mode.FLOAT)
+        else:
+            set_mode(block.module, Mode.HARD, activations=self.activations)
+
+    def release(self, index: int) -> None:
+        """Forget what no block after number `index` reads."""
+        for name, last in self._last_use.items():
+            if last == index:
+                for key in (f"float/{name}", f"quantized/{name}", f"input/{name}"):
+                    self.cache.drop(key)
+
+    def _key(self, stream: Stream, name: str) -> str:
+        return f"input/{name}" if name in self.network.inputs else f"{stream}/{name}"
+
+
+def run_batches(
+    network: Network, inputs: Sequence[Tensor], device: torch.device, visit: Callable[[int, Values], None]
+) -> None:
+    """Run the whole network block after block, batch by batch; `visit(start, values)` sees every activation."""
+    for start in range(0, len(inputs[0]), BATCH):
+        values: Values = {
+            name: tensor[start : start + BATCH].to(device) for name, tensor in zip(network.inputs, inputs, strict=True)
+        }
+        for block in network.blocks:
+            values.update(block(values))
+        visit(start, values)

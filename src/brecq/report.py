@@ -1,0 +1,94 @@
+"""What a run reports: per block the error before and after, and what was quantized where."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """One finished block.
+
+    Attributes:
+        layers: names of its weighted operators. steps: gradient steps made.
+        error_before, error_after: mean squared error of the quantized block's output divided by the mean square of
+            the float output; rounded to nearest, and reconstructed. seconds: wall time. resumed: taken over from an
+            earlier run. stage: `joint`, `weights`, `activations` or `rtn`.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    steps: int
+    error_before: float
+    error_after: float
+    seconds: float
+    stage: str = "joint"
+    resumed: bool = False
+
+
+@dataclass(frozen=True)
+class ScopeEntry:
+    """One operator of the network and how it computes.
+
+    Attributes:
+        op: the graph node. layer: its layer or module. block: the block it is in. kind: `conv2d`, `add`, ...
+        weights, inputs, output: e.g. `4 bit asymmetric per channel` or `float`; weights is empty without any.
+        reason: why something stays in float, empty otherwise.
+    """
+
+    op: str
+    layer: str
+    block: str
+    kind: str
+    weights: str
+    inputs: str
+    output: str
+    reason: str = ""
+
+
+@dataclass
+class Report:
+    """Everything that is known about a run.
+
+    Attributes:
+        scope: what was quantized where. blocks: in order, stage after stage. config: as given. seconds: wall time of
+            the whole run. versions: of what determines the result. data_digest: of the calibration data.
+        block_forwards: forward passes of single blocks over the calibration set, learning aside.
+        notes: facts worth knowing, e.g. which implementation of the fake-quantizers ran.
+    """
+
+    scope: list[ScopeEntry]
+    blocks: list[BlockReport]
+    config: dict[str, Any]
+    seconds: float
+    versions: dict[str, str]
+    data_digest: str
+    block_forwards: int = 0
+    samples: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Report:
+        """The inverse of `to_dict`, also after a round trip through JSON."""
+        values = dict(values)
+        scope = [ScopeEntry(**entry) for entry in values.pop("scope")]
+        blocks = [BlockReport(**{**entry, "layers": tuple(entry["layers"])}) for entry in values.pop("blocks")]
+        return cls(scope=scope, blocks=blocks, **values)
+
+
+def summarize(scope: list[ScopeEntry]) -> dict[str, Counter[str]]:
+    """How many layers have which weights and inputs, and why operators stay in float."""
+    layers = [entry for entry in scope if entry.weights]
+    return {
+        "weights": Counter(entry.weights for entry in layers),
+        "inputs": Counter(entry.inputs for entry in layers),
+        "float": Counter(f"{entry.kind}: {entry.reason}" for entry in scope if entry.reason),
+    }

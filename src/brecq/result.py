@@ -1,0 +1,100 @@
+"""The result of a quantization: the network, its report, and the folder they are saved to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from brecq.checkpoint import directory
+from brecq.checkpoint.tensors import PackedWeight, collect_tensors, stored_bytes
+from brecq.config import QuantConfig
+from brecq.graph.convert import example_inputs, to_program
+from brecq.graph.submodule import Submodule
+from brecq.report import Report
+
+
+@dataclass
+class QuantResult:
+    """A quantized network.
+
+    Attributes:
+        converted: the converted program: integer weights, quantize and dequantize operators.
+        report: per block the errors before and after, and what was quantized where.
+        config: as given. example_inputs: a batch of two.
+        wrapped: the model around it, when only a submodule was quantized.
+        metadata: anything JSON can hold; saved and loaded with the result.
+    """
+
+    converted: nn.Module
+    report: Report
+    config: QuantConfig
+    example_inputs: tuple[Tensor, ...]
+    wrapped: Submodule | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> nn.Module:
+        """The quantized network; around a quantized submodule, a copy of the whole model."""
+        if self.wrapped is None:
+            return self.converted
+        if not hasattr(self, "_whole"):
+            self._whole = self.wrapped.put_back(self.converted)
+        return self._whole
+
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, biases, scales and zero points, integers packed at their true bit-width."""
+        return stored_bytes(collect_tensors(_graph(self.converted)))
+
+    def float_bytes(self) -> int:
+        """Bytes that the same network takes in float32."""
+        tensors = collect_tensors(_graph(self.converted)).values()
+        return 4 * sum(_numel(value) for value in tensors)
+
+    def save(self, path: Path | str) -> Path:
+        """Write `model.pt2`, `weights.safetensors`, `manifest.json` and `report.json` into the folder `path`.
+
+        A quantized submodule is saved alone: load it and put it back into its model.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        program = to_program(self.converted, self.example_inputs)
+        manifest = {
+            "config": self.config.to_dict(),
+            "seed": self.config.seed,
+            "data_digest": self.report.data_digest,
+            "submodule": None if self.wrapped is None else self.wrapped.name,
+            "metadata": self.metadata,
+        }
+        return directory.write(path, program, collect_tensors(_graph(self.converted)), manifest, self.report.to_dict())
+
+
+def load(path: Path | str) -> QuantResult:
+    """Read a saved result; its network computes bit for bit what the saved one computed.
+
+    Raises:
+        CheckpointError: the folder or a file is missing, changed, or of another format version.
+    """
+    saved = directory.read(path)
+    return QuantResult(
+        saved.program.module(),
+        Report.from_dict(saved.report),
+        QuantConfig.from_dict(saved.manifest["config"]),
+        example_inputs(saved.program),
+        metadata=saved.manifest["metadata"],
+    )
+
+
+def _graph(module: nn.Module) -> GraphModule:
+    assert isinstance(module, GraphModule)
+    return module
+
+
+def _numel(value: Any) -> int:
+    if isinstance(value, PackedWeight):
+        return int(value.codes().numel())
+    return int((value if isinstance(value, Tensor) else value.codes).numel())

@@ -1,0 +1,47 @@
+"""Where float models come from: model libraries, Python files, exported programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from brecq.errors import SourceError
+from brecq.sources.file import load_file_source
+from brecq.sources.huggingface import load_huggingface
+from brecq.sources.program import load_program
+from brecq.sources.source import Source
+from brecq.sources.timm_models import load_timm
+from brecq.sources.torchvision_models import load_torchvision
+
+__all__ = ["Source", "load_source"]
+
+_LIBRARIES = {"timm": load_timm, "torchvision": load_torchvision, "hf": load_huggingface}
+_FORMS = "timm:NAME, torchvision:NAME, hf:NAME, file.py:function, or a .pt2 file"
+
+
+def load_source(spec: str, weights: Path | str | None = None, *, trust_pickle: bool = False) -> Source:
+    """Load a float model.
+
+    Args:
+        spec: `timm:NAME`, `torchvision:NAME`, `hf:NAME_OR_FOLDER` (an image classifier), `file.py:function` (called
+            without arguments), or the path of a `.pt2` program that `torch.export.save` wrote.
+        weights: a `.safetensors`, `.pt` or `.pth` file to load; libraries then build the model untrained, otherwise
+            they fetch its pretrained weights. A classifier for another number of classes is built to fit.
+        trust_pickle: allow files that execute code when unpickled. Python files are always executed.
+
+    Raises:
+        SourceError: no such model, a missing package, weights that do not fit or are not safe to read.
+    """
+    weights = None if weights is None else Path(weights)
+    if spec.endswith(".pt2"):
+        return load_program(Path(spec), spec, weights, trust_pickle)
+    path, _, attribute = spec.rpartition(":")
+    if path.endswith(".py"):
+        if not attribute.isidentifier():
+            raise SourceError(f"{spec}: {attribute!r} is not a name; give file.py:function")
+        return load_file_source(Path(path), attribute, spec, weights, trust_pickle)
+    library, _, name = spec.partition(":")
+    if library in _LIBRARIES and name:
+        return _LIBRARIES[library](name, spec, weights, trust_pickle)
+    if spec.endswith(".py"):
+        raise SourceError(f"{spec}: name the function in it that builds the model: {spec}:function")
+    raise SourceError(f"cannot read the model {spec!r}; give {_FORMS}")

@@ -1,0 +1,79 @@
+"""Models of torchvision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from brecq.data.preprocessing import Preprocessing
+from brecq.errors import SourceError
+from brecq.sources.source import Source, require, unknown_name
+from brecq.sources.weights import fit_classes, load_weights, read_weights
+
+DETECTION_SIZE = 640
+"""Side of a detector's example pictures, where its metadata leaves pictures at their own size."""
+
+
+def load_torchvision(name: str, spec: str, weights: Path | None, trust_pickle: bool) -> Source:
+    require("torchvision", "vision", spec)
+    import torchvision.models as zoo
+
+    known = [model for model in zoo.list_models() if not model.startswith("quantized_")]
+    if name not in known:
+        if name.startswith("quantized_"):
+            raise SourceError(f"{spec} is quantized already; take torchvision:{name.removeprefix('quantized_')}")
+        raise unknown_name(spec, name, known, "torchvision.models.list_models()")
+    published: Any = zoo.get_model_weights(name)
+    preprocessing = torchvision_preprocessing(published.DEFAULT.transforms(), spec)
+
+    # these two were published with inputs renormalized inside, as their preprocessing presumes
+    extra: dict[str, Any] = {}
+    if name in ("inception_v3", "googlenet"):
+        extra = {"transform_input": True, "init_weights": False}
+    if any(part in published.__module__ for part in (".detection", ".segmentation")):
+        extra["weights_backbone"] = None
+
+    if weights is None:
+        try:
+            model = zoo.get_model(name, weights=published.DEFAULT)
+        # urllib's errors and a digest that does not match
+        except (OSError, RuntimeError) as error:
+            raise SourceError(
+                f"{spec}: its pretrained weights cannot be had ({error}); give the weights as a file"
+            ) from error
+    else:
+        state = read_weights(weights, trust_pickle=trust_pickle)
+        # files differ in whether they hold the auxiliary heads that only training uses
+        if any(key.startswith("aux_classifier.") for key in state):
+            extra["aux_loss"] = True
+        if name in ("inception_v3", "googlenet"):
+            extra["aux_logits"] = any(key.startswith(("AuxLogits.", "aux1.")) for key in state)
+        model = zoo.get_model(name, weights=None, **extra)
+        model = fit_classes(
+            model, state, lambda classes: zoo.get_model(name, weights=None, num_classes=classes, **extra)
+        )
+        load_weights(model, state, weights)
+    return Source(name, model.eval(), preprocessing, (preprocessing.example(),), spec)
+
+
+def torchvision_preprocessing(transform: Any, spec: str) -> Preprocessing:
+    """From the transforms that come with torchvision's weights."""
+    kind = type(transform).__name__
+    if kind == "ImageClassification":
+        crop, resize = int(transform.crop_size[0]), int(transform.resize_size[0])
+        return Preprocessing(
+            tuple(transform.mean), tuple(transform.std), (crop, crop), resize, transform.interpolation.value
+        )
+    if kind == "SemanticSegmentation":
+        # torchvision leaves the long side uncropped; one batch needs one size
+        side = int(transform.resize_size[0])
+        return Preprocessing(
+            tuple(transform.mean), tuple(transform.std), (side, side), side, transform.interpolation.value
+        )
+    if kind == "ObjectDetection":
+        # detectors normalize and resize inside
+        return Preprocessing((0.0,), (1.0,), (DETECTION_SIZE, DETECTION_SIZE), DETECTION_SIZE)
+    raise SourceError(
+        f"{spec} takes {'videos' if kind == 'VideoClassification' else 'several pictures'}; "
+        "write a function that returns the model with an attribute example_inputs, and give it as file.py:name"
+    )

@@ -1,0 +1,70 @@
+"""The command as a whole: help, version, errors, and how fast it starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from brecq.errors import ConfigError
+
+Invoke = Callable[..., Result]
+
+
+def test_help_lists_the_commands(invoke: Invoke) -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    for command in ("quantize", "evaluate", "inspect"):
+        assert command in result.stdout
+
+
+@pytest.mark.parametrize("command", ["quantize", "evaluate", "inspect"])
+def test_each_command_has_help(invoke: Invoke, command: str) -> None:
+    result = invoke(command, "-h")
+    assert result.exit_code == 0
+    assert f"brecq {command}" in result.stdout
+
+
+def test_version(invoke: Invoke) -> None:
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("brecq ")
+
+
+def test_help_does_not_load_torch() -> None:
+    program = (
+        "import sys; from typer.testing import CliRunner; from brecq.cli import app; "
+        "result = CliRunner().invoke(app, ['quantize', '--help']); assert result.exit_code == 0, result.output; "
+        "sys.exit(','.join({'torch', 'numpy', 'torchao', 'PIL'} & set(sys.modules)) or 0)"
+    )
+    source = Path(__file__).resolve().parents[2] / "src"
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_error_is_one_line_without_traceback(invoke: Invoke, tmp_path: Path) -> None:
+    result = invoke("quantize", "timm:resnet18", "--calib", tmp_path / "missing", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --calib is ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_debugging_shows_the_traceback(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRECQ_DEBUG", "1")
+    result = invoke("quantize", "timm:resnet18", "--calib", tmp_path, "-o", tmp_path / "out", "-w", "9")
+    assert isinstance(result.exception, ConfigError)
+
+
+def test_an_unknown_option_is_a_usage_error(invoke: Invoke) -> None:
+    result = invoke("inspect", "timm:resnet18", "--wrong")
+    assert result.exit_code == 2
+    assert "--wrong" in result.stderr

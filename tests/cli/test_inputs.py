@@ -1,0 +1,101 @@
+"""What commands load before they work: preprocessing, evaluation data, the device."""
+
+from __future__ import annotations
+
+import functools
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import brecq.data
+from brecq.cli import inputs
+from brecq.cli.inputs import EvaluationData, override_preprocessing, tell_data, use_device
+from brecq.data import Preprocessing
+from brecq.errors import ConfigError
+
+SMALL = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), size=(8, 8), resize=8)
+
+
+def test_without_changes_the_preprocessing_stays() -> None:
+    assert override_preprocessing(SMALL, {}) is SMALL
+    assert override_preprocessing(None, {}) is None
+
+
+def test_changes_override_what_the_model_says() -> None:
+    assert override_preprocessing(SMALL, {"color": "BGR"}) == SMALL.replace(color="BGR")
+
+
+def test_without_a_preprocessing_of_its_own_a_model_needs_mean_std_and_size() -> None:
+    with pytest.raises(ConfigError, match="--std and --size"):
+        override_preprocessing(None, {"mean": (0.5,)})
+    changes = {"mean": (0.5,), "std": (0.5,), "size": (8, 8)}
+    made = override_preprocessing(None, changes)
+    assert made == Preprocessing(mean=(0.5,), std=(0.5,), size=(8, 8), resize=None)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Data is read 8 samples at a time; the list counts the passes over it."""
+    passes: list[int] = []
+    read = functools.partial(brecq.data.iter_data, chunk=8)
+    monkeypatch.setattr(brecq.data, "iter_data", lambda *a, **k: (passes.append(1), read(*a, **k))[1])
+    return passes
+
+
+def test_small_evaluation_data_is_read_once(images: Path, labels: Path, small_parts: list[int]) -> None:
+    data = EvaluationData(images, SMALL, None, 0, labels)
+    assert data.labelled
+    for _ in range(2):
+        assert [len(part) for part in data] == [8, 8, 8]
+    assert len(small_parts) == 1
+
+
+def test_large_evaluation_data_is_read_anew_and_is_the_same(
+    images: Path, small_parts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = torch.cat([part.inputs[0] for part in EvaluationData(images, SMALL, None, 0, None)])
+    monkeypatch.setattr(inputs, "KEEP_BYTES", 100)
+    data = EvaluationData(images, SMALL, None, 0, None)
+    assert not data.labelled
+    assert len(data.parts) == 1
+    assert torch.equal(torch.cat([part.inputs[0] for part in data]), whole)
+    assert torch.equal(torch.cat([part.inputs[0] for part in data]), whole)
+    assert len(small_parts) == 4
+
+
+def test_a_number_of_evaluation_samples_is_drawn_by_seed(images: Path) -> None:
+    first, same, other = (next(iter(EvaluationData(images, SMALL, 5, seed, None))) for seed in (1, 1, 2))
+    assert len(first) == 5
+    assert first.digest() == same.digest() != other.digest()
+
+
+def test_what_is_told_about_data(images: Path, small_parts: list[int]) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    data = EvaluationData(images, SMALL, None, 0, None)
+    data.parts[0].skipped.append("zz.png: not an image")
+    tell_data(console, "evaluation", images, data)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == f"evaluation    24 samples of 3 × 8 × 8 from {images}, without labels"
+    assert "1 unreadable files skipped: zz.png" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "message"),
+    [("tpu9", None, "'tpu9'"), ("cuda:99", None, "CUDA devices"), ("cpu", 0, "--threads is 0")],
+)
+def test_devices_that_are_not_there(device: str, threads: int | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        use_device(device, threads)
+
+
+def test_the_number_of_threads_is_set() -> None:
+    before = torch.get_num_threads()
+    try:
+        use_device("cpu", 1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

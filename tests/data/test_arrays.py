@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from brecq.data import Dataset, Preprocessing, load_data
+from brecq.data.arrays import split_selector
+from brecq.errors import DataError
+
+PREPROCESSING = Preprocessing((0.5,), (0.25,), (8, 8), None)
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+
+
+def save(tmp_path: Path, **arrays: object) -> Path:
+    np.savez(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
+    return tmp_path / "data.npz"
+
+
+def load(path: Path | str, preprocessing: Preprocessing | None = PREPROCESSING, size: int | None = None) -> Dataset:
+    return load_data(path, preprocessing, size, 0)
+
+
+def test_selector() -> None:
+    assert split_selector("a/b.npz") == (Path("a/b.npz"), [])
+    assert split_selector(Path("a/b.npz:x_train,y_train")) == (Path("a/b.npz"), ["x_train", "y_train"])
+    assert split_selector("a:b/c") == (Path("a:b/c"), [])
+
+
+def test_pixels_of_the_right_size_are_only_normalized(tmp_path: Path) -> None:
+    data = load(save(tmp_path, x=PIXELS, y=np.arange(6, dtype=np.uint8)))
+    expected = (torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    torch.testing.assert_close(data.inputs[0], expected)
+    assert data.labels.tolist() == list(range(6))
+    assert data.labels.dtype == torch.int64
+    assert data.names[0] == "data.npz[0]"
+    with_margin = PREPROCESSING.replace(resize=10)  # for photographs; stored pixels of the right size need no crop
+    assert torch.equal(load(save(tmp_path, x=PIXELS), with_margin).inputs[0], data.inputs[0])
+
+
+def test_pixels_of_another_size_are_scaled(tmp_path: Path) -> None:
+    data = load(save(tmp_path, images=np.full((2, 20, 30, 3), 255, np.uint8)))
+    assert torch.equal(data.inputs[0], torch.full((2, 3, 8, 8), 2.0))
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 8), (6, 8, 8, 1), (6, 8, 8, 4)])
+def test_gray_and_alpha(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    assert load(save(tmp_path, x=np.zeros(shape, np.uint8))).inputs[0].shape == (6, 3, 8, 8)
+
+
+def test_floats_and_tokens_are_inputs_as_they_are(tmp_path: Path) -> None:
+    values = np.random.rand(4, 5, 6)
+    data = load(save(tmp_path, inputs=values, labels=np.arange(4)[:, None]), None)
+    assert torch.equal(data.inputs[0], torch.from_numpy(values).float())
+    assert data.labels.tolist() == [0, 1, 2, 3]
+    tokens = load(save(tmp_path, x=np.arange(12, dtype=np.int32).reshape(4, 3)), None)
+    assert tokens.inputs[0].dtype == torch.int64
+
+
+def test_sample_draws_inputs_and_labels_alike(tmp_path: Path) -> None:
+    path = save(tmp_path, x=np.arange(50.0)[:, None], y=np.arange(50))
+    data = load(path, None, 20)
+    assert data.inputs[0][:, 0].tolist() == data.labels.tolist()
+    assert len(set(data.labels.tolist())) == 20
+    assert data.names == [f"data.npz[{i}]" for i in data.labels.tolist()]
+
+
+def test_splits(tmp_path: Path) -> None:
+    path = save(
+        tmp_path, x_train=np.zeros((3, 2)), y_train=np.zeros(3, int), x_test=np.ones((2, 2)), y_test=np.ones(2, int)
+    )
+    for selector in ("x_test", "test", "x_test,y_test"):
+        data = load(f"{path}:{selector}", None)
+        assert data.inputs[0].tolist() == [[1, 1], [1, 1]]
+        assert data.labels.tolist() == [1, 1]
+    with pytest.raises(DataError, match=r"several splits; it holds x_train, .*such as data.npz:x_train"):
+        load(path, None)
+    only = save(tmp_path, x_test=np.ones((2, 2)), y_test=np.ones(2, int))
+    assert load(only, None).labels.tolist() == [1, 1]
+
+
+def test_several_inputs(tmp_path: Path) -> None:
+    path = save(tmp_path, ids=np.zeros((3, 4), int), mask=np.ones((3, 4)), target=np.arange(3))
+    data = load(f"{path}:ids,mask,target", None)
+    assert [x.dtype for x in data.inputs] == [torch.int64, torch.float32]
+    assert data.labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"a": np.zeros(3)}, "none of the arrays x, images, inputs; it holds a"),
+        ({"x": np.zeros((0, 3))}, "x of .* is empty"),
+        ({"x": np.zeros((3, 2)), "y": np.arange(2)}, "y of .* has shape .2,., x holds 3 samples"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros(3)}, "labels are class indices"),
+        ({"x": np.zeros((3, 2)), "y": np.arange(3) - 1}, "has label -1"),
+        ({"x": np.array(["a", "b"])}, "x of .* is <U1"),
+        ({"x": np.array([None, None])}, "cannot read"),
+        ({"x": np.zeros((2, 3, 8, 8), np.uint8)}, "channels last"),
+        ({"x": np.array([[1.0], [np.nan]])}, r"sample 1 \(data.npz\[1\]\) holds NaN"),
+    ],
+)
+def test_bad_arrays(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(save(tmp_path, **arrays))
+
+
+def test_bad_files_and_names(tmp_path: Path) -> None:
+    path = save(tmp_path, x=PIXELS)
+    (tmp_path / "broken.npz").write_bytes(path.read_bytes()[:100])
+    (tmp_path / "text.npz").write_text("text")
+    with (tmp_path / "single.npz").open("wb") as file:
+        np.save(file, PIXELS)
+    with pytest.raises(DataError, match="is a single array"):
+        load(tmp_path / "single.npz")
+    for name in ("broken", "text"):
+        with pytest.raises(DataError, match="cannot read"):
+            load(tmp_path / f"{name}.npz")
+    with pytest.raises(DataError, match="no array 'z'; it holds x"):
+        load(f"{path}:z")
+    with pytest.raises(DataError, match="names 0 inputs and 1 labels"):
+        load(f"{save(tmp_path, y=np.arange(3))}:y")
+    with pytest.raises(DataError, match="uint8 pixels; give a preprocessing"):
+        load(save(tmp_path, x=PIXELS), None)
+    with pytest.raises(DataError, match=r"put the labels into the \.npz"):
+        load_data(path, PREPROCESSING, None, 0, labels=tmp_path / "labels.csv")
+
+
+def test_cifar(shared_data: Path) -> None:
+    preprocessing = Preprocessing.imagenet(32).replace(resize=None)
+    data = load_data(f"{shared_data / 'cifar10.npz'}:x_train,y_train", preprocessing, 64, 0)
+    assert data.inputs[0].shape == (64, 3, 32, 32)
+    assert set(data.labels.tolist()) <= set(range(10))
+    assert data.digest() == load_data(f"{shared_data / 'cifar10.npz'}:train", preprocessing, 64, 0).digest()

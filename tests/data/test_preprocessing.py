@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from brecq.data import Preprocessing
+from brecq.errors import ConfigError
+
+
+def picture(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(20, 90), width=st.integers(20, 90), resize=st.integers(32, 48))
+def test_equals_torchvision_bit_for_bit(height: int, width: int, resize: int) -> None:
+    transforms = pytest.importorskip("torchvision.transforms._presets")
+    theirs = transforms.ImageClassification(crop_size=32, resize_size=resize)(picture(height, width))
+    ours = Preprocessing.imagenet(32).replace(resize=resize)(picture(height, width))
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.95, 1.0])
+def test_equals_timm_bit_for_bit(mode: str, crop_pct: float) -> None:
+    timm_data = pytest.importorskip("timm.data")
+    from brecq.sources.timm_models import timm_preprocessing
+
+    config = {
+        "input_size": (3, 64, 64), "interpolation": "bicubic", "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4),
+        "crop_pct": crop_pct, "crop_mode": mode,
+    }  # fmt: skip
+    preprocessing = timm_preprocessing(config)
+    assert preprocessing is not None
+    theirs = timm_data.create_transform(**config)(picture(75, 101))
+    assert torch.equal(preprocessing(picture(75, 101)), theirs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(1, 70), width=st.integers(1, 70), size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    extra=st.integers(0, 9),
+)  # fmt: skip
+def test_scaled_picture_always_covers_the_crop(height: int, width: int, size: tuple[int, int], extra: int) -> None:
+    preprocessing = Preprocessing((0.0,), (1.0,), size, min(size) + extra)
+    white = Image.new("RGB", (width, height), "white")
+    assert torch.equal(preprocessing(white), torch.ones(3, *size))  # padding would show as black
+
+
+def test_bgr_reverses_channels_before_normalizing() -> None:
+    pixel = Image.new("RGB", (1, 1), (255, 0, 51))
+    output = Preprocessing((0.1, 0.2, 0.3), (1.0,), (1, 1), None, color="BGR")(pixel)
+    torch.testing.assert_close(output.flatten(), torch.tensor([0.2 - 0.1, 0.0 - 0.2, 1.0 - 0.3]))
+
+
+def test_single_numbers_stand_for_all_channels() -> None:
+    preprocessing = Preprocessing(0.5, 0.25, 32, None)  # type: ignore[arg-type]
+    assert (preprocessing.mean, preprocessing.std, preprocessing.size) == ((0.5,) * 3, (0.25,) * 3, (32, 32))
+
+
+def test_new_size_keeps_the_share_of_the_picture() -> None:
+    assert Preprocessing.imagenet().replace(size=(112, 112)).resize == 128
+    assert Preprocessing.imagenet().replace(size=112, resize=112).resize == 112
+    assert Preprocessing((0.0,), (1.0,), (64, 32), (128, 64)).replace(size=(32, 32)).resize == (64, 64)
+
+
+@pytest.mark.parametrize("resize", [256, None, (240, 250)])
+def test_round_trip_through_json(resize: int | tuple[int, int] | None) -> None:
+    preprocessing = Preprocessing.imagenet().replace(resize=resize, interpolation="bicubic", color="BGR")
+    assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
+
+
+def test_describe_names_every_setting() -> None:
+    assert Preprocessing.imagenet().describe() == (
+        "scale short side to 256, crop 224x224 (bilinear), RGB in [0, 1], "
+        "mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
+    )
+    assert "scale to 8x9" in Preprocessing((0.0,), (1.0,), (8, 9), None).describe()
+    assert "scale 10x12, crop 8x9" in Preprocessing((0.0,), (1.0,), (8, 9), (10, 12)).describe()
+
+
+def test_example_has_the_input_shape_and_is_repeatable() -> None:
+    preprocessing = Preprocessing((0.0,), (1.0,), (8, 9), None)
+    assert preprocessing.example(3).shape == (3, 3, 8, 9)
+    assert torch.equal(preprocessing.example(), preprocessing.example())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": (0.1, 0.2)}, r"mean is \(0.1, 0.2\); give three numbers"),
+        ({"mean": (0.1, float("nan"), 0.2)}, "mean is"),
+        ({"std": (0.1, 0.0, 0.2)}, "every value must be positive"),
+        ({"size": (224, 0)}, "size is 0"),
+        ({"size": (1, 2, 3)}, "give height and width"),
+        ({"resize": 100}, "resize is 100, smaller than the crop 224x224"),
+        ({"resize": (300, 100)}, "smaller than the crop"),
+        ({"interpolation": "box"}, "choose one of bilinear, bicubic, nearest"),
+        ({"color": "YUV"}, "choose one of RGB, BGR"),
+        ({"crop": 3}, "unknown preprocessing setting 'crop'"),
+    ],
+)
+def test_bad_settings(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Preprocessing.imagenet().replace(**changes)
+
+
+def test_from_dict_needs_every_setting() -> None:
+    with pytest.raises(ConfigError, match="needs exactly color, interpolation, mean, resize, size, std"):
+        Preprocessing.from_dict({"mean": [0, 0, 0]})

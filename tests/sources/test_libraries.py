@@ -1,0 +1,280 @@
+"""timm, torchvision and transformers, without the network: weights come from files written here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from brecq.data import Preprocessing, load_data
+from brecq.errors import SourceError
+from brecq.evaluation import evaluate
+from brecq.sources import load_source
+
+
+@pytest.fixture(scope="module")
+def timm() -> Any:
+    return pytest.importorskip("timm")
+
+
+@pytest.fixture(scope="module")
+def torchvision() -> Any:
+    return pytest.importorskip("torchvision")
+
+
+def save_state(model: torch.nn.Module, path: Path) -> Path:
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+    return path
+
+
+def test_timm(timm: Any, tmp_path: Path) -> None:
+    trained = timm.create_model("mobilenetv2_050").eval()
+    source = load_source("timm:mobilenetv2_050", save_state(trained, tmp_path / "w.safetensors"))
+    (x,) = source.example_inputs
+    assert x.shape == (2, 3, 224, 224)
+    assert not source.model.training
+    assert torch.equal(source.model(x), trained(x))
+    assert (source.name, source.spec) == ("mobilenetv2_050", "timm:mobilenetv2_050")
+    assert source.preprocessing is not None
+    assert (source.preprocessing.size, source.preprocessing.resize) == ((224, 224), 256)
+    assert source.preprocessing.interpolation == "bicubic"
+
+
+def test_timm_with_another_number_of_classes(timm: Any, tmp_path: Path) -> None:
+    trained = timm.create_model("resnet10t", num_classes=7)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in trained.state_dict().items()}}, tmp_path / "w.pth")
+    source = load_source("timm:resnet10t", tmp_path / "w.pth")
+    assert source.model(source.example_inputs[0]).shape == (2, 7)
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+def test_timm_metadata_becomes_preprocessing(timm: Any, mode: str) -> None:
+    from brecq.sources.timm_models import timm_preprocessing
+
+    config = {"input_size": (3, 288, 288), "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3,
+              "crop_pct": 0.95, "crop_mode": mode}  # fmt: skip
+    resize = 303 if mode == "center" else (303, 303)
+    assert timm_preprocessing(config) == Preprocessing((0.5,), (0.5,), (288, 288), resize)
+    assert timm_preprocessing(config | {"crop_mode": "squash", "crop_pct": 1.0}).resize is None  # type: ignore[union-attr]
+    assert timm_preprocessing(config | {"input_size": (1, 28, 28)}) is None
+    with pytest.warns(UserWarning, match="borders"):
+        timm_preprocessing(config | {"crop_mode": "border"})
+    with pytest.warns(UserWarning, match="give your own: interpolation is 'lanczos'"):
+        assert timm_preprocessing(config | {"interpolation": "lanczos"}) is None
+
+
+def test_torchvision(torchvision: Any, tmp_path: Path) -> None:
+    trained = torchvision.models.get_model("shufflenet_v2_x0_5", weights=None, num_classes=10).eval()
+    source = load_source("torchvision:shufflenet_v2_x0_5", save_state(trained, tmp_path / "w.safetensors"))
+    (x,) = source.example_inputs
+    assert torch.equal(source.model(x), trained(x))
+    assert source.preprocessing == Preprocessing.imagenet(224)
+
+
+def test_torchvision_segmentation_with_and_without_auxiliary_head(torchvision: Any, tmp_path: Path) -> None:
+    for auxiliary in (True, False):
+        trained = torchvision.models.get_model(
+            "deeplabv3_mobilenet_v3_large", weights=None, weights_backbone=None, aux_loss=auxiliary
+        ).eval()
+        path = save_state(trained, tmp_path / f"{auxiliary}.safetensors")
+        source = load_source("torchvision:deeplabv3_mobilenet_v3_large", path)
+        assert (source.model.aux_classifier is not None) == auxiliary
+    assert source.preprocessing is not None
+    assert source.preprocessing.size == (520, 520)
+
+
+def test_torchvision_metadata(torchvision: Any) -> None:
+    from brecq.sources.torchvision_models import torchvision_preprocessing
+
+    models = torchvision.models
+    resnet50 = torchvision_preprocessing(models.ResNet50_Weights.IMAGENET1K_V2.transforms(), "")
+    assert resnet50.resize == 232
+    vit = torchvision_preprocessing(models.ViT_H_14_Weights.DEFAULT.transforms(), "")
+    assert (vit.size, vit.resize, vit.interpolation) == ((518, 518), 518, "bicubic")
+    detector = torchvision_preprocessing(models.detection.RetinaNet_ResNet50_FPN_Weights.DEFAULT.transforms(), "")
+    assert (detector.mean, detector.std) == ((0.0,) * 3, (1.0,) * 3)
+
+
+def test_every_torchvision_model_has_metadata_or_a_clear_error(torchvision: Any) -> None:
+    from brecq.sources.torchvision_models import torchvision_preprocessing
+
+    refused = set()
+    for name in torchvision.models.list_models():
+        transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        try:
+            torchvision_preprocessing(transform, name)
+        except SourceError:
+            refused.add(type(transform).__name__)
+    assert refused == {"VideoClassification", "OpticalFlow"}
+
+
+@pytest.mark.parametrize("model_type", ["resnet", "vit"])
+def test_huggingface_folder(tmp_path: Path, model_type: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    if model_type == "resnet":
+        config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=4)
+        processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.875)
+    else:
+        config = transformers.ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=64,
+            num_labels=4,
+        )
+        processor = transformers.ViTImageProcessor(size={"height": 64, "width": 64})
+    trained = transformers.AutoModelForImageClassification.from_config(config).eval()
+    trained.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    source = load_source(f"hf:{tmp_path / 'model'}")
+    (x,) = source.example_inputs
+    assert x.shape == (2, 3, 64, 64)
+    assert source.preprocessing is not None
+    assert source.preprocessing.resize == (73 if model_type == "resnet" else None)
+    torch.testing.assert_close(source.model(x), trained(pixel_values=x).logits)
+    assert source.name == "model"
+
+    other = transformers.AutoModelForImageClassification.from_config(config).eval()
+    path = save_state(other, tmp_path / "w.safetensors")
+    torch.testing.assert_close(load_source(f"hf:{tmp_path / 'model'}", path).model(x), other(pixel_values=x).logits)
+
+
+def test_huggingface_failures(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+    transformers.ResNetModel(config).save_pretrained(tmp_path / "headless")
+    with pytest.raises(SourceError, match=r"no trained weights for classifier.*image classification"):
+        load_source(f"hf:{tmp_path / 'headless'}")
+    with pytest.raises(SourceError, match="image classifier of the hub, or a folder"):
+        load_source(f"hf:{tmp_path}")
+    transformers.GPT2Config().save_pretrained(tmp_path / "text")
+    with pytest.raises(SourceError, match="Unrecognized configuration class"):
+        load_source(f"hf:{tmp_path / 'text'}", tmp_path / "w.pt")
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path / "bare")
+    with pytest.warns(UserWarning, match="without an image processor"):
+        source = load_source(f"hf:{tmp_path / 'bare'}")
+    assert (source.preprocessing, source.example_inputs) == (None, ())
+
+
+USUAL = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224},
+             "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 2} | USUAL,
+            Preprocessing((0.5,), (0.25,), (224, 224), 256),
+        ),
+        (
+            {"size": {"shortest_edge": 384}, "crop_pct": 0.875, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+             "resample": 3} | USUAL,
+            Preprocessing((0.5,), (0.5,), (384, 384), None, "bicubic"),
+        ),
+        (
+            {"size": {"height": 256, "width": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224},
+             "do_rescale": True, "rescale_factor": 1 / 255, "do_flip_channel_order": True, "resample": 0},
+            Preprocessing((0.0,), (1.0,), (224, 224), (256, 256), "nearest", "BGR"),
+        ),
+    ],
+)  # fmt: skip
+def test_huggingface_metadata(settings: dict[str, Any], expected: Preprocessing) -> None:
+    from brecq.sources.huggingface import hf_preprocessing
+
+    assert hf_preprocessing(settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("EfficientNetImageProcessor", {"size": {"height": 64, "width": 64}}),
+        ("EfficientNetImageProcessor", {"size": {"height": 64, "width": 64}, "rescale_factor": 1 / 127.5,
+                                        "rescale_offset": True, "include_top": False}),
+        ("MobileViTImageProcessor", {"size": {"shortest_edge": 288}}),
+        ("DeiTImageProcessor", {}),
+        ("BitImageProcessor", {}),
+        ("PoolFormerImageProcessor", {}),
+        ("MobileNetV2ImageProcessor", {}),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}}),
+    ],
+)  # fmt: skip
+def test_huggingface_processors_agree_on_a_picture(name: str, options: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers")
+    from brecq.sources.huggingface import check_agreement, hf_preprocessing
+
+    processor = getattr(transformers, name)(**options)
+    check_agreement(processor, hf_preprocessing(processor.to_dict()))
+
+
+def test_huggingface_processor_that_does_more_than_it_says_is_noticed() -> None:
+    transformers = pytest.importorskip("transformers")
+    from brecq.errors import ConfigError
+    from brecq.sources.huggingface import check_agreement, hf_preprocessing
+
+    processor = transformers.LevitImageProcessor()
+    with pytest.raises(ConfigError, match="differs by"):
+        check_agreement(processor, hf_preprocessing(processor.to_dict()))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("timm:resnet1888", "there is no model 'resnet1888'; did you mean resnet"),
+        ("timm:zzzzzzzzzz", r"see timm.list_models\(\)"),
+        ("torchvision:resnet19", "did you mean .*resnet18"),
+        ("torchvision:quantized_resnet18", "quantized already; take torchvision:resnet18"),
+        ("torchvision:r3d_18", "takes videos"),
+        ("torchvision:raft_small", "takes several pictures"),
+        ("keras:resnet18", "cannot read the model 'keras:resnet18'; give timm:NAME"),
+        ("timm:", "cannot read the model"),
+        ("resnet18", "cannot read the model"),
+        ("", "cannot read the model"),
+        ("net.py", "net.py:function"),
+    ],
+)
+def test_bad_specs(spec: str, message: str, timm: Any, torchvision: Any) -> None:
+    with pytest.raises(SourceError, match=message):
+        load_source(spec)
+
+
+@pytest.mark.parametrize(("library", "extra"), [("timm", "vision"), ("torchvision", "vision"), ("hf", "hf")])
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, library: str, extra: str) -> None:
+    monkeypatch.setitem(sys.modules, {"hf": "transformers"}.get(library, library), None)
+    with pytest.raises(SourceError, match=rf"pip install 'brecq\[{extra}\]'"):
+        load_source(f"{library}:resnet18")
+
+
+def test_weights_of_another_model(timm: Any, tmp_path: Path) -> None:
+    path = save_state(timm.create_model("resnet10t"), tmp_path / "w.safetensors")
+    with pytest.raises(SourceError, match=r"does not fit EfficientNet: \d+ missing .*, \.\.\."):
+        load_source("timm:mobilenetv2_050", path)
+
+
+def test_failed_download_says_so(timm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **options: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(SourceError, match=r"cannot be had \(OSError: no network\); give the weights as a file"):
+        load_source("timm:resnet18")
+
+
+def test_squeezenet_reaches_its_accuracy(torchvision: Any, shared_data: Path) -> None:
+    source = load_source("torchvision:squeezenet1_1", shared_data / "weights/imagenet_squeezenet1_1.safetensors")
+    data = load_data(shared_data / "imagenet_val", source.preprocessing, 100, 0)
+    assert (evaluate(source.model, data).top1 or 0) > 60
+
+
+def test_with_preprocessing_follows_the_size(timm: Any, tmp_path: Path) -> None:
+    path = save_state(timm.create_model("resnet10t"), tmp_path / "w.safetensors")
+    source = load_source("timm:resnet10t", path)
+    assert source.preprocessing is not None
+    smaller = source.with_preprocessing(source.preprocessing.replace(size=(96, 64)))
+    assert smaller.example_inputs[0].shape == (2, 3, 96, 64)
+    assert source.with_preprocessing(source.preprocessing.replace(mean=(0.0,))).example_inputs is source.example_inputs

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from brecq.data import Dataset, iter_data
+from brecq.errors import DataError
+from brecq.evaluation import evaluate, sqnr
+
+
+class Fixed(nn.Module):
+    """Returns rows of a table, whatever the mode; inputs are row numbers."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("table", table)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        assert not self.training
+        return self.table[rows]  # type: ignore[index]
+
+
+def rows(n: int, labels: Tensor | None = None) -> Dataset:
+    return Dataset((torch.arange(n),), labels)
+
+
+def test_top1_and_top5() -> None:
+    table = torch.arange(10.0).repeat(20, 1)  # class 9 first, then 8, 7, 6, 5
+    labels = torch.tensor([9] * 5 + [8] * 3 + [5] * 2 + [4] * 10)
+    result = evaluate(Fixed(table), rows(20, labels), batch_size=7)
+    assert (result.samples, result.top1, result.top5) == (20, 25.0, 50.0)
+    assert (result.agreement, result.sqnr) == (None, None)
+    assert result.seconds > 0
+
+
+def test_top5_needs_more_than_five_classes() -> None:
+    result = evaluate(Fixed(torch.eye(5)), rows(5, torch.arange(5)))
+    assert (result.top1, result.top5) == (100.0, None)
+
+
+def test_agreement_and_sqnr_against_a_reference() -> None:
+    reference = torch.eye(4).repeat(2, 1)
+    output = reference.clone()
+    output[0] = torch.tensor([0.0, 2.0, 0.0, 0.0])
+    result = evaluate(Fixed(output), rows(8), reference=Fixed(reference), batch_size=3)
+    assert result.agreement == 87.5
+    assert result.sqnr == pytest.approx(10 * math.log10(8 / 5))
+    assert result.top1 is None
+
+
+def test_identical_outputs() -> None:
+    model = Fixed(torch.randn(6, 3))
+    result = evaluate(model, rows(6), reference=model)
+    assert (result.agreement, result.sqnr) == (100.0, math.inf)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((4, 5, 3, 3), 1), ((4, 7, 5), -1)])
+def test_dense_and_sequence_outputs(shape: tuple[int, ...], axis: int) -> None:
+    first, second = torch.randn(shape), torch.randn(shape)
+    result = evaluate(Fixed(first), rows(4), reference=Fixed(second), batch_size=2)
+    expected = (first.argmax(axis) == second.argmax(axis)).float().mean() * 100
+    assert result.agreement == pytest.approx(float(expected))
+
+
+def test_regression_has_no_agreement() -> None:
+    result = evaluate(Fixed(torch.ones(4, 1)), rows(4), reference=Fixed(torch.full((4, 1), 2.0)))
+    assert result.agreement is None
+    assert result.sqnr == pytest.approx(10 * math.log10(4))
+
+
+@pytest.mark.parametrize("wrap", [lambda t: {"aux": -t, "out": t}, lambda t: (t, None), lambda t: {"logits": t}])
+def test_wrapped_outputs(wrap: object) -> None:
+    class Wrapped(Fixed):
+        def forward(self, rows: Tensor) -> Tensor:
+            return wrap(super().forward(rows))  # type: ignore[operator, no-any-return]
+
+    assert evaluate(Wrapped(torch.eye(3)), rows(3, torch.arange(3))).top1 == 100.0
+
+
+def test_training_mode_is_restored() -> None:
+    model = nn.Sequential(nn.Dropout(0.9), nn.Flatten()).train()
+    model[1].eval()
+    data = Dataset((torch.rand(8, 10),))
+    assert evaluate(model, data, reference=nn.Flatten()).sqnr == math.inf
+    assert [module.training for module in model] == [True, False]
+
+
+def test_exported_program() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).eval()
+    program = torch.export.export(model, (torch.randn(2, 3, 4),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    data = Dataset((torch.randn(9, 3, 4),))
+    result = evaluate(program.module(), data, reference=model, batch_size=4)
+    assert result.agreement == 100.0
+
+
+def test_parts_give_the_same_as_the_whole(tmp_path: Path) -> None:
+    import numpy as np
+
+    np.savez(tmp_path / "d.npz", x=np.random.rand(11, 6).astype("float32"), y=np.arange(11) % 7)
+    model, reference = nn.Linear(6, 7), nn.Linear(6, 7)
+    parts = list(iter_data(tmp_path / "d.npz", None, chunk=4))
+    whole = Dataset((torch.cat([p.inputs[0] for p in parts]),), torch.cat([p.labels for p in parts]))  # type: ignore[misc]
+    first = evaluate(model, iter(parts), reference=reference)
+    second = evaluate(model, whole, reference=reference)
+    assert (first.samples, first.top1, first.top5, first.agreement) == (
+        second.samples, second.top1, second.top5, second.agreement,
+    )  # fmt: skip
+    assert first.sqnr == pytest.approx(second.sqnr)
+
+
+def test_sqnr() -> None:
+    assert sqnr(100.0, 1.0) == pytest.approx(20.0)
+    assert sqnr(1.0, 0.0) == math.inf
+    assert sqnr(0.0, 1.0) == -math.inf
+
+
+def test_bad_inputs() -> None:
+    model = Fixed(torch.eye(3))
+    with pytest.raises(DataError, match="sample 2 has label 3; labels must be 0 to 2"):
+        evaluate(model, rows(3, torch.arange(3) + 1))
+    with pytest.raises(DataError, match="labels go with"):
+        evaluate(Fixed(torch.zeros(3, 4, 2, 2)), rows(3, torch.arange(3)))
+    with pytest.raises(DataError, match="samples 2 to 3 holds NaN"):
+        evaluate(Fixed(torch.tensor([0.0, 0, 0, float("nan")])[:, None]), rows(4), batch_size=2)
+    with pytest.raises(DataError, match=r"shape \[3, 3\], the reference's \[3, 4\]"):
+        evaluate(model, rows(3), reference=Fixed(torch.zeros(3, 4)))
+    with pytest.raises(DataError, match="no samples"):
+        evaluate(model, iter([]))
+    with pytest.raises(DataError, match="output is of shape"):
+        evaluate(Total(), rows(3))
+
+
+class Total(nn.Module):
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows.sum()

@@ -37,6 +37,7 @@ class Case:
 
 
 CASES = [
+    Case("1x1 convolution 24 to 96", (32, 96, 112, 112), (24, 1), depthwise=True),
     Case("EfficientNet-lite0 blocks.1.0, expanded", (32, 96, 112, 112), (16, 1), depthwise=True),
     Case("MobileNetV2 stem", (32, 32, 112, 112), (3, 3), depthwise=True),
     Case("MobileNetV2 features.3, expanded", (32, 144, 56, 56), (24, 1), depthwise=True),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -28,3 +31,15 @@ def deterministic() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def networks() -> ModuleType:
+    """The module `tests/networks.py`: small networks to test with (tests are no package that could be imported)."""
+    spec = importlib.util.spec_from_file_location("brecq_test_networks", Path(__file__).with_name("networks.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from brecq.pipeline import Inspection, inspect, quantize
     from brecq.report import Report
     from brecq.result import QuantResult, load
+
+# Huge pages for large CPU tensors: fake-quantized activations are new memory in every step, and most of the time of
+# a fused kernel goes into page faults without them (benchmarks/fake_quant.py). Read by PyTorch at its first use.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.1.0"
 

@@ -98,10 +98,8 @@ def quantize(
         entries, reports, config.to_dict(), time.perf_counter() - began, versions(), data.digest(), forwards,
         samples=len(data), notes=[f"fake quantization kernels: {kernels.backend()}"],
     )  # fmt: skip
-    if state is not None:
-        state.clear()
     progress.close()
-    return QuantResult(converted, report, config, _examples(inputs), wrapped=target)
+    return QuantResult(converted, report, config, _examples(inputs), wrapped=target, run_state=state)
 
 
 @dataclass(frozen=True)

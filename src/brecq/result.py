@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from brecq.checkpoint import directory
+from brecq.checkpoint.resume import RunState
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors, stored_bytes
 from brecq.config import QuantConfig
 from brecq.graph.convert import example_inputs, to_program
@@ -27,6 +28,7 @@ class QuantResult:
         config: as given. example_inputs: a batch of two.
         wrapped: the model around it, when only a submodule was quantized.
         metadata: anything JSON can hold; saved and loaded with the result.
+        run_state: the finished blocks of the run, kept until the result is saved.
     """
 
     converted: nn.Module
@@ -35,6 +37,7 @@ class QuantResult:
     example_inputs: tuple[Tensor, ...]
     wrapped: Submodule | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    run_state: RunState | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -70,7 +73,11 @@ class QuantResult:
             "submodule": None if self.wrapped is None else self.wrapped.name,
             "metadata": self.metadata,
         }
-        return directory.write(path, program, collect_tensors(_graph(self.converted)), manifest, self.report.to_dict())
+        tensors = collect_tensors(_graph(self.converted))
+        folder = directory.write(path, program, tensors, manifest, self.report.to_dict())
+        if self.run_state is not None:
+            self.run_state.clear()
+        return folder
 
 
 def load(path: Path | str) -> QuantResult:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import Result
 
+import brecq
 from brecq.errors import ConfigError
 
 Invoke = Callable[..., Result]
@@ -56,6 +58,22 @@ def test_an_error_is_one_line_without_traceback(invoke: Invoke, tmp_path: Path) 
     assert result.stderr.startswith("error: --calib is ")
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+def test_a_warning_is_one_line(
+    invoke: Invoke, network_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        warnings.warn("from elsewhere", stacklevel=1)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(brecq, "quantize", stop)
+    with pytest.warns(UserWarning, match="from elsewhere"):  # others' warnings go where they always went
+        result = invoke("quantize", f"{network_file}:build", "--calib", images, "-o", tmp_path / "out")
+    warning, error = result.stderr.splitlines()
+    assert warning.startswith("warning: ")
+    assert "fewer than the 1024" in warning
+    assert error == "error: enough"
 
 
 def test_debugging_shows_the_traceback(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -28,13 +31,27 @@ class _Group(TyperGroup):
         # importing torchao beside a newer torch logs a deprecation that concerns neither brecq nor its users
         logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning(warnings.showwarning)
+                return super().invoke(ctx)
         except BrecqError as error:
             if os.environ.get("BRECQ_DEBUG", "0") not in ("", "0"):
                 raise
             message = " ".join(str(error).split())
             Console(stderr=True).print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
             raise typer.Exit(ERROR_STATUS) from None
+
+
+def _show_warning(otherwise: Callable[..., None]) -> Callable[..., None]:
+    """Print warnings that brecq raises as one line, and all others as `otherwise` does."""
+
+    def show(message: Any, category: Any, filename: str, *rest: Any) -> None:
+        if Path(filename).is_relative_to(Path(__file__).parents[1]):
+            Console(stderr=True).print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
+        else:
+            otherwise(message, category, filename, *rest)
+
+    return show
 
 
 class _PairsCommand(TyperCommand):

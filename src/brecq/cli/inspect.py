@@ -63,7 +63,7 @@ def inspect(
     import brecq
     from brecq.sources import load_source
 
-    source = load_source(spec, weights, trust_pickle=trust_pickle)
+    source = load_source(spec, weights, trust_pickle=trust_pickle, pretrained=False)
     inputs = choose_inputs(source.example_inputs, side)
     inspection = brecq.inspect(source.model, inputs, config, submodule=submodule)
     if as_json:

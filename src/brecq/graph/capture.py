@@ -6,16 +6,19 @@ No operator writes in place, so a block can never overwrite an activation that a
 
 from __future__ import annotations
 
+import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from brecq.errors import CaptureError
-from brecq.graph import fold
+from brecq.graph import fold, ops
 
 MAX_BATCH = 65_536
 
@@ -32,19 +35,26 @@ def capture(model: nn.Module, example_inputs: Sequence[Any]) -> GraphModule:
     """
     inputs = tuple(example_inputs)
     _check_inputs(inputs)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         graph = _export(model, inputs)
-    finally:
-        model.train(was_training)
     fold.normalize_batch_norm(graph)
     fold.fold_constants(graph)
     fold.fold_batch_norm(graph)
     fold.drop_no_ops(graph)
-    for parameter in graph.parameters():
-        parameter.requires_grad_(False)
+    _mark_sources(graph)
     return graph
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; afterwards each of its modules is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def batch_dim(low: int = 1) -> Any:
@@ -79,6 +89,7 @@ def _export(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
                 program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
                 module = program.run_decompositions({}).module()
                 _drop_guards(module)
+                _detach(module)
                 return module
             except Exception as error:  # torch.export raises many unrelated types
                 reason = error
@@ -97,6 +108,38 @@ def _drop_guards(module: GraphModule) -> None:
     module.recompile()
 
 
+def _detach(module: GraphModule) -> None:
+    """Give the graph parameters of its own over the same memory: the model keeps its `requires_grad` and device."""
+    for owner in module.modules():
+        for name, value in owner._parameters.items():
+            if value is not None:
+                owner._parameters[name] = nn.Parameter(value.detach(), requires_grad=False)
+
+
+_FUNCTIONS: dict[Any, Any] = {
+    ops.aten.add.Tensor: operator.add, ops.aten.mul.Tensor: operator.mul, ops.aten.cat.default: torch.cat,
+    ops.aten.conv1d.default: F.conv1d, ops.aten.conv2d.default: F.conv2d, ops.aten.linear.default: F.linear,
+    ops.aten.relu.default: F.relu, ops.aten.hardtanh.default: F.hardtanh, ops.aten.max_pool2d.default: F.max_pool2d,
+    ops.aten.adaptive_avg_pool2d.default: F.adaptive_avg_pool2d, ops.aten.avg_pool2d.default: F.avg_pool2d,
+}  # fmt: skip
+
+
+def _mark_sources(module: GraphModule) -> None:
+    """Note for each operator the module or function it came from, as some PT2E quantizers look for.
+
+    Without it they go by module names, and stumble where a model calls one `ReLU` twice.
+    """
+    for node in module.graph.nodes:
+        stack = list((node.meta.get("nn_module_stack") or {}).items())
+        call, (_, kind) = stack[-1] if stack else ("", ("", ""))  # a second call has another key, `...relu@1`
+        qualified = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+        source = getattr(nn, qualified.rpartition(".")[2], None) if qualified.startswith("torch.nn.modules.") else None
+        if node.op == "call_function" and source is not None:
+            node.meta["source_fn_stack"] = [(call, source)]
+        elif node.target in _FUNCTIONS:
+            node.meta["source_fn_stack"] = [(node.name, _FUNCTIONS[node.target])]
+
+
 def _explain(model: nn.Module, inputs: tuple[Any, ...], reason: Exception | None) -> str:
     """Name the smallest submodule that fails on its own, by running the model eagerly and exporting its parts."""
     first_line = next((line for line in str(reason).splitlines() if line.strip()), type(reason).__name__)
@@ -105,9 +148,14 @@ def _explain(model: nn.Module, inputs: tuple[Any, ...], reason: Exception | None
     except Exception as error:
         return f"the model does not run on the example inputs: {type(error).__name__}: {error}"
     where = f"submodule {culprit[0]!r} ({culprit[1]})" if culprit and culprit[0] else type(model).__name__
+    if "specialized it to be a constant" in str(reason):
+        first_line = "it works for one batch size only"
+        remedy = "Write x.shape[0] instead of len(x) or a number"
+    else:
+        remedy = "Rewrite its data-dependent control flow"
     return (
         f"torch.export cannot capture {where}: {first_line.strip()}\n"
-        "Rewrite its data-dependent control flow, or quantize the parts that can be captured by name "
+        f"{remedy}, or quantize the parts that can be captured by name "
         "(submodule='backbone' in Python, --submodule backbone on the command line)."
     )
 
@@ -134,7 +182,9 @@ def _smallest_failing(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, s
             continue
         args, kwargs = received[name]
         try:
-            torch.export.export(modules[name], args, kwargs, strict=False)
+            plain = not kwargs and all(isinstance(value, Tensor) for value in args)
+            shapes = dynamic_shapes(args, batch_dim(2)) if plain else None
+            torch.export.export(modules[name], args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception:
             found = (name, type(modules[name]).__name__)
     return found

@@ -120,7 +120,9 @@ def fold_batch_norm(module: GraphModule) -> None:
         if kind(layer) is None or len(layer.users) != 1 or layer.args[1].op != "get_attr":
             continue
         weight_node = layer.args[1]
-        if users[str(weight_node.target)] != 1:  # a weight that other calls share must keep its values
+        bias = layer.args[2] if len(layer.args) > 2 else None
+        shared = [constant for constant in (weight_node, bias) if constant and users.get(str(constant.target)) != 1]
+        if shared:  # what other calls share must keep its values
             continue
         _fold_one(module, layer, norm, [gamma, beta, mean, var])
     _clean(module)

@@ -224,7 +224,8 @@ class _Tree:
         self._measure()
         self.children: dict[str, list[str]] = {path: [] for path in ["", *self.spans]}
         for path in self.spans:
-            self.children[self._caller(path)].append(path)
+            if path in self.types:  # called itself: no module list
+                self.children[self._caller(path)].append(path)
 
     def units(self) -> list[str | None]:
         """For each operator the block it belongs to, or `None` where the neighbours decide."""
@@ -233,7 +234,7 @@ class _Tree:
         for path, layer in zip(self.flow.paths, self.flow.layers, strict=True):
             owner = next((prefix for prefix in _prefixes(path) if prefix in blocks), None)
             # A layer alone is named after the outermost module that holds nothing else: `head` for `head.fc`.
-            alone = next((prefix for prefix in _prefixes(path) if self._weighted(prefix) == 1), None)
+            alone = next((p for p in _prefixes(path) if p in self.types and self._weighted(p) == 1), None)
             units.append(owner or alone or layer or None)
         self._functional_regions(units, blocks)
         return units
@@ -248,7 +249,7 @@ class _Tree:
 
     def _caller(self, path: str) -> str:
         """The nearest enclosing module that was itself called (module lists are not)."""
-        return next((p for p in reversed(list(_prefixes(_parent(path)))) if p in self.spans), "")
+        return next((p for p in reversed(list(_prefixes(_parent(path)))) if p in self.types), "")
 
     def _weighted(self, path: str) -> int:
         return self.flow.weighted(*self.spans[path])

@@ -113,7 +113,7 @@ def _first(weighted: dict[Node, str]) -> set[Node]:
         stack, seen = [node.args[0]], set()
         while stack:
             current = stack.pop()
-            if not isinstance(current, Node) or current in seen or current in weighted:
+            if not isinstance(current, Node) or current in seen or current in weighted or ops.is_size(current):
                 continue
             seen.add(current)
             if current.op == "placeholder" and current.meta["val"].is_floating_point():

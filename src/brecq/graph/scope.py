@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from brecq.graph import ops
 from brecq.graph.dataflow import Dataflow, resolve
 from brecq.graph.partition import BlockSpec
+from brecq.graph.placement import activation_end
 from brecq.graph.prepare import fake_quantize_node, input_quantizer
 from brecq.report import ScopeEntry
 
@@ -33,7 +34,7 @@ def scope(prepared: GraphModule, specs: Sequence[BlockSpec]) -> list[ScopeEntry]
                 kind=ops.kind(node) or ops.op_name(node),
                 weights=weights,
                 inputs=inputs,
-                output=_output(prepared, node),
+                output=_output(prepared, activation_end(node) if layer else node),
                 reason=_reason(node, bool(layer), weights, inputs),
             )
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from brecq.errors import ConfigError
+from brecq.graph.capture import evaluating
 
 _BATCH = 64
 
@@ -53,16 +54,14 @@ class Submodule:
                 )
             calls.append(tuple(value.detach().cpu().clone() for value in args))
 
-        was_training = self.model.training
-        self.model.eval()
         handle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
         try:
             batches = range(0, len(inputs[0]), _BATCH)
-            for start in batches:
-                self.model(*(value[start : start + _BATCH] for value in inputs))
+            with evaluating(self.model):
+                for start in batches:
+                    self.model(*(value[start : start + _BATCH] for value in inputs))
         finally:
             handle.remove()
-            self.model.train(was_training)
         if len(calls) != len(batches):
             raise ConfigError(
                 f"submodule {self.name!r} is called {len(calls) / len(batches):g} times per forward pass; "

@@ -18,11 +18,13 @@ from torchao.quantization.pt2e import FakeQuantizeBase
 from brecq.quant import adaround, affine, kernels, ranges
 from brecq.quant.affine import IntRange
 
-OBSERVED_VALUES = 1 << 18
+OBSERVED_VALUES = 1 << 16
 """How many values of an activation are kept to initialize its range."""
 
 BIAS_RANGE = IntRange(-(2**30), 2**30)
 """Bias codes stay inside int32 with room for the accumulator."""
+
+_PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
 
 DEAD_CHANNEL = 1e-5
 """Smallest step of a channel, relative to the largest of its layer."""
@@ -61,12 +63,12 @@ class _FakeQuantize(FakeQuantizeBase):
         return self.enabled and self.mode in (Mode.LEARN, Mode.HARD)
 
     def describe(self) -> str:
-        """For the quantization scope: `4 bit asymmetric per channel`."""
+        """For the quantization scope: `4 bit asymmetric`; weights that have one scale in all say so."""
         if not self.enabled:
             return "float"
-        channel = self.qscheme in (torch.per_channel_affine, torch.per_channel_symmetric)
         scheme = "symmetric" if self.symmetric else "asymmetric"
-        return f"{self.range.bits} bit {scheme} per {'channel' if channel else 'tensor'}"
+        whole = " per tensor" if self.dtype is torch.int8 and self.qscheme in _PER_TENSOR else ""
+        return f"{self.range.bits} bit {scheme}{whole}"
 
     def extra_repr(self) -> str:
         return f"{self.describe()}, {self.mode.value}"

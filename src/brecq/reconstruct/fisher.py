@@ -24,7 +24,8 @@ def measure(
     cache: ActivationCache,
     generator: torch.Generator,
 ) -> None:
-    """Store in `cache`, under `fisher/<name>`, the weights of every block output: float32, the output's shape, mean 1.
+    """Store in `cache`, under `fisher/<name>`, the weights of every block output: float32, the output's shape, mean 1
+    over each sample.
 
     Args:
         inputs: each [N, ...] on the CPU. labels: int64 [N] to use instead of sampled ones.
@@ -36,8 +37,6 @@ def measure(
     set_mode(network.graph, Mode.FLOAT)
     samples = len(inputs[0])
     names = [name for block in network.blocks for name in block.outputs]
-    sums = dict.fromkeys(names, 0.0)
-    counts = dict.fromkeys(names, 0)
     for start in range(0, samples, BATCH):
         part = slice(start, start + BATCH)
         values: Values = {
@@ -51,16 +50,18 @@ def measure(
             loss = log_likelihood(logits, None if labels is None else labels[part], generator)
             gradients = torch.autograd.grad(loss, [values[name] for name in names], allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):
-            weight = torch.zeros_like(values[name]) if gradient is None else gradient.square()
-            sums[name] += weight.double().sum().item()
-            counts[name] += weight.numel()
+            weight = torch.ones_like(values[name]) if gradient is None else normalized(gradient.square())
             cache.put(f"fisher/{name}", start, weight, samples)
-    for name in names:
-        mean = sums[name] / counts[name]
-        scale = 1.0 / mean if mean > 0 else 0.0
-        for start in range(0, samples, BATCH):
-            part = slice(start, start + BATCH)
-            cache.put(f"fisher/{name}", start, cache.get(f"fisher/{name}", part) * scale, samples)
+
+
+def normalized(weight: Tensor) -> Tensor:
+    """Weights [N, ...] divided by their mean over each sample.
+
+    The gradients of samples that the network is sure of are orders of magnitude smaller than those of the others.
+    Left alone, a handful of samples would make up the whole loss (benchmarks/ablation.py).
+    """
+    mean = weight.flatten(1).mean(1).clamp(min=torch.finfo(weight.dtype).tiny)
+    return weight / mean.view(-1, *[1] * (weight.dim() - 1))
 
 
 def log_likelihood(logits: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -184,11 +185,9 @@ class Reconstruction:
         targets = self.streams.read("float", self.block.outputs, index)
         total = torch.zeros((), device=self.device)
         for name, output, target in zip(self.block.outputs, outputs, targets, strict=True):
-            error = (output.float() - target).square()
-            if self.fisher:
-                error = error * self.streams.cache.get(f"fisher/{name}", index)
             channels = target.shape[1] if target.dim() == 4 else target.shape[-1]
-            total = total + error.mean() * channels
+            weight = self.streams.cache.get(f"fisher/{name}", index) if self.fisher else None  # mean 1
+            total = total + F.mse_loss(output.float(), target, weight=weight) * channels
         return total
 
     @torch.no_grad()
@@ -199,11 +198,9 @@ class Reconstruction:
         for index in self.held.split(BATCH):
             outputs = self.block.module(*self.streams.read("quantized", self.block.inputs, index))
             loss += self._loss(outputs, index).item() * len(index)
-            for output, target in zip(
-                outputs, self.streams.read("float", self.block.outputs, index), strict=True
-            ):
-                error += (output - target).double().square().sum().item()
-                power += target.double().square().sum().item()
+            for output, target in zip(outputs, self.streams.read("float", self.block.outputs, index), strict=True):
+                error += F.mse_loss(output.float(), target, reduction="sum").item()
+                power += target.square().sum().item()
         return _Error(loss / len(self.held), error / max(power, 1e-30))
 
     def _check(self) -> _Error:

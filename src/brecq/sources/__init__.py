@@ -18,7 +18,9 @@ _LIBRARIES = {"timm": load_timm, "torchvision": load_torchvision, "hf": load_hug
 _FORMS = "timm:NAME, torchvision:NAME, hf:NAME, file.py:function, or a .pt2 file"
 
 
-def load_source(spec: str, weights: Path | str | None = None, *, trust_pickle: bool = False) -> Source:
+def load_source(
+    spec: str, weights: Path | str | None = None, *, trust_pickle: bool = False, pretrained: bool = True
+) -> Source:
     """Load a float model.
 
     Args:
@@ -26,6 +28,7 @@ def load_source(spec: str, weights: Path | str | None = None, *, trust_pickle: b
             without arguments), or the path of a `.pt2` program that `torch.export.save` wrote.
         weights: a `.safetensors`, `.pt` or `.pth` file to load; libraries then build the model untrained, otherwise
             they fetch its pretrained weights. A classifier for another number of classes is built to fit.
+        pretrained: `False` leaves a library's model untrained where no `weights` are given, and downloads nothing.
         trust_pickle: allow files that execute code when unpickled. Python files are always executed.
 
     Raises:
@@ -41,7 +44,7 @@ def load_source(spec: str, weights: Path | str | None = None, *, trust_pickle: b
         return load_file_source(Path(path), attribute, spec, weights, trust_pickle)
     library, _, name = spec.partition(":")
     if library in _LIBRARIES and name:
-        return _LIBRARIES[library](name, spec, weights, trust_pickle)
+        return _LIBRARIES[library](name, spec, weights, trust_pickle, pretrained)
     if spec.endswith(".py"):
         raise SourceError(f"{spec}: name the function in it that builds the model: {spec}:function")
     raise SourceError(f"cannot read the model {spec!r}; give {_FORMS}")

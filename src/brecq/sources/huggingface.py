@@ -33,12 +33,14 @@ class ImageClassifier(nn.Module):
         return logits
 
 
-def load_huggingface(name: str, spec: str, weights: Path | None, trust_pickle: bool) -> Source:
+def load_huggingface(
+    name: str, spec: str, weights: Path | None, trust_pickle: bool, pretrained: bool = True
+) -> Source:
     transformers: Any = require("transformers", "hf", spec)
     auto = transformers.AutoModelForImageClassification
     try:
         config = transformers.AutoConfig.from_pretrained(name)
-        model = auto.from_config(config) if weights is not None else _pretrained(auto, name, spec)
+        model = auto.from_config(config) if weights is not None or not pretrained else _pretrained(auto, name, spec)
     except (OSError, ValueError) as error:
         # what transformers says is several lines long and ends in advice about its own options
         reason = str(error).partition("\n")[0].rstrip(".")

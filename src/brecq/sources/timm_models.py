@@ -15,13 +15,15 @@ from brecq.sources.source import Source, require, unknown_name
 from brecq.sources.weights import fit_classes, load_weights, read_weights
 
 
-def load_timm(name: str, spec: str, weights: Path | None, trust_pickle: bool) -> Source:
+def load_timm(
+    name: str, spec: str, weights: Path | None, trust_pickle: bool, pretrained: bool = True
+) -> Source:
     timm: Any = require("timm", "vision", spec)
     from_hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
     if not from_hub and not timm.is_model(name):
         raise unknown_name(spec, name, timm.list_models(), "timm.list_models()")
     try:
-        model = timm.create_model(name, pretrained=weights is None)
+        model = timm.create_model(name, pretrained=pretrained and weights is None)
     # the hub's clients raise many classes: no network, no such tag, no weights published
     except Exception as error:
         reason = f"({type(error).__name__}: {error})"

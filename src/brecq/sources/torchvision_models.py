@@ -14,7 +14,9 @@ DETECTION_SIZE = 640
 """Side of a detector's example pictures, where its metadata leaves pictures at their own size."""
 
 
-def load_torchvision(name: str, spec: str, weights: Path | None, trust_pickle: bool) -> Source:
+def load_torchvision(
+    name: str, spec: str, weights: Path | None, trust_pickle: bool, pretrained: bool = True
+) -> Source:
     require("torchvision", "vision", spec)
     import torchvision.models as zoo
 
@@ -33,7 +35,9 @@ def load_torchvision(name: str, spec: str, weights: Path | None, trust_pickle: b
     if any(part in published.__module__ for part in (".detection", ".segmentation")):
         extra["weights_backbone"] = None
 
-    if weights is None:
+    if weights is None and not pretrained:
+        model = zoo.get_model(name, weights=None, **extra)
+    elif weights is None:
         try:
             model = zoo.get_model(name, weights=published.DEFAULT)
         # urllib's errors and a digest that does not match
@@ -42,6 +46,7 @@ def load_torchvision(name: str, spec: str, weights: Path | None, trust_pickle: b
                 f"{spec}: its pretrained weights cannot be had ({error}); give the weights as a file"
             ) from error
     else:
+        assert weights is not None
         state = read_weights(weights, trust_pickle=trust_pickle)
         # files differ in whether they hold the auxiliary heads that only training uses
         if any(key.startswith("aux_classifier.") for key in state):

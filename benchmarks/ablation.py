@@ -1,0 +1,104 @@
+"""What each choice in the recipe `fast` is worth: one changed at a time. ResNet-20 on CIFAR-10, several seeds.
+
+    python benchmarks/ablation.py
+    python benchmarks/ablation.py --settings W4A4 --seeds 0 1 2 3 4
+    python benchmarks/ablation.py --also 'rounding_lr=0.05 batch_size=64' --also 'beta=10,2'
+    python benchmarks/ablation.py --table
+
+Mean ± standard deviation over the seeds. Finished cells are kept in benchmarks/results/ablation.jsonl and not
+measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from cells import Cell, Results, Values, bits, parser, run, tables, with_steps
+from common import CIFAR, CIFAR_CALIBRATION, CIFAR_TEST, measure, use_threads
+
+from brecq import QuantConfig, Recipe
+from brecq.cli.parsing import parse_recipe
+from brecq.config import FLOAT
+from brecq.errors import BrecqError
+
+MEASURES = {
+    "top1": ("top-1 accuracy in percent", 1.0, 2),
+    "sqnr": ("SQNR of the logits in dB", 1.0, 2),
+    "seconds": ("seconds to quantize", 1.0, 0),
+}
+
+
+def main() -> None:
+    options = arguments()
+    use_threads(options.threads)
+    cells, results = list_cells(options), Results(options.results)
+    if not options.table:
+        run(cells, results, measure_cell)
+    print(tables(cells, results, MEASURES))
+
+
+def arguments() -> argparse.Namespace:
+    found = parser(__doc__, "ablation.jsonl")
+    found.set_defaults(seeds=[0, 1, 2])
+    found.add_argument("--networks", nargs="+", choices=CIFAR, default=CIFAR[:1])
+    found.add_argument("--settings", nargs="+", default=["W2A32", "W2A4"], metavar="WxAy")
+    found.add_argument("--also", action="append", default=[], metavar="'KEY=VALUE ...'", help="one more variant")
+    found.add_argument("--only", nargs="+", metavar="TEXT", help="variants whose name contains one of these")
+    return found.parse_args()
+
+
+def variants(base: Recipe) -> dict[str, Recipe]:
+    """The recipe and its variants, by name."""
+    steps = base.steps
+    return {
+        "fast": base,
+        "loss: Fisher": base.replace(loss="fisher"),
+        "loss: not normalized, λ = 0.01 on the sum": base.replace(normalize_loss=False, rounding_penalty=0.01),
+        "QDrop: none": base.replace(qdrop=0.0),
+        "weights first, then 1/4 more steps on activations": base.replace(joint=False, activation_steps=steps // 4),
+        "last state, not the best": base.replace(keep_best=False),
+        **{f"rounding lr {lr:g}": base.replace(rounding_lr=lr) for lr in (1e-3, 1e-2, 3e-2, 1e-1)},
+        **{f"step size lr {lr:g}": base.replace(step_lr=lr) for lr in (1e-3, 3e-3, 1e-2)},
+        **{f"λ = {penalty:g}": base.replace(rounding_penalty=penalty) for penalty in (0.1, 1.0, 10.0)},
+        **{f"{number} steps": base.replace(steps=number) for number in (steps // 4, steps // 2, 2 * steps, 5 * steps)},
+    }
+
+
+def about_activations(recipe: Recipe, base: Recipe) -> bool:
+    """Whether a variant differs from `base` only in what is done to activations."""
+    same = {name: getattr(base, name) for name in ("name", "qdrop", "step_lr", "joint", "activation_steps")}
+    return recipe != base and recipe.replace(**same) == base
+
+
+def list_cells(options: argparse.Namespace) -> list[Cell]:
+    base = with_steps(Recipe.preset("fast"), options.steps)
+    chosen = variants(base)
+    if options.only:
+        chosen = {name: recipe for name, recipe in chosen.items() if any(text in name for text in options.only)}
+    for text in options.also:
+        default = {} if options.steps is None or "steps=" in text else {"steps": options.steps}
+        chosen[text] = parse_recipe("fast", text.split(), default)
+    sizes = (CIFAR_CALIBRATION, CIFAR_TEST)
+    cells = []
+    for network in options.networks:
+        cells.append(Cell(network, "float", "", *sizes))
+        for name, recipe in chosen.items():
+            for setting in options.settings:
+                weights, activations = bits(setting)
+                if activations == FLOAT and about_activations(recipe, base):
+                    continue
+                for seed in options.seeds:
+                    config = QuantConfig(weights, activations, recipe=recipe, seed=seed)
+                    cells.append(Cell(network, name, setting, *sizes, config))
+    return cells
+
+
+def measure_cell(cell: Cell) -> Values:
+    return measure(cell.network, cell.calibration, cell.samples, cell.config)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BrecqError as error:
+        raise SystemExit(f"error: {error}") from None

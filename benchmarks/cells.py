@@ -1,0 +1,195 @@
+"""Measurements that survive an interruption: cells of a table, the file they are kept in, and the table in Markdown.
+
+A cell is identified by everything that determines it, the whole configuration included. Cells that the file holds
+are not measured again; when a default of a recipe changes, its cells are other ones, and are measured anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from brecq import QuantConfig, Recipe
+from brecq.progress import format_seconds
+
+RESULTS = Path(__file__).resolve().parent / "results"
+Values = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement. `row` and `column` say where it stands in the table of `network`; they do not identify it.
+
+    Cells with equal network, row and column and different seeds are averaged. An empty column stands in all of them.
+    `config` is `None` for the float network. `calibration` and `samples` are numbers of inputs.
+    """
+
+    network: str
+    row: str
+    column: str
+    calibration: int
+    samples: int
+    config: QuantConfig | None = None
+
+    def key(self) -> dict[str, Any]:
+        """What determines the result, as JSON gives it back."""
+        config = None if self.config is None else self.config.to_dict()
+        if config is not None:
+            config["recipe"].pop("name")
+        if config is not None and config["method"] == "rtn":  # of the recipe only ranges matter then
+            config["recipe"] = {key: value for key, value in config["recipe"].items() if key.startswith("range_")}
+        calibration = 0 if config is None else self.calibration
+        key = {"network": self.network, "calibration": calibration, "samples": self.samples, "config": config}
+        found: dict[str, Any] = json.loads(json.dumps(key))
+        return found
+
+
+class Results:
+    """A file of JSON lines, one per measured cell; only ever appended to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.records: list[dict[str, Any]] = [json.loads(line) for line in lines if line.strip()]
+
+    def find(self, cell: Cell) -> dict[str, Any] | None:
+        """The record of `cell`, the newest one."""
+        key = cell.key()
+        return next((record for record in reversed(self.records) if record["key"] == key), None)
+
+    def add(self, cell: Cell, values: Values) -> None:
+        """Keep what was measured, and under which circumstances."""
+        record = {
+            "network": cell.network,
+            "row": cell.row,
+            "column": cell.column,
+            "values": values,
+            "key": cell.key(),
+            "environment": environment(),
+            "command": command(),
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        self.records.append(record)
+
+
+def run(cells: Sequence[Cell], results: Results, measure: Callable[[Cell], Values]) -> None:
+    """Measure the cells that `results` lacks, telling on standard error how far it is."""
+    for number, cell in enumerate(cells, 1):
+        name = f"[{number}/{len(cells)}] {cell.network} {cell.row} {cell.column}"
+        record = results.find(cell)
+        known = "" if record is None else "  (measured before)"
+        if record is None:
+            values = measure(cell)
+            results.add(cell, values)
+        else:
+            values = record["values"]
+        took = f"  {format_seconds(values['seconds'])}" if "seconds" in values else ""
+        print(f"{name}  top-1 {values['top1']:.2f} %{took}{known}", file=sys.stderr, flush=True)
+
+
+def tables(cells: Sequence[Cell], results: Results, measures: dict[str, tuple[str, float, int]]) -> str:
+    """For every network a Markdown table per measure, and where they come from.
+
+    Args:
+        measures: for a key of the values, the title of its table, the factor to its unit, and the digits shown.
+    """
+    lines: list[str] = []
+    for network in dict.fromkeys(cell.network for cell in cells):
+        mine = [cell for cell in cells if cell.network == network]
+        for key, (title, factor, digits) in measures.items():
+            lines += [f"**{network}**, {title}", "", *_table(mine, results, key, factor, digits), ""]
+    records = [record for cell in cells if (record := results.find(cell)) is not None]
+    lines += ["Measured on:", *_unique(f"- {record['environment']}" for record in records), ""]
+    lines += ["```", *_unique(record["command"] for record in records), "```"]
+    return "\n".join(lines)
+
+
+def _table(cells: Sequence[Cell], results: Results, key: str, factor: float, digits: int) -> list[str]:
+    columns = [column for column in dict.fromkeys(cell.column for cell in cells) if column]
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for row in dict.fromkeys(cell.row for cell in cells):
+        texts = []
+        for column in columns:
+            found = [results.find(cell) for cell in cells if cell.row == row and cell.column in ("", column)]
+            numbers = [factor * record["values"][key] for record in found if record and key in record["values"]]
+            texts.append(_mean(numbers, digits))
+        if any(texts):
+            lines.append(f"| {row} | {' | '.join(texts)} |")
+    return lines
+
+
+def _mean(numbers: Sequence[float], digits: int) -> str:
+    """`80.21`, or of several `80.21 ± 0.13`: mean and sample standard deviation; empty without any."""
+    if not numbers:
+        return ""
+    spread = f" ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.{digits}f}{spread}"
+
+
+def _unique(lines: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(lines))
+
+
+def environment() -> str:
+    """`AMD EPYC 7B13, 2 cores, 2 threads; Python 3.11.2, torch 2.14.1`"""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        match = re.search(r"model name\s*:\s*(.+)", info.read_text())
+        cpu = match[1].strip() if match else cpu
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    return f"{cpu}, {cores} cores, {threads} threads; Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def command() -> str:
+    """The command line of this program, as typed in the repository."""
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+def parser(document: str | None, results: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks have; `results` is the name of their results file."""
+    found = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="repeat with these seeds")
+    found.add_argument("--threads", type=int, metavar="N", help="threads to compute on (default: PyTorch's)")
+    found.add_argument("--steps", type=int, metavar="N", help="steps per block in place of the recipes' own")
+    found.add_argument("--results", type=Path, default=RESULTS / results, metavar="FILE", help="results file")
+    found.add_argument("--table", action="store_true", help="measure nothing, print the table of what there is")
+    return found
+
+
+def bits(setting: str) -> tuple[int, int]:
+    """`W4A8` → (4, 8): bits of weights and activations."""
+    match = re.fullmatch(r"W(\d+)A(\d+)", setting)
+    if match is None:
+        raise SystemExit(f"the setting is {setting!r}; write it like W4A8, with 32 for float")
+    return int(match[1]), int(match[2])
+
+
+def with_steps(recipe: Recipe, steps: int | None, scale: float = 1.0) -> Recipe:
+    """`recipe` with other steps: `steps` in each of its stages, or `scale` times its own."""
+    if steps is not None:
+        return recipe.replace(steps=steps, activation_steps=0 if recipe.joint else steps)
+    return recipe.replace(
+        steps=max(1, round(scale * recipe.steps)), activation_steps=round(scale * recipe.activation_steps)
+    )
+
+
+def describe_steps(recipe: Recipe) -> str:
+    """`400 steps`, or of two stages `20000 + 5000 steps`."""
+    return f"{recipe.steps}{'' if recipe.joint else f' + {recipe.activation_steps}'} steps"

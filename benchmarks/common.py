@@ -1,0 +1,145 @@
+"""The networks and data that the benchmarks measure on, and the measurement itself."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import brecq
+from brecq.data import Dataset, Preprocessing, load_data
+from brecq.sources import Source, load_source
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = REPOSITORY.parent / "shared" / "data"  # README.md says what has to be there
+
+CIFAR = ("resnet20", "resnet32")
+CIFAR_CALIBRATION, CIFAR_TEST = 1024, 4000
+IMAGENET = ("efficientnet_lite0", "squeezenet1_1")
+IMAGENET_CALIBRATION, IMAGENET_TEST = 1000, 800
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut without parameters (option A of He et al. 2016: stride and zero channels)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride, self.padding = stride, (outputs - inputs) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.padding:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+        return F.relu(y + x)
+
+
+class CifarResNet(nn.Module):
+    """ResNet-(6n+2) for 32×32 pictures in 10 classes (He et al. 2016, section 4.2)."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(16, 16, 1, depth)
+        self.layer2 = _stage(16, 32, 2, depth)
+        self.layer3 = _stage(32, 64, 2, depth)
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def _stage(inputs: int, outputs: int, stride: int, depth: int) -> nn.Sequential:
+    blocks = [BasicBlock(outputs, outputs, 1) for _ in range((depth - 2) // 6 - 1)]
+    return nn.Sequential(BasicBlock(inputs, outputs, stride), *blocks)
+
+
+@lru_cache(maxsize=1)
+def network(name: str) -> Source:
+    """One of `CIFAR` or `IMAGENET` with its trained weights, and its preprocessing."""
+    weights = DATA / "weights"
+    if name in CIFAR:
+        model = CifarResNet(int(name.removeprefix("resnet")))
+        model.load_state_dict(load_file(require(weights / f"cifar10_{name}.safetensors")))
+        preprocessing = Preprocessing.imagenet().replace(size=(32, 32), resize=None)
+        return Source(name, model.eval(), preprocessing, (preprocessing.example(),), name)
+    if name == "efficientnet_lite0":
+        return load_source(f"{REPOSITORY / 'demo' / 'efficientnet_lite0.py'}:build")
+    return load_source(f"torchvision:{name}", require(weights / f"imagenet_{name}.safetensors"))
+
+
+@lru_cache(maxsize=1)
+def calibration_data(name: str, count: int) -> Dataset:
+    """`count` unlabeled inputs for the network `name`."""
+    preprocessing = _preprocessing(name)
+    if name in CIFAR:
+        pixels = load_data(f"{require(DATA / 'cifar10.npz')}:x_train", preprocessing, None, 0)
+        return Dataset((pixels.inputs[0][:count],))
+    return load_data(require(DATA / "imagenet_calib"), preprocessing.replace(resize=256), count, 0)
+
+
+@lru_cache(maxsize=1)
+def test_data(name: str, count: int) -> Dataset:
+    """`count` labelled inputs for the network `name`."""
+    preprocessing = _preprocessing(name)
+    if name in CIFAR:
+        return load_data(f"{require(DATA / 'cifar10.npz')}:x_test", preprocessing, None, 0).subset(slice(0, count))
+    # these pictures are 227 pixels square: only cropped, not scaled
+    return load_data(require(DATA / "imagenet_val"), preprocessing.replace(resize=227), count, 0)
+
+
+def _preprocessing(name: str) -> Preprocessing:
+    preprocessing = network(name).preprocessing
+    assert preprocessing is not None
+    return preprocessing
+
+
+def require(path: Path) -> Path:
+    """`path`, or the end of the program with what to do about it."""
+    if not path.exists():
+        raise SystemExit(f"there is no {path}; benchmarks/README.md says what this benchmark needs there")
+    return path
+
+
+def quantized(name: str, calibration: int, config: brecq.QuantConfig) -> tuple[brecq.QuantResult, dict[str, float]]:
+    """The network `name`, quantized with so many calibration inputs; what it took: seconds, bytes."""
+    data = calibration_data(name, calibration)
+    model = network(name).model
+    began = time.perf_counter()
+    result = brecq.quantize(model, data, config)
+    return result, {"seconds": time.perf_counter() - began, "weight_bytes": result.weight_bytes()}
+
+
+def quality(name: str, model: nn.Module, samples: int) -> dict[str, float]:
+    """Top-1 accuracy, agreement with the float network (both percent), and SQNR of the logits (dB)."""
+    reference = network(name).model
+    found = brecq.evaluate(model, test_data(name, samples), reference=reference, batch_size=100)
+    assert found.top1 is not None
+    values = {"top1": found.top1, "agreement": found.agreement, "sqnr": found.sqnr}
+    return {key: value for key, value in values.items() if value is not None and value != float("inf")}
+
+
+def measure(name: str, calibration: int, samples: int, config: brecq.QuantConfig | None) -> dict[str, float]:
+    """Quantize (without `config`: leave in float) and evaluate."""
+    if config is None:
+        return quality(name, network(name).model, samples)
+    result, cost = quantized(name, calibration, config)
+    return {**cost, **quality(name, result.model, samples)}
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute on `threads` threads; `None` leaves it to PyTorch."""
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -1,0 +1,130 @@
+"""Capture: what comes out computes what the model computes, in place of nothing, for any batch size."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from brecq.errors import CaptureError
+from brecq.graph.capture import capture, evaluating
+
+ALL = [
+    "ResNet", "MobileNet", "SENet", "ConcatNet", "ViT", "UNet", "Functional", "TwoBranch", "FPN", "Signal",
+    "Standardized", "Recurrent",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_computes_what_the_model_computes_for_another_batch_size(captured, networks: ModuleType, name: str) -> None:
+    model = networks.build(getattr(networks, name))
+    inputs = networks.inputs(model, samples=5)
+    expected, found = tree_leaves(model(*inputs)), tree_leaves(captured(name)(*inputs))
+    assert [value.shape for value in found] == [value.shape for value in expected]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_is_functional_and_in_eval_mode(captured, name: str) -> None:
+    targets = [node.target for node in captured(name).graph.nodes if node.op == "call_function"]
+    operators = [target for target in targets if isinstance(target, torch._ops.OpOverload)]
+    assert operators
+    assert [target for target in operators if target._schema.is_mutable] == []
+    assert [target for target in operators if "batch_norm" in str(target) or "dropout" in str(target)] == []
+
+
+def test_leaves_the_model_alone(networks: ModuleType) -> None:
+    model = networks.build(networks.ResNet)
+    model.train()
+    model.bn1.eval()
+    model.fc.weight.requires_grad_(False)
+    modes = {name: module.training for name, module in model.named_modules()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    grads = {name: value.requires_grad for name, value in model.named_parameters()}
+    x = torch.randn(2, 3, 16, 16)
+
+    graph = capture(model, (x,))
+    for parameter in graph.parameters():
+        parameter.data = parameter.data.double()  # what `.to(device)` does
+
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert {name: value.requires_grad for name, value in model.named_parameters()} == grads
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) and after[name].dtype == value.dtype for name, value in before.items())
+
+
+def test_evaluating_restores_modes_after_an_error() -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
+    model[0].eval()
+    with pytest.raises(RuntimeError, match="inside"), evaluating(model):
+        assert not model[1].training
+        raise RuntimeError("inside")
+    assert [module.training for module in model.modules()] == [True, False, True]
+
+
+def test_batches_of_one(captured, networks: ModuleType) -> None:
+    model = networks.build(networks.ResNet)
+    x = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(captured("ResNet")(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_are_frozen(captured) -> None:
+    assert not any(parameter.requires_grad for parameter in captured("ResNet").parameters())
+
+
+class DataDependent(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+
+class OneBatchSize(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.token.expand(len(x), -1)
+
+
+class Failing(nn.Module):
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(4, 4), middle, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.first(x)))
+
+
+def test_error_names_the_module_with_data_dependent_control_flow() -> None:
+    middle = nn.Sequential(nn.Linear(4, 4), DataDependent(), nn.Linear(4, 4))
+    with pytest.raises(CaptureError, match=r"(?s)submodule 'middle.*data-dependent control flow.*submodule="):
+        capture(Failing(middle), (torch.randn(2, 4),))
+
+
+def test_error_names_the_module_that_fixes_the_batch_size() -> None:
+    with pytest.raises(CaptureError, match=r"(?s)'middle' \(OneBatchSize\): it works for one batch size.*x\.shape\[0\]"):
+        capture(Failing(OneBatchSize()), (torch.randn(2, 4),))
+
+
+def test_error_of_a_model_that_does_not_run() -> None:
+    with pytest.raises(CaptureError, match=r"does not run on the example inputs: RuntimeError"):
+        capture(nn.Linear(4, 4), (torch.randn(2, 5),))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((), "no tensor with a batch dimension"),
+        ((3,), "no tensor with a batch dimension"),
+        ((torch.randn(1, 4),), r"batch sizes \[1\]"),
+        ((torch.randn(2, 4), torch.randn(3, 4)), r"batch sizes \[2, 3\]"),
+    ],
+)
+def test_bad_example_inputs(inputs: tuple[object, ...], message: str) -> None:
+    with pytest.raises(CaptureError, match=message):
+        capture(nn.Linear(4, 4), inputs)

@@ -1,0 +1,145 @@
+"""Prepare: fake-quantizers where a quantizer asked for them, that do nothing until they are told to."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
+from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+from brecq.config import QuantConfig
+from brecq.errors import ConfigError
+from brecq.graph import ops
+from brecq.graph.placement import BrecqQuantizer
+from brecq.graph.prepare import fake_quantize_node, input_quantizer, prepare
+from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize, set_mode
+
+EVERYTHING = ["ResNet", "MobileNet", "SENet", "ConcatNet", "ViT", "UNet", "TwoBranch", "FPN", "Signal", "Recurrent"]
+
+
+class Convolutions(Quantizer):
+    """Annotates inputs and weights of convolutions with given specs."""
+
+    def __init__(self, inputs: QuantizationSpec | None, weights: QuantizationSpec | None) -> None:
+        self.inputs, self.weights = inputs, weights
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        for node in model.graph.nodes:
+            if ops.kind(node) == "conv2d":
+                specs = {node.args[0]: self.inputs, node.args[1]: self.weights}
+                node.meta["quantization_annotation"] = QuantizationAnnotation(
+                    input_qspec_map={k: v for k, v in specs.items() if v is not None}, _annotated=True
+                )
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        pass
+
+
+def spec(observer: type, **changes: object) -> QuantizationSpec:
+    values = {"dtype": torch.uint8, "quant_min": 0, "quant_max": 15, "qscheme": torch.per_tensor_affine, **changes}
+    return QuantizationSpec(observer_or_fake_quant_ctr=observer, **values)
+
+
+@pytest.mark.parametrize("placement", ["output", "input"])
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_changes_nothing_in_float_mode(captured, networks: ModuleType, name: str, placement: str) -> None:
+    inputs = networks.inputs(networks.build(getattr(networks, name)), samples=3)
+    graph = captured(name)
+    expected = tree_leaves(graph(*inputs))
+    prepared = prepare(graph, BrecqQuantizer(QuantConfig(placement=placement)))
+    found = tree_leaves(prepared(*inputs))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["ResNet", "ConcatNet", "UNet", "ViT"])
+def test_every_bias_behind_a_quantized_input_is_quantized_with_the_product_of_the_steps(captured, name: str) -> None:
+    graph = prepare(captured(name), BrecqQuantizer(QuantConfig()))
+    layers = [node for node in graph.graph.nodes if ops.kind(node)]
+    for layer in layers:
+        bias = fake_quantize_node(graph, layer.args[2])
+        assert isinstance(bias, BiasFakeQuantize), layer.name
+        weight = fake_quantize_node(graph, layer.args[1])
+        assert bias.sources == (input_quantizer(graph, layer), weight)
+        assert isinstance(weight, WeightFakeQuantize)
+
+
+def test_biases_stay_float_where_the_input_is_float(captured) -> None:
+    graph = prepare(captured("ResNet"), BrecqQuantizer(QuantConfig(activations=32)))
+    modules = list(graph.modules())
+    assert sum(isinstance(module, WeightFakeQuantize) for module in modules) == 9
+    assert not any(isinstance(module, ActivationFakeQuantize | BiasFakeQuantize) for module in modules)
+
+
+def test_a_grouped_transposed_convolution_keeps_its_bias_in_float(captured) -> None:
+    graph = prepare(captured("Signal"), BrecqQuantizer(QuantConfig()))
+    layer = next(node for node in graph.graph.nodes if ops.kind(node) == "conv_transpose1d")
+    assert layer.args[2].op == "get_attr"  # one weight step for the outputs of both groups
+
+
+def test_the_input_quantizer_is_seen_through_pooling_and_concatenation(captured) -> None:
+    graph = prepare(captured("ConcatNet"), BrecqQuantizer(QuantConfig()))
+    fuse = next(node for node in graph.graph.nodes if node.name == "conv2d_3")
+    left = next(node for node in graph.graph.nodes if node.name == "relu_1")
+    assert input_quantizer(graph, fuse) is fake_quantize_node(graph, next(iter(left.users)))
+
+
+def test_a_concatenation_of_two_grids_is_on_neither(captured) -> None:
+    graph = prepare(captured("ConcatNet"), BrecqQuantizer(QuantConfig()))
+    right = next(node for node in graph.graph.nodes if node.name == "relu_2")
+    quantizer = next(iter(right.users))
+    graph.other = ActivationFakeQuantize(fake_quantize_node(graph, quantizer).range, torch.per_tensor_affine)
+    quantizer.target = "other"
+    assert input_quantizer(graph, next(node for node in graph.graph.nodes if node.name == "conv2d_3")) is None
+
+
+@pytest.mark.parametrize("name", ["ResNet", "MobileNet", "Functional", "UNet"])
+def test_the_x86_quantizer_of_torchao(captured, networks: ModuleType, name: str) -> None:
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    graph = prepare(captured(name), quantizer)
+    found = [fake_quantize_node(graph, node) for node in graph.graph.nodes]
+    weights = [module for module in found if isinstance(module, WeightFakeQuantize)]
+    activations = [module for module in found if isinstance(module, ActivationFakeQuantize)]
+    # transposed convolutions are not among what this back end quantizes
+    layers = [node for node in graph.graph.nodes if ops.kind(node) in ("conv2d", "linear")]
+    assert len(weights) == len(layers)
+    assert {(m.quant_min, m.quant_max, m.qscheme) for m in weights} == {(-128, 127, torch.per_channel_symmetric)}
+    assert {m.dtype for m in activations} == {torch.uint8}
+    set_mode(graph, Mode.OBSERVE)
+    graph(*networks.inputs(networks.build(getattr(networks, name)), samples=4))
+
+
+def test_observers_of_other_quantizers_become_ours(captured) -> None:
+    inputs = spec(HistogramObserver)
+    weights = spec(
+        PerChannelMinMaxObserver, dtype=torch.int8, quant_min=-7, quant_max=7, qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+    )  # fmt: skip
+    graph = prepare(captured("ResNet"), Convolutions(inputs, weights))
+    layer = next(node for node in graph.graph.nodes if ops.kind(node))
+    found, weight = fake_quantize_node(graph, layer.args[0]), fake_quantize_node(graph, layer.args[1])
+    assert (found.range.low, found.range.high, found.qscheme) == (0, 15, torch.per_tensor_affine)
+    assert (weight.range.low, weight.range.high, weight.symmetric, weight.ch_axis) == (-7, 7, True, 0)
+    assert fake_quantize_node(graph, next(n for n in graph.graph.nodes if n.name == "linear").args[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (spec(MinMaxObserver, is_dynamic=True), "dynamic quantization at 'x'.*static"),
+        (spec(MinMaxObserver, dtype=torch.int16, quant_min=0, quant_max=9), r"torch\.int16 at 'x'"),
+        (
+            spec(PerChannelMinMaxObserver, qscheme=torch.per_channel_affine, ch_axis=1),
+            "scale per channel at activation 'x'",
+        ),
+    ],
+    ids=["dynamic", "int16", "per channel"],
+)
+def test_what_cannot_be_learned_is_an_error(captured, inputs: QuantizationSpec, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare(captured("ResNet"), Convolutions(inputs, None))

@@ -1,0 +1,398 @@
+"""Small networks of the shapes that the tests need. Loaded by the fixture `networks`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(outputs)]
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv_bn(inputs, outputs, 3, stride)
+        self.conv2, self.bn2 = conv_bn(outputs, outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = nn.Sequential(*conv_bn(inputs, outputs, 1, stride)) if stride > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        y += x if self.downsample is None else self.downsample(x)
+        return self.relu(y)
+
+
+class ResNet(nn.Module):
+    """Three residual blocks; in-place operators everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv_bn(3, 8)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = nn.Sequential(BasicBlock(8, 8), BasicBlock(8, 8))
+        self.layer2 = nn.Sequential(BasicBlock(8, 16, 2))
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer2(self.layer1(self.relu(self.bn1(self.conv1(x)))))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, expand: int = 4) -> None:
+        super().__init__()
+        hidden = inputs * expand
+        self.skip = stride == 1 and inputs == outputs
+        self.conv = nn.Sequential(
+            *conv_bn(inputs, hidden, 1),
+            nn.ReLU6(inplace=True),
+            *conv_bn(hidden, hidden, 3, stride, groups=hidden),
+            nn.ReLU6(inplace=True),
+            *conv_bn(hidden, outputs, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.skip else self.conv(x)
+
+
+class MobileNet(nn.Module):
+    """Inverted residuals with and without a skip connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Sequential(*conv_bn(3, 8), nn.ReLU6(inplace=True)),
+            InvertedResidual(8, 8, 1),
+            InvertedResidual(8, 12, 2),
+            InvertedResidual(12, 12, 1),
+        )
+        self.classifier = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce, self.expand = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))).sigmoid()
+
+
+class SENet(nn.Module):
+    """A residual block with squeeze-and-excitation and swish."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.expand, self.bn = conv_bn(8, 16, 1)
+        self.se = SqueezeExcite(16)
+        self.project = nn.Conv2d(16, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.stem(x))
+        y = self.bn(self.expand(x))
+        y = y * torch.sigmoid(y)
+        x = x + self.project(self.se(y))
+        return self.head(x.mean((2, 3)))
+
+
+class ConcatNet(nn.Module):
+    """Two branches of one input, concatenated in front of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.left = nn.Conv2d(8, 4, 1)
+        self.right = nn.Conv2d(8, 6, 3, padding=1)
+        self.fuse = nn.Conv2d(10, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.max_pool2d(torch.cat([F.relu(self.left(x)), F.relu(self.right(x))], 1), 2)
+        return self.head(F.relu(self.fuse(x)).mean((2, 3)))
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width))
+
+
+class Encoder(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(width), Attention(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class ViT(nn.Module):
+    """Patch embedding, class token, position embedding, two encoder blocks."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, width, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.position = nn.Parameter(torch.randn(1, 17, width))
+        self.blocks = nn.Sequential(Encoder(width), Encoder(width))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+class DoubleConv(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            *conv_bn(inputs, outputs), nn.ReLU(inplace=True), *conv_bn(outputs, outputs), nn.ReLU(inplace=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class UNet(nn.Module):
+    """Skips that span the network, joined by concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc1, self.enc2, self.mid = DoubleConv(3, 8), DoubleConv(8, 16), DoubleConv(16, 32)
+        self.up2, self.dec2 = nn.ConvTranspose2d(32, 16, 2, 2), DoubleConv(32, 16)
+        self.up1, self.dec1 = nn.ConvTranspose2d(16, 8, 2, 2), DoubleConv(16, 8)
+        self.out = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.enc1(x)
+        b = self.enc2(F.max_pool2d(a, 2))
+        c = self.mid(F.max_pool2d(b, 2))
+        d = self.dec2(torch.cat([b, self.up2(c)], 1))
+        return self.out(self.dec1(torch.cat([a, self.up1(d)], 1)))
+
+
+class Functional(nn.Module):
+    """Functional calls on bare parameters: no module tree at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, shape in {
+            "w0": (8, 3, 3, 3), "a1": (8, 8, 3, 3), "a2": (8, 8, 3, 3), "b1": (8, 8, 3, 3), "b2": (8, 8, 3, 3),
+            "fc": (10, 8),
+        }.items():  # fmt: skip
+            self.register_parameter(name, nn.Parameter(torch.randn(shape) * 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.conv2d(x, self.w0, padding=1))
+        x = F.relu(x + F.conv2d(F.relu(F.conv2d(x, self.a1, padding=1)), self.a2, padding=1))
+        x = x + F.conv2d(F.relu(F.conv2d(x, self.b1, padding=1)), self.b2, padding=1)
+        return F.linear(x.relu_().mean((2, 3)), self.fc)
+
+
+class TwoBranch(nn.Module):
+    """Two inputs, two towers, one head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+        self.right = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head(torch.cat([self.left(x).mean((2, 3)), self.right(y).mean((2, 3))], 1))
+
+
+class FPN(nn.Module):
+    """A feature pyramid: three outputs, lateral connections, one head shared by all levels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = ((3, 8), (8, 16), (16, 32))
+        self.body = nn.ModuleList([nn.Sequential(nn.Conv2d(i, o, 3, 2, 1), nn.ReLU()) for i, o in widths])
+        self.lateral = nn.ModuleList([nn.Conv2d(i, 8, 1) for i in (8, 16, 32)])
+        self.smooth = nn.ModuleList([nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)])
+        self.head = nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        levels = []
+        for stage in self.body:
+            x = stage(x)
+            levels.append(x)
+        levels = [lateral(level) for lateral, level in zip(self.lateral, levels, strict=True)]
+        for i in (1, 0):
+            levels[i] = levels[i] + F.interpolate(levels[i + 1], scale_factor=2.0)
+        return {f"p{i}": self.head(F.relu(s(p))) for i, (s, p) in enumerate(zip(self.smooth, levels, strict=True))}
+
+
+class Signal(nn.Module):
+    """1-D and transposed 1-D convolutions, grouped ones too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.bn1 = nn.Conv1d(4, 8, 5, 2, 2, bias=False), nn.BatchNorm1d(8)
+        self.depthwise = nn.Conv1d(8, 8, 3, padding=1, groups=8)
+        self.up, self.bn2 = nn.ConvTranspose1d(8, 8, 4, 2, 1, groups=2, bias=False), nn.BatchNorm1d(8)
+        self.out = nn.Conv1d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.down(x)))
+        return self.out(F.relu(self.bn2(self.up(F.relu(self.depthwise(x))))))
+
+
+class StandardizedConv(nn.Conv2d):
+    """Weight standardization: the weight used is computed from the parameter in every call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        w = w / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+        return F.conv2d(x, w, self.bias, self.stride, self.padding)
+
+
+class Standardized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = StandardizedConv(3, 8, 3, padding=1)
+        self.conv, self.bn = StandardizedConv(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.bn(self.conv(F.relu(self.stem(x))))).mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    """One convolution applied three times: a weight that several blocks share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.step = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for _ in range(3):
+            x = F.relu(self.step(x))
+        return self.head(x.mean((2, 3)))
+
+
+class RandomDag(nn.Module):
+    """A random graph of convolutions, additions, concatenations and products; `seed` decides all of it."""
+
+    def __init__(self, seed: int, size: int = 10) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(high: int) -> int:
+            return int(torch.randint(high, (1,), generator=generator))
+
+        self.plan: list[tuple[str, int, int]] = []
+        self.convs = nn.ModuleDict()
+        for i in range(size):
+            kind = ("conv", "conv", "conv", "add", "cat", "mul", "relu", "gate")[draw(8)]
+            a, b = draw(i + 1), draw(i + 1)
+            if i and draw(2):
+                a = i  # often a chain
+            self.plan.append((kind, a, b))
+            if kind in ("conv", "cat", "gate"):
+                inputs, kernel = 12 if kind == "cat" else 6, 3 if kind == "conv" else 1
+                self.convs[str(i)] = nn.Conv2d(inputs, 6, kernel, padding=kernel // 2)
+        self.stem, self.head = nn.Conv2d(3, 6, 1), nn.Linear(6, 3)
+        self.early = draw(size) if draw(2) else None  # a second output from the middle of the network
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        values = [self.stem(x)]
+        for i, (kind, a, b) in enumerate(self.plan):
+            x, y = values[a], values[b]
+            if kind == "conv":
+                x = self.convs[str(i)](x)
+            elif kind == "cat":
+                x = self.convs[str(i)](torch.cat([x, y], 1))
+            elif kind == "gate":
+                x = x * self.convs[str(i)](y.mean((2, 3), keepdim=True)).sigmoid()
+            else:
+                x = {"add": x + y, "mul": x * y.tanh(), "relu": F.relu(x)}[kind]
+            values.append(x)
+        out = self.head(values[-1].mean((2, 3)))
+        return out if self.early is None else (out, values[self.early])
+
+
+class CifarBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv_bn(inputs, outputs, 3, stride)
+        self.conv2, self.bn2 = conv_bn(outputs, outputs)
+        self.pad = (outputs - inputs) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.pad:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+        return F.relu(y + x)
+
+
+class CifarResNet(nn.Module):
+    """ResNet-20 of He et al. 2016, with parameter-free shortcuts."""
+
+    def __init__(self, blocks: int = 3) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv_bn(3, 16)
+        inputs = 16
+        for stage, (outputs, stride) in enumerate(((16, 1), (32, 2), (64, 2)), start=1):
+            layers = []
+            for i in range(blocks):
+                layers.append(CifarBlock(inputs, outputs, stride if i == 0 else 1))
+                inputs = outputs
+            setattr(self, f"layer{stage}", nn.Sequential(*layers))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return self.linear(F.avg_pool2d(x, x.shape[3]).flatten(1))
+
+
+_INPUTS: dict[type[nn.Module], tuple[tuple[int, ...], ...]] = {
+    TwoBranch: ((3, 16, 16), (3, 16, 16)),
+    Signal: ((4, 32),),
+    UNet: ((3, 16, 16),),
+}
+
+
+def build(network: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    """The network in eval mode with random weights and batch norm statistics that are far from the identity."""
+    torch.manual_seed(seed)
+    model = network()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+    return model.eval()
+
+
+def inputs(model: nn.Module, samples: int = 2, seed: int = 1) -> tuple[Tensor, ...]:
+    """Random inputs of the model, `samples` each."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = _INPUTS.get(type(model), ((3, 16, 16),))
+    return tuple(torch.randn(samples, *shape, generator=generator) for shape in shapes)

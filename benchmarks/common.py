@@ -25,7 +25,10 @@ IMAGENET_CALIBRATION, IMAGENET_TEST = 1000, 800
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut without parameters (option A of He et al. 2016: stride and zero channels)."""
+    """Two 3×3 convolutions and a shortcut without parameters: strided, padded with zero channels.
+
+    Option A of He et al. 2016, "Deep residual learning".
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

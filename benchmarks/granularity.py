@@ -56,7 +56,9 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
         recipe = recipe.replace(batch_size=options.batch_size)
     cells = []
     for network in options.networks:
-        sizes = (CIFAR_CALIBRATION, CIFAR_TEST) if network in CIFAR else (options.calibration, options.samples)
+        sizes: tuple[int, int] = (options.calibration, options.samples)
+        if network in CIFAR:
+            sizes = (CIFAR_CALIBRATION, CIFAR_TEST)
         cells.append(Cell(network, "float", "", *sizes))
         for setting in options.settings:
             weights, activations = bits(setting)

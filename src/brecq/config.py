@@ -111,7 +111,7 @@ class Recipe:
     steps: int = 400
     batch_size: int = 32
     rounding_lr: float = 3e-2
-    step_lr: float = 3e-3
+    step_lr: float = 1e-3
     joint: bool = True
     activation_steps: int = 0
     step_space: StepSpace = "log"
@@ -119,7 +119,7 @@ class Recipe:
     loss: Loss = "plain"
     fisher_labels: FisherLabels = "sampled"
     normalize_loss: bool = True
-    rounding_penalty: float = 1.0
+    rounding_penalty: float = 100.0
     beta: tuple[float, float] = (20.0, 2.0)
     warmup: float = 0.2
     keep_best: bool = True
@@ -167,7 +167,7 @@ _PRESETS = {
         name="paper", steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000, step_lr=4e-4,
         step_space="linear", qdrop=0.0, loss="fisher", normalize_loss=False, rounding_penalty=0.01, keep_best=False,
     ),
-    "thorough": Recipe(name="thorough", steps=2_000),
+    "thorough": Recipe(name="thorough", steps=1_500),
 }  # fmt: skip
 
 

@@ -213,7 +213,9 @@ def test_blocks_named_by_the_user(captured) -> None:
     assert names(graph, "stage", {"early": ["layer1.0"]}) == ["conv1", "early", "layer1.1", "layer2.0", "fc"]
     functional = captured("Functional")
     assert names(functional, named={"both": ["a?", "b?"]}) == ["w0", "both", "fc"]
-    for found, named in ((graph, {"stem": ["conv1", "layer1.0"]}), (functional, {"both": ["a?", "b?"]})):
+    inside = {"convs": ["layer1.0.conv?"]}  # what is left of layer1.0, its addition, goes to them
+    assert names(graph, named=inside) == ["conv1", "convs", "layer1.1", "layer2.0", "fc"]
+    for found, named in ((graph, {"stem": ["conv1", "layer1.0"]}), (graph, inside), (functional, {"both": ["a?", "b?"]})):
         check_cover(found, partition(found, "block", named))
 
 
@@ -221,6 +223,7 @@ def test_blocks_named_by_the_user(captured) -> None:
     ("named", "message"),
     [
         ({"body": ["layer9"]}, "block 'body': 'layer9' matches no module or layer; there are conv1, fc, layer1"),
+        ({"none": ["relu"]}, "'none': relu holds no layer"),
         ({"ends": ["conv1", "fc"]}, r"'ends' is not contiguous: layer 'layer1\.0\.conv1' runs between its members"),
     ],
 )

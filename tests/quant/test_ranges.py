@@ -21,7 +21,9 @@ def lp_error(x: Tensor, scale: float | Tensor, zero_point: float | Tensor, range
     return ((fake_quantize(x, scale, zero_point, range) - x).double().abs() ** p).sum().item()
 
 
-def search_by_loops(x: Tensor, low: float, high: float, range: IntRange, symmetric: bool, p: float, n: int) -> float:
+def search_by_loops(
+    x: Tensor, low: float, high: float, range: IntRange, symmetric: bool, p: float, n: int, shifted: bool = False
+) -> float:
     """The smallest error of the shrink search, written as the textbook loop over factors."""
     low, high = min(low, 0.0), max(high, 0.0)
     best = float("inf")
@@ -34,7 +36,10 @@ def search_by_loops(x: Tensor, low: float, high: float, range: IntRange, symmetr
         else:
             scale = (hi - lo) / (range.high - range.low)
             zero_point = range.low - (round(lo / scale) if scale > 0 else 0)
-        best = min(best, lp_error(x, max(scale, MIN_SCALE), float(zero_point), range, p))
+        shifts = (-1, 0, 1) if shifted and not symmetric else (0,)
+        for shift in shifts:
+            shifted_point = min(max(zero_point + shift, range.low), range.high)
+            best = min(best, lp_error(x, max(scale, MIN_SCALE), float(shifted_point), range, p))
     return best
 
 
@@ -53,7 +58,7 @@ def test_weights_get_the_error_of_the_loop_over_channels(
     scale, zero_point = weight_range(w, range, 0, symmetric, p, n)
     assert scale.dtype == zero_point.dtype == torch.float32
     for row, s, z in zip(w, scale, zero_point, strict=True):
-        expected = search_by_loops(row, row.min().item(), row.max().item(), range, symmetric, p, n)
+        expected = search_by_loops(row, row.min().item(), row.max().item(), range, symmetric, p, n, shifted=n > 1)
         assert lp_error(row, s, z, range, p) == pytest.approx(expected, rel=1e-4)
         assert z == z.round()
         assert range.low <= z <= range.high

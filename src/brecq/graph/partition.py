@@ -196,8 +196,14 @@ def _apply_names(flow: Dataflow, units: list[str | None], named: Mapping[str, Se
                 f"block {name!r} is not contiguous: layer {flow.layers[foreign[0]]!r} runs between its members; "
                 "add it, or split the block"
             )
+        if not flow.weighted(first, last + 1):
+            raise PartitionError(f"block {name!r}: {', '.join(patterns)} holds no layer; name what it should go with")
         for i in range(first, last + 1):
             units[i] = name
+    populated = {unit for unit, layer in zip(units, flow.layers, strict=True) if layer}
+    for i, unit in enumerate(units):
+        if unit not in populated:  # what is left of a block without its layers goes to its neighbours
+            units[i] = None
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -1,7 +1,8 @@
 """Range initialization: the step and zero point with the smallest Lp rounding error.
 
 Minimum and maximum are shrunk jointly, (f·min, f·max) for f = 1, 1 − 1/n, ..., 1/n, and the factor with the smallest
-Σ|x̂ − x|^p is kept (Li et al. 2021 use p = 2.4 and 80 factors). All channels are searched at once.
+Σ|x̂ − x|^p is kept (Li et al. 2021 use p = 2.4 and 80 factors). All channels are searched at once. Asymmetric weights
+try the neighbouring zero points as well.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def weight_range(
     else:
         low, high = rows.aminmax(dim=1)
     scales, zero_points = _candidates(low, high, range, symmetric, candidates)
+    if not symmetric and candidates > 1:
+        scales, zero_points = _shifted(scales, zero_points, range)
     best = torch.empty(rows.shape[0], dtype=torch.long, device=rows.device)
     step = max(1, _CHUNK // max(1, rows.shape[1]))
     for first in torch.arange(0, rows.shape[0], step).tolist():
@@ -113,6 +116,14 @@ def _candidates(low: Tensor, high: Tensor, range: IntRange, symmetric: bool, can
         zero_point = (range.low + share.round()).clamp(range.low, range.high)
     scales = (factors * scale).to(torch.float32).clamp(min=MIN_SCALE)
     return scales, zero_point.to(torch.float32).expand_as(scales)
+
+
+def _shifted(scales: Tensor, zero_points: Tensor, range: IntRange) -> tuple[Tensor, Tensor]:
+    """Every candidate with its zero point, one less and one more: at few levels a code more on the side of the larger
+    weights is worth a good part of the error."""
+    shifts = torch.tensor([0.0, -1.0, 1.0], device=scales.device).view(3, 1, 1)
+    zero_points = (zero_points + shifts).clamp(range.low, range.high)
+    return scales.repeat(3, 1), zero_points.flatten(0, 1)
 
 
 def _errors(rows: Tensor, scales: Tensor, zero_points: Tensor, range: IntRange, p: float) -> Tensor:

@@ -79,6 +79,9 @@ class ActivationCache:
         if self._temporary is not None:
             self._temporary.cleanup()
             self._temporary = None
+        if self._folder is not None:
+            for path in self._folder.glob("activations-*.bin"):  # left by a run that was killed
+                path.unlink(missing_ok=True)
 
     def used(self, place: str) -> int:
         return sum(entry.nbytes for entry in self._entries.values() if entry.place == place)

@@ -1,0 +1,229 @@
+"""Fake-quantizers: modes, learned state, and what they hand to PT2E's convert."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from brecq.quant import affine
+from brecq.quant.affine import IntRange
+from brecq.quant.fake_quant import (
+    DEAD_CHANNEL,
+    ActivationFakeQuantize,
+    BiasFakeQuantize,
+    Mode,
+    WeightFakeQuantize,
+    set_mode,
+)
+
+AFFINE, SYMMETRIC = torch.per_channel_affine, torch.per_channel_symmetric
+
+
+def weight(w: Tensor, bits: int = 4, qscheme: torch.qscheme = AFFINE, axis: int = 0) -> WeightFakeQuantize:
+    module = WeightFakeQuantize(IntRange.weights(bits, qscheme is SYMMETRIC), qscheme, axis)
+    module.initialize(w, 2.4, 50)
+    return module
+
+
+def activation(x: Tensor, bits: int = 4, qscheme: torch.qscheme = torch.per_tensor_affine) -> ActivationFakeQuantize:
+    module = ActivationFakeQuantize(IntRange.activations(bits), qscheme)
+    module.mode = Mode.OBSERVE
+    module(x)
+    module.initialize(2.4, 50)
+    return module
+
+
+def hard(module: nn.Module) -> nn.Module:
+    set_mode(module, Mode.HARD)
+    return module
+
+
+@pytest.mark.parametrize("mode", [Mode.FLOAT, Mode.OBSERVE])
+def test_values_pass_until_quantization_is_on(mode: Mode) -> None:
+    w, x = torch.randn(4, 6), torch.randn(8, 6)
+    for module, value in ((weight(w), w), (activation(x), x)):
+        module.mode = mode
+        assert module(value) is value
+        assert not module.active
+    disabled = WeightFakeQuantize(IntRange.weights(4, False), AFFINE, 0, enabled=False)
+    assert hard(disabled)(w) is w
+    assert disabled.describe() == "float"
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("bits", "qscheme"), [(8, SYMMETRIC), (4, AFFINE), (2, AFFINE), (3, SYMMETRIC)])
+def test_weights_round_to_nearest_on_their_grid(bits: int, qscheme: torch.qscheme, axis: int) -> None:
+    w = torch.randn(6, 5, 3, 3)
+    module = hard(weight(w, bits, qscheme, axis))
+    scale, zero_point = module.calculate_qparams()
+    assert scale.shape == zero_point.shape == (w.shape[axis],)
+    if qscheme is SYMMETRIC:
+        assert not zero_point.any()
+    expected = torch.fake_quantize_per_channel_affine(
+        w, scale, zero_point.int(), axis, module.quant_min, module.quant_max
+    )
+    # torch multiplies by 1 / scale: at ties of x / s the two may differ by one step
+    assert ((module(w) - expected).abs() > 1e-6).float().mean() < 0.01
+    shape = [1] * 4
+    shape[axis] = -1
+    codes = module.integers(w)
+    assert codes.dtype == torch.int8
+    assert codes.min() >= module.quant_min
+    assert codes.max() <= module.quant_max
+    assert torch.equal((codes - zero_point.float().view(shape)) * scale.view(shape), module(w))
+
+
+def test_a_weight_quantized_as_a_whole() -> None:
+    w = torch.randn(6, 5)
+    module = hard(weight(w, 4, torch.per_tensor_affine))
+    assert module.calculate_qparams()[0].shape == (1,)
+    assert (module(w) - w).abs().max() <= module.scale.item()
+
+
+def test_learning_starts_at_the_float_weight_and_ends_at_the_learned_codes() -> None:
+    w = torch.randn(4, 8)
+    module = weight(w)
+    nearest = hard(module)(w)
+    v = module.begin_learning(w)
+    assert v.shape == w.shape
+    scale = module.scale.view(-1, 1)
+    nearest_codes = module.integers(w)
+    inside = (nearest_codes > module.quant_min) & (nearest_codes < module.quant_max)  # there is no code beyond these
+    assert inside.float().mean() > 0.5
+    torch.testing.assert_close(module(w)[inside], w[inside], rtol=1e-4, atol=1e-5)  # h(v) is the fractional part
+    codes = module.learned_codes()
+    assert torch.equal(codes, module.integers(w))  # nothing learned yet: rounding to nearest
+
+    module(w).square().sum().backward()
+    assert v.grad is not None
+    assert v.grad.abs().sum() > 0
+    with torch.no_grad():
+        v.copy_(-v)
+    flipped = module.learned_codes()
+    assert not torch.equal(flipped, codes)
+    assert (flipped.int() - codes.int()).abs().max() == 1
+    module.end_learning(flipped)
+    assert module.v is None
+    assert torch.equal(module.integers(w), flipped)
+    assert torch.equal(module(w), affine.dequantize(flipped, scale, module.zero_point.view(-1, 1)))
+    assert not torch.equal(module(w), nearest)
+    module.end_learning(None)
+    assert torch.equal(module(w), nearest)
+
+
+def test_a_dead_channel_keeps_a_step_that_leaves_room_for_its_bias() -> None:
+    w = torch.randn(3, 8)
+    w[1] = 0
+    module = weight(w)
+    assert module.scale.min() >= DEAD_CHANNEL * module.scale.max() * (1 - 1e-6)
+    assert not hard(module)(w)[1].any()
+
+
+def test_activations_are_initialized_on_what_was_observed() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(1000) * 3
+    module = hard(activation(x, 8))
+    assert module.zero_point == 0
+    assert 2.5 / 255 < module.scale.item() < 3.1 / 255
+    assert (module(x) - x).abs().max() <= 0.6  # no more than a little is clipped
+    assert module._samples == []  # forgotten
+    assert torch.equal(module(x), affine.fake_quantize(x, module.scale, module.zero_point, module.range))
+
+
+def test_the_observed_range_is_that_of_all_batches_and_memory_is_bounded() -> None:
+    module = ActivationFakeQuantize(IntRange.activations(8), torch.per_tensor_affine)
+    module.mode = Mode.OBSERVE
+    for i in range(40):
+        module(torch.full((40_000,), float(i)))
+        assert sum(part.numel() for part in module._samples) <= 1 << 18
+    values = torch.cat(module._samples).unique()
+    assert values.min() <= 8  # early batches are still represented
+    assert values.max() == 39
+    module.initialize(2.4, 100)
+    assert module.scale.item() * 255 > 30
+
+
+def test_an_activation_never_observed_gets_a_valid_grid() -> None:
+    module = ActivationFakeQuantize(IntRange.activations(4), torch.per_tensor_affine)
+    module.initialize(2.4, 10)
+    assert module.scale > 0
+    assert torch.isfinite(hard(module)(torch.randn(5))).all()
+
+
+@pytest.mark.parametrize("log_space", [True, False])
+def test_step_sizes_are_learned_from_where_they_are(log_space: bool) -> None:
+    x = torch.randn(64, 8)
+    module = activation(x)
+    start = module.scale.clone()
+    before = hard(module)(x)
+    theta = module.begin_learning(log_space, 0.0)
+    torch.testing.assert_close(module.step_size(), start)
+    torch.testing.assert_close(module(x), before)
+    (module(x) - x).square().mean().backward()
+    assert theta.grad is not None
+    assert theta.grad != 0
+    with torch.no_grad():
+        theta.add_(-100.0)
+    assert module.step_size() > 0  # whatever the optimizer does
+    module.end_learning(start * 2)
+    assert module.theta is None
+    assert module.calculate_qparams()[0] == start * 2
+
+
+def test_dropping_happens_while_learning_only() -> None:
+    x = torch.randn(1000)
+    module = activation(x, 2)
+    full = hard(module)(x)
+    module.begin_learning(True, 0.5)
+    module.seed = 1
+    mixed = module(x).detach()
+    kept = mixed == x
+    assert 0.4 < kept.float().mean() < 0.6
+    torch.testing.assert_close(mixed[~kept], full[~kept])
+    module.seed = 2
+    assert not torch.equal(module(x).detach(), mixed)
+    module.end_learning(module.scale)
+    assert torch.equal(module(x), full)
+
+
+def test_biases_are_multiples_of_the_product_of_the_steps() -> None:
+    w, x, bias = torch.randn(4, 6), torch.randn(32, 6), torch.randn(4)
+    inputs, weights = activation(x, 8), weight(w)
+    module = BiasFakeQuantize(inputs, weights)
+    assert list(module.children()) == []  # its sources belong to the graph
+    assert module(bias) is bias
+    set_mode(inputs, Mode.HARD)
+    assert module(bias) is bias  # the input is still float
+    set_mode(weights, Mode.HARD)
+    rounded = module(bias)
+    step = inputs.scale * weights.scale
+    torch.testing.assert_close(rounded / step, (rounded / step).round(), rtol=0, atol=1e-2)
+    assert ((rounded - bias).abs() <= step / 2 * 1.001).all()
+    scale, zero_point = module.calculate_qparams()
+    assert torch.equal(scale, step)
+    assert not zero_point.any()
+    theta = inputs.begin_learning(True, 0.0)
+    with torch.no_grad():
+        theta.add_(3.0)
+    assert not torch.equal(module(bias), rounded)  # it follows the step that is being learned
+
+
+def test_modes_of_activations_may_differ() -> None:
+    net = nn.ModuleList([weight(torch.randn(2, 2)), activation(torch.randn(4))])
+    net.append(BiasFakeQuantize(net[1], net[0]))
+    set_mode(net, Mode.HARD, activations=Mode.FLOAT)
+    assert [module.mode for module in net] == [Mode.HARD, Mode.FLOAT, Mode.HARD]
+    assert [module.active for module in net] == [True, False, False]
+
+
+def test_descriptions() -> None:
+    described = weight(torch.randn(2, 2)).describe(), activation(torch.randn(4), 8).describe()
+    assert described[0].startswith("4 bit asymmetric")
+    assert described[1].startswith("8 bit asymmetric")
+    assert weight(torch.randn(2, 2), 8, SYMMETRIC).describe().startswith("8 bit symmetric")
+
+
+def test_quantizing_before_initialization_is_refused() -> None:
+    with pytest.raises(AssertionError, match="initialize was not called"):
+        hard(WeightFakeQuantize(IntRange.weights(4, False), AFFINE, 0))(torch.randn(2, 2))

@@ -1,0 +1,102 @@
+"""Where activations wait changes nothing but where they wait."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from brecq.reconstruct.cache import ActivationCache, free_host_memory
+
+CPU = torch.device("cpu")
+PLACES = {"host": 1 << 30, "file": 0}
+
+
+@pytest.fixture(params=PLACES)
+def cache(request: pytest.FixtureRequest, tmp_path: Path) -> ActivationCache:
+    made = ActivationCache(CPU, PLACES[request.param], tmp_path)
+    made.expected = request.param
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("shape", [(10,), (10, 4), (10, 3, 5), (10, 3, 5, 6)])
+def test_what_is_put_can_be_got(cache: ActivationCache, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = (torch.randn(shape) * 10).to(dtype)
+    for start in range(0, 10, 4):
+        cache.put("x", start, x[start : start + 4], 10)
+    assert cache.place("x") == cache.expected
+    assert "x" in cache
+    assert cache.samples("x") == 10
+    assert torch.equal(cache.get("x", slice(2, 7)), x[2:7])
+    index = torch.tensor([7, 0, 3])
+    found = cache.get("x", index)
+    assert torch.equal(found, x[index])
+    assert found.dtype == dtype
+    cache.close()
+
+
+def test_images_come_back_channels_last(cache: ActivationCache) -> None:
+    cache.put("x", 0, torch.randn(4, 3, 5, 6), 4)
+    assert cache.get("x", slice(0, 4)).is_contiguous(memory_format=torch.channels_last)
+    cache.close()
+
+
+def test_what_is_got_is_not_what_is_kept(cache: ActivationCache) -> None:
+    cache.put("x", 0, torch.ones(4, 2), 4)
+    cache.get("x", torch.arange(4)).zero_()
+    assert cache.get("x", torch.arange(4)).sum() == 8
+    cache.close()
+
+
+def test_the_budget_decides_tensor_by_tensor(tmp_path: Path) -> None:
+    cache = ActivationCache(CPU, 1000, tmp_path)
+    cache.put("a", 0, torch.zeros(1, 200), 1)  # 800 bytes
+    cache.put("b", 0, torch.zeros(1, 100), 1)  # 400: too much
+    cache.put("c", 0, torch.zeros(1, 50), 1)  # 200: just fits
+    assert [cache.place(name) for name in "abc"] == ["host", "file", "host"]
+    assert cache.used("host") == 1000
+    cache.drop("a")
+    cache.put("d", 0, torch.zeros(1, 200), 1)
+    assert cache.place("d") == "host"
+    assert cache.peak == {"device": 0, "host": 1000, "file": 400}
+    cache.close()
+
+
+def test_files_are_gone_when_their_tensor_is(tmp_path: Path) -> None:
+    cache = ActivationCache(CPU, 0, tmp_path)
+    for name in "ab":
+        cache.put(name, 0, torch.zeros(4, 4), 4)
+    assert len(list(tmp_path.iterdir())) == 2
+    cache.drop("a")
+    assert len(list(tmp_path.iterdir())) == 1
+    assert "a" not in cache
+    cache.drop("a")  # twice is fine
+    cache.close()
+    assert list(tmp_path.iterdir()) == []
+    assert "b" not in cache
+
+
+def test_files_of_a_killed_run_are_removed_too(tmp_path: Path) -> None:
+    killed = ActivationCache(CPU, 0, tmp_path)
+    for name in "abc":
+        killed.put(name, 0, torch.full((4, 4), 7.0), 4)
+    again = ActivationCache(CPU, 0, tmp_path)
+    again.put("a", 0, torch.ones(2, 4), 2)
+    assert torch.equal(again.get("a", slice(0, 2)), torch.ones(2, 4))
+    again.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_folder_by_default() -> None:
+    cache = ActivationCache(CPU, 0)
+    cache.put("a", 0, torch.zeros(4, 4), 4)
+    folder = Path(cache._temporary.name)
+    assert list(folder.iterdir())
+    cache.close()
+    assert not folder.exists()
+
+
+def test_without_a_budget_half_of_what_is_free() -> None:
+    assert 0 < ActivationCache(CPU).total <= free_host_memory()

@@ -1,0 +1,85 @@
+"""Diagonal Fisher information against a direct computation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from brecq.errors import DataError
+from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.fisher import log_likelihood, measure, normalized
+
+CPU = torch.device("cpu")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def measured(lab, labels: Tensor | None, samples: int = 70, seed: int = 0) -> tuple[ActivationCache, list[str]]:
+    _, network = lab.network(lab.config())
+    cache = ActivationCache(CPU)
+    measure(network, lab.inputs(samples=samples), labels, cache, generator(seed))
+    return cache, [block.outputs[0] for block in network.blocks]
+
+
+def test_squared_gradients_normalized_to_mean_1_over_each_sample(lab) -> None:
+    samples = 70
+    labels = torch.randint(10, (samples,))
+    cache, names = measured(lab, labels, samples)
+    _, network = lab.network(lab.config())
+    (x,) = lab.inputs(samples=samples)
+
+    # one sample at a time, by the chain of blocks
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    for i in range(0, samples, 7):
+        values = {network.inputs[0]: x[i : i + 1]}
+        for block in network.blocks:
+            values.update({k: v.requires_grad_() for k, v in block(values).items()})
+        loss = -torch.nn.functional.cross_entropy(network.output(values), labels[i : i + 1])
+        for name, gradient in zip(names, torch.autograd.grad(loss, [values[n] for n in names]), strict=True):
+            found[name].append(gradient.square())
+    for name in names:
+        every = cache.get(f"fisher/{name}", slice(0, samples))
+        torch.testing.assert_close(every.flatten(1).mean(1), torch.ones(samples))
+        expected = torch.cat(found[name]).flatten(1)
+        expected = expected / expected.mean(1, keepdim=True)
+        torch.testing.assert_close(every[::7].flatten(1), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_samples_without_any_gradient_have_no_weight() -> None:
+    weight = torch.stack([torch.zeros(2, 3), torch.rand(2, 3) * 1e-30])
+    found = normalized(weight)
+    assert not found[0].any()
+    assert found[1].mean().item() == pytest.approx(1.0)
+
+
+def test_sampled_labels_follow_the_generator(lab) -> None:
+    first, names = measured(lab, None)
+    again, _ = measured(lab, None)
+    other, _ = measured(lab, None, seed=1)
+    name = f"fisher/{names[0]}"
+    everything = slice(0, 70)
+    assert torch.equal(first.get(name, everything), again.get(name, everything))
+    assert not torch.equal(first.get(name, everything), other.get(name, everything))
+
+
+def test_labels_are_sampled_from_the_softmax() -> None:
+    logits = torch.tensor([0.7, 0.2, 0.1]).log().expand(20_000, 3).clone().requires_grad_()
+    log_likelihood(logits, None, generator()).backward()
+    # the gradient of the chosen class is 1 - p, of the others -p
+    chosen = (logits.grad > 0).float().mean(0)
+    torch.testing.assert_close(chosen, torch.tensor([0.7, 0.2, 0.1]), rtol=0, atol=0.02)
+
+
+def test_given_labels_and_positions() -> None:
+    logits, labels = torch.randn(2, 5, 3, 4), torch.randint(5, (2, 3, 4))
+    expected = logits.log_softmax(1).gather(1, labels[:, None]).sum()
+    torch.testing.assert_close(log_likelihood(logits, labels, generator()), expected)
+
+
+@pytest.mark.parametrize("output", [torch.randn(3), (torch.randn(3, 4), torch.randn(3, 4))])
+def test_a_network_without_logits_is_an_error(output: object) -> None:
+    with pytest.raises(DataError, match=r"returns logits \[N, C, \.\.\.\], not .*; use loss='plain'"):
+        log_likelihood(output, None, generator())

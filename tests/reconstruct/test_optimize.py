@@ -1,0 +1,185 @@
+"""Reconstruction of single blocks: what is learned, what is kept, what options change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize
+from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.optimize import Reconstruction, _Sampler, initialize, learnables
+from brecq.reconstruct.streams import Streams
+
+CPU = torch.device("cpu")
+VARIANTS = {
+    "qdrop off": {"qdrop": 0.0},
+    "fisher": {"loss": "fisher"},
+    "raw loss": {"normalize_loss": False, "rounding_penalty": 0.01},
+    "linear steps": {"step_space": "linear", "step_lr": 1e-3},
+    "no penalty": {"rounding_penalty": 0.0},
+    "other learning rate": {"rounding_lr": 0.1},
+    "two stages": {"joint": False, "activation_steps": 12},
+    "other range": {"range_norm": 2.0, "range_candidates": 30},
+}
+
+
+@pytest.fixture(scope="module")
+def fast(lab):
+    return lab.run()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_option_changes_the_result(lab, fast, variant: str) -> None:
+    changed = lab.run(**VARIANTS[variant])
+    assert not lab.same(changed, fast)
+    assert all(report.error_after <= report.error_before for report in changed.reports)
+
+
+def test_given_labels_change_the_fisher_result(lab) -> None:
+    labels = torch.randint(10, (96,))
+    sampled = lab.run(loss="fisher", labels=labels)
+    given = lab.run(loss="fisher", fisher_labels="given", labels=labels)
+    assert not lab.same(sampled, given)
+    assert lab.same(sampled, lab.run(loss="fisher"))  # labels that are not asked for are not used
+
+
+@pytest.mark.parametrize("rounding_lr", [0.03, 30.0])
+def test_keep_best_is_never_worse_than_rounding_to_nearest(lab, rounding_lr: float) -> None:
+    run = lab.run(rounding_lr=rounding_lr, step_lr=rounding_lr)  # 30 destroys whatever it learns
+    assert all(report.error_after <= report.error_before for report in run.reports)
+
+
+def test_without_keep_best_the_last_state_is_kept(lab) -> None:
+    run = lab.run(rounding_lr=30.0, step_lr=1.0, keep_best=False)
+    assert any(report.error_after > report.error_before for report in run.reports)
+
+
+def test_the_reported_error_is_that_of_the_finished_block(lab, fast) -> None:
+    """Samples are fewer than those the error is measured on: it can be computed anew."""
+    cache = ActivationCache(CPU)
+    streams = Streams(fast.network, lab.inputs(), cache)
+    for block, report in zip(fast.network.blocks, fast.reports, strict=True):
+        streams.advance("float", block)
+        streams.advance("quantized", block)
+        (target,) = streams.read("float", block.outputs, slice(0, 96))
+        (output,) = streams.read("quantized", block.outputs, slice(0, 96))
+        error = (output - target).double().square().sum() / target.double().square().sum()
+        assert report.error_after == pytest.approx(error.item(), rel=1e-4)
+        assert report.layers == block.layers
+
+
+def test_more_steps_learn_more(lab, fast) -> None:
+    longer = lab.run(steps=60)
+    before = sum(report.error_before for report in longer.reports[1:-1])
+    assert longer.reports[1].error_after < fast.reports[1].error_after
+    assert sum(report.error_after for report in longer.reports[1:-1]) < before
+
+
+def test_biases_are_on_the_int32_grid(fast) -> None:
+    checked = 0
+    for node in fast.graph.graph.nodes:
+        if node.op != "call_module":
+            continue
+        module = fast.graph.get_submodule(node.target)
+        if isinstance(module, BiasFakeQuantize):
+            inputs, weight = module.sources
+            bias = fast.graph
+            for part in node.args[0].target.split("."):
+                bias = getattr(bias, part)
+            steps = module(bias).double() / (inputs.scale.double() * weight.scale.double())
+            torch.testing.assert_close(steps, steps.round(), rtol=1e-5, atol=1e-3)
+            checked += 1
+    assert checked == 9
+
+
+def test_codes_are_within_one_of_rounding_down(lab, fast) -> None:
+    nearest, learned = lab.run(method="rtn").learned(), fast.learned()
+    weights = [name for name in nearest if name.endswith(".codes")]
+    assert len(weights) == 9
+    changed = 0
+    for name in weights:
+        difference = (learned[name].int() - nearest[name].int()).abs()
+        assert difference.max() <= 1
+        changed += int(difference.sum())
+    assert changed > 0
+
+
+def test_bfloat16_autocast_runs_and_learns(lab, fast) -> None:
+    run = lab.run(autocast="bf16")
+    assert not lab.same(run, fast)
+    for report, reference in zip(run.reports, fast.reports, strict=True):
+        assert report.error_after <= report.error_before
+        assert report.error_before == pytest.approx(reference.error_before, rel=0.5)
+
+
+def test_a_shared_weight_is_learned_once(lab) -> None:
+    run = lab.run(name="Recurrent", granularity="layer")
+    layers = [report.layers[0] for report in run.reports]
+    assert layers == ["stem", "step", "step#2", "step#3", "head"]
+    weights = [m for m in run.graph.modules() if isinstance(m, WeightFakeQuantize)]
+    assert len(weights) == 3
+    # what later blocks do does not change the shared weight: stop after the first use, and compare
+    first, network = lab.network(lab.config(granularity="layer"), "Recurrent")
+    done = set()
+    owners = []
+    for block in network.blocks:
+        mine = learnables(block, done)
+        owners.append(sorted(mine.weights))
+        done |= {module for module, _ in mine.weights.values()}
+    assert [len(names) for names in owners] == [1, 1, 0, 0, 1]
+    assert first is network.graph
+
+
+def test_a_block_with_nothing_to_learn_makes_no_steps(lab) -> None:
+    run = lab.run(name="Recurrent", granularity="layer", activations=32)
+    assert [report.steps for report in run.reports] == [12, 12, 0, 0, 12]
+    skipped = run.reports[2]
+    assert skipped.error_before == skipped.error_after
+
+
+def test_initialize_sets_every_range_once(lab) -> None:
+    config = lab.config()
+    _, network = lab.network(config)
+    streams = Streams(network, lab.inputs(), ActivationCache(CPU))
+    block = network.blocks[0]
+    streams.advance("float", block)
+    mine = learnables(block, set())
+    initialize(block, mine, streams, config.recipe, activations=False)
+    modules = list(mine.activations.values())
+    assert not any(module.initialized for module in modules)
+    weight = next(iter(mine.weights.values()))[0]
+    scale = weight.scale
+    initialize(block, mine, streams, config.recipe, activations=True)
+    assert all(module.initialized for module in modules)
+    assert weight.scale is scale
+    kept = [module.scale for module in modules]
+    initialize(block, mine, streams, config.recipe, activations=True)
+    assert all(module.scale is old for module, old in zip(modules, kept, strict=True))
+
+
+def test_everything_is_hard_afterwards(lab) -> None:
+    config = lab.config()
+    _, network = lab.network(config)
+    streams = Streams(network, lab.inputs(), ActivationCache(CPU))
+    block = network.blocks[0]
+    streams.advance("float", block)
+    mine = learnables(block, set())
+    initialize(block, mine, streams, config.recipe, activations=True)
+    calls: list[tuple[int, float, float | None]] = []
+    learner = Reconstruction(block, mine, streams, config.recipe, "joint", 0, False)
+    outcome = learner.run(20, lambda *call: calls.append(call))
+    assert outcome.steps == 20
+    assert [step for step, _, _ in calls] == [10, 20]
+    assert all(soft > 0 for _, soft, _ in calls)
+    assert calls[-1][2] is not None
+    for module in block.module.modules():
+        if isinstance(module, WeightFakeQuantize | ActivationFakeQuantize):
+            assert module.mode is Mode.HARD
+            assert not list(module.parameters())
+
+
+def test_batches_hold_every_sample_once_before_any_comes_again() -> None:
+    sampler = _Sampler(10, 4, torch.Generator().manual_seed(0))
+    drawn = torch.cat([next(sampler) for _ in range(5)])
+    assert sorted(drawn[:10].tolist()) == sorted(drawn[10:].tolist()) == list(range(10))
+    assert drawn[:10].tolist() != drawn[10:].tolist()

@@ -110,7 +110,8 @@ def quantize(console: Console, model: nn.Module, calibration: Tensor) -> tuple[l
     config = brecq.QuantConfig(weights=4, activations=8, recipe=recipe)
 
     console.print("[bold]1. The baseline: every weight rounded to the nearest 4-bit value[/]")
-    nearest = brecq.quantize(model, calibration, dataclasses.replace(config, method="rtn"))
+    with console.status("choosing the ranges of weights and activations"):
+        nearest = brecq.quantize(model, calibration, dataclasses.replace(config, method="rtn"))
     console.print(f"done in {format_seconds(nearest.report.seconds)}\n")
 
     console.print("[bold]2. Reconstruction: learn, block by block, which weights to round up or down[/]")

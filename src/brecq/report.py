@@ -36,8 +36,9 @@ class ScopeEntry:
 
     Attributes:
         op: the graph node. layer: its layer or module. block: the block it is in. kind: `conv2d`, `add`, ...
-        weights, inputs, output: e.g. `4 bit asymmetric` or `float`; weights have a scale per output channel, activations
-            one per tensor. `weights` is empty without any; a layer's `output` is what leaves its activation function.
+        weights, inputs, output: e.g. `4 bit asymmetric` or `float`; weights have a scale per output channel,
+            activations one per tensor. `weights` is empty without any; a layer's `output` is what leaves its
+            activation function.
         reason: why something stays in float, empty otherwise.
     """
 

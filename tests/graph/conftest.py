@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 
 import pytest
@@ -18,7 +18,7 @@ Captured = Callable[[str], GraphModule]
 
 @pytest.fixture(scope="session")
 def _captures(networks: ModuleType) -> Captured:
-    @lru_cache(maxsize=None)
+    @cache
     def get(name: str) -> GraphModule:
         model = networks.build(getattr(networks, name))
         return capture(model, networks.inputs(model))

@@ -107,7 +107,9 @@ def test_error_names_the_module_with_data_dependent_control_flow() -> None:
 
 
 def test_error_names_the_module_that_fixes_the_batch_size() -> None:
-    with pytest.raises(CaptureError, match=r"(?s)'middle' \(OneBatchSize\): it works for one batch size.*x\.shape\[0\]"):
+    with pytest.raises(
+        CaptureError, match=r"(?s)'middle' \(OneBatchSize\): it works for one batch size.*x\.shape\[0\]"
+    ):
         capture(Failing(OneBatchSize()), (torch.randn(2, 4),))
 
 

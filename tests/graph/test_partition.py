@@ -215,7 +215,11 @@ def test_blocks_named_by_the_user(captured) -> None:
     assert names(functional, named={"both": ["a?", "b?"]}) == ["w0", "both", "fc"]
     inside = {"convs": ["layer1.0.conv?"]}  # what is left of layer1.0, its addition, goes to them
     assert names(graph, named=inside) == ["conv1", "convs", "layer1.1", "layer2.0", "fc"]
-    for found, named in ((graph, {"stem": ["conv1", "layer1.0"]}), (graph, inside), (functional, {"both": ["a?", "b?"]})):
+    for found, named in (
+        (graph, {"stem": ["conv1", "layer1.0"]}),
+        (graph, inside),
+        (functional, {"both": ["a?", "b?"]}),
+    ):
         check_cover(found, partition(found, "block", named))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,7 +71,7 @@ class Lab:
         self.networks = networks
         self.same = same
 
-        @lru_cache(maxsize=None)
+        @cache
         def captured(name: str) -> GraphModule:
             model = networks.build(getattr(networks, name))
             return capture(model, networks.inputs(model))
@@ -84,7 +84,9 @@ class Lab:
     def config(self, *, recipe: str = "fast", weights: int = 2, activations: int = 4, **changes: Any) -> QuantConfig:
         own = {name: changes.pop(name) for name in list(changes) if name in QuantConfig.__dataclass_fields__}
         settings = {"steps": 12, "batch_size": 16, "range_candidates": 20, **changes}
-        return QuantConfig(weights=weights, activations=activations, recipe=Recipe.preset(recipe).replace(**settings), **own)
+        return QuantConfig(
+            weights=weights, activations=activations, recipe=Recipe.preset(recipe).replace(**settings), **own
+        )
 
     def network(self, config: QuantConfig, name: str = "ResNet") -> tuple[GraphModule, Network]:
         graph = prepare(copy.deepcopy(self._captured(name)), BrecqQuantizer(config))
@@ -118,8 +120,6 @@ class Lab:
 @pytest.fixture(scope="session")
 def lab(networks: ModuleType) -> Lab:
     return Lab(networks)
-
-
 
 
 @pytest.fixture(autouse=True)

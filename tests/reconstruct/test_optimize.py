@@ -68,7 +68,8 @@ def test_the_reported_error_is_that_of_the_finished_block(lab, fast) -> None:
         assert report.layers == block.layers
 
 
-def test_more_steps_learn_more(lab, fast) -> None:
+def test_more_steps_learn_more(lab) -> None:
+    fast = lab.run(steps=4)
     longer = lab.run(steps=60)
     before = sum(report.error_before for report in longer.reports[1:-1])
     assert longer.reports[1].error_after < fast.reports[1].error_after

@@ -103,10 +103,10 @@ def _owners(flow: Dataflow, nodes: list[Node], specs: Sequence[BlockSpec]) -> di
     owner = {flow.ops[p]: i for i, spec in enumerate(specs) for p in range(spec.start, spec.stop)}
     for node in nodes:
         if node.op == "call_module":
-            source = node.args[0]
-            readers = {owner[user] for user in node.users if user in owner}
+            source: Any = node.args[0]
+            reading = {owner[user] for user in node.users if user in owner}
             bypassed = any(user is not node and owner.get(user) != owner.get(source) for user in source.users)
-            if source in owner and not (bypassed and len(readers) == 1):
+            if source in owner and not (bypassed and len(reading) == 1):
                 owner[node] = owner[source]
     for node in reversed(nodes):
         if node.op == "call_module" and node not in owner:  # weights, biases and network inputs: to their first reader

@@ -99,9 +99,9 @@ def _export(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
 def _drop_guards(module: GraphModule) -> None:
     """Remove the input check that `.module()` inserts: blocks and other batch sizes run without it."""
     for node in list(module.graph.nodes):
-        if node.op == "call_module" and "guard" in str(node.target):
-            module.graph.erase_node(node)
-        elif node.op == "call_function" and "assert" in str(node.target):
+        if (node.op == "call_module" and "guard" in str(node.target)) or (
+            node.op == "call_function" and "assert" in str(node.target)
+        ):
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
@@ -178,7 +178,7 @@ def _smallest_failing(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, s
     found: tuple[str, str] | None = None
     for name in sorted(received, key=lambda path: path.count(".") if path else -1):
         inside = found is None or name.startswith(f"{found[0]}." if found[0] else "")
-        if not inside or not any(True for _ in modules[name].parameters()) and found is not None:
+        if not inside or (not any(True for _ in modules[name].parameters()) and found is not None):
             continue
         args, kwargs = received[name]
         try:

@@ -34,8 +34,8 @@ class Dataflow:
         outside = {node: -1 - i for i, node in enumerate(placeholders)}
         self.inputs: list[list[int]] = []
         for node in self.ops:
-            sources = (resolve(source) for source in node.all_input_nodes if not ops.is_size(source))
-            known = [self.index.get(source, outside.get(source)) for source in sources]
+            read = (resolve(source) for source in node.all_input_nodes if not ops.is_size(source))
+            known = [self.index.get(source, outside.get(source)) for source in read]
             self.inputs.append(list(dict.fromkeys(i for i in known if i is not None)))
         self.last_use = list(range(len(self.ops)))
         for i, sources in enumerate(self.inputs):

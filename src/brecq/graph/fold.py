@@ -130,10 +130,11 @@ def fold_batch_norm(module: GraphModule) -> None:
 
 def _fold_one(module: GraphModule, layer: Node, norm: Node, statistics: list[Node | None]) -> None:
     gamma, beta, mean, var = (None if n is None else get_tensor(module, str(n.target)) for n in statistics)
-    assert mean is not None and var is not None
+    assert mean is not None
+    assert var is not None
     gamma = torch.ones_like(mean) if gamma is None else gamma
     beta = torch.zeros_like(mean) if beta is None else beta
-    eps = float(norm.args[7])
+    eps: Any = norm.args[7]
     weight_node: Any = layer.args[1]
     bias_node: Any = layer.args[2] if len(layer.args) > 2 else None
     weight = get_tensor(module, weight_node.target)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch.fx import Node
 
 aten = torch.ops.aten
 
-WEIGHTED = {
+WEIGHTED: dict[Any, str] = {
     aten.conv1d.default: "conv1d",
     aten.conv1d.padding: "conv1d",
     aten.conv2d.default: "conv2d",

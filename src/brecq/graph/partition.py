@@ -16,7 +16,7 @@ Dataflow decides what may be a block, the module tree names and groups it:
 from __future__ import annotations
 
 import fnmatch
-import os
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,10 +71,7 @@ def partition(
     if granularity == "net" and not named:
         return [BlockSpec("net", 0, len(flow.ops))]
     units: list[str | None]
-    if granularity == "layer":
-        units = [layer if layer else None for layer in flow.layers]
-    else:
-        units = _Tree(flow).units()
+    units = [layer if layer else None for layer in flow.layers] if granularity == "layer" else _Tree(flow).units()
     if named:
         _apply_names(flow, units, named)
     specs = _merge_illegal(flow, _runs(flow, units))
@@ -94,7 +91,7 @@ def _runs(flow: Dataflow, units: list[str | None]) -> list[BlockSpec]:
         owners[i] = owners[known[0]]
     for i in range(known[-1] + 1, len(owners)):
         owners[i] = owners[known[-1]]
-    for left, right in zip(known, known[1:], strict=False):
+    for left, right in itertools.pairwise(known):
         boundary = _boundary(flow, left, right)
         for i in range(left + 1, right):
             owners[i] = owners[left] if i < boundary else owners[right]
@@ -216,8 +213,12 @@ def _parent(path: str) -> str:
 
 def _common(paths: Sequence[str]) -> str:
     """The deepest module path that contains all `paths`."""
-    parts = os.path.commonprefix([path.split(".") if path else [] for path in paths])
-    return ".".join(parts)
+    common = paths[0].split(".")
+    for path in paths[1:]:
+        parts = path.split(".")
+        same = (i for i, (a, b) in enumerate(zip(common, parts, strict=False)) if a != b)
+        common = common[: next(same, min(len(common), len(parts)))]
+    return ".".join(common)
 
 
 class _Tree:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -288,8 +289,8 @@ class BrecqQuantizer(Quantizer):
     def annotate(self, model: GraphModule) -> GraphModule:
         placement = self.placement = plan(model, self.config)
         # A PT2E node holds one annotation: inputs and output are collected first.
-        inputs: dict[Node, dict[Node, object]] = defaultdict(dict)
-        outputs: dict[Node, object] = {}
+        inputs: dict[Node, dict[Node, Any]] = defaultdict(dict)
+        outputs: dict[Node, Any] = {}
         leaders: dict[Node, Node] = {}
         for node in model.graph.nodes:
             if node in placement.tensors:
@@ -306,12 +307,13 @@ class BrecqQuantizer(Quantizer):
             )
         for layer, bits in placement.weight_bits.items():
             if bits != FLOAT:
-                inputs[layer][layer.args[1]] = self._weight(layer, bits)  # type: ignore[index]
+                weight: Any = layer.args[1]
+                inputs[layer][weight] = self._weight(layer, bits)
         for node in model.graph.nodes:
             if node in inputs or node in outputs:
                 node.meta[ANNOTATION] = QuantizationAnnotation(
-                    input_qspec_map=dict(inputs.get(node, {})),  # type: ignore[arg-type]
-                    output_qspec=outputs.get(node),  # type: ignore[arg-type]
+                    input_qspec_map=dict(inputs.get(node, {})),
+                    output_qspec=outputs.get(node),
                     _annotated=True,
                 )
         return model

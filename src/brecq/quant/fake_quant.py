@@ -119,7 +119,8 @@ class WeightFakeQuantize(_FakeQuantize):
     @torch.no_grad()
     def learned_codes(self) -> Tensor:
         """The codes that the current logits round to, int8."""
-        assert self._base is not None and self.v is not None
+        assert self._base is not None
+        assert self.v is not None
         return adaround.hard_codes(self._base, self.v, self.range).to(torch.int8)
 
     def end_learning(self, codes: Tensor | None) -> None:
@@ -188,10 +189,9 @@ class ActivationFakeQuantize(_FakeQuantize):
     @torch.no_grad()
     def initialize(self, p: float, candidates: int) -> None:
         """Choose scale and zero point from what was observed, and forget it."""
-        samples = torch.cat(self._samples) if self._samples else torch.zeros(1)
-        low, high = (self._low, self._high) if self._samples else (0.0, 0.0)
+        samples = torch.cat(self._samples) if self._samples else torch.empty(0)  # nothing observed: an error below
         self.scale, self.zero_point = ranges.activation_range(
-            samples, low, high, self.range, self.symmetric, p, candidates
+            samples, self._low, self._high, self.range, self.symmetric, p, candidates
         )
         self._samples, self._low, self._high = [], math.inf, -math.inf
 

@@ -68,7 +68,9 @@ def log_likelihood(logits: Tensor, labels: Tensor | None, generator: torch.Gener
     """Σ log p(y) over samples (and positions), differentiable, 0-dim; y given, or sampled from softmax(logits)."""
     if not isinstance(logits, Tensor) or logits.dim() < 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise DataError(f"Fisher weights need a network that returns logits [N, C, ...], not {found}; use loss='plain'")
+        raise DataError(
+            f"Fisher weights need a network that returns logits [N, C, ...], not {found}; use loss='plain'"
+        )
     flat = logits.movedim(1, -1).flatten(0, -2).float()
     if labels is None:
         probabilities = flat.detach().softmax(-1).cpu()

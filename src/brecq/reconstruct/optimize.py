@@ -26,10 +26,10 @@ from brecq.reconstruct.streams import BATCH, Streams
 
 Stage = Literal["joint", "weights", "activations", "rtn"]
 
-HARD_SAMPLES = 256
+HARD_SAMPLES = 128
 """Samples that the loss under hard rounding is measured on."""
 
-HARD_CHECKS = 4
+HARD_CHECKS = 3
 """How often per block it is measured while learning."""
 
 StepHook = Callable[[int, float, "float | None"], None]
@@ -55,10 +55,12 @@ class Learnables:
 def learnables(block: Block, done: set[nn.Module]) -> Learnables:
     """Fake-quantizers that this block is the first to use; those in `done` belong to earlier blocks."""
     found = Learnables({}, {})
+    seen = set(done)
     for node in block.module.graph.nodes:
         module = fake_quantize_node(block.module, node)
-        if module is None or not module.enabled or module in done:
+        if module is None or not module.enabled or module in seen:
             continue
+        seen.add(module)  # one module can be at several places: in front of a concatenation, for a shared weight
         if isinstance(module, WeightFakeQuantize):
             found.weights[str(node.target)] = (module, _constant(block.module, node.args[0]))
         elif isinstance(module, ActivationFakeQuantize):
@@ -142,9 +144,7 @@ class Reconstruction:
         groups = [{"params": logits, "lr": recipe.rounding_lr}, {"params": steps, "lr": recipe.step_lr}]
         return torch.optim.Adam([group for group in groups if group["params"]])
 
-    def _step(
-        self, step: int, steps: int, index: Tensor, optimizer: torch.optim.Optimizer, scale: float
-    ) -> Tensor:
+    def _step(self, step: int, steps: int, index: Tensor, optimizer: torch.optim.Optimizer, scale: float) -> Tensor:
         recipe = self.recipe
         for i, module in enumerate(self.activations):
             module.seed = self.seed + step * len(self.activations) + i
@@ -157,7 +157,7 @@ class Reconstruction:
         loss = reconstruction
         if beta is not None and self.weights:
             logits = [module.v for module in self.weights if module.v is not None]
-            penalty = sum(adaround.rounding_regularizer(v, beta) for v in logits)
+            penalty = torch.stack([adaround.rounding_regularizer(v, beta) for v in logits]).sum()
             if recipe.normalize_loss:
                 penalty = penalty / sum(v.numel() for v in logits)
             loss = loss + recipe.rounding_penalty * penalty
@@ -186,8 +186,12 @@ class Reconstruction:
         total = torch.zeros((), device=self.device)
         for name, output, target in zip(self.block.outputs, outputs, targets, strict=True):
             channels = target.shape[1] if target.dim() == 4 else target.shape[-1]
-            weight = self.streams.cache.get(f"fisher/{name}", index) if self.fisher else None  # mean 1
-            total = total + F.mse_loss(output.float(), target, weight=weight) * channels
+            if self.fisher:
+                weight = self.streams.cache.get(f"fisher/{name}", index)
+                error = (weight * (output.float() - target).square()).mean()
+            else:
+                error = F.mse_loss(output.float(), target)
+            total = total + error * channels
         return total
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -18,11 +19,11 @@ from brecq.checkpoint.resume import RunState
 from brecq.config import QuantConfig
 from brecq.graph.blocks import Network
 from brecq.progress import Progress
-from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize
+from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct import fisher
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.optimize import Learnables, Reconstruction, Stage, initialize, learnables
-from brecq.reconstruct.streams import Streams
+from brecq.reconstruct.streams import Streams, run_batches
 from brecq.report import BlockReport
 
 
@@ -54,10 +55,14 @@ def run(
         given = labels if config.recipe.fisher_labels == "given" else None
         fisher.measure(network, inputs, given, cache, generator)
         forwards += len(network.blocks)
+    shared = _shared(network)
+    if shared:
+        _initialize(shared, network, inputs, config, cache.device)
+        forwards += len(network.blocks)
     names = [block.name for block in network.blocks]
     for number, (stage, steps) in enumerate(stages(config)):
         progress.start(names, steps)
-        one = _Pass(network, inputs, config, cache, state, progress, number, stage, steps)
+        one = _Pass(network, inputs, config, cache, state, progress, number, stage, steps, shared)
         reports += one.run()
         forwards += one.forwards
     return reports, forwards
@@ -67,6 +72,33 @@ def seed_of(seed: int, *parts: object) -> int:
     """A seed for one purpose, the same whatever ran before."""
     text = ":".join(str(part) for part in (seed, *parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+
+def _shared(network: Network) -> set[ActivationFakeQuantize]:
+    """Quantizers of tensors that blocks apart make and a concatenation joins: no single block may decide on them."""
+    users: Counter[ActivationFakeQuantize] = Counter()
+    for block in network.blocks:
+        users.update({m for m in block.module.modules() if isinstance(m, ActivationFakeQuantize) and m.enabled})
+    return {module for module, blocks in users.items() if blocks > 1}
+
+
+def _initialize(
+    shared: set[ActivationFakeQuantize],
+    network: Network,
+    inputs: tuple[Tensor, ...],
+    config: QuantConfig,
+    device: torch.device,
+) -> None:
+    """Set their ranges for all their tensors together, from the float network; they are not learned."""
+    recipe = config.recipe
+    set_mode(network.graph, Mode.FLOAT)
+    for module in shared:
+        module.mode = Mode.OBSERVE
+    with torch.no_grad():
+        run_batches(network, [value[: recipe.range_samples] for value in inputs], device, lambda *_: None)
+    for module in shared:
+        module.initialize(recipe.range_norm, recipe.range_candidates)
+    set_mode(network.graph, Mode.FLOAT)
 
 
 class _Pass:
@@ -81,7 +113,9 @@ class _Pass:
         number: int,
         stage: Stage,
         steps: int,
+        frozen: set[ActivationFakeQuantize],
     ) -> None:
+        self.frozen = frozen
         self.network, self.inputs, self.config, self.cache = network, inputs, config, cache
         self.state, self.progress = state, progress
         self.number, self.stage, self.steps = number, stage, steps
@@ -96,7 +130,7 @@ class _Pass:
         if len(finished) < len(blocks):
             streams = Streams(self.network, self.inputs, self.cache, activations)
         reports = []
-        done: set[nn.Module] = set()
+        done: set[nn.Module] = set(self.frozen)
         for index, block in enumerate(blocks):
             self.progress.block(index, block.name)
             mine = learnables(block, done)
@@ -130,9 +164,7 @@ class _Pass:
         else:
             outcome = learner.run(self.steps, self.progress.step)
             before, after, steps = outcome.before, outcome.after, outcome.steps
-        report = BlockReport(
-            block.name, block.layers, steps, before, after, time.perf_counter() - began, self.stage
-        )
+        report = BlockReport(block.name, block.layers, steps, before, after, time.perf_counter() - began, self.stage)
         if self.state is not None and self.stage != "rtn":
             self.state.save_block(self.number, index, block.name, _tensors(mine), asdict(report))
         return report

@@ -15,9 +15,7 @@ from brecq.sources.source import Source, require, unknown_name
 from brecq.sources.weights import fit_classes, load_weights, read_weights
 
 
-def load_timm(
-    name: str, spec: str, weights: Path | None, trust_pickle: bool, pretrained: bool = True
-) -> Source:
+def load_timm(name: str, spec: str, weights: Path | None, trust_pickle: bool, pretrained: bool = True) -> Source:
     timm: Any = require("timm", "vision", spec)
     from_hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
     if not from_hub and not timm.is_model(name):

@@ -1,0 +1,117 @@
+"""A saved result, loaded again, computes the same bits; its weights take the bits that they have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import brecq
+from brecq import QuantConfig, QuantResult, Recipe
+from brecq.errors import CheckpointError
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def quantized(networks: ModuleType, name: str, weights: int, activations: int = 4, **options: object) -> QuantResult:
+    model = networks.build(getattr(networks, name))
+    recipe = Recipe.preset("fast").replace(steps=3, batch_size=8, range_candidates=10)
+    config = QuantConfig(weights=weights, activations=activations, recipe=recipe)
+    inputs = networks.inputs(model, 16)
+    return brecq.quantize(model, [inputs if len(inputs) > 1 else inputs[0]], config, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "activations"),
+    [("ResNet", 4, 4), ("UNet", 2, 4), ("ViT", 3, 8), ("TwoBranch", 8, 32), ("Recurrent", 32, 4), ("Signal", 5, 6)],
+)
+def test_a_loaded_result_computes_the_same_bits(
+    networks: ModuleType, tmp_path: Path, name: str, weights: int, activations: int
+) -> None:
+    result = quantized(networks, name, weights, activations)
+    result.metadata["source"] = "a test"
+    folder = result.save(tmp_path / "out")
+    loaded = brecq.load(folder)
+    inputs = networks.inputs(networks.build(getattr(networks, name)), 5, seed=7)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(*inputs), result.model(*inputs))
+    assert loaded.config == result.config
+    assert loaded.report == result.report
+    assert loaded.metadata == {"source": "a test"}
+    assert [value.shape for value in loaded.example_inputs] == [value.shape for value in result.example_inputs]
+    assert loaded.weight_bytes() == result.weight_bytes()
+    again = loaded.save(tmp_path / "again")
+    with torch.no_grad():
+        assert torch.equal(brecq.load(again).model(*inputs), result.model(*inputs))
+
+
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*[m for _ in range(5) for m in (nn.Linear(256, 256), nn.ReLU())])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_weights_take_their_true_bits_on_disk(tmp_path: Path, bits: int) -> None:
+    torch.manual_seed(0)
+    config = QuantConfig(weights=bits, activations=8, first_last=None, method="rtn")
+    result = brecq.quantize(Wide().eval(), torch.randn(16, 256), config)
+    folder = result.save(tmp_path)
+    packed = 5 * 256 * 256 * bits / 8
+    scales, biases = 5 * 256 * (4 + 1) + 5 * 5, 5 * 256 * 4  # a scale and a zero point a channel; int32 biases
+    expected = packed + scales + biases
+    assert result.weight_bytes() == pytest.approx(expected, rel=0.02)
+    with safe_open(folder / "weights.safetensors", framework="pt") as file:
+        stored = sum(value.numel() * value.element_size() for value in map(file.get_tensor, file.keys()))
+    assert stored == pytest.approx(expected, rel=0.02)
+    assert result.float_bytes() == 4 * 5 * (256 * 256 + 256)
+
+
+def test_what_is_in_the_folder(networks: ModuleType, tmp_path: Path) -> None:
+    result = quantized(networks, "ResNet", 4)
+    result.save(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "model.pt2", "weights.safetensors", "manifest.json", "report.json",
+    }  # fmt: skip
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["seed"] == 0
+    assert manifest["data_digest"] == result.report.data_digest
+    assert manifest["config"]["weights"] == 4
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [block["name"] for block in report["blocks"]] == [block.name for block in result.report.blocks]
+
+
+def test_a_submodule_is_saved_alone_and_put_back_by_its_name(networks: ModuleType, tmp_path: Path) -> None:
+    result = quantized(networks, "ResNet", 4, submodule="layer1")
+    loaded = brecq.load(result.save(tmp_path))
+    assert json.loads((tmp_path / "manifest.json").read_text())["submodule"] == "layer1"
+    model = networks.build(networks.ResNet)
+    model.layer1 = loaded.model
+    x = networks.inputs(model, 5)[0]
+    with torch.no_grad():
+        assert torch.equal(model(x), result.model(x))
+
+
+def test_a_damaged_folder_is_an_error(networks: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"missing|not"):
+        brecq.load(tmp_path / "nothing")
+    result = quantized(networks, "TwoBranch", 8)
+    result.save(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        brecq.load(tmp_path)

@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 import brecq
@@ -66,7 +67,7 @@ def test_quantize(model: nn.Module, x: Tensor) -> None:
     assert report.block_forwards == 2 * len(BLOCKS)
     assert report.samples == 48
     assert report.config == config().to_dict()
-    assert report.versions["torch"] == torch.__version__
+    assert torch.__version__.startswith(report.versions["torch"])
     assert sum(bool(entry.weights) for entry in report.scope) == 9
     assert report.seconds > 0
     assert report.notes
@@ -76,11 +77,7 @@ def test_quantize(model: nn.Module, x: Tensor) -> None:
 def test_the_converted_network_is_the_one_that_was_measured(
     networks: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = []
     original = convert_module.convert
-    monkeypatch.setattr(
-        "brecq.pipeline.convert", lambda graph: prepared.append(graph) or original(graph), raising=True
-    )
     model = networks.build(getattr(networks, name))
     inputs = networks.inputs(model, 32)
     expected = {}
@@ -92,9 +89,8 @@ def test_the_converted_network_is_the_one_that_was_measured(
 
     monkeypatch.setattr("brecq.pipeline.convert", keep)
     result = brecq.quantize(model, inputs[0], config(weights=3))
-    found = torch.utils._pytree.tree_leaves(run(result.model, *inputs))
-    for a, b in zip(found, torch.utils._pytree.tree_leaves(expected["output"]), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    found = tree_leaves(run(result.model, inputs[0]))
+    assert all(torch.equal(a, b) for a, b in zip(found, tree_leaves(expected["output"]), strict=True))
 
 
 def test_another_quantizer_of_pt2e(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +186,10 @@ def test_resume_after_a_kill(model: nn.Module, x: Tensor, tmp_path: Path) -> Non
     resumed = brecq.quantize(model, x, config(memory_budget=0), run_dir=tmp_path, resume=True)
     assert [block.resumed for block in resumed.report.blocks] == [True, True, True, False, False]
     assert torch.equal(run(resumed.model, x), run(whole.model, x))
-    assert list(tmp_path.rglob("*.safetensors")) == list(tmp_path.rglob("*.bin")) == []  # nothing is left behind
+    assert list(tmp_path.rglob("*.bin")) == []
+    resumed.save(tmp_path)  # from now on the finished blocks are not needed any more
+    assert not (tmp_path / "blocks").exists()
+    assert torch.equal(run(brecq.load(tmp_path).model, x), run(whole.model, x))
 
 
 def test_resuming_something_else_is_refused(model: nn.Module, x: Tensor, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from brecq.quant import kernels
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct import passes
 from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.memory import reuse_freed
 from brecq.report import Report, ScopeEntry
 from brecq.result import QuantResult
 
@@ -87,7 +88,8 @@ def quantize(
     state = _run_state(prepared, network, data, config, run_dir, resume)
     cache = ActivationCache(torch.device(device), config.memory_budget, None if run_dir is None else Path(run_dir))
     try:
-        reports, forwards = passes.run(network, inputs, data.labels, config, cache, state, progress)
+        with reuse_freed(cache.device):
+            reports, forwards = passes.run(network, inputs, data.labels, config, cache, state, progress)
     finally:
         cache.close()
 

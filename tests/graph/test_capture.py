@@ -61,9 +61,10 @@ def test_leaves_the_model_alone(networks: ModuleType) -> None:
 def test_evaluating_restores_modes_after_an_error() -> None:
     model = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
     model[0].eval()
-    with pytest.raises(RuntimeError, match="inside"), evaluating(model):
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), evaluating(model):
+        model(torch.randn(1, 7))
+    with evaluating(model):
         assert not model[1].training
-        raise RuntimeError("inside")
     assert [module.training for module in model.modules()] == [True, False, True]
 
 

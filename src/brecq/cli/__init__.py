@@ -28,8 +28,10 @@ class _Group(TyperGroup):
     """Turns errors that brecq raises on purpose into one line; `BRECQ_DEBUG=1` shows the traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        # importing torchao beside a newer torch logs a deprecation that concerns neither brecq nor its users
-        logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+        # importing torchao beside a newer torch logs a deprecation, and compiling on a machine with a CUDA compiler
+        # but no GPU a notice, that concern neither brecq nor its users
+        for name in ("torch.utils._pytree", "torch.utils.cpp_extension"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning(warnings.showwarning)

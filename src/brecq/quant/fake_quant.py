@@ -146,13 +146,15 @@ class WeightFakeQuantize(_FakeQuantize):
         return affine.dequantize(self.integers(w), scale, zero_point)
 
     def _grid(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.scale is not None and self.zero_point is not None, "initialize was not called"
+        assert self.scale is not None, "initialize was not called"
+        assert self.zero_point is not None
         if not self.per_channel:
             return self.scale[0], self.zero_point[0]
         return (affine.per_channel(value, w.dim(), self.ch_axis) for value in (self.scale, self.zero_point))  # type: ignore[return-value]
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
-        assert self.scale is not None and self.zero_point is not None, "initialize was not called"
+        assert self.scale is not None, "initialize was not called"
+        assert self.zero_point is not None
         return self.scale, self.zero_point.to(torch.int64)
 
 
@@ -250,7 +252,8 @@ class ActivationFakeQuantize(_FakeQuantize):
         )
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
-        assert self.scale is not None and self.zero_point is not None, "initialize was not called"
+        assert self.scale is not None, "initialize was not called"
+        assert self.zero_point is not None
         return self.scale.reshape(1), self.zero_point.to(torch.int64).reshape(1)
 
 

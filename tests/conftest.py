@@ -14,7 +14,7 @@ import torch
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the suite runs in several processes; threads that wait for each other are slower
 
 
 @pytest.fixture

@@ -107,10 +107,10 @@ class Reconstruction:
         self.weights = [module for module, _ in weights.values()]
         self.constants = [weight for _, weight in weights.values()]
         self.activations = list(activations.values())
-        self.drop = recipe.qdrop if streams.activations is Mode.HARD and stage != "weights" else 0.0
+        self.drop = recipe.qdrop if streams.quantizes_activations else 0.0
         self.fisher = recipe.loss == "fisher"
         chosen = torch.randperm(streams.samples, generator=torch.Generator().manual_seed(seed))
-        self.held = chosen[: min(HARD_SAMPLES, streams.samples)].sort().values
+        self.checked = chosen[: min(HARD_SAMPLES, streams.samples)].sort().values
 
     def run(self, steps: int, on_step: StepHook) -> Outcome:
         """Learn for `steps` steps, leaving the block in hard mode with the best state found."""
@@ -139,8 +139,6 @@ class Reconstruction:
         recipe = self.recipe
         logits = [module.begin_learning(w) for module, w in zip(self.weights, self.constants, strict=True)]
         steps = [module.begin_learning(recipe.step_space == "log", self.drop) for module in self.activations]
-        for module in self.activations:
-            module.drop = recipe.qdrop
         groups = [{"params": logits, "lr": recipe.rounding_lr}, {"params": steps, "lr": recipe.step_lr}]
         return torch.optim.Adam([group for group in groups if group["params"]])
 
@@ -199,13 +197,13 @@ class Reconstruction:
         """Loss and relative error with hard rounding on the held samples."""
         self.streams.set_mode("quantized", self.block)
         loss, error, power = 0.0, 0.0, 0.0
-        for index in self.held.split(BATCH):
+        for index in self.checked.split(BATCH):
             outputs = self.block.module(*self.streams.read("quantized", self.block.inputs, index))
             loss += self._loss(outputs, index).item() * len(index)
             for output, target in zip(outputs, self.streams.read("float", self.block.outputs, index), strict=True):
                 error += F.mse_loss(output.float(), target, reduction="sum").item()
                 power += target.square().sum().item()
-        return _Error(loss / len(self.held), error / max(power, 1e-30))
+        return _Error(loss / len(self.checked), error / max(power, 1e-30))
 
     def _check(self) -> _Error:
         """The error if learning stopped now; learning can go on afterwards."""

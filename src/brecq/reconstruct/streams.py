@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from brecq.graph.blocks import Block, Network, Values
-from brecq.quant.fake_quant import Mode, set_mode
+from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, set_mode
 from brecq.reconstruct.cache import ActivationCache
 
 Stream = Literal["float", "quantized"]
@@ -31,6 +31,9 @@ class Streams:
 
     Attributes:
         forwards: block-forwards over the whole set done so far.
+        quantizes_activations: whether the quantized stream differs by more than weights. Where it does not, there is
+            nothing for QDrop to drop, and mixing in the float stream would only hide the error to correct (a point
+            of accuracy at 2-bit weights).
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class Streams:
         self.activations = activations
         self.samples = len(inputs[0])
         self.forwards = 0
+        quantizers = (m for m in network.graph.modules() if isinstance(m, ActivationFakeQuantize))
+        self.quantizes_activations = activations is Mode.HARD and any(m.enabled for m in quantizers)
         self._last_use = network.last_use()
         for name, tensor in zip(network.inputs, inputs, strict=True):
             for start in range(0, self.samples, BATCH):

@@ -1,0 +1,42 @@
+"""A run that is killed goes on with `--resume` and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PATIENCE = 240  # seconds
+
+DRIVER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from brecq.cli import main; sys.exit(main())"
+SOURCES = str(Path(__file__).resolve().parents[2] / "src")
+
+
+def command(network_file: Path, images: Path, out: Path, *options: str) -> list[str]:
+    quantize = ["quantize", f"{network_file}:build", "--calib", str(images), "-o", str(out)]
+    settings = ["-w", "2", "-a", "4", "--calib-size", "16", "--steps", "600", "--batch-size", "4", "--threads", "1"]
+    return [sys.executable, "-c", DRIVER, SOURCES, *quantize, *settings, *options]
+
+
+def test_a_killed_run_resumes_and_ends_with_the_same_weights(network_file: Path, images: Path, tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    subprocess.run(command(network_file, images, undisturbed), check=True, capture_output=True, timeout=PATIENCE)
+
+    process = subprocess.Popen(
+        command(network_file, images, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + PATIENCE
+    while not (killed / "blocks" / "pass0-block0000.safetensors").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (killed / "manifest.json").exists()
+
+    again = command(network_file, images, killed, "--resume")
+    resumed = subprocess.run(again, check=True, capture_output=True, text=True, timeout=PATIENCE)
+    assert "from the earlier run" in resumed.stdout + resumed.stderr
+    assert (killed / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
+    assert not (killed / "blocks").exists()

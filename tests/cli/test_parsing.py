@@ -19,7 +19,7 @@ RECIPE = {
     "steps": ("50", 50),
     "batch_size": ("16", 16),
     "rounding_lr": ("1e-2", 1e-2),
-    "step_lr": ("0.001", 1e-3),
+    "step_lr": ("0.002", 2e-3),
     "joint": ("false", False),
     "activation_steps": ("25", 25),
     "step_space": ("linear", "linear"),

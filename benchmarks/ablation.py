@@ -59,7 +59,7 @@ def variants(base: Recipe) -> dict[str, Recipe]:
         "last state, not the best": base.replace(keep_best=False),
         **{f"rounding lr {lr:g}": base.replace(rounding_lr=lr) for lr in (1e-3, 1e-2, 3e-2, 1e-1)},
         **{f"step size lr {lr:g}": base.replace(step_lr=lr) for lr in (1e-3, 3e-3, 1e-2)},
-        **{f"λ = {penalty:g}": base.replace(rounding_penalty=penalty) for penalty in (0.1, 1.0, 10.0)},
+        **{f"λ = {penalty:g}": base.replace(rounding_penalty=penalty) for penalty in (1.0, 10.0, 1000.0)},
         **{f"{share:g} × the steps": base.replace(steps=max(1, round(share * steps))) for share in (0.25, 0.5, 2, 5)},
     }
 

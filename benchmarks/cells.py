@@ -103,6 +103,19 @@ def run(cells: Sequence[Cell], results: Results, measure: Callable[[Cell], Value
         print(f"{name}  top-1 {values['top1']:.2f} %{took}{known}", file=sys.stderr, flush=True)
 
 
+def run_and_print(
+    options: argparse.Namespace,
+    cells: Sequence[Cell],
+    measure: Callable[[Cell], Values],
+    measures: dict[str, tuple[str, float, int]],
+) -> None:
+    """Measure what is missing, unless only the tables are asked for, and print the tables."""
+    results = Results(options.results)
+    if not options.table:
+        run(cells, results, measure)
+    print(tables(cells, results, measures))
+
+
 def tables(cells: Sequence[Cell], results: Results, measures: dict[str, tuple[str, float, int]]) -> str:
     """For every network a Markdown table per measure, and where they come from.
 

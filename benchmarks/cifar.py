@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from cells import Cell, Results, Values, bits, describe_steps, parser, run, tables, with_steps
+from cells import Cell, Values, bits, describe_steps, parser, run_and_print, with_steps
 from common import CIFAR, CIFAR_CALIBRATION, CIFAR_TEST, measure, use_threads
 
 from brecq import QuantConfig, Recipe
@@ -27,11 +27,9 @@ RECIPES = ("rtn", "fast", "paper", "thorough")
 def main() -> None:
     options = arguments()
     use_threads(options.threads)
-    cells, results = list_cells(options), Results(options.results)
-    if not options.table:
-        run(cells, results, measure_cell)
     title = f"top-1 accuracy in percent, activations quantized at layers' {options.placement}s"
-    print(tables(cells, results, {"top1": (title, 1, 2), "seconds": ("seconds to quantize", 1, 0)}))
+    measures = {"top1": (title, 1.0, 2), "seconds": ("seconds to quantize", 1.0, 0)}
+    run_and_print(options, list_cells(options), measure_cell, measures)
 
 
 def arguments() -> argparse.Namespace:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
-from cells import Cell, Results, Values, bits, describe_steps, parser, run, tables, with_steps
+from cells import Cell, Values, bits, describe_steps, parser, run_and_print, with_steps
 from common import CIFAR, CIFAR_CALIBRATION, CIFAR_TEST, IMAGENET, IMAGENET_TEST, measure, use_threads
 
 from brecq import QuantConfig, Recipe
@@ -31,10 +31,7 @@ MEASURES = {
 def main() -> None:
     options = arguments()
     use_threads(options.threads)
-    cells, results = list_cells(options), Results(options.results)
-    if not options.table:
-        run(cells, results, measure_cell)
-    print(tables(cells, results, MEASURES))
+    run_and_print(options, list_cells(options), measure_cell, MEASURES)
 
 
 def arguments() -> argparse.Namespace:

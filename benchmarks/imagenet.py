@@ -18,7 +18,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from cells import Cell, Results, Values, bits, describe_steps, parser, run, tables, with_steps
+from cells import Cell, Values, bits, describe_steps, parser, run_and_print, with_steps
 from common import IMAGENET, IMAGENET_TEST, measure, quality, quantized, use_threads
 
 from brecq import QuantConfig, Recipe
@@ -36,10 +36,7 @@ MEASURES = {
 def main() -> None:
     options = arguments()
     use_threads(options.threads)
-    cells, results = list_cells(options), Results(options.results)
-    if not options.table:
-        run(cells, results, partial(measure_apart, threads=options.threads))
-    print(tables(cells, results, MEASURES))
+    run_and_print(options, list_cells(options), partial(measure_apart, threads=options.threads), MEASURES)
 
 
 def arguments() -> argparse.Namespace:

@@ -126,7 +126,6 @@ def _extract(
 ) -> Block:
     graph = Graph()
     copies: dict[Node, Node] = {}
-    inputs: list[Node] = []
 
     def constant(node: Node) -> bool:
         """Parameters, and their fake-quantizers when another block owns them (shared weights): copied everywhere."""

@@ -58,7 +58,7 @@ def normalized(weight: Tensor) -> Tensor:
     """Weights [N, ...] divided by their mean over each sample.
 
     The gradients of samples that the network is sure of are orders of magnitude smaller than those of the others.
-    Left alone, a handful of samples would make up the whole loss (benchmarks/ablation.py).
+    Left alone, a handful of samples would make up the whole loss.
     """
     mean = weight.flatten(1).mean(1).clamp(min=torch.finfo(weight.dtype).tiny)
     return weight / mean.view(-1, *[1] * (weight.dim() - 1))

@@ -32,8 +32,7 @@ class Streams:
     Attributes:
         forwards: block-forwards over the whole set done so far.
         quantizes_activations: whether the quantized stream differs by more than weights. Where it does not, there is
-            nothing for QDrop to drop, and mixing in the float stream would only hide the error to correct (a point
-            of accuracy at 2-bit weights).
+            nothing for QDrop to drop, and mixing in the float stream would only hide the error to correct.
     """
 
     def __init__(

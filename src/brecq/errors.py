@@ -29,3 +29,7 @@ class PartitionError(BrecqError, ValueError):
 
 class CheckpointError(BrecqError):
     """A saved result or an interrupted run cannot be read or does not match."""
+
+
+class ExportError(BrecqError):
+    """A format cannot express the network, or a package that it needs is missing."""

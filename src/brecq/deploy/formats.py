@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Format:
-    """An export format. `module` has a function `write(result, path, **options) -> Exported`.
+    """An export format.
 
-    `suffix` is that of its file, empty for a folder; `extra` is the optional dependency that it needs.
+    Attributes:
+        module: has a function `write(result, path, *, ...) -> Exported`; its keyword-only parameters are the options.
+        suffix: of its file, empty for a folder. extra: the optional dependency that it needs.
+        runner: the module that loads such a file into its runtime, `load(path, threads) -> runtime.Runner`; empty
+            without one. exact: True if the runtime computes what the integer simulator computes, code for code.
     """
 
     name: str
@@ -27,6 +31,8 @@ class Format:
     suffix: str
     extra: str
     summary: str
+    runner: str = ""
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,12 @@ class Exported:
 FORMATS = {
     each.name: each
     for each in (
-        Format("onnx", "brecq.deploy.onnx.write", ".onnx", "onnx", "ONNX Runtime, integer kernels, packed weights"),
+        Format(
+            "onnx", "brecq.deploy.onnx.write", ".onnx", "onnx", "ONNX Runtime: integer kernels, packed weights",
+            runner="brecq.deploy.onnx.session", exact=True,
+        ),
     )
-}
+}  # fmt: skip
 """Registered formats by name."""
 
 

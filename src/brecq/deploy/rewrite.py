@@ -27,6 +27,17 @@ def drop_guards(module: GraphModule) -> None:
     module.recompile()
 
 
+def merge_quantizers(module: GraphModule) -> None:
+    """One quantizer where several put the same tensor on the same grid: kernels have one output."""
+    for node in list(module.graph.nodes):
+        first: dict[Grid, Node] = {}
+        for user in [user for user in node.users if user.target is QUANTIZE]:
+            kept = first.setdefault(grid_of(user), user)
+            if kept is not user:
+                user.replace_all_uses_with(kept)
+                module.graph.erase_node(user)
+
+
 def name_means(module: GraphModule) -> None:
     """Spell every mean over all of height and width as global average pooling (and a flattening)."""
     graph = module.graph

@@ -113,7 +113,17 @@ def neutral(completed: Completed, opset: int = 18) -> ir.Model:
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None and len(value.shape):
             value.shape = ir.Shape(["batch", *list(value.shape)[1:]])
+    _name_codes(model, list(completed.quantizers()))
     return model
+
+
+def _name_codes(model: ir.Model, names: list[str]) -> None:
+    """Codes carry the names of the program's quantizers, by which they are compared with the simulator's."""
+    quantizers = [node for node in model.graph if node.domain == DOMAIN and node.op_type == "Quantize"]
+    assert len(quantizers) == len(names), "the exporter merged or dropped a quantizer"
+    taken = {*model.graph.initializers, *(value.name for value in (*model.graph.inputs, *model.graph.outputs))}
+    for node, name in zip(quantizers, names, strict=True):
+        node.outputs[0].name = name if name not in taken else f"{name}.codes"
 
 
 def output_names(completed: Completed) -> list[str]:

@@ -105,9 +105,9 @@ def linear_layers(graph: ir.Graph) -> None:
         if quantizer is not None and quantizer.op_type == "Quantize" and quantizer.domain == DOMAIN:
             attributes = {key: attribute.value for key, attribute in quantizer.attributes.items()}
             dtype = quantizer.outputs[0].dtype
-            gemm = build.node(
-                quantizer, "Quantize", [gemm], f"{name}_codes", dtype, [None, shape[-1]], attributes, DOMAIN
-            )
+            label = quantizer.outputs[0].name
+            quantizer.outputs[0].name = f"{label}_replaced"
+            gemm = build.node(quantizer, "Quantize", [gemm], label, dtype, [None, shape[-1]], attributes, DOMAIN)
             target = quantizer
         sizes = build.constant(f"{name}_shape", np.array([-1, *shape[1:]], np.int64))
         restored = build.node(target, "Reshape", [gemm, sizes], f"{name}_restored", gemm.dtype, shape)

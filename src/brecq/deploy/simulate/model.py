@@ -56,9 +56,10 @@ class IntegerModel(nn.Module):
 
     @torch.no_grad()
     def codes(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """The codes that every quantizer makes of `inputs`, by the quantizer's name in the program, in order."""
+        """The codes that every quantizer makes of `inputs`, by its name in `Completed.quantizers`, in order."""
+        names = {node: name for name, node in self.completed.quantizers().items()}
         found: dict[str, Tensor] = {}
-        _Integers(self.graph, self._constants, lambda node, codes: found.update({node.name: codes})).run(*inputs)
+        _Integers(self.graph, self._constants, lambda node, codes: found.update({names[node]: codes})).run(*inputs)
         return found
 
 

@@ -24,6 +24,7 @@ class Format:
         suffix: of its file, empty for a folder. extra: the optional dependency that it needs.
         runner: the module that loads such a file into its runtime, `load(path, threads) -> runtime.Runner`; empty
             without one. exact: True if the runtime computes what the integer simulator computes, code for code.
+        differs: otherwise, why it may not. files: suffixes of files that lie beside the one that is named.
     """
 
     name: str
@@ -33,6 +34,8 @@ class Format:
     summary: str
     runner: str = ""
     exact: bool = False
+    differs: str = ""
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

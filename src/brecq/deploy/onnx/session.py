@@ -95,6 +95,11 @@ def load(path: Path, threads: int = 1) -> Session:
     return Session(path, threads, {"session.disable_quant_qdq": "1"} if native else None)
 
 
+def load_float(path: Path, threads: int = 1) -> Session:
+    """A float network in ONNX Runtime."""
+    return Session(path, threads)
+
+
 def code_names(model: onnx.ModelProto) -> list[str]:
     """The names of all quantized activations: what QuantizeLinear, or the Clip behind it, writes."""
     clips = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "Clip"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,14 +81,12 @@ def export(result: QuantResult, path: Path | str, format: str = "onnx", **option
         ExportError: the format cannot express the network (the message names the layers and what would help), a
             package is missing, or the file cannot be written.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"the format is {format!r}; choose one of {', '.join(FORMATS)}")
-    write = _writer(FORMATS[format])
-    known = options_of(FORMATS[format], write)
+    known = option_types(format)
     unknown = sorted(set(options) - known.keys())
     if unknown:
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
         raise ConfigError(f"the format {format} has no option {unknown[0]!r}; {takes}")
+    write = _writer(find(format))
     path = Path(path)
     if not path.parent.is_dir():
         raise ExportError(f"the folder {str(path.parent)!r} does not exist; create it, or choose another path")
@@ -95,10 +94,23 @@ def export(result: QuantResult, path: Path | str, format: str = "onnx", **option
     return exported
 
 
-def options_of(format: Format, write: Callable[..., Exported] | None = None) -> dict[str, inspect.Parameter]:
-    """The options that a format takes: the keyword-only parameters of its `write`."""
-    parameters = inspect.signature(write or _writer(format)).parameters
-    return {name: value for name, value in parameters.items() if value.kind is value.KEYWORD_ONLY}
+def find(name: str) -> Format:
+    """The format of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"the format is {name!r}; choose one of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def option_types(name: str) -> dict[str, Any]:
+    """The options that a format takes and their types: the keyword-only parameters of its `write`."""
+    write = _writer(find(name))
+    hints = typing.get_type_hints(write, localns={"QuantResult": Any})  # imported for the type checker only
+    parameters = inspect.signature(write).parameters.values()
+    return {each.name: hints[each.name] for each in parameters if each.kind is each.KEYWORD_ONLY}
 
 
 def _writer(format: Format) -> Callable[..., Exported]:

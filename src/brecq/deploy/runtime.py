@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from brecq.deploy.formats import FORMATS, Format, needs
+from brecq.deploy.formats import FORMATS, Format, find, needs
 from brecq.errors import ConfigError, ExportError
 
 
@@ -60,9 +60,7 @@ def open_file(path: Path | str, format: str | None = None, threads: int = 1) -> 
 
 def _format_of(path: Path, name: str | None) -> Format:
     if name is not None:
-        if name not in FORMATS:
-            raise ConfigError(f"the format is {name!r}; choose one of {', '.join(FORMATS)}")
-        return FORMATS[name]
+        return find(name)
     for format in FORMATS.values():
         if format.suffix and path.name.endswith(format.suffix):
             return format

@@ -36,6 +36,7 @@ class Verification:
         kernels: of the layers, where the runtime tells.
         tensors: with `bisect`, the codes of every quantized tensor, in order of execution.
         notes: what cannot be exact, and why.
+        exact: True if nothing excuses a difference from the simulator: the runtime computes as it does, on integers.
     """
 
     runtime: str
@@ -46,6 +47,12 @@ class Verification:
     kernels: Kernels | None
     tensors: tuple[CodesCompared, ...]
     notes: tuple[str, ...]
+    exact: bool
+
+    @property
+    def as_expected(self) -> bool:
+        """False if the file had to equal the simulator and does not."""
+        return not self.exact or (self.simulator.identical == 100 and self.first_difference is None)
 
     @property
     def first_difference(self) -> CodesCompared | None:
@@ -84,9 +91,10 @@ def verify(
     if not run.samples:
         raise DataError("there is nothing to verify on: the data holds no samples")
     tensors = tuple(run.codes.tensors.values())
+    floats = float_operators(simulator.completed.graph)
     return Verification(
         runner.name, run.samples, run.simulator_tally.result(), run.quantized_tally.result(),
-        run.completion_tally.result(), runner.kernels(), tensors, _notes(kind, simulator.completed),
+        run.completion_tally.result(), runner.kernels(), tensors, _notes(kind, simulator.completed, floats), exact=kind.exact and not floats,
     )  # fmt: skip
 
 
@@ -127,11 +135,10 @@ def _outputs(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def _notes(kind: Format, completed: Completed) -> tuple[str, ...]:
+def _notes(kind: Format, completed: Completed, floats: set[str]) -> tuple[str, ...]:
     found = []
     if not kind.exact:
         found.append(f"the simulator computes as ONNX Runtime does: {kind.differs}")
-    floats = float_operators(completed.graph)
     if floats:
         found.append(
             f"computed in float, where a library's last bit may tip a code: {', '.join(sorted(floats))}; everything "

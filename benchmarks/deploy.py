@@ -23,8 +23,8 @@ from cells import Cell, Results, Values, bits, parser, run
 from common import CIFAR, IMAGENET, REPOSITORY, VIT, calibration_data, network, quality, test_data, use_threads
 
 import brecq
-from brecq.deploy.sizes import ideal_bytes
 from brecq import QuantConfig, Recipe
+from brecq.deploy.sizes import ideal_bytes
 
 NETWORKS = (CIFAR[0], *IMAGENET, VIT)
 SETTINGS = ("W8A8", "W4A8", "W3A8", "W2A8", "W4A4")

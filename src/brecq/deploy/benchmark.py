@@ -139,8 +139,7 @@ def _random(like: torch.Tensor, batch: int, generator: torch.Generator) -> np.nd
     if like.is_floating_point():
         found: np.ndarray = torch.randn(shape, generator=generator).to(like.dtype).numpy()
         return found
-    found = torch.zeros(shape, dtype=like.dtype).numpy()
-    return found
+    return torch.zeros(shape, dtype=like.dtype).numpy()
 
 
 def _size(path: Path, companions: Sequence[str]) -> int:

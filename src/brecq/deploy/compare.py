@@ -10,7 +10,6 @@ from torch import Tensor
 
 from brecq.evaluation import class_axis
 
-
 SAME = 1e-3
 """Difference in output steps up to which values count as equal."""
 
@@ -21,7 +20,8 @@ class Comparison:
 
     Attributes:
         identical: percent of output values that are equal up to a thousandth of an output step: float outputs may
-            differ in their last bits, a different code cannot hide there. largest, mean: absolute difference, in steps.
+            differ in their last bits, a different code cannot hide there.
+        largest, mean: absolute difference, in output steps.
         agreement: percent of predictions (samples, or pixels or tokens) that are equal; `None` where the outputs are
             no class scores.
     """

@@ -75,7 +75,7 @@ def complete(result: QuantResult, *, linear_outputs: bool = False, fold_clamps: 
     """
     graph = to_program(result.converted, result.example_inputs).module()
     rewrite.drop_guards(graph)
-    rewrite.merge_quantizers(graph)
+    rewrite.gather_quantizers(graph)
     nodes = tensors_to_complete(graph, linear_outputs=linear_outputs)
     grids = resolve(graph, result.ranges or [])
     missing = [node for node in nodes if node not in grids]

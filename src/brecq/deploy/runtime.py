@@ -1,4 +1,4 @@
-"""Exported files in their own runtimes: what `verify` and `benchmark` need of a runtime, and which one takes a file."""
+"""Exported files in their runtimes: what `verify` and `benchmark` need of a runtime, and which one takes a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`verify`: does an exported file compute what was measured? Run in its runtime beside the simulator and the network."""
+"""`verify`: does an exported file compute what was measured? In its runtime, beside the simulator and the network."""
 
 from __future__ import annotations
 
@@ -90,12 +90,18 @@ def verify(
             run.add(inputs)
     if not run.samples:
         raise DataError("there is nothing to verify on: the data holds no samples")
-    tensors = tuple(run.codes.tensors.values())
     floats = float_operators(simulator.completed.graph)
     return Verification(
-        runner.name, run.samples, run.simulator_tally.result(), run.quantized_tally.result(),
-        run.completion_tally.result(), runner.kernels(), tensors, _notes(kind, simulator.completed, floats), exact=kind.exact and not floats,
-    )  # fmt: skip
+        runner.name,
+        run.samples,
+        run.simulator_tally.result(),
+        run.quantized_tally.result(),
+        run.completion_tally.result(),
+        runner.kernels(),
+        tuple(run.codes.tensors.values()),
+        _notes(kind, simulator.completed, floats),
+        exact=kind.exact and not floats,
+    )
 
 
 class _Run:

@@ -102,9 +102,7 @@ def _lower_quantize(build: Builder, node: ir.Node) -> None:
     name, output.name = output.name, f"{output.name}_neutral"
     clip = (low, high) != ((-128, 127) if signed else (0, 255))
     inputs = [node.inputs[0], scale, zero]
-    codes = build.node(
-        node, "QuantizeLinear", inputs, f"{name}_all" if clip else name, output.dtype, output.shape
-    )
+    codes = build.node(node, "QuantizeLinear", inputs, f"{name}_all" if clip else name, output.dtype, output.shape)
     if clip:
         kind = np.int8 if signed else np.uint8
         bounds = [build.constant(f"code{bound}", np.array(bound, kind)) for bound in (low, high)]

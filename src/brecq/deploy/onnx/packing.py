@@ -57,7 +57,14 @@ def pack_plane(codes: np.ndarray, width: int) -> np.ndarray:
 
 
 def unpacked(
-    build: Builder, before: ir.Node, name: str, codes: np.ndarray, zero_point: np.ndarray, low: int, bits: int, pack: Pack
+    build: Builder,
+    before: ir.Node,
+    name: str,
+    codes: np.ndarray,
+    zero_point: np.ndarray,
+    low: int,
+    bits: int,
+    pack: Pack,
 ) -> ir.Value:
     """INT8 values codes - zero_point, from constants stored at `bits` bits.
 

@@ -33,9 +33,7 @@ class Session:
 
     name = "ONNX Runtime"
 
-    def __init__(
-        self, source: Path | bytes, threads: int = 1, configuration: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, source: Path | bytes, threads: int = 1, configuration: Mapping[str, str] | None = None) -> None:
         self._source, self._configuration = source, dict(configuration or {})
         self._tapped: tuple[list[str], Session] | None = None
         self._session = self._load(self._options(threads))
@@ -44,7 +42,9 @@ class Session:
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         if len(inputs) != len(self.inputs):
-            raise ConfigError(f"the file takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), got {len(inputs)}")
+            raise ConfigError(
+                f"the file takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), got {len(inputs)}"
+            )
         found: list[np.ndarray] = self._session.run(None, dict(zip(self.inputs, inputs, strict=True)))
         return found
 

@@ -1,8 +1,8 @@
 """Integer kernels as ONNX Runtime computes them, code for code.
 
-Codes are uint8 (int8 where a grid says so) tensors. What a kernel accumulates is exact; what it rescales is float32, one
-rounding per operation, in the order of the runtime's own kernels (MLAS and `contrib_ops/cpu/quantization`). On x86 the
-addition uses fused multiply-add, which is reproduced here by one rounding from float64.
+Codes are uint8 (int8 where a grid says so) tensors. What a kernel accumulates is exact; what it rescales is float32,
+one rounding per operation, in the order of the runtime's own kernels. On x86 its addition uses fused multiply-add, for
+the zero points' share too, which is reproduced here by one rounding from float64.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def single(value: float | Tensor) -> Tensor:
 
 
 def quantize(x: Tensor, grid: Grid) -> Tensor:
-    """QuantizeLinear and Clip: codes of float32 values. It divides by the scale where PyTorch multiplies by its inverse."""
+    """QuantizeLinear and Clip: codes of float32 values. It divides by the scale, PyTorch multiplies by its inverse."""
     return _codes(torch.round(x / single(grid.scale)) + grid.zero_point, grid)
 
 
@@ -73,8 +73,9 @@ def _multiply_add(x: Tensor, factor: Tensor, addend: Tensor) -> Tensor:
 
 def multiply(a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, grid: Grid) -> Tensor:
     """QLinearMul."""
-    product = dequantize(a, grid_a) * dequantize(b, grid_b)
-    return _codes(torch.round(product / single(grid.scale) + grid.zero_point), grid)
+    product = (a.to(torch.float32) - grid_a.zero_point) * (b.to(torch.float32) - grid_b.zero_point)
+    step = single(grid_a.scale) * single(grid_b.scale) / single(grid.scale)
+    return _codes(torch.round(product * step + grid.zero_point), grid)
 
 
 def global_average(codes: Tensor, source: Grid, grid: Grid) -> Tensor:
@@ -99,4 +100,3 @@ def regrid(codes: Tensor, source: Grid, grid: Grid) -> Tensor:
 
 def _codes(values: Tensor, grid: Grid) -> Tensor:
     return values.clamp(grid.low, grid.high).to(grid.dtype)
-

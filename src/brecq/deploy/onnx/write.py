@@ -74,6 +74,7 @@ def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: P
     model.metadata_props.clear()
     model.metadata_props.update(facts)
     # The exporter's notes on each node, and types that follow from the inputs', are larger than packed weights.
+    model.graph.metadata_props.clear()
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None

@@ -5,8 +5,8 @@
     python benchmarks/deploy.py --table
 
 Every network is quantized once per setting (weights and activations of inner layers; first and last layer at 8 bits)
-and kept in benchmarks/out/deploy, then exported to every target. ResNet-20 is reconstructed at every setting, the ImageNet
-networks at W4A8; the rest is rounded to nearest, which is accurate at W8A8 only. Finished cells are kept in
+and kept in benchmarks/out/deploy, then exported to every target. ResNet-20 is reconstructed at every setting, the
+ImageNet networks at W4A8; the rest is rounded to nearest, which is accurate at W8A8 only. Finished cells are kept in
 benchmarks/results/deploy.jsonl and not measured again. The vision transformer has random weights: of it only sizes,
 kernels, equality and speed mean anything.
 """

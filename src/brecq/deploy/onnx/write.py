@@ -84,6 +84,8 @@ def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: P
                 value.type = value.shape = None
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.metadata_props.clear()
+    for value in model.graph.initializers.values():
+        value.type = value.shape = None  # the tensor has both
 
 
 def notes(added: tuple[Added, ...], pack: Pack, widths: set[int]) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from brecq.deploy.sizes import ideal_bytes
 NETWORKS = (CIFAR[0], *IMAGENET, VIT)
 SETTINGS = ("W8A8", "W4A8", "W3A8", "W2A8", "W4A4")
 FOLDER = REPOSITORY / "benchmarks" / "out" / "deploy"
-LEARNED = {CIFAR[0]: 100, "W4A8": 50}
+LEARNED = {CIFAR[0]: 50, "W4A8": 50}
 """Steps per block, by network or setting. All else is rounded to nearest: sizes, kernels, equality and speed do not
 depend on how well a network was rounded, accuracy and agreement of what has collapsed mean nothing."""
 

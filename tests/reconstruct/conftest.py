@@ -23,7 +23,7 @@ from brecq.graph.partition import partition
 from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
 from brecq.progress import Progress
-from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
+from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct import passes
 from brecq.reconstruct.cache import ActivationCache
 from brecq.report import BlockReport
@@ -42,7 +42,7 @@ class Run:
     cache: ActivationCache
 
     def learned(self) -> dict[str, Tensor]:
-        """Codes, scales and zero points of every quantizer."""
+        """Codes, scales and zero points of every quantizer, and learned biases."""
         found = {}
         for name, module in self.graph.named_modules():
             if isinstance(module, WeightFakeQuantize):
@@ -55,13 +55,14 @@ class Run:
                 assert module.scale is not None
                 assert module.zero_point is not None
                 found[f"{name}.scale"], found[f"{name}.zero_point"] = module.scale, module.zero_point
+            if isinstance(module, BiasFakeQuantize) and module.learned is not None:
+                found[f"{name}.learned"] = module.learned
         return found
 
 
 def same(a: Run, b: Run) -> bool:
     first, second = a.learned(), b.learned()
-    assert first.keys() == second.keys()
-    return all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 class Lab:
@@ -83,7 +84,7 @@ class Lab:
 
     def config(self, *, recipe: str = "fast", weights: int = 2, activations: int = 4, **changes: Any) -> QuantConfig:
         own = {name: changes.pop(name) for name in list(changes) if name in QuantConfig.__dataclass_fields__}
-        settings = {"steps": 12, "batch_size": 16, "range_candidates": 20, **changes}
+        settings = {"steps": 12, "batch_size": 16, "range_candidates": 20, "tuning": 0.0, **changes}
         return QuantConfig(
             weights=weights, activations=activations, recipe=Recipe.preset(recipe).replace(**settings), **own
         )

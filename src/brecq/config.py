@@ -130,7 +130,7 @@ class Recipe:
     warmup: float = 0.2
     keep_best: bool = True
     tuning: float = 0.5
-    tune_lr: float = 5e-3
+    tune_lr: float = 1e-2
     range_norm: float = 2.4
     range_candidates: int = 100
     range_samples: int = 256

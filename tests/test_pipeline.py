@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -19,14 +18,6 @@ from brecq.graph import convert as convert_module
 from brecq.progress import Progress
 
 BLOCKS = ["conv1", "layer1.0", "layer1.1", "layer2.0", "fc"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +17,6 @@ from torch.fx import GraphModule
 from brecq.checkpoint.resume import RunState
 from brecq.config import QuantConfig, Recipe
 from brecq.graph.blocks import Network, extract
-from brecq.graph.capture import capture
 from brecq.graph.partition import partition
 from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
@@ -68,16 +66,10 @@ def same(a: Run, b: Run) -> bool:
 class Lab:
     """Runs reconstructions of small networks: `lab.run(bits and recipe settings)`."""
 
-    def __init__(self, networks: ModuleType) -> None:
+    def __init__(self, networks: ModuleType, captures: Callable[[str], GraphModule]) -> None:
         self.networks = networks
         self.same = same
-
-        @cache
-        def captured(name: str) -> GraphModule:
-            model = networks.build(getattr(networks, name))
-            return capture(model, networks.inputs(model))
-
-        self._captured = captured
+        self._captured = captures
 
     def inputs(self, name: str = "ResNet", samples: int = 96) -> tuple[Tensor, ...]:
         return self.networks.inputs(self.networks.build(getattr(self.networks, name)), samples)
@@ -119,14 +111,5 @@ class Lab:
 
 
 @pytest.fixture(scope="session")
-def lab(networks: ModuleType) -> Lab:
-    return Lab(networks)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors are tiny: on a busy machine a second thread costs far more than it gains."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def lab(networks: ModuleType, captures: Callable[[str], GraphModule]) -> Lab:
+    return Lab(networks, captures)

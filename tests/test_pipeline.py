@@ -192,6 +192,18 @@ def test_resuming_something_else_is_refused(model: nn.Module, x: Tensor, tmp_pat
         brecq.quantize(model, x + 1, config(), run_dir=tmp_path, resume=True)
 
 
+def test_a_resumed_run_may_tune_otherwise(model: nn.Module, x: Tensor, tmp_path: Path) -> None:
+    """Blocks do not depend on it; what was tuned with other settings is not taken over."""
+    brecq.quantize(model, x, config(tuning=2.0), run_dir=tmp_path)
+    for tuning, resumed in ((2.0, True), (1.0, False)):
+        result = brecq.quantize(model, x, config(tuning=tuning), run_dir=tmp_path, resume=True)
+        assert [block.resumed for block in result.report.blocks] == [True] * len(BLOCKS) + [resumed]
+        assert torch.equal(run(result.model, x), run(brecq.quantize(model, x, config(tuning=tuning)).model, x))
+    result = brecq.quantize(model, x, config(tuning=0.0), run_dir=tmp_path, resume=True)
+    assert [block.resumed for block in result.report.blocks] == [True] * len(BLOCKS)
+    assert torch.equal(run(result.model, x), run(brecq.quantize(model, x, config(tuning=0.0)).model, x))
+
+
 class Never(Progress):
     def start(self, blocks: object, steps: int, later: int = 0) -> None:
         raise AssertionError("work has started")

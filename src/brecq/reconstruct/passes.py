@@ -93,7 +93,8 @@ def _tune(
     steps = config.recipe.tuning_steps
     progress.start([END_TO_END], steps)
     progress.block(0, END_TO_END)
-    if state is not None and state.finished(number):
+    name = f"{END_TO_END}, {steps} steps at {config.recipe.tune_lr:g}"  # a resumed run may tune otherwise
+    if state is not None and state.finished(number) and state.load_block(number, 0).name == name:
         report = _restore(state, number, 0, mine, cache)
     else:
         began = time.perf_counter()
@@ -103,7 +104,7 @@ def _tune(
         seconds = time.perf_counter() - began
         report = BlockReport(END_TO_END, (), steps, outcome.before, outcome.after, seconds, "tuning")
         if state is not None:
-            state.save_block(number, 0, END_TO_END, mine.state(), asdict(report))
+            state.save_block(number, 0, name, mine.state(), asdict(report))
     progress.block_done(report)
     return report
 

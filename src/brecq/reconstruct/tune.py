@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from brecq.config import Recipe
+from brecq.errors import BrecqError
 from brecq.graph.blocks import Network
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct.cache import ActivationCache
@@ -82,12 +83,7 @@ class Tuning:
         batches = Sampler(len(self.learned_from), batch, self.generator)
         for step in range(steps):
             index = self.learned_from[next(batches)]
-            with torch.autocast(self.cache.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-                outputs = self._outputs(index)
-            loss = self._loss(outputs, index)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            loss = self._step(index, optimizer)
             schedule.step()
             if step % 10 == 9 or step == steps - 1:
                 on_step(step + 1, loss.item(), None)
@@ -99,6 +95,21 @@ class Tuning:
         for name in (*self.inputs, *self.targets):
             self.cache.drop(name)
         return Outcome(before, after, steps)
+
+    def _step(self, index: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+        try:
+            with torch.autocast(self.cache.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+                outputs = self._outputs(index)
+            loss = self._loss(outputs, index)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        except torch.OutOfMemoryError as error:
+            raise BrecqError(
+                f"no memory to tune the whole network on {len(index)} samples at once; the blocks are finished: "
+                "resume the run without tuning (--recipe-set tuning=0)"
+            ) from error
+        optimizer.step()
+        return loss.detach()
 
     def _outputs(self, index: Tensor | slice) -> list[Tensor]:
         outputs = pytree.tree_leaves(self.network.graph(*(self.cache.get(name, index) for name in self.inputs)))

@@ -76,6 +76,7 @@ def test_any_batch_size(exported: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(("pack", "opset"), [("cast", 25), ("native", 25)])
 def test_every_form_computes_the_same(exported: Callable[..., Any], tmp_path: Path, pack: str, opset: int) -> None:
+    pytest.importorskip("onnxruntime", minversion="1.24", reason="INT2 needs ONNX Runtime 1.24")
     case = exported("MobileNet")
     inputs = [value.numpy() for value in case.inputs]
     file = brecq.export(case.result, tmp_path / "m.onnx", pack=pack).path
@@ -111,6 +112,18 @@ def test_files_are_as_large_as_their_bits(tmp_path: Path, bits: int) -> None:
     weights = 256 * 256 * 9 * bits // 8 + 8 * (3 * 256 + 256 * 10) // 8
     assert ideal_bytes(result) == weights + 2 * 4 * (256 + 256 + 10)
     assert ideal_bytes(result) < exported.size < 1.05 * ideal_bytes(result) + 6_000  # the graph
+
+
+def test_other_quantizers_programs_are_exported_too(networks: ModuleType, tmp_path: Path) -> None:
+    x86 = pytest.importorskip("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    model = networks.build(networks.MobileNet)
+    config = brecq.QuantConfig(8, 8, method="rtn")
+    result = brecq.quantize(model, networks.inputs(model, 16)[0], config, quantizer=quantizer)
+    run = session.load(brecq.export(result, tmp_path / "m.onnx").path)
+    assert (run.kernels().integer, run.kernels().floating) == (11, 0)
+    x = networks.inputs(model, 8, seed=4)[0]
+    assert torch.equal(torch.from_numpy(run(x.numpy())[0]), brecq.simulate(result)(x))
 
 
 def test_weights_kept_in_float_stay_so(networks: ModuleType, quantized: Quantized, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 import brecq
-from brecq.deploy.complete import Added, Completed, complete
+from brecq.deploy.complete import Completed, complete
 from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported
 from brecq.deploy.onnx.lower import lower, weight_widths
@@ -55,7 +55,7 @@ def write(result: QuantResult, path: Path, *, pack: Pack = "planes") -> Exported
         raise ExportError(f"the ONNX graph is not valid: {error}; please report it") from error
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
-    return Exported(path, (path,), path.stat().st_size, notes(completed.added, pack, widths))
+    return Exported(path, (path,), path.stat().st_size, notes(completed, pack, widths))
 
 
 def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: Pack) -> None:
@@ -88,11 +88,12 @@ def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: P
         value.type = value.shape = None  # the tensor has both
 
 
-def notes(added: tuple[Added, ...], pack: Pack, widths: set[int]) -> tuple[str, ...]:
+def notes(completed: Completed, pack: Pack, widths: set[int]) -> tuple[str, ...]:
     """What a user should know about the file."""
     opset, _ = requirements(pack, widths)
     runtime = {18: "1.19", 21: "1.23", 25: "1.24"}[opset]  # the oldest that a file of each was run in
     found = [f"opset {opset}: ONNX Runtime {runtime} or newer"]
+    added = completed.added
     if added:
         names = ", ".join(each.layer or each.tensor for each in added[:4])
         more = f", … ({len(added)} in all)" if len(added) > 4 else ""
@@ -102,7 +103,7 @@ def notes(added: tuple[Added, ...], pack: Pack, widths: set[int]) -> tuple[str, 
             "native INT4/INT2 weights: ONNX Runtime's CPU provider needs session.disable_quant_qdq=1 to load this "
             "file, and computes in float; use it for accelerator toolchains"
         )
-    if 8 in widths:
+    if 8 in widths and completed.quantizers():
         found.append(
             "8-bit weights: on x86 CPUs without VNNI set session.x64quantprecision=1, their kernels may overflow "
             "otherwise"

@@ -44,14 +44,17 @@ def quantized(networks: ModuleType) -> Quantized:
     """`quantized("ResNet", 4, 8, placement="input")`: rounded to nearest on random inputs."""
 
     @cache
-    def get(name: str, weights: int = 4, activations: int = 8, **config: Any) -> QuantResult:
+    def get(name: str, weights: int, activations: int, **config: Any) -> QuantResult:
         kind = getattr(networks, name)
         model = networks.build(partial(kind, 1) if name == "CifarResNet" else kind)  # one block a stage is enough
         inputs = networks.inputs(model, 16)
         settings = QuantConfig(weights, activations, method="rtn", **config)
         return brecq.quantize(model, [inputs if len(inputs) > 1 else inputs[0]], settings)
 
-    return get
+    def normalized(name: str, weights: int = 4, activations: int = 8, **config: Any) -> QuantResult:
+        return get(name, weights, activations, **config)
+
+    return normalized
 
 
 @pytest.fixture(scope="session")

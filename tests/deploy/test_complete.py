@@ -58,7 +58,7 @@ def test_what_computes_in_float(quantized: Quantized, name: str, floats: set[str
     assert float_operators(complete(quantized(name)).graph) == floats
 
 
-@pytest.mark.parametrize(("name", "activations"), [("ResNet", 8), ("MobileNet", 4), ("ConcatNet", 3), ("SENet", 8)])
+@pytest.mark.parametrize(("name", "activations"), [("ResNet", 8), ("MobileNet", 4), ("ConcatNet", 8)])
 def test_folded_clamps_change_no_bit(networks: ModuleType, quantized: Quantized, name: str, activations: int) -> None:
     result = quantized(name, 4, activations)
     inputs = networks.inputs(networks.build(getattr(networks, name)), 8, seed=3)

@@ -18,11 +18,11 @@ Quantized = Callable[..., QuantResult]
 
 def test_unknown_formats_and_options_name_the_known_ones(quantized: Quantized, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'tflite'; choose one of onnx"):
-        brecq.export(quantized("ResNet"), tmp_path / "m", "tflite")
+        brecq.export(quantized("ConcatNet"), tmp_path / "m", "tflite")
     with pytest.raises(ConfigError, match="no option 'bits'; it takes pack"):
-        brecq.export(quantized("ResNet"), tmp_path / "m.onnx", bits=4)
+        brecq.export(quantized("ConcatNet"), tmp_path / "m.onnx", bits=4)
     with pytest.raises(ExportError, match="does not exist; create it"):
-        brecq.export(quantized("ResNet"), tmp_path / "none" / "m.onnx")
+        brecq.export(quantized("ConcatNet"), tmp_path / "none" / "m.onnx")
 
 
 def test_a_missing_package_names_its_extra(
@@ -33,7 +33,7 @@ def test_a_missing_package_names_its_extra(
     format = formats.Format("mine", "needs_something", ".mine", "mine", "a test")
     monkeypatch.setitem(formats.FORMATS, "mine", format)
     with pytest.raises(ExportError, match=r"a_package_that_nobody_has; install it with: pip install 'brecq\[mine\]'"):
-        brecq.export(quantized("ResNet"), tmp_path / "m.mine", "mine")
+        brecq.export(quantized("ConcatNet"), tmp_path / "m.mine", "mine")
 
 
 @pytest.mark.parametrize("name", list(formats.FORMATS))

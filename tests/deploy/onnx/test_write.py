@@ -119,8 +119,8 @@ class Wide(torch.nn.Module):
         return self.head(torch.relu(self.body(torch.relu(self.stem(x)))).mean((2, 3)))
 
 
-@pytest.mark.parametrize("bits", [2, 3])
-def test_files_are_as_large_as_their_bits(tmp_path: Path, bits: int) -> None:
+def test_a_file_is_as_large_as_its_bits(tmp_path: Path) -> None:
+    bits = 3
     result = brecq.quantize(Wide().eval(), torch.randn(8, 3, 8, 8), brecq.QuantConfig(bits, 8, method="rtn"))
     exported = brecq.export(result, tmp_path / "m.onnx")
     assert exported.size == (tmp_path / "m.onnx").stat().st_size
@@ -132,45 +132,45 @@ def test_files_are_as_large_as_their_bits(tmp_path: Path, bits: int) -> None:
 def test_other_quantizers_programs_are_exported_too(networks: ModuleType, tmp_path: Path) -> None:
     x86 = pytest.importorskip("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-    model = networks.build(networks.MobileNet)
+    model = networks.build(networks.ConcatNet)
     config = brecq.QuantConfig(8, 8, method="rtn")
     result = brecq.quantize(model, networks.inputs(model, 16)[0], config, quantizer=quantizer)
     run = session.load(brecq.export(result, tmp_path / "m.onnx").path)
-    assert (run.kernels().integer, run.kernels().floating) == (11, 0)
+    assert (run.kernels().integer, run.kernels().floating) == (5, 0)
     x = networks.inputs(model, 8, seed=4)[0]
     assert torch.equal(torch.from_numpy(run(x.numpy())[0]), brecq.simulate(result)(x))
 
 
 def test_weights_kept_in_float_stay_so(networks: ModuleType, quantized: Quantized, tmp_path: Path) -> None:
     """ONNX Runtime quantizes constant weights between Q/DQ by itself, per tensor, if it can."""
-    result = quantized("ResNet", 4, 8, rules=(LayerRule("layer1.0.conv1", weights=32),))
+    result = quantized("ConcatNet", 4, 8, rules=(LayerRule("fuse", weights=32),))
     run = session.load(brecq.export(result, tmp_path / "m.onnx").path)
-    assert (run.kernels().integer, run.kernels().floating) == (8, 1)
-    x = networks.inputs(networks.build(networks.ResNet), 8, seed=4)[0]
+    assert (run.kernels().integer, run.kernels().floating) == (4, 1)
+    x = networks.inputs(networks.build(networks.ConcatNet), 8, seed=4)[0]
     assert torch.equal(torch.from_numpy(run(x.numpy())[0]), brecq.simulate(result)(x))
 
 
 def test_weight_only_results_run_in_float(networks: ModuleType, quantized: Quantized, tmp_path: Path) -> None:
-    result = quantized("ResNet", 3, 32)
+    result = quantized("ConcatNet", 3, 32)
     exported = brecq.export(result, tmp_path / "m.onnx")
     run = session.load(exported.path)
-    assert run.kernels().operators.keys() <= {"Conv", "FusedConv", "GlobalAveragePool", "ReduceMean", "Reshape",
+    assert run.kernels().operators.keys() <= {"Conv", "FusedConv", "GlobalAveragePool", "MaxPool", "Concat", "Reshape",
                                               "Gemm", "Add", "Relu", "ReorderOutput", "ReorderInput"}  # fmt: skip
-    x = networks.inputs(networks.build(networks.ResNet), 4, seed=4)[0]
+    x = networks.inputs(networks.build(networks.ConcatNet), 4, seed=4)[0]
     with torch.no_grad():
         assert np.abs(run(x.numpy())[0] - result.model(x).numpy()).max() < 1e-5
 
 
 def test_asymmetric_8_bit_weights_are_refused_by_name(quantized: Quantized, tmp_path: Path) -> None:
-    result = quantized("ResNet", 8, 8, weight_scheme="asymmetric")
-    with pytest.raises(ExportError, match=r"conv1\.weight.*--weight-scheme symmetric"):
+    result = quantized("ConcatNet", 8, 8, weight_scheme="asymmetric")
+    with pytest.raises(ExportError, match=r"stem\.weight.*--weight-scheme symmetric"):
         brecq.export(result, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_form_is_refused(quantized: Quantized, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'dense'.*planes, cast, native"):
-        brecq.export(quantized("ResNet"), tmp_path / "m.onnx", pack="dense")
+        brecq.export(quantized("ConcatNet"), tmp_path / "m.onnx", pack="dense")
 
 
 class Unknown(torch.nn.Module):

@@ -40,11 +40,11 @@ def test_a_trained_network_has_its_accuracy_on_integers(shared_data: Any, networ
     model = networks.CifarResNet()
     model.load_state_dict(load_file(shared_data / "weights" / "cifar10_resnet20.safetensors"))
     preprocessing = Preprocessing.imagenet().replace(size=(32, 32), resize=None)
-    data = load_data(f"{shared_data / 'cifar10.npz'}:x_test,y_test", preprocessing, 300, 0)
+    data = load_data(f"{shared_data / 'cifar10.npz'}:x_test,y_test", preprocessing, 150, 0)
     result = brecq.quantize(model.eval(), data.inputs[0][:64], brecq.QuantConfig(8, 8, method="rtn"))
     fake = brecq.evaluate(result.model, data).top1
     integer = brecq.evaluate(brecq.simulate(result), data).top1
     assert fake is not None
     assert integer is not None
-    assert abs(fake - integer) <= 2
+    assert abs(fake - integer) <= 3
     assert integer > 70

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from brecq.deploy.onnx import packing, tidy
-from brecq.deploy.onnx.build import Builder, array, brecq_nodes, integer, producer, readers
+from brecq.deploy.onnx.build import Builder, array, brecq_nodes, integer, only_reader, producer, readers
 from brecq.deploy.onnx.neutral import DOMAIN
 from brecq.deploy.onnx.packing import Pack
 from brecq.errors import ExportError
@@ -53,7 +53,7 @@ def lower(model: ir.Model, pack: Pack) -> set[int]:
     tidy.move_codes(graph)
     tidy.protect_float_weights(graph)
     build = Builder(graph)
-    for node in brecq_nodes(graph, "DequantizeConstant"):
+    for node in sorted(brecq_nodes(graph, "DequantizeConstant"), key=_is_wide):  # biases last
         _lower_constant(build, node, pack)
     for node in brecq_nodes(graph, "Quantize"):
         _lower_quantize(build, node)
@@ -82,11 +82,15 @@ def _lower_constant(build: Builder, node: ir.Node, pack: Pack) -> None:
     if not is_native and not any(_reads_codes(reader) for reader in readers(node.outputs[0])):
         # Constant folding makes a float tensor of it when the file is loaded; DequantizeLinear is never folded. Behind
         # a quantized input it must stay: ONNX Runtime quantizes constant float weights there by itself, per tensor.
-        steps = build.constant(f"{name}_steps", _broadcast(scale, codes.ndim, axis))
-        real = build.node(node, "Cast", [stored], None, ir.DataType.FLOAT, codes.shape, {"to": int(ir.DataType.FLOAT)})
-        build.replace(node, build.node(node, "Mul", [real, steps], None, ir.DataType.FLOAT, codes.shape))
+        shaped = build.constant(f"{name}_steps", _broadcast(scale, codes.ndim, axis))
+        kind = ir.DataType.FLOAT
+        real = build.node(node, "Cast", [stored], None, kind, codes.shape, {"to": int(kind)})
+        build.replace(node, build.node(node, "Mul", [real, shaped], None, kind, codes.shape))
         return
-    inputs = [stored, build.constant(f"{name}_scale", scale if axis >= 0 else scale.reshape(()))]
+    steps = _product_of_steps(build, node, scale) if _is_wide(node) else None
+    if steps is None:
+        steps = build.constant(f"{name}_scale", scale if axis >= 0 else scale.reshape(()))
+    inputs = [stored, steps]
     if not _is_wide(node):  # without a zero point Gemm is not recognized
         zero = zero_point if is_native else np.zeros_like(zero_point)
         zero = zero.reshape(-1) if axis >= 0 else zero.reshape(())
@@ -94,6 +98,19 @@ def _lower_constant(build: Builder, node: ir.Node, pack: Pack) -> None:
     attributes = {"axis": axis} if axis >= 0 else {}
     result = build.node(node, "DequantizeLinear", inputs, None, ir.DataType.FLOAT, codes.shape, attributes)
     build.replace(node, result)
+
+
+def _product_of_steps(build: Builder, bias: ir.Node, scale: np.ndarray) -> ir.Value | None:
+    """The scale of a bias, computed from the steps of its input and weight: 4 bytes a channel less to store."""
+    layer = only_reader(bias.outputs[0])
+    x = None if layer is None else producer(layer.inputs[0], "Dequantize", DOMAIN)
+    weight = None if layer is None else producer(layer.inputs[1], "DequantizeLinear")
+    if x is None or weight is None:
+        return None
+    steps, step = weight.inputs[1], np.array(x.attributes["scale"].as_float(), np.float32)
+    if steps is None or not np.array_equal(_array(steps) * step, scale):
+        return None
+    return build.node(bias, "Mul", [steps, build.constant("scale", step)], None, ir.DataType.FLOAT, scale.shape)
 
 
 def _lower_quantize(build: Builder, node: ir.Node) -> None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from brecq.pipeline import Inspection, inspect, quantize
     from brecq.report import Report
     from brecq.result import QuantResult, load
+    from brecq.synthesis.config import DistillConfig
+    from brecq.synthesis.distill import distill
 
 # Huge pages for large CPU tensors: fake-quantized activations are new memory in every step, and most of the time of
 # a fused kernel goes into page faults without them (benchmarks/fake_quant.py). Read by PyTorch at its first use.
@@ -32,11 +34,14 @@ _HOMES = {
     "Recipe": "config",
     "LayerRule": "config",
     "Report": "report",
+    "distill": "synthesis.distill",
+    "DistillConfig": "synthesis.config",
     "Dataset": "data.dataset",
 }
 
 __all__ = [
     "Dataset",
+    "DistillConfig",
     "Evaluation",
     "Inspection",
     "LayerRule",
@@ -44,6 +49,7 @@ __all__ = [
     "QuantResult",
     "Recipe",
     "Report",
+    "distill",
     "evaluate",
     "inspect",
     "load",

@@ -32,8 +32,8 @@ class Progress:
     def scope(self, entries: Sequence[ScopeEntry]) -> None:
         """It is settled what will be quantized, and how."""
 
-    def start(self, blocks: Sequence[str], steps: int) -> None:
-        """The blocks named `blocks` follow, `steps` gradient steps each."""
+    def start(self, blocks: Sequence[str], steps: int, loss: str = "soft") -> None:
+        """The blocks named `blocks` follow, `steps` gradient steps each; `loss` names what `step` tells of them."""
 
     def block(self, index: int, name: str) -> None:
         """Work on the block at `index` (from 0) begins."""
@@ -106,13 +106,15 @@ class ConsoleProgress(Progress):
         self._clock = Clock(0, 0, 0.0)
         self._index = 0
         self._name = ""
+        self._loss = ""
 
     def scope(self, entries: Sequence[ScopeEntry]) -> None:
         from brecq.cli.render import scope_table
 
         self.console.print(scope_table(entries))
 
-    def start(self, blocks: Sequence[str], steps: int) -> None:
+    def start(self, blocks: Sequence[str], steps: int, loss: str = "soft") -> None:
+        self._loss = loss
         self._clock = Clock(len(blocks), steps, time.monotonic())
 
     def block(self, index: int, name: str) -> None:
@@ -169,7 +171,7 @@ class LiveProgress(ConsoleProgress):
         if now - self._drawn < REFRESH_SECONDS and step < self._clock.steps:
             return
         line = Text(f"{self._counter()} {self._name}", style="cyan bold")
-        line.append(f"  step {step}/{self._clock.steps}  soft {soft_loss:.3g}", style="not bold")
+        line.append(f"  step {step}/{self._clock.steps}  {self._loss} {soft_loss:.3g}", style="not bold")
         if self._hard is not None:
             line.append(f"  hard {self._hard:.3g}", style="not bold")
         line.append(self._left(step, now), style="not bold")

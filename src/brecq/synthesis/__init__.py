@@ -1,0 +1,1 @@
+"""Calibration inputs made from the network itself, where there is no data."""

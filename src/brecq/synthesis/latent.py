@@ -1,0 +1,101 @@
+"""What is optimized: the values of a batch themselves, or a small generator and its latent vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brecq.errors import ConfigError
+from brecq.synthesis.config import DistillConfig
+from brecq.synthesis.inputs import InputSpec
+
+LATENT_SIZE = 256
+_START = 4  # the generator's first picture has a quarter of the sides
+
+
+def make_latent(spec: InputSpec, count: int, config: DistillConfig, generator: torch.Generator) -> Pixels | Generator:
+    """What `config.latent` asks for, drawn on the CPU."""
+    return (Pixels if config.latent == "pixels" else Generator)(spec, count, config, generator)
+
+
+class Pixels(nn.Module):
+    """The batch itself, from Gaussian noise. Cai et al., "ZeroQ" (CVPR 2020)."""
+
+    def __init__(self, spec: InputSpec, count: int, config: DistillConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self._spec, self._lr = spec, config.lr
+        self.values = nn.Parameter(spec.noise(count, generator, scale=2 if config.coarse else 1))
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for the optimizer."""
+        return [{"params": [self.values], "lr": self._lr}]
+
+    def forward(self) -> Tensor:
+        return self.values
+
+    def refine(self) -> None:
+        """From half to full resolution."""
+        values = F.interpolate(self.values.detach(), self._spec.shape[1:], mode="bilinear", align_corners=False)
+        self.values = nn.Parameter(values)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Back into the valid range, after a step."""
+        self.values.copy_(self._spec.clip(self.values))
+
+
+class Generator(nn.Module):
+    """Three convolutions that enlarge a linear function of a latent vector per input, trained for one batch alone.
+
+    Jeon et al., "Genie: Show Me the Data for Quantization" (CVPR 2023), section 3.1; narrower by default. Its batch
+    norms use the statistics of the batch, also for the result; the last one standardizes the pictures.
+    """
+
+    def __init__(self, spec: InputSpec, count: int, config: DistillConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        if not spec.is_picture:
+            raise ConfigError(
+                f"latent is 'generator', but inputs of shape {spec.shape} are no pictures with a preprocessing; "
+                "use latent='pixels'"
+            )
+        self._spec, self._config = spec, config
+        self._coarse = config.coarse > 0
+        height, width = spec.shape[1:]
+        self._sizes = [(-(-height // part), -(-width // part)) for part in (_START, _START // 2, 1)]
+        channels = config.generator_width
+        self.latents = nn.Parameter(torch.randn(count, LATENT_SIZE, generator=generator))
+        self.start = nn.Linear(LATENT_SIZE, channels * self._sizes[0][0] * self._sizes[0][1])
+        self.start_norm = nn.BatchNorm2d(channels)
+        self.conv1, self.norm1 = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+        self.conv2, self.norm2 = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+        self.conv3, self.norm3 = nn.Conv2d(channels, 3, 3, padding=1), nn.BatchNorm2d(3, affine=False)
+        for layer in (self.start, self.conv1, self.conv2, self.conv3):
+            nn.init.kaiming_normal_(layer.weight, a=0.2, generator=generator)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for the optimizer: latent vectors, and weights."""
+        weights = [value for name, value in self.named_parameters() if name != "latents"]
+        return [
+            {"params": [self.latents], "lr": self._config.lr},
+            {"params": weights, "lr": self._config.generator_lr},
+        ]
+
+    def forward(self) -> Tensor:
+        x = self.start(self.latents).view(len(self.latents), -1, *self._sizes[0])
+        x = self.start_norm(x.contiguous(memory_format=torch.channels_last))
+        x = F.leaky_relu(self.norm1(self.conv1(F.interpolate(x, self._sizes[1]))), 0.2)
+        x = F.leaky_relu(self.norm2(self.conv2(F.interpolate(x, self._sizes[2]))), 0.2)
+        x = self._spec.clip(self.norm3(self.conv3(x)))
+        return F.avg_pool2d(x, 2) if self._coarse else x
+
+    def refine(self) -> None:
+        """From half to full resolution."""
+        self._coarse = False
+
+    def project(self) -> None:
+        """Nothing to do: pictures are in the valid range by construction."""

@@ -39,13 +39,13 @@ class DistillConfig:
     """
 
     name: str = "custom"
-    steps: int = 500
-    batch_size: int = 128
+    steps: int = 200
+    batch_size: int = 64
     latent: Latent = "pixels"
     lr: float = 0.1
     generator_lr: float = 0.01
     generator_width: int = 32
-    coarse: float = 0.0
+    coarse: float = 0.75
     input_weight: float = 1.0
     smoothness: float = 0.0
     target: Target = "none"
@@ -88,6 +88,6 @@ class DistillConfig:
 
 
 _PRESETS = {
-    "fast": DistillConfig(name="fast", steps=100),
-    "full": DistillConfig(name="full", steps=1000),
+    "fast": DistillConfig(name="fast"),
+    "full": DistillConfig(name="full", steps=500, coarse=0.0, latent="generator"),
 }

@@ -15,7 +15,7 @@ from brecq.synthesis.config import DistillConfig
 from brecq.synthesis.inputs import InputSpec
 from brecq.synthesis.norms import find_batch_norms, watch_inputs
 
-_OTHERWISE = "calibrate on real data (--calib DIR); a few photographs stretched by random crops (brecq.data.random_crops) do too"
+_OTHERWISE = "calibrate on real data (--calib DIR); random crops of photographs do too (brecq.data.random_crops)"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _try(model: nn.Module, spec: InputSpec, device: torch.device, scale: int) ->
         hint = "set coarse=0" if scale > 1 else "distillation needs a network with one floating-point input"
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"the network does not take an input of shape {list(probe.shape)} ({type(error).__name__}: {reason}); {hint}"
+            f"the network takes no input {list(probe.shape)} ({type(error).__name__}: {reason}); {hint}"
         ) from error
     names = {name for name, _ in seen}
     if not names:

@@ -1,4 +1,4 @@
-"""The command `brecq`: quantize, evaluate and inspect from a shell."""
+"""The command `brecq`: quantize, evaluate, inspect and distill from a shell."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
+from brecq.cli.distill import distill as _distill
 from brecq.cli.evaluate import evaluate as _evaluate
 from brecq.cli.inspect import inspect as _inspect
 from brecq.cli.parsing import join_pairs
@@ -73,6 +74,7 @@ app = typer.Typer(
 )
 app.command("quantize", cls=_PairsCommand)(_quantize)
 app.command("evaluate")(_evaluate)
+app.command("distill")(_distill)
 app.command("inspect", cls=_PairsCommand)(_inspect)
 
 

@@ -20,9 +20,11 @@ from brecq.cli.parsing import (
     parse_size,
 )
 from brecq.config import Autocast, Granularity, Loss, Method, Placement, QuantConfig, Recipe, Scheme
+from brecq.synthesis.config import DistillConfig
 
 DEFAULTS = QuantConfig()
 FAST = DEFAULTS.recipe.name
+DISTILL_FAST = DistillConfig.preset("fast").name
 
 _WHAT, _HOW, _MODEL, _DATA, _RUN = (
     "What is quantized", "How it is learned", "The model", "The data", "The run",
@@ -156,6 +158,20 @@ Interpolation = Annotated[
 ]
 Color = Annotated[
     Literal["RGB", "BGR"] | None, typer.Option(help="Override the order of channels.", rich_help_panel=_DATA)
+]
+
+DistillPreset = Annotated[
+    str, typer.Option("--distill-preset", metavar="NAME", help="fast (for CPUs) or full.", rich_help_panel=_DATA)
+]
+DistillSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--distill-set",
+        metavar="KEY=VALUE",
+        help="Any setting of the distillation; repeatable: "
+        f"{', '.join(f.name for f in dataclasses.fields(DistillConfig) if f.name not in ('name', 'seed'))}.",
+        rich_help_panel=_DATA,
+    ),
 ]
 
 # The run

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from brecq.config import LayerRule, Recipe
 from brecq.errors import ConfigError, DataError
+from brecq.synthesis.config import DistillConfig
 
 
 def parse_first_last(text: str) -> int | None:
@@ -81,24 +82,35 @@ def parse_blocks(texts: Sequence[str]) -> dict[str, list[str]]:
 def parse_recipe(preset: str, settings: Sequence[str], shortcuts: dict[str, Any]) -> Recipe:
     """The preset with `KEY=VALUE` settings and shortcuts applied; a changed one is named `custom`."""
     recipe = Recipe.preset(preset)
-    types = get_type_hints(Recipe)
+    changes = _parse_settings("--recipe-set", settings, Recipe, shortcuts)
+    return recipe.replace(**{"name": "custom", **changes}) if changes else recipe
+
+
+def parse_distillation(preset: str, settings: Sequence[str], seed: int) -> DistillConfig:
+    """The preset with the run's seed and `KEY=VALUE` settings applied; one with changed settings is named `custom`."""
+    config = DistillConfig.preset(preset)
+    changes = _parse_settings("--distill-set", settings, DistillConfig, {})
+    return config.replace(**{"seed": seed, "name": "custom" if changes else config.name, **changes})
+
+
+def _parse_settings(option: str, settings: Sequence[str], of: type, shortcuts: dict[str, Any]) -> dict[str, Any]:
+    """`KEY=VALUE` texts as values of the dataclass `of`, beside what other options set already."""
+    types = get_type_hints(of)
     changes: dict[str, Any] = dict(shortcuts)
     for setting in settings:
         key, equals, value = setting.partition("=")
         if key not in types:
-            raise ConfigError(f"--recipe-set {setting!r}: unknown setting {key!r}; choose from {', '.join(types)}")
+            raise ConfigError(f"{option} {setting!r}: unknown setting {key!r}; choose from {', '.join(types)}")
         if not equals:
-            raise ConfigError(f"--recipe-set {setting!r} gives no value; write {key}=VALUE")
+            raise ConfigError(f"{option} {setting!r} gives no value; write {key}=VALUE")
         if key in changes:
-            raise ConfigError(f"the recipe's {key} is set twice; keep one")
-        changes[key] = parse_value(key, value, types[key])
-    if not changes:
-        return recipe
-    return recipe.replace(**{"name": "custom", **changes})
+            raise ConfigError(f"{key} is set twice; keep one")
+        changes[key] = parse_value(f"{option} {key}", value, types[key])
+    return changes
 
 
-def parse_value(key: str, text: str, kind: Any) -> Any:
-    """`text` as the type `kind` of a recipe's field: int, float, bool, str, a Literal or a tuple of floats."""
+def parse_value(name: str, text: str, kind: Any) -> Any:
+    """`text` as the type `kind` of a field: int, float, bool, str, a Literal or a tuple of floats."""
     try:
         if kind is bool:
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
@@ -114,8 +126,8 @@ def parse_value(key: str, text: str, kind: Any) -> Any:
     except (KeyError, ValueError):
         pass
     else:
-        raise TypeError(f"no text form for the recipe's {key} of type {kind}")
-    raise ConfigError(f"--recipe-set {key} is {text!r}; give {describe_type(kind)}")
+        raise TypeError(f"no text form for {name} of type {kind}")
+    raise ConfigError(f"{name} is {text!r}; give {describe_type(kind)}")
 
 
 def describe_type(kind: Any) -> str:

@@ -82,6 +82,12 @@ class DistillConfig:
             raise ConfigError(f"distillation preset is {name!r}; choose one of {', '.join(_PRESETS)}")
         return _PRESETS[name]
 
+    def describe(self) -> str:
+        """One line for people."""
+        changed = "" if self.target == "none" else f", {self.target} term"
+        steps = f"{self.steps} steps" + (f" ({self.coarse:.0%} of them coarse)" if self.coarse else "")
+        return f"{self.name}: {self.latent}, {steps} a batch of {self.batch_size}{changed}, seed {self.seed}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, ready for JSON."""
         return dataclasses.asdict(self)

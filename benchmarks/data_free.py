@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from cells import Cell, Values, bits, parser, run_and_print, with_steps
-from common import CIFAR_TEST, DATA, IMAGENET_TEST, calibration_data, network, quality, require, use_threads
+from common import CIFAR_TEST, DATA, calibration_data, network, quality, require, use_threads
 from rich.console import Console
 from torch import Tensor
 
@@ -42,7 +42,7 @@ FAST = DistillConfig.preset("fast")
 DISTILLED = {
     "fast": FAST,
     "full": DistillConfig.preset("full"),
-    "zeroq": FAST.replace(name="zeroq", coarse=0.0, swing=False, shift=0, flip=False),
+    "zeroq": FAST.replace(name="zeroq", latent="pixels", coarse=0.0, swing=False, shift=0, flip=False),
     "class": FAST.replace(name="class", target="class"),
     "entropy": FAST.replace(name="entropy", target="entropy"),
 }
@@ -50,7 +50,7 @@ ROWS = {
     "real": "real images",
     "fast": "distilled: `fast`",
     "full": "distilled: `full`",
-    "zeroq": "distilled: `fast` without coarse steps, swing, shifts and flips (ZeroQ)",
+    "zeroq": "distilled: pixels, without coarse steps, swing, shifts and flips (ZeroQ)",
     "class": "distilled: `fast` with a class for each image",
     "entropy": "distilled: `fast` with the entropy term",
     "other": "out-of-domain images, resized",
@@ -78,7 +78,7 @@ class Task:
 
 TASKS = {
     "resnet20": Task(256, CIFAR_TEST, 100, 32),
-    "efficientnet_lite0": Task(128, IMAGENET_TEST, 40, 16),
+    "efficientnet_lite0": Task(128, 400, 40, 16),
 }
 
 

@@ -37,9 +37,7 @@ def distill(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Where the inputs go.", rich_help_panel="The run")
     ],
-    n: Annotated[
-        int, typer.Option("--n", "-n", metavar="N", help="Inputs to make.", rich_help_panel="The data")
-    ] = 1024,
+    n: Annotated[int, typer.Option("--n", metavar="N", help="Inputs to make.", rich_help_panel="The data")] = 1024,
     preset: o.DistillPreset = o.DISTILL_FAST,
     settings: o.DistillSettings = None,
     mean: o.Mean = None,

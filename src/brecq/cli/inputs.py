@@ -50,9 +50,7 @@ def check_output(folder: Path, *, resume: bool, force: bool, finished: bool, loo
             "result with --force, or name another folder"
         )
     if resume and finished:
-        raise ConfigError(
-            f"the run in {str(folder)!r} is finished; look at it with {look}, or start anew with --force"
-        )
+        raise ConfigError(f"the run in {str(folder)!r} is finished; look at {look}, or start anew with --force")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

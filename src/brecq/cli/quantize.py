@@ -208,7 +208,7 @@ def check_job(job: Job) -> None:
     require_path("--eval-labels", job.eval_labels, file=True)
     require_path("--weights", job.weights, file=True)
     finished = (job.output / "manifest.json").exists() and not (job.output / "blocks").exists()
-    check_output(job.output, resume=job.resume, force=job.force, finished=finished, look="brecq evaluate")
+    check_output(job.output, resume=job.resume, force=job.force, finished=finished, look="it with brecq evaluate")
 
 
 def run(job: Job, console: Console) -> None:

@@ -33,10 +33,10 @@ def load_data(
 ) -> Dataset:
     """Read network inputs from a folder of images or an `.npz` file.
 
-    A folder that `brecq distill` wrote stands for its inputs; any other is searched recursively. Its labels come from a CSV (columns `file`, `label`): the one given, or
-    `labels.csv` in the folder or beside it; else from its subfolders when all images lie in at least two of them
-    (class indices in the order of the sorted names). For `.npz` files see `brecq.data.arrays.load_npz`; the path may
-    name the arrays: `cifar10.npz:x_train,y_train`.
+    A folder that `brecq distill` wrote stands for its inputs; any other is searched recursively. Its labels come from
+    a CSV (columns `file`, `label`): the one given, or `labels.csv` in the folder or beside it; else from its
+    subfolders when all images lie in at least two of them (class indices in the order of the sorted names). For
+    `.npz` files see `brecq.data.arrays.load_npz`; the path may name the arrays: `cifar10.npz:x_train,y_train`.
 
     Args:
         size: samples to draw at random, in random order; files that cannot be read are replaced by others. Where

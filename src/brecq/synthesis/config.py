@@ -9,7 +9,7 @@ from typing import Any, Literal
 from brecq.config import check_choice, check_number
 from brecq.errors import ConfigError
 
-Latent = Literal["pixels", "generator"]
+Latent = Literal["spectrum", "pixels", "generator"]
 Target = Literal["none", "class", "entropy"]
 
 
@@ -20,10 +20,11 @@ class DistillConfig:
     Attributes:
         steps: gradient steps per batch.
         batch_size: inputs optimized together: their joint statistics are matched.
-        latent: what is optimized: the `pixels` (ZeroQ), or latent vectors and a small `generator` for each batch,
-            which draws smoother inputs (Genie); the generator draws pictures [3, height, width] only.
-        lr: Adam learning rate of pixels (in units of the normalized input) or of latent vectors, decayed to 0 along
-            a cosine.
+        latent: what is optimized: the inputs' `spectrum` (Fourier coefficients in units of 1/f, as photographs have
+            them), the `pixels` (ZeroQ), or latent vectors and a small `generator` for each batch (Genie); the
+            generator draws pictures [3, height, width] only.
+        lr: Adam learning rate of coefficients, of pixels (both in units of the normalized input) or of latent
+            vectors; decayed to 0 along a cosine, once in the coarse steps and once in the others.
         generator_lr: that of the generator's weights. generator_width: its channels.
         coarse: share of the steps made at half the height and width, at a quarter of the cost.
         input_weight: weight of the term that holds each channel of the inputs at mean 0 and variance 1, which is what
@@ -41,7 +42,7 @@ class DistillConfig:
     name: str = "custom"
     steps: int = 200
     batch_size: int = 64
-    latent: Latent = "pixels"
+    latent: Latent = "spectrum"
     lr: float = 0.1
     generator_lr: float = 0.01
     generator_width: int = 32

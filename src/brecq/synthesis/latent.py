@@ -1,7 +1,8 @@
-"""What is optimized: the values of a batch themselves, or a small generator and its latent vectors."""
+"""What is optimized: the values of a batch, their Fourier coefficients, or a generator and its latent vectors."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,8 +18,11 @@ _START = 4  # the generator's first picture has a quarter of the sides
 
 
 def make_latent(spec: InputSpec, count: int, config: DistillConfig, generator: torch.Generator) -> Pixels | Generator:
-    """What `config.latent` asks for, drawn on the CPU."""
-    return (Pixels if config.latent == "pixels" else Generator)(spec, count, config, generator)
+    """What `config.latent` asks for, drawn on the CPU. Without spatial dimensions a spectrum is the values."""
+    if config.latent == "generator":
+        return Generator(spec, count, config, generator)
+    kind = Spectrum if config.latent == "spectrum" and len(spec.shape) > 1 else Pixels
+    return kind(spec, count, config, generator)
 
 
 class Pixels(nn.Module):
@@ -27,24 +31,83 @@ class Pixels(nn.Module):
     def __init__(self, spec: InputSpec, count: int, config: DistillConfig, generator: torch.Generator) -> None:
         super().__init__()
         self._spec, self._lr = spec, config.lr
-        self.values = nn.Parameter(spec.noise(count, generator, scale=2 if config.coarse else 1))
+        part = 2 if config.coarse else 1
+        self._sides = tuple(max(1, side // part) for side in spec.shape[1:])
+        noise = torch.randn(count, spec.shape[0], *self._sides, generator=generator)
+        self.values = nn.Parameter(self._encode(spec.clip(self._color(noise))))
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer."""
         return [{"params": [self.values], "lr": self._lr}]
 
     def forward(self) -> Tensor:
-        return self.values
+        return self._decode(self.values)
 
+    @torch.no_grad()
     def refine(self) -> None:
         """From half to full resolution."""
-        values = F.interpolate(self.values.detach(), self._spec.shape[1:], mode="bilinear", align_corners=False)
-        self.values = nn.Parameter(values)
+        coarse, self._sides = self(), self._spec.shape[1:]
+        if self._sides:
+            mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[coarse.dim()]
+            coarse = F.interpolate(coarse, self._sides, mode=mode, align_corners=False)
+        self.values = nn.Parameter(self._encode(coarse))
 
     @torch.no_grad()
     def project(self) -> None:
         """Back into the valid range, after a step."""
-        self.values.copy_(self._spec.clip(self.values))
+        if self._spec.is_picture:
+            self.values.copy_(self._encode(self._spec.clip(self())))
+
+    def _color(self, noise: Tensor) -> Tensor:
+        return noise
+
+    def _encode(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+    def _decode(self, values: Tensor) -> Tensor:
+        return values
+
+
+class Spectrum(Pixels):
+    """The Fourier coefficients of the batch, each in units of 1/f, from noise of that spectrum.
+
+    Photographs have amplitudes that fall as 1/f (Field 1987, "Relations between the statistics of natural images and
+    the response properties of cortical cells"). In these units a gradient step moves coarse structure as easily as
+    fine, where it fills pixels with high-frequency noise that no photograph has. Olah et al. 2017, "Feature
+    visualization", section "Preconditioning and parameterization".
+    """
+
+    def _color(self, noise: Tensor) -> Tensor:
+        return self._decode(torch.view_as_real(torch.fft.rfftn(noise, dim=self._dims(noise), norm="ortho")))
+
+    def _encode(self, inputs: Tensor) -> Tensor:
+        spectrum = torch.fft.rfftn(inputs, dim=self._dims(inputs), norm="ortho")
+        return torch.view_as_real(spectrum / spectrum_scale(self._sides).to(inputs.device))
+
+    def _decode(self, values: Tensor) -> Tensor:
+        spectrum = torch.view_as_complex(values) * spectrum_scale(self._sides).to(values.device)
+        return torch.fft.irfftn(spectrum, s=self._sides, dim=self._dims(spectrum), norm="ortho")
+
+    @staticmethod
+    def _dims(x: Tensor) -> tuple[int, ...]:
+        return tuple(range(2, x.dim()))
+
+
+@lru_cache
+def spectrum_scale(sides: tuple[int, ...]) -> Tensor:
+    """1/f for every coefficient of `torch.fft.rfftn`, such that white noise times it has variance 1 again.
+
+    f is in cycles a pixel; the constant has the frequency of the longest wave.
+    """
+    lowest = 1 / max(sides)
+
+    def falloff(last: Tensor) -> Tensor:
+        axes = [*(torch.fft.fftfreq(side) for side in sides[:-1]), last]
+        grid = torch.meshgrid(*axes, indexing="ij")
+        return 1 / torch.stack(grid).square().sum(0).sqrt().clamp_min(lowest)
+
+    power = falloff(torch.fft.fftfreq(sides[-1])).square().mean()
+    return falloff(torch.fft.rfftfreq(sides[-1])) / power.sqrt()
 
 
 class Generator(nn.Module):

@@ -179,7 +179,7 @@ def test_what_cannot_be_distilled(
 
 
 def test_a_diverging_run_ends_with_an_error(resnet: nn.Module) -> None:
-    with pytest.raises(ConfigError, match="became .*; lower lr"):
+    with pytest.raises(ConfigError, match=r"became .*; lower lr"):
         brecq.distill(resnet, 4, QUICK.replace(lr=1e30, latent="pixels"), shape=(3, 16, 16))
 
 

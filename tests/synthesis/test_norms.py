@@ -21,9 +21,7 @@ from brecq.synthesis.norms import batch_moments, find_batch_norms, is_batch_norm
     channels_last=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_moments_and_their_gradient(
-    shape: tuple[int, int], sides: list[int], channels_last: bool, seed: int
-) -> None:
+def test_moments_and_their_gradient(shape: tuple[int, int], sides: list[int], channels_last: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = 3 * torch.randn(*shape, *sides, generator=generator) + 1
     if channels_last and x.dim() == 4:
@@ -69,7 +67,7 @@ def test_others_are_not(module: nn.Module) -> None:
 
 def test_an_untrained_network_is_refused() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
-    with pytest.raises(ConfigError, match="all 2 batch norms .* load trained weights"):
+    with pytest.raises(ConfigError, match=r"all 2 batch norms .* load trained weights"):
         find_batch_norms(network)
     nn.init.constant_(network[2].running_mean, 0.1)
     assert list(find_batch_norms(network)) == ["1", "2"]

@@ -38,7 +38,7 @@ def distill(
         Path, typer.Option("-o", "--output", metavar="DIR", help="Where the inputs go.", rich_help_panel="The run")
     ],
     n: Annotated[int, typer.Option("--n", metavar="N", help="Inputs to make.", rich_help_panel="The data")] = 1024,
-    preset: o.DistillPreset = o.DISTILL_FAST,
+    preset: o.DistillPreset = None,
     settings: o.DistillSettings = None,
     mean: o.Mean = None,
     std: o.Std = None,

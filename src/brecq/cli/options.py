@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from brecq.cli.parsing import (
+    distillation_settings,
     parse_blocks,
     parse_bytes,
     parse_first_last,
@@ -20,11 +21,9 @@ from brecq.cli.parsing import (
     parse_size,
 )
 from brecq.config import Autocast, Granularity, Loss, Method, Placement, QuantConfig, Recipe, Scheme
-from brecq.synthesis.config import DistillConfig
 
 DEFAULTS = QuantConfig()
 FAST = DEFAULTS.recipe.name
-DISTILL_FAST = DistillConfig.preset("fast").name
 
 _WHAT, _HOW, _MODEL, _DATA, _RUN = (
     "What is quantized", "How it is learned", "The model", "The data", "The run",
@@ -161,15 +160,15 @@ Color = Annotated[
 ]
 
 DistillPreset = Annotated[
-    str, typer.Option("--distill-preset", metavar="NAME", help="fast (for CPUs) or full.", rich_help_panel=_DATA)
+    str | None,
+    typer.Option("--distill-preset", metavar="NAME", help="fast (the default) or full.", rich_help_panel=_DATA),
 ]
 DistillSettings = Annotated[
     list[str] | None,
     typer.Option(
         "--distill-set",
         metavar="KEY=VALUE",
-        help="Any setting of the distillation; repeatable: "
-        f"{', '.join(f.name for f in dataclasses.fields(DistillConfig) if f.name not in ('name', 'seed'))}.",
+        help=f"Any setting of the distillation; repeatable: {', '.join(distillation_settings())}.",
         rich_help_panel=_DATA,
     ),
 ]

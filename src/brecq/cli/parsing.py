@@ -82,20 +82,26 @@ def parse_blocks(texts: Sequence[str]) -> dict[str, list[str]]:
 def parse_recipe(preset: str, settings: Sequence[str], shortcuts: dict[str, Any]) -> Recipe:
     """The preset with `KEY=VALUE` settings and shortcuts applied; a changed one is named `custom`."""
     recipe = Recipe.preset(preset)
-    changes = _parse_settings("--recipe-set", settings, Recipe, shortcuts)
+    changes = _parse_settings("--recipe-set", settings, get_type_hints(Recipe), shortcuts)
     return recipe.replace(**{"name": "custom", **changes}) if changes else recipe
 
 
-def parse_distillation(preset: str, settings: Sequence[str], seed: int) -> DistillConfig:
-    """The preset with the run's seed and `KEY=VALUE` settings applied; one with changed settings is named `custom`."""
-    config = DistillConfig.preset(preset)
-    changes = _parse_settings("--distill-set", settings, DistillConfig, {})
+def distillation_settings() -> dict[str, Any]:
+    """Name and type of what `--distill-set` can set; the seed is that of the run."""
+    return {name: kind for name, kind in get_type_hints(DistillConfig).items() if name not in ("name", "seed")}
+
+
+def parse_distillation(preset: str | None, settings: Sequence[str], seed: int) -> DistillConfig:
+    """The preset (`fast` if `None`) with the run's seed and `KEY=VALUE` settings; a changed one is named `custom`."""
+    config = DistillConfig.preset(preset or "fast")
+    changes = _parse_settings("--distill-set", settings, distillation_settings(), {})
     return config.replace(**{"seed": seed, "name": "custom" if changes else config.name, **changes})
 
 
-def _parse_settings(option: str, settings: Sequence[str], of: type, shortcuts: dict[str, Any]) -> dict[str, Any]:
-    """`KEY=VALUE` texts as values of the dataclass `of`, beside what other options set already."""
-    types = get_type_hints(of)
+def _parse_settings(
+    option: str, settings: Sequence[str], types: dict[str, Any], shortcuts: dict[str, Any]
+) -> dict[str, Any]:
+    """`KEY=VALUE` texts as values of these types, beside what other options set already."""
     changes: dict[str, Any] = dict(shortcuts)
     for setting in settings:
         key, equals, value = setting.partition("=")

@@ -54,7 +54,6 @@ class Job:
     preprocessing: dict[str, Any]
     calib: Path
     calib_size: int
-    distillation: DistillConfig | None
     eval: Path | None
     eval_labels: Path | None
     eval_size: int | None
@@ -63,6 +62,7 @@ class Job:
     force: bool
     device: str
     threads: int | None
+    distillation: DistillConfig | None = None
 
 
 def quantize(
@@ -106,7 +106,7 @@ def quantize(
     calib_size: Annotated[
         int, typer.Option(metavar="N", min=1, help="Calibration samples.", rich_help_panel="The data")
     ] = 1024,
-    distill_preset: o.DistillPreset = o.DISTILL_FAST,
+    distill_preset: o.DistillPreset = None,
     distill_settings: o.DistillSettings = None,
     eval_path: Annotated[
         Path | None,
@@ -175,7 +175,6 @@ def quantize(
         ),
         calib=calib,
         calib_size=calib_size,
-        distillation=choose_distillation(calib, distill_preset, distill_settings, seed),
         eval=eval_path,
         eval_labels=eval_labels,
         eval_size=eval_size,
@@ -184,15 +183,18 @@ def quantize(
         force=force,
         device=device,
         threads=threads,
+        distillation=choose_distillation(calib, distill_preset, distill_settings, seed),
     )
     run(job, Console())
 
 
-def choose_distillation(calib: Path, preset: str, settings: Sequence[str] | None, seed: int) -> DistillConfig | None:
+def choose_distillation(
+    calib: Path, preset: str | None, settings: Sequence[str] | None, seed: int
+) -> DistillConfig | None:
     """How to distill where `--calib` is `distilled` and nothing of that name exists; otherwise `None`."""
     if str(calib) == DISTILLED and not calib.exists():
         return parse_distillation(preset, settings or (), seed)
-    if settings or preset != o.DISTILL_FAST:
+    if settings or preset is not None:
         there = f"{str(calib)!r} is there and is read" if str(calib) == DISTILLED else f"--calib is {str(calib)!r}"
         raise ConfigError(f"--distill-preset and --distill-set belong to --calib distilled, but {there}; drop them")
     return None
@@ -275,8 +277,6 @@ def distilled_calibration(
     """Calibration inputs distilled from the model, kept in a subfolder of the output."""
     from brecq.data import Dataset
 
-    if job.submodule is not None:
-        raise ConfigError("--submodule with --calib distilled: run brecq distill on the whole model first")
     shape = example_shape(source, preprocessing)
     made = run_distillation(
         console, source.model, job.calib_size, config, preprocessing, shape, job.output / DISTILLED,

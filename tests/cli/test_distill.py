@@ -52,7 +52,8 @@ def test_distill_and_quantize_with_what_it_made(invoke: Invoke, trained: str, tm
     for text in ("12 inputs, custom: spectrum", "[2/2] inputs 7-12  error ", "body.0.bn1", "mean of all 2"):
         assert text in result.stdout
     assert np.load(folder / "distilled.npz")["x"].shape == (12, 3, 16, 16)
-    assert Image.open(folder / "contact_sheet.png").size == (8 * 34 - 2, 2 * 34 - 2)
+    with Image.open(folder / "contact_sheet.png") as sheet:
+        assert sheet.size == (8 * 34 - 2, 2 * 34 - 2)
     assert len(json.loads((folder / "distilled.json").read_text())["layers"]) == 2
     assert not (folder / "blocks").exists()
 

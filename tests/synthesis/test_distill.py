@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -117,6 +118,15 @@ def test_a_killed_run_continues_after_the_last_finished_batch(
         synthesize(resnet, 20, config.replace(seed=1), **options)
     brecq.distill(resnet, 20, config, **options)
     assert not (tmp_path / "blocks").exists()
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_050", "efficientnet_lite0"])
+def test_networks_of_libraries_with_batch_norms_of_their_own(name: str, networks: ModuleType) -> None:
+    model = networks.build(lambda: timm.create_model(name, num_classes=5))
+    norms = [key for key, part in model.named_modules() if isinstance(part, timm.layers.BatchNormAct2d)]
+    made = synthesize(model, 4, QUICK.replace(steps=2, coarse=0.5), shape=(3, 32, 32))
+    assert [layer.layer for layer in made.layers] == norms
+    assert len(norms) > 40
 
 
 def test_signals_are_distilled_by_their_shape(networks: ModuleType) -> None:

@@ -41,7 +41,7 @@ class DistillConfig:
 
     name: str = "custom"
     steps: int = 200
-    batch_size: int = 64
+    batch_size: int = 32
     latent: Latent = "spectrum"
     lr: float = 0.1
     generator_lr: float = 0.01

@@ -55,7 +55,7 @@ ROWS = {
     "entropy": "distilled: `fast` with the entropy term",
     "other": "out-of-domain images, resized",
     "crops": "crops of twelve photographs",
-    "noise": "Gaussian noise",
+    "noise": "Gaussian noise of the right mean and variance",
 }
 MEASURES = {
     "top1": ("top-1 accuracy in percent", 1.0, 2),
@@ -147,7 +147,7 @@ def calibration(name: str, source: str, count: int) -> tuple[Tensor, Values]:
 
         return random_crops(photos(CALIBRATION_PHOTOS), count, preprocessing, seed=0), {}
     spec = input_spec(network(name).model, preprocessing, None)
-    return torch.randn(count, *spec.shape, generator=torch.Generator().manual_seed(0)), {}
+    return spec.noise(count, torch.Generator().manual_seed(0)), {}
 
 
 def out_of_domain(name: str, count: int, preprocessing: Preprocessing) -> Dataset:

@@ -23,12 +23,12 @@ class DistillConfig:
         latent: what is optimized: the inputs' `spectrum` (Fourier coefficients in units of 1/f, as photographs have
             them), the `pixels` (ZeroQ), or latent vectors and a small `generator` for each batch (Genie); the
             generator draws pictures [3, height, width] only.
-        lr: Adam learning rate of coefficients, of pixels (both in units of the normalized input) or of latent
+        lr: Adam learning rate of coefficients, of pixels (both in units of the inputs' deviation) or of latent
             vectors; decayed to 0 along a cosine, once in the coarse steps and once in the others.
         generator_lr: that of the generator's weights. generator_width: its channels.
         coarse: share of the steps made at half the height and width, at a quarter of the cost.
-        input_weight: weight of the term that holds each channel of the inputs at mean 0 and variance 1, which is what
-            preprocessing makes of the training data.
+        input_weight: weight of the term that holds each channel of pictures at the mean and deviation that prepared
+            training data has.
         smoothness: weight of the total variation of the inputs; 0 turns it off.
         target: a term on the logits: `class` draws a class at random for each input and adds the cross-entropy,
             `entropy` asks for confident inputs of balanced classes.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ def distill(
         n: at least 2.
         config: steps, batch size, variant, seed; the preset `fast` by default.
         preprocessing: how pictures become inputs: then the result stays between black and white, and each channel
-            is held at mean 0 and variance 1.
+            is held at the mean and deviation of prepared training data.
         shape: of one input without the batch, such as (3, 224, 224), where there is no preprocessing. By default what
             the model's timm metadata says.
         run_dir: folder for the state of the run; with `resume`, continue there after the last finished batch.
@@ -148,7 +148,7 @@ def _batches(
             seconds = time.perf_counter() - began
             report = BlockReport(_name(rows), (), config.steps, batch.loss_before, batch.loss_after, seconds)
             if state is not None:
-                state.save_block(0, index, report.name, {"inputs": batch.inputs}, _plain(report))
+                state.save_block(0, index, report.name, {"inputs": batch.inputs}, dataclasses.asdict(report))
         reports.append(report)
         progress.block_done(report)
     return inputs, reports
@@ -164,10 +164,3 @@ def _report(teacher: Teacher, inputs: Tensor, config: DistillConfig) -> list[Lay
 
 def _name(rows: slice) -> str:
     return f"inputs {rows.start + 1}-{rows.stop}"
-
-
-def _plain(report: BlockReport) -> dict[str, Any]:
-    return {
-        "name": report.name, "layers": [], "steps": report.steps, "error_before": report.error_before,
-        "error_after": report.error_after, "seconds": report.seconds,
-    }  # fmt: skip

@@ -34,14 +34,14 @@ class Pixels(nn.Module):
         part = 2 if config.coarse else 1
         self._sides = tuple(max(1, side // part) for side in spec.shape[1:])
         noise = torch.randn(count, spec.shape[0], *self._sides, generator=generator)
-        self.values = nn.Parameter(self._encode(spec.clip(self._color(noise))))
+        self.values = nn.Parameter(self._encode(spec.clip(spec.restore(self._color(noise)))))
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer."""
         return [{"params": [self.values], "lr": self._lr}]
 
     def forward(self) -> Tensor:
-        return self._decode(self.values)
+        return self._spec.restore(self._decode(self.values))
 
     @torch.no_grad()
     def refine(self) -> None:
@@ -62,7 +62,10 @@ class Pixels(nn.Module):
         return noise
 
     def _encode(self, inputs: Tensor) -> Tensor:
-        return inputs
+        return self._transform(self._spec.standardize(inputs))
+
+    def _transform(self, standardized: Tensor) -> Tensor:
+        return standardized
 
     def _decode(self, values: Tensor) -> Tensor:
         return values
@@ -80,9 +83,9 @@ class Spectrum(Pixels):
     def _color(self, noise: Tensor) -> Tensor:
         return self._decode(torch.view_as_real(torch.fft.rfftn(noise, dim=self._dims(noise), norm="ortho")))
 
-    def _encode(self, inputs: Tensor) -> Tensor:
-        spectrum = torch.fft.rfftn(inputs, dim=self._dims(inputs), norm="ortho")
-        return torch.view_as_real(spectrum / spectrum_scale(self._sides).to(inputs.device))
+    def _transform(self, standardized: Tensor) -> Tensor:
+        spectrum = torch.fft.rfftn(standardized, dim=self._dims(standardized), norm="ortho")
+        return torch.view_as_real(spectrum / spectrum_scale(self._sides).to(standardized.device))
 
     def _decode(self, values: Tensor) -> Tensor:
         spectrum = torch.view_as_complex(values) * spectrum_scale(self._sides).to(values.device)
@@ -153,7 +156,7 @@ class Generator(nn.Module):
         x = self.start_norm(x.contiguous(memory_format=torch.channels_last))
         x = F.leaky_relu(self.norm1(self.conv1(F.interpolate(x, self._sizes[1]))), 0.2)
         x = F.leaky_relu(self.norm2(self.conv2(F.interpolate(x, self._sizes[2]))), 0.2)
-        x = self._spec.clip(self.norm3(self.conv3(x)))
+        x = self._spec.clip(self._spec.restore(self.norm3(self.conv3(x))))
         return F.avg_pool2d(x, 2) if self._coarse else x
 
     def refine(self) -> None:

@@ -53,7 +53,7 @@ def optimize_batch(
     coarse_steps = round(config.coarse * config.steps)
     losses: list[float] = []
 
-    def descend(start: int, stop: int) -> None:
+    def descend(seen: list[tuple[str, Tensor]], start: int, stop: int) -> None:
         optimizer = torch.optim.Adam(latent.groups())
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(stop - start, 1))
         for step in range(start, stop):
@@ -73,10 +73,10 @@ def optimize_batch(
 
     swing = swing_convolutions(teacher.model, generator) if config.swing else nullcontext()
     with watch_inputs(teacher.norms) as seen, swing:
-        descend(0, coarse_steps)
+        descend(seen, 0, coarse_steps)
         if config.coarse:
             latent.refine()
-        descend(coarse_steps, config.steps)
+        descend(seen, coarse_steps, config.steps)
     return Batch(_result(latent), losses[0], losses[-1])
 
 
@@ -97,7 +97,7 @@ def other_terms(inputs: Tensor, logits: object, classes: Tensor, spec: InputSpec
     """What `config` adds to the matching of statistics, weighted."""
     loss = inputs.new_zeros(())
     if spec.is_picture and config.input_weight:
-        loss = loss + config.input_weight * input_loss(inputs)
+        loss = loss + config.input_weight * input_loss(spec.standardize(inputs))
     if config.smoothness:
         loss = loss + config.smoothness * total_variation(inputs)
     if config.target == "class":

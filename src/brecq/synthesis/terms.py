@@ -9,7 +9,7 @@ from brecq.synthesis.norms import batch_moments
 
 
 def input_loss(inputs: Tensor) -> Tensor:
-    """Distance of each channel of pictures [N, C, H, W] from mean 0 and variance 1: ‖μ̂‖² + ‖σ̂ − 1‖², over C."""
+    """Distance of channels of standardized inputs [N, C, ...] from mean 0 and deviation 1: (‖μ̂‖² + ‖σ̂ − 1‖²)/C."""
     mean, variance = batch_moments(inputs)
     return mean.square().mean() + ((variance + 1e-10).sqrt() - 1).square().mean()
 

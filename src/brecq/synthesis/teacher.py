@@ -15,7 +15,7 @@ from brecq.synthesis.config import DistillConfig
 from brecq.synthesis.inputs import InputSpec
 from brecq.synthesis.norms import find_batch_norms, watch_inputs
 
-_OTHERWISE = "calibrate on real data (--calib DIR); random crops of photographs do too (brecq.data.random_crops)"
+_OTHERWISE = "calibrate on real data (--calib DIR); or on random crops of photographs (brecq.data.random_crops)"
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Task:
 
 TASKS = {
     "resnet20": Task(256, CIFAR_TEST, 100, 32),
-    "efficientnet_lite0": Task(128, 400, 40, 16),
+    "efficientnet_lite0": Task(64, 400, 40, 16),
 }
 
 

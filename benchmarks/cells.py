@@ -100,7 +100,8 @@ def run(cells: Sequence[Cell], results: Results, measure: Callable[[Cell], Value
         else:
             values = record["values"]
         took = f"  {format_seconds(values['seconds'])}" if "seconds" in values else ""
-        print(f"{name}  top-1 {values['top1']:.2f} %{took}{known}", file=sys.stderr, flush=True)
+        accuracy = f"  top-1 {values['top1']:.2f} %" if "top1" in values else ""
+        print(f"{name}{accuracy}{took}{known}", file=sys.stderr, flush=True)
 
 
 def run_and_print(

@@ -25,7 +25,7 @@ import torch
 from cells import Cell, Values, bits, parser, run_and_print, with_steps
 from common import CIFAR_TEST, DATA, calibration_data, network, quality, require, use_threads
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 import brecq
 from brecq import Dataset, DistillConfig, QuantConfig, Recipe
@@ -33,6 +33,8 @@ from brecq.data import Preprocessing, load_data, random_crops
 from brecq.progress import PlainProgress
 from brecq.synthesis.distill import synthesize
 from brecq.synthesis.inputs import input_spec
+from brecq.synthesis.match import measure_match
+from brecq.synthesis.norms import find_batch_norms, stored_moments, watch_inputs
 from brecq.synthesis.output import REPORT, save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
@@ -61,8 +63,9 @@ MEASURES = {
     "top1": ("top-1 accuracy in percent", 1.0, 2),
     "agreement": ("agreement with float in percent", 1.0, 2),
     "sqnr": ("SQNR of the logits in dB", 1.0, 2),
-    "distill_seconds": ("seconds to distill", 1.0, 0),
-    "mismatch": ("mismatch of the batch norm statistics", 1.0, 3),
+    "statistics": ("mismatch of the batch norm statistics", 1.0, 3),
+    "tail": ("99.99 % quantile of batch norm inputs, in stored deviations from the stored mean", 1.0, 2),
+    "seconds_to_distill": ("seconds to distill", 1.0, 0),
 }
 
 
@@ -84,13 +87,14 @@ TASKS = {
 
 @dataclass(frozen=True)
 class DataCell(Cell):
-    """A cell that is also identified by where its calibration data came from."""
+    """A cell that is also identified by where its calibration data came from; without a configuration it is about
+    that data itself."""
 
     source: str = "real"
 
     def key(self) -> dict[str, Any]:
-        config = DISTILLED[self.source].to_dict() if self.source in DISTILLED and self.config else None
-        return {**super().key(), "source": self.source if self.config else "", "distill": config}
+        config = DISTILLED[self.source].to_dict() if self.source in DISTILLED else None
+        return {**super().key(), "calibration": self.calibration, "source": self.source, "distill": config}
 
 
 def main() -> None:
@@ -116,6 +120,7 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
         recipe = with_steps(Recipe.preset("fast"), options.steps or task.steps).replace(batch_size=task.batch_size)
         cells.append(Cell(name, "float", "", count, task.samples))
         for source in options.sources:
+            cells.append(DataCell(name, ROWS[source], "", count, task.samples, None, source))
             for setting in options.settings:
                 for seed in options.seeds:
                     config = QuantConfig(*bits(setting), recipe=recipe, seed=seed)
@@ -125,11 +130,30 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
 
 def measure_cell(cell: Cell) -> Values:
     model = network(cell.network).model
-    if not isinstance(cell, DataCell) or cell.config is None:
+    if not isinstance(cell, DataCell):
         return quality(cell.network, model, cell.samples)
     inputs, cost = calibration(cell.network, cell.source, cell.calibration)
+    if cell.config is None:
+        return {**cost, **describe(model, inputs)}
     result = brecq.quantize(model, inputs, cell.config)
-    return {**cost, "seconds": result.report.seconds, **quality(cell.network, result.model, cell.samples)}
+    return {"seconds": result.report.seconds, **quality(cell.network, result.model, cell.samples)}
+
+
+@torch.no_grad()
+def describe(model: nn.Module, inputs: Tensor, batch_size: int = 32) -> Values:
+    """How far from the stored statistics inputs are, and how long their tails: means over the batch norms."""
+    norms = find_batch_norms(model)
+    errors = [mean**2 + std**2 for mean, std in measure_match(model, norms, inputs, batch_size)]
+    tails: list[float] = []
+    with watch_inputs(norms) as seen:
+        for batch in inputs.split(batch_size):
+            seen.clear()
+            model(batch)
+            for name, x in seen:
+                mean, variance = (value.view(-1, 1, 1) for value in stored_moments(norms[name]))
+                values = ((x - mean) / (variance + 1e-5).sqrt()).abs().flatten()
+                tails.append(float(values.kthvalue(math.ceil(0.9999 * len(values))).values))
+    return {"statistics": math.sqrt(sum(errors) / len(errors)), "tail": sum(tails) / len(tails)}
 
 
 def calibration(name: str, source: str, count: int) -> tuple[Tensor, Values]:
@@ -171,9 +195,7 @@ def distilled(name: str, config: DistillConfig, count: int, preprocessing: Prepr
         assert made.run_state is not None
         made.run_state.clear()
     report = json.loads((folder / REPORT).read_text())
-    errors = [layer["mean_after"] ** 2 + layer["std_after"] ** 2 for layer in report["layers"]]
-    cost = {"distill_seconds": report["seconds"], "mismatch": math.sqrt(sum(errors) / len(errors))}
-    return load_data(folder, preprocessing, None, 0).inputs[0], cost
+    return load_data(folder, preprocessing, None, 0).inputs[0], {"seconds_to_distill": report["seconds"]}
 
 
 if __name__ == "__main__":

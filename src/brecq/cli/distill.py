@@ -21,6 +21,7 @@ from brecq.cli.inputs import (
 from brecq.cli.parsing import parse_distillation, require_path
 from brecq.cli.render import match_table
 from brecq.progress import format_seconds, make_progress
+from brecq.synthesis import DISTILLED
 from brecq.synthesis.config import DistillConfig
 
 if TYPE_CHECKING:
@@ -129,4 +130,4 @@ def run(
 
 
 def _is_finished(output: Path) -> bool:
-    return (output / "distilled.npz").exists() and not (output / "blocks").exists()
+    return (output / DISTILLED).exists() and not (output / "blocks").exists()

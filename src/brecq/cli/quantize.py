@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from brecq.result import QuantResult
     from brecq.sources import Source
 
-DISTILLED = "distilled"
+WITHOUT_DATA = "distilled"
 """What `--calib` says where there is no data, and the subfolder of the output for what is made instead."""
 
 
@@ -192,10 +192,10 @@ def choose_distillation(
     calib: Path, preset: str | None, settings: Sequence[str] | None, seed: int
 ) -> DistillConfig | None:
     """How to distill where `--calib` is `distilled` and nothing of that name exists; otherwise `None`."""
-    if str(calib) == DISTILLED and not calib.exists():
+    if str(calib) == WITHOUT_DATA and not calib.exists():
         return parse_distillation(preset, settings or (), seed)
     if settings or preset is not None:
-        there = f"{str(calib)!r} is there and is read" if str(calib) == DISTILLED else f"--calib is {str(calib)!r}"
+        there = f"{str(calib)!r} is there and is read" if str(calib) == WITHOUT_DATA else f"--calib is {str(calib)!r}"
         raise ConfigError(f"--distill-preset and --distill-set belong to --calib distilled, but {there}; drop them")
     return None
 
@@ -263,7 +263,7 @@ def run(job: Job, console: Console) -> None:
         progress.close()
     result.metadata.update(describe_source(job), preprocessing=preprocessing and preprocessing.to_dict())
     result.save(job.output)
-    shutil.rmtree(job.output / DISTILLED / "blocks", ignore_errors=True)  # nothing is left to resume
+    shutil.rmtree(job.output / WITHOUT_DATA / "blocks", ignore_errors=True)  # nothing is left to resume
 
     rows[0] = dataclasses.replace(rows[0], size=result.float_bytes())
     rows += quantized_rows(job, source.model, calibration, evaluation, result)
@@ -279,7 +279,7 @@ def distilled_calibration(
 
     shape = example_shape(source, preprocessing)
     made = run_distillation(
-        console, source.model, job.calib_size, config, preprocessing, shape, job.output / DISTILLED,
+        console, source.model, job.calib_size, config, preprocessing, shape, job.output / WITHOUT_DATA,
         resume=job.resume, device=job.device,
     )  # fmt: skip
     return Dataset((made.inputs,))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from brecq.pipeline import Inspection, inspect, quantize
     from brecq.report import Report
     from brecq.result import QuantResult, load
+    from brecq.synthesis.config import DistillConfig
+    from brecq.synthesis.distill import distill
 
 # Huge pages for large CPU tensors: fake-quantized activations are new memory in every step, and most of the time of
 # a fused kernel goes into page faults without them (benchmarks/fake_quant.py). Read by PyTorch at its first use.
@@ -36,6 +38,8 @@ _HOMES = {
     "Recipe": "config",
     "LayerRule": "config",
     "Report": "report",
+    "distill": "synthesis.distill",
+    "DistillConfig": "synthesis.config",
     "Dataset": "data.dataset",
     "export": "deploy.formats",
     "Exported": "deploy.formats",
@@ -50,6 +54,7 @@ _HOMES = {
 __all__ = [
     "Benchmark",
     "Dataset",
+    "DistillConfig",
     "Evaluation",
     "Exported",
     "Inspection",
@@ -61,6 +66,7 @@ __all__ = [
     "Report",
     "Verification",
     "benchmark",
+    "distill",
     "evaluate",
     "export",
     "inspect",

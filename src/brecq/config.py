@@ -29,12 +29,12 @@ def check_bits(name: str, bits: int) -> None:
         raise ConfigError(f"{name} is {bits!r}; choose 2 to 8 bits, or 32 for floating point")
 
 
-def _check_choice(name: str, value: str, choices: Any) -> None:
+def check_choice(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
         raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(get_args(choices))}")
 
 
-def _check_number(name: str, value: float, low: float, high: float = float("inf")) -> None:
+def check_number(name: str, value: float, low: float, high: float = float("inf")) -> None:
     if not low <= value <= high:
         bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
         raise ConfigError(f"{name} is {value!r}; it must be {bound}")
@@ -136,11 +136,11 @@ class Recipe:
     range_samples: int = 256
 
     def __post_init__(self) -> None:
-        _check_choice("loss", self.loss, Loss)
-        _check_choice("fisher_labels", self.fisher_labels, FisherLabels)
-        _check_choice("step_space", self.step_space, StepSpace)
+        check_choice("loss", self.loss, Loss)
+        check_choice("fisher_labels", self.fisher_labels, FisherLabels)
+        check_choice("step_space", self.step_space, StepSpace)
         for name in ("steps", "batch_size", "range_candidates", "range_samples"):
-            _check_number(name, getattr(self, name), 1)
+            check_number(name, getattr(self, name), 1)
         for name in (
             "activation_steps",
             "rounding_lr",
@@ -150,10 +150,10 @@ class Recipe:
             "tuning",
             "tune_lr",
         ):
-            _check_number(name, getattr(self, name), 0)
+            check_number(name, getattr(self, name), 0)
         for name in ("qdrop", "warmup"):
-            _check_number(name, getattr(self, name), 0, 1)
-        _check_number("range_norm", self.range_norm, 1)
+            check_number(name, getattr(self, name), 0, 1)
+        check_number("range_norm", self.range_norm, 1)
         if len(self.beta) != 2 or not self.beta[0] >= self.beta[1] >= 1:
             raise ConfigError(
                 f"beta is {self.beta!r}; give two numbers, the first at least the second, both at least 1"
@@ -241,9 +241,9 @@ class QuantConfig:
             ("placement", Placement), ("weight_scheme", Scheme), ("activation_scheme", Scheme),
             ("granularity", Granularity), ("method", Method), ("autocast", Autocast),
         ):  # fmt: skip
-            _check_choice(name, getattr(self, name), choices)
+            check_choice(name, getattr(self, name), choices)
         if self.memory_budget is not None:
-            _check_number("memory_budget", self.memory_budget, 0)
+            check_number("memory_budget", self.memory_budget, 0)
         if self.weights == FLOAT and self.activations == FLOAT and not self.rules:
             raise ConfigError("weights and activations are both 32 bits: nothing to quantize; lower one of them")
 

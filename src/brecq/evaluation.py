@@ -73,11 +73,11 @@ def evaluate(
             checked = False
             for inputs, labels in part.batches(batch_size):
                 inputs = tuple(x.to(device) for x in inputs)
-                output = _scores(model(*inputs), len(inputs[0]))
+                output = scores(model(*inputs), len(inputs[0]))
                 if labels is not None and not checked:
                     _check_labels(part, output)
                     checked = True
-                tally.add(output, labels, None if reference is None else _scores(reference(*inputs), len(inputs[0])))
+                tally.add(output, labels, None if reference is None else scores(reference(*inputs), len(inputs[0])))
     return tally.result(time.perf_counter() - start)
 
 
@@ -147,7 +147,7 @@ def class_axis(output: Tensor) -> int | None:
     return axis if output.shape[axis] > 1 else None
 
 
-def _scores(output: Any, batch: int) -> Tensor:
+def scores(output: Any, batch: int) -> Tensor:
     """The tensor in a network's output, as float on its device."""
     found = output
     if isinstance(output, Mapping):

@@ -32,9 +32,9 @@ class Progress:
     def scope(self, entries: Sequence[ScopeEntry]) -> None:
         """It is settled what will be quantized, and how."""
 
-    def start(self, blocks: Sequence[str], steps: int, later: int = 0) -> None:
+    def start(self, blocks: Sequence[str], steps: int, later: int = 0, loss: str = "soft") -> None:
         """The blocks named `blocks` follow, `steps` gradient steps each; passes after this one cost about as much as
-        `later` such steps."""
+        `later` such steps. `loss` names what `step` tells of them."""
 
     def block(self, index: int, name: str) -> None:
         """Work on the block at `index` (from 0) begins."""
@@ -107,13 +107,15 @@ class ConsoleProgress(Progress):
         self._clock = Clock(0, 0, 0.0)
         self._index = 0
         self._name = ""
+        self._loss = ""
 
     def scope(self, entries: Sequence[ScopeEntry]) -> None:
         from brecq.cli.render import scope_table
 
         self.console.print(scope_table(entries))
 
-    def start(self, blocks: Sequence[str], steps: int, later: int = 0) -> None:
+    def start(self, blocks: Sequence[str], steps: int, later: int = 0, loss: str = "soft") -> None:
+        self._loss = loss
         self._clock = Clock(len(blocks), steps, time.monotonic(), later)
 
     def block(self, index: int, name: str) -> None:
@@ -170,7 +172,7 @@ class LiveProgress(ConsoleProgress):
         if now - self._drawn < REFRESH_SECONDS and step < self._clock.steps:
             return
         line = Text(f"{self._counter()} {self._name}", style="cyan bold")
-        line.append(f"  step {step}/{self._clock.steps}  soft {soft_loss:.3g}", style="not bold")
+        line.append(f"  step {step}/{self._clock.steps}  {self._loss} {soft_loss:.3g}", style="not bold")
         if self._hard is not None:
             line.append(f"  hard {self._hard:.3g}", style="not bold")
         line.append(self._left(step, now), style="not bold")

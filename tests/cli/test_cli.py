@@ -21,11 +21,11 @@ Invoke = Callable[..., Result]
 def test_help_lists_the_commands(invoke: Invoke) -> None:
     result = invoke("--help")
     assert result.exit_code == 0
-    for command in ("quantize", "evaluate", "inspect"):
+    for command in ("quantize", "evaluate", "inspect", "distill"):
         assert command in result.stdout
 
 
-@pytest.mark.parametrize("command", ["quantize", "evaluate", "inspect"])
+@pytest.mark.parametrize("command", ["quantize", "evaluate", "inspect", "distill"])
 def test_each_command_has_help(invoke: Invoke, command: str) -> None:
     result = invoke(command, "-h")
     assert result.exit_code == 0

@@ -15,6 +15,7 @@ from typer.testing import Result
 from brecq.cli import app
 from brecq.config import LayerRule, QuantConfig, Recipe
 from brecq.errors import ConfigError, DataError
+from brecq.synthesis.config import DistillConfig
 
 command = importlib.import_module("brecq.cli.quantize")
 Invoke = Callable[..., Result]
@@ -57,6 +58,14 @@ OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "trust_pickle": (["--trust-pickle"], {"trust_pickle": True}),
     "submodule": (["--submodule", "backbone"], {"submodule": "backbone"}),
     "calib_size": (["--calib-size", "64"], {"calib_size": 64}),
+    "distill_preset": (
+        ["--calib", "distilled", "--distill-preset", "full"],
+        {"calib": Path("distilled"), "distillation": DistillConfig.preset("full")},
+    ),
+    "distill_settings": (
+        ["--calib", "distilled", "--distill-set", "steps=9", "--distill-set", "swing=false"],
+        {"calib": Path("distilled"), "distillation": DistillConfig(steps=9, swing=False)},
+    ),
     "eval_path": (["--eval", "val"], {"eval": Path("val")}),
     "eval_labels": (["--eval-labels", "l.csv"], {"eval_labels": Path("l.csv")}),
     "eval_size": (["--eval-size", "10"], {"eval_size": 10}),

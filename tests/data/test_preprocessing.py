@@ -114,3 +114,15 @@ def test_bad_settings(changes: dict[str, object], message: str) -> None:
 def test_from_dict_needs_every_setting() -> None:
     with pytest.raises(ConfigError, match="needs exactly color, interpolation, mean, resize, size, std"):
         Preprocessing.from_dict({"mean": [0, 0, 0]})
+
+
+@pytest.mark.parametrize("color", ["RGB", "BGR"])
+def test_pixels_come_back_from_inputs(color: str) -> None:
+    preprocessing = Preprocessing(mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4), size=(5, 4), resize=None, color=color)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 4, 3), dtype=np.uint8)
+    inputs = preprocessing.normalize_pixels(pixels)
+    assert np.array_equal(preprocessing.to_pixels(inputs), pixels)
+    low, high = preprocessing.valid_range
+    assert (preprocessing.to_pixels(low.expand(1, 3, 5, 4) - 1) == 0).all()
+    assert (preprocessing.to_pixels(high.expand(1, 3, 5, 4) + 1) == 255).all()
+    torch.testing.assert_close(inputs.clamp(low, high), inputs)

@@ -1,4 +1,4 @@
-"""The command `brecq`: quantize, evaluate, inspect, export, verify and benchmark from a shell."""
+"""The command `brecq`, one subcommand a verb."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from brecq.cli.benchmark import benchmark as _benchmark
+from brecq.cli.distill import distill as _distill
 from brecq.cli.evaluate import evaluate as _evaluate
 from brecq.cli.export import export as _export
 from brecq.cli.inspect import inspect as _inspect
@@ -76,6 +77,7 @@ app = typer.Typer(
 )
 app.command("quantize", cls=_PairsCommand)(_quantize)
 app.command("evaluate")(_evaluate)
+app.command("distill")(_distill)
 app.command("inspect", cls=_PairsCommand)(_inspect)
 app.command("export")(_export)
 app.command("verify")(_verify)

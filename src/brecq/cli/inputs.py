@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from brecq.data import Dataset
     from brecq.data.preprocessing import Preprocessing
+    from brecq.sources import Source
 
 KEEP_BYTES = 2 * 1024**3
 """Evaluation inputs up to this size stay in memory between the networks they are run through."""
@@ -36,6 +38,34 @@ def use_device(name: str, threads: int | None) -> None:
         raise ConfigError(f"--device is {name!r}; give cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+
+
+def check_output(folder: Path, *, resume: bool, force: bool, finished: bool, look: str) -> None:
+    """Raise `ConfigError` where `folder` must not be written to; create it. `look` says how to see a result there."""
+    if resume and force:
+        raise ConfigError("--resume continues the run in the output folder, --force overwrites it; keep one")
+    if folder.is_dir() and any(folder.iterdir()) and not (resume or force):
+        raise ConfigError(
+            f"the output folder {str(folder)!r} is not empty; continue its run with --resume, overwrite its "
+            "result with --force, or name another folder"
+        )
+    if resume and finished:
+        raise ConfigError(f"the run in {str(folder)!r} is finished; look at {look}, or start anew with --force")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to the output folder {str(folder)!r}: {error.strerror}; name another with -o"
+        ) from None
+
+
+def example_shape(source: Source, preprocessing: Preprocessing | None) -> Sequence[int] | None:
+    """Shape of the only input without the batch, where no preprocessing tells it."""
+    if preprocessing is not None or len(source.example_inputs) != 1:
+        return None
+    return tuple(source.example_inputs[0].shape[1:])
 
 
 def override_preprocessing(base: Preprocessing | None, changes: Mapping[str, Any]) -> Preprocessing | None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from brecq.cli.parsing import (
+    distillation_settings,
     parse_blocks,
     parse_bytes,
     parse_first_last,
@@ -156,6 +157,20 @@ Interpolation = Annotated[
 ]
 Color = Annotated[
     Literal["RGB", "BGR"] | None, typer.Option(help="Override the order of channels.", rich_help_panel=_DATA)
+]
+
+DistillPreset = Annotated[
+    str | None,
+    typer.Option("--distill-preset", metavar="NAME", help="fast (the default) or full.", rich_help_panel=_DATA),
+]
+DistillSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--distill-set",
+        metavar="KEY=VALUE",
+        help=f"Any setting of the distillation; repeatable: {', '.join(distillation_settings())}.",
+        rich_help_panel=_DATA,
+    ),
 ]
 
 # The run

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from brecq.config import LayerRule, Recipe
 from brecq.errors import ConfigError, DataError
+from brecq.synthesis.config import DistillConfig
 
 
 def parse_first_last(text: str) -> int | None:
@@ -82,23 +83,40 @@ def parse_blocks(texts: Sequence[str]) -> dict[str, list[str]]:
 def parse_recipe(preset: str, settings: Sequence[str], shortcuts: dict[str, Any]) -> Recipe:
     """The preset with `KEY=VALUE` settings and shortcuts applied; a changed one is named `custom`."""
     recipe = Recipe.preset(preset)
-    types = get_type_hints(Recipe)
+    changes = _parse_settings("--recipe-set", settings, get_type_hints(Recipe), shortcuts)
+    return recipe.replace(**{"name": "custom", **changes}) if changes else recipe
+
+
+def distillation_settings() -> dict[str, Any]:
+    """Name and type of what `--distill-set` can set; the seed is that of the run."""
+    return {name: kind for name, kind in get_type_hints(DistillConfig).items() if name not in ("name", "seed")}
+
+
+def parse_distillation(preset: str | None, settings: Sequence[str], seed: int) -> DistillConfig:
+    """The preset (`fast` if `None`) with the run's seed and `KEY=VALUE` settings; a changed one is named `custom`."""
+    config = DistillConfig.preset(preset or "fast")
+    changes = _parse_settings("--distill-set", settings, distillation_settings(), {})
+    return config.replace(**{"seed": seed, "name": "custom" if changes else config.name, **changes})
+
+
+def _parse_settings(
+    option: str, settings: Sequence[str], types: dict[str, Any], shortcuts: dict[str, Any]
+) -> dict[str, Any]:
+    """`KEY=VALUE` texts as values of these types, beside what other options set already."""
     changes: dict[str, Any] = dict(shortcuts)
     for setting in settings:
         key, equals, value = setting.partition("=")
         if key not in types:
-            raise ConfigError(f"--recipe-set {setting!r}: unknown setting {key!r}; choose from {', '.join(types)}")
+            raise ConfigError(f"{option} {setting!r}: unknown setting {key!r}; choose from {', '.join(types)}")
         if not equals:
-            raise ConfigError(f"--recipe-set {setting!r} gives no value; write {key}=VALUE")
+            raise ConfigError(f"{option} {setting!r} gives no value; write {key}=VALUE")
         if key in changes:
-            raise ConfigError(f"the recipe's {key} is set twice; keep one")
-        changes[key] = parse_value(key, value, types[key])
-    if not changes:
-        return recipe
-    return recipe.replace(**{"name": "custom", **changes})
+            raise ConfigError(f"{key} is set twice; keep one")
+        changes[key] = parse_value(f"{option} {key}", value, types[key])
+    return changes
 
 
-def parse_value(key: str, text: str, kind: Any, option: str = "--recipe-set") -> Any:
+def parse_value(name: str, text: str, kind: Any) -> Any:
     """`text` as a value of the type `kind`: int, float, bool, str, a Literal or a tuple of floats, or None too."""
     if get_origin(kind) is UnionType and type(None) in get_args(kind):
         if text.lower() == "none":
@@ -119,8 +137,8 @@ def parse_value(key: str, text: str, kind: Any, option: str = "--recipe-set") ->
     except (KeyError, ValueError):
         pass
     else:
-        raise TypeError(f"no text form for {option} {key} of type {kind}")
-    raise ConfigError(f"{option} {key} is {text!r}; give {describe_type(kind)}")
+        raise TypeError(f"no text form for {name} of type {kind}")
+    raise ConfigError(f"{name} is {text!r}; give {describe_type(kind)}")
 
 
 def describe_type(kind: Any) -> str:
@@ -147,7 +165,7 @@ def parse_format_options(format: str, settings: Sequence[str]) -> dict[str, Any]
             raise ConfigError(f"--option {setting!r} gives no value; write {key}=VALUE")
         if key in found:
             raise ConfigError(f"the option {key} is set twice; keep one")
-        found[key] = parse_value(key, value, types[key], "--option")
+        found[key] = parse_value(f"--option {key}", value, types[key])
     return found
 
 

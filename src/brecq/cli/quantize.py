@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,18 +13,33 @@ import typer
 from rich.console import Console
 
 from brecq.cli import options as o
-from brecq.cli.inputs import EvaluationData, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
-from brecq.cli.parsing import require_data, require_path
+from brecq.cli.distill import run as run_distillation
+from brecq.cli.inputs import (
+    EvaluationData,
+    check_output,
+    example_shape,
+    override_preprocessing,
+    tell,
+    tell_data,
+    tell_preprocessing,
+    use_device,
+)
+from brecq.cli.parsing import parse_distillation, require_data, require_path
 from brecq.cli.render import ResultRow, describe_evaluation, result_table, short_count
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 from brecq.progress import make_progress
+from brecq.synthesis.config import DistillConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from brecq.data import Dataset
+    from brecq.data import Dataset, Preprocessing
     from brecq.result import QuantResult
+    from brecq.sources import Source
+
+WITHOUT_DATA = "distilled"
+"""What `--calib` says where there is no data, and the subfolder of the output for what is made instead."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,7 @@ class Job:
     force: bool
     device: str
     threads: int | None
+    distillation: DistillConfig | None = None
 
 
 def quantize(
@@ -58,7 +75,9 @@ def quantize(
     calib: Annotated[
         Path,
         typer.Option(
-            metavar="PATH", help="Calibration data: a folder of images, or .npz.", rich_help_panel="The data"
+            metavar="PATH",
+            help="Calibration data: a folder of images, or .npz; distilled makes it from the model (without data).",
+            rich_help_panel="The data",
         ),
     ],
     output: Annotated[
@@ -87,6 +106,8 @@ def quantize(
     calib_size: Annotated[
         int, typer.Option(metavar="N", min=1, help="Calibration samples.", rich_help_panel="The data")
     ] = 1024,
+    distill_preset: o.DistillPreset = None,
+    distill_settings: o.DistillSettings = None,
     eval_path: Annotated[
         Path | None,
         typer.Option(
@@ -162,37 +183,34 @@ def quantize(
         force=force,
         device=device,
         threads=threads,
+        distillation=choose_distillation(calib, distill_preset, distill_settings, seed),
     )
     run(job, Console())
+
+
+def choose_distillation(
+    calib: Path, preset: str | None, settings: Sequence[str] | None, seed: int
+) -> DistillConfig | None:
+    """How to distill where `--calib` is `distilled` and nothing of that name exists; otherwise `None`."""
+    if str(calib) == WITHOUT_DATA and not calib.exists():
+        return parse_distillation(preset, settings or (), seed)
+    if settings or preset is not None:
+        there = f"{str(calib)!r} is there and is read" if str(calib) == WITHOUT_DATA else f"--calib is {str(calib)!r}"
+        raise ConfigError(f"--distill-preset and --distill-set belong to --calib distilled, but {there}; drop them")
+    return None
 
 
 def check_job(job: Job) -> None:
     """Raise for whatever can be known to be wrong before any work; create the output folder."""
     if job.eval is None and (job.eval_labels is not None or job.eval_size is not None):
         raise ConfigError("--eval-labels and --eval-size belong to evaluation data; give --eval PATH too")
-    if job.resume and job.force:
-        raise ConfigError("--resume continues the run in the output folder, --force overwrites it; keep one")
-    require_data("--calib", job.calib)
+    if job.distillation is None:
+        require_data("--calib", job.calib)
     require_data("--eval", job.eval)
     require_path("--eval-labels", job.eval_labels, file=True)
     require_path("--weights", job.weights, file=True)
-    if job.output.is_dir() and any(job.output.iterdir()) and not (job.resume or job.force):
-        raise ConfigError(
-            f"the output folder {str(job.output)!r} is not empty; continue its run with --resume, overwrite its "
-            "result with --force, or name another folder"
-        )
-    if job.resume and (job.output / "manifest.json").exists() and not (job.output / "blocks").exists():
-        raise ConfigError(
-            f"the run in {str(job.output)!r} is finished; look at it with brecq evaluate, or start anew with --force"
-        )
-    try:
-        job.output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=job.output):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to the output folder {str(job.output)!r}: {error.strerror}; name another with -o"
-        ) from None
+    finished = (job.output / "manifest.json").exists() and not (job.output / "blocks").exists()
+    check_output(job.output, resume=job.resume, force=job.force, finished=finished, look="it with brecq evaluate")
 
 
 def run(job: Job, console: Console) -> None:
@@ -209,8 +227,11 @@ def run(job: Job, console: Console) -> None:
     tell(console, "model", f"{source.name}, {short_count(count_parameters(source.model))} parameters")
     tell_preprocessing(console, preprocessing)
 
-    calibration = load_data(job.calib, preprocessing, job.calib_size, job.config.seed)
-    tell_data(console, "calibration", job.calib, calibration)
+    if job.distillation is None:
+        calibration = load_data(job.calib, preprocessing, job.calib_size, job.config.seed)
+        tell_data(console, "calibration", job.calib, calibration)
+    else:
+        calibration = distilled_calibration(job, job.distillation, source, preprocessing, console)
     evaluation = None
     if job.eval is not None:
         evaluation = EvaluationData(job.eval, preprocessing, job.eval_size, job.config.seed, job.eval_labels)
@@ -242,11 +263,26 @@ def run(job: Job, console: Console) -> None:
         progress.close()
     result.metadata.update(describe_source(job), preprocessing=preprocessing and preprocessing.to_dict())
     result.save(job.output)
+    shutil.rmtree(job.output / WITHOUT_DATA / "blocks", ignore_errors=True)  # nothing is left to resume
 
     rows[0] = dataclasses.replace(rows[0], size=result.float_bytes())
     rows += quantized_rows(job, source.model, calibration, evaluation, result)
     console.print(result_table(rows))
     tell(console, "saved", str(job.output))
+
+
+def distilled_calibration(
+    job: Job, config: DistillConfig, source: Source, preprocessing: Preprocessing | None, console: Console
+) -> Dataset:
+    """Calibration inputs distilled from the model, kept in a subfolder of the output."""
+    from brecq.data import Dataset
+
+    shape = example_shape(source, preprocessing)
+    made = run_distillation(
+        console, source.model, job.calib_size, config, preprocessing, shape, job.output / WITHOUT_DATA,
+        resume=job.resume, device=job.device,
+    )  # fmt: skip
+    return Dataset((made.inputs,))
 
 
 def quantized_rows(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from brecq.deploy.runtime import Kernels
     from brecq.pipeline import BlockSummary
     from brecq.report import ScopeEntry
+    from brecq.synthesis.match import LayerMatch
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,22 @@ def describe_kernels(kernels: Kernels) -> str:
     """`50 of 50 convolutions and linear layers are integer kernels`"""
     total = kernels.integer + kernels.floating
     return f"{kernels.integer} of {total} convolutions and linear layers are integer kernels"
+
+
+def match_table(layers: Sequence[LayerMatch], most: int = 12) -> Table:
+    """How well batch norm statistics are met, before and after; of more than `most` layers an even selection."""
+    numbers = ("mean\nnoise", "mean\ndistilled", "deviation\nnoise", "deviation\ndistilled")
+    title = "Distance from the stored statistics, in standard deviations"
+    table = make_table(title, ["batch norm", *numbers], numeric=numbers)
+    count = min(most, len(layers))
+    shown = [layers[index * (len(layers) - 1) // max(count - 1, 1)] for index in range(count)]
+    columns = [[layer.mean_before, layer.mean_after, layer.std_before, layer.std_after] for layer in layers]
+    for layer in shown:
+        cells = (layer.mean_before, layer.mean_after, layer.std_before, layer.std_after)
+        table.add_row(layer.layer, *(f"{value:.3f}" for value in cells))
+    mean = [sum(column) / len(layers) for column in zip(*columns, strict=True)]
+    table.add_row(f"mean of all {len(layers)}", *(f"{value:.3f}" for value in mean), style="bold")
+    return table
 
 
 def megabytes(size: int) -> str:

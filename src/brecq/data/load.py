@@ -17,6 +17,7 @@ from brecq.data.images import IMAGE_SUFFIXES, UnreadableError, is_image, map_ord
 from brecq.data.labels import find_csv, from_csv, from_folders
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import DataError
+from brecq.synthesis import DISTILLED
 
 
 def load_data(
@@ -30,10 +31,10 @@ def load_data(
 ) -> Dataset:
     """Read network inputs from a folder of images or an `.npz` file.
 
-    A folder is searched recursively. Its labels come from a CSV (columns `file`, `label`): the one given, or
-    `labels.csv` in the folder or beside it; else from its subfolders when all images lie in at least two of them
-    (class indices in the order of the sorted names). For `.npz` files see `brecq.data.arrays.load_npz`; the path may
-    name the arrays: `cifar10.npz:x_train,y_train`.
+    A folder that `brecq distill` wrote stands for its inputs; any other is searched recursively. Its labels come from
+    a CSV (columns `file`, `label`): the one given, or `labels.csv` in the folder or beside it; else from its
+    subfolders when all images lie in at least two of them (class indices in the order of the sorted names). For
+    `.npz` files see `brecq.data.arrays.load_npz`; the path may name the arrays: `cifar10.npz:x_train,y_train`.
 
     Args:
         size: samples to draw at random, in random order; files that cannot be read are replaced by others. Where
@@ -46,7 +47,7 @@ def load_data(
         DataError: nothing there, too much unreadable, labels that do not fit, NaN or infinite values.
     """
     _check_arguments(size, max_skipped)
-    file, names = split_selector(path)
+    file, names = _locate(path)
     if file.suffix == ".npz":
         _check_npz(file, labels)
         dataset = load_npz(file, names, preprocessing, lambda count: _draw(count, size, seed)[:size])
@@ -73,7 +74,7 @@ def iter_data(
     Arguments and errors are those of `load_data`; `max_skipped` is a share of the whole set.
     """
     _check_arguments(chunk, max_skipped)
-    file, names = split_selector(path)
+    file, names = _locate(path)
     if file.suffix == ".npz":
         _check_npz(file, labels)
         dataset = load_npz(file, names, preprocessing, lambda count: list(range(count)))
@@ -96,6 +97,12 @@ class _Folder:
     root: Path
     paths: Sequence[Path]
     labels: Sequence[int] | None
+
+
+def _locate(path: Path | str) -> tuple[Path, list[str]]:
+    """The folder or file, and the names of arrays in it."""
+    file, names = split_selector(path)
+    return (file / DISTILLED, []) if (file / DISTILLED).is_file() else (file, names)
 
 
 def _check_arguments(size: int | None, max_skipped: float) -> None:

@@ -124,8 +124,28 @@ class Preprocessing:
         scaled = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).contiguous().float().div_(255)
         if self.color == "BGR":
             scaled = scaled.flip(1)
-        mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (self.mean, self.std))
+        mean, std = self._moments
         return scaled.sub_(mean).div_(std)
+
+    def to_pixels(self, inputs: Tensor) -> np.ndarray:
+        """The inverse for inputs [N, 3, H, W]: uint8 [N, H, W, 3] RGB pixels, clipped to 0 to 255."""
+        mean, std = self._moments
+        scaled = inputs.detach().cpu().float() * std + mean
+        if self.color == "BGR":
+            scaled = scaled.flip(1)
+        pixels = scaled.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+    @property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (self.mean, self.std))
+        return mean, std
+
+    @property
+    def valid_range(self) -> tuple[Tensor, Tensor]:
+        """What black and white become: float32 [3, 1, 1] each."""
+        mean, std = self._moments
+        return -mean / std, (1 - mean) / std
 
     def example(self, batch: int = 2) -> Tensor:
         """A random input of the right shape, float32 [batch, 3, height, width]; the same on every call."""

@@ -1,0 +1,166 @@
+"""`distill`: calibration inputs from the network alone, by matching what its batch norms remember."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from brecq.checkpoint.resume import RunState, fingerprint
+from brecq.data.dataset import even_slices
+from brecq.data.preprocessing import Preprocessing
+from brecq.errors import ConfigError
+from brecq.progress import Progress
+from brecq.reconstruct.memory import reuse_freed
+from brecq.report import BlockReport
+from brecq.synthesis.config import DistillConfig
+from brecq.synthesis.inputs import input_spec
+from brecq.synthesis.match import LayerMatch, measure_match
+from brecq.synthesis.optimize import optimize_batch
+from brecq.synthesis.teacher import Teacher, prepare_teacher
+
+MOST_NOISE = 256
+"""So many samples of noise suffice to say how far off noise is."""
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What `synthesize` made.
+
+    Attributes:
+        inputs: float32 [n, C, ...] on the CPU, as the network takes them. layers: per batch norm in order of the
+            modules, how well the statistics are met, by Gaussian noise before and by the inputs after.
+        config: as given. batches: per batch the loss before and after, and the time. seconds: of this run.
+        run_state: the finished batches, kept until the inputs are saved.
+    """
+
+    inputs: Tensor
+    layers: list[LayerMatch]
+    config: DistillConfig
+    batches: list[BlockReport]
+    seconds: float
+    run_state: RunState | None = field(default=None, repr=False)
+
+
+def distill(
+    model: nn.Module,
+    n: int,
+    config: DistillConfig | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+    shape: Sequence[int] | None = None,
+    run_dir: Path | str | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Make `n` calibration inputs for a trained network with batch norm, without any data.
+
+    Args:
+        model: takes one floating-point input [N, C, ...]; it is left unchanged.
+        n: at least 2.
+        config: steps, batch size, variant, seed; the preset `fast` by default.
+        preprocessing: how pictures become inputs: then the result stays between black and white, and each channel
+            is held at the mean and deviation of prepared training data.
+        shape: of one input without the batch, such as (3, 224, 224), where there is no preprocessing. By default what
+            the model's timm metadata says.
+        run_dir: folder for the state of the run; with `resume`, continue there after the last finished batch.
+        progress: receives what the run is doing. device: where the network runs.
+
+    Returns:
+        Inputs float32 [n, C, ...] on the CPU, ready for `quantize`.
+
+    Raises:
+        ConfigError: the network has no batch norm, or none with statistics of training data; it does not take such
+            inputs; or the configuration asks for what it does not have. Before any long work starts.
+        CheckpointError: the run in `run_dir` is another one, or cannot be written.
+    """
+    made = synthesize(
+        model, n, config, preprocessing=preprocessing, shape=shape, run_dir=run_dir, resume=resume, progress=progress,
+        device=device,
+    )  # fmt: skip
+    if made.run_state is not None:
+        made.run_state.clear()
+    return made.inputs
+
+
+def synthesize(
+    model: nn.Module,
+    n: int,
+    config: DistillConfig | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+    shape: Sequence[int] | None = None,
+    run_dir: Path | str | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    device: str | torch.device = "cpu",
+) -> Distilled:
+    """`distill` with a report; arguments and errors are the same. Finished batches stay in `run_dir`."""
+    config = config or DistillConfig.preset("fast")
+    progress = progress or Progress()
+    began = time.perf_counter()
+    if n < 2:
+        raise ConfigError(f"n is {n}; distill at least 2 inputs: it is their joint statistics that are matched")
+    if resume and run_dir is None:
+        raise ConfigError("resume=True needs run_dir: the folder of the run to continue")
+    spec = input_spec(model, preprocessing, shape)
+    teacher = prepare_teacher(model, spec, config, torch.device(device))
+    slices = list(even_slices(n, config.batch_size))
+    state = None
+    if run_dir is not None:
+        settings = {**config.to_dict(), "preprocessing": preprocessing and preprocessing.to_dict()}
+        names = [f"{_name(rows)} of {spec.shape}" for rows in slices]
+        state = RunState(run_dir, fingerprint(settings, model.state_dict(), "none", names), resume=resume)
+    with reuse_freed(teacher.device):
+        inputs, batches = _batches(teacher, slices, config, state, progress)
+        progress.stage("measuring the statistics")
+        layers = _report(teacher, inputs, config)
+    progress.close()
+    return Distilled(inputs, layers, config, batches, time.perf_counter() - began, state)
+
+
+def _batches(
+    teacher: Teacher, slices: list[slice], config: DistillConfig, state: RunState | None, progress: Progress
+) -> tuple[Tensor, list[BlockReport]]:
+    finished = set(state.finished(0)) if state is not None else set()
+    inputs = torch.empty(slices[-1].stop, *teacher.spec.shape)
+    reports: list[BlockReport] = []
+    progress.start([_name(rows) for rows in slices], config.steps, loss="loss")
+    for index, rows in enumerate(slices):
+        progress.block(index, _name(rows))
+        if state is not None and index in finished:
+            _, tensors, stored = state.load_block(0, index)
+            inputs[rows] = tensors["inputs"]
+            report = BlockReport(**{**stored, "layers": (), "resumed": True})
+        else:
+            began = time.perf_counter()
+            seed = config.seed * 1_000_003 + index  # no two batches of small seeds share one
+            batch = optimize_batch(
+                teacher, rows.stop - rows.start, config, seed, lambda step, loss: progress.step(step, loss, None)
+            )
+            inputs[rows] = batch.inputs
+            seconds = time.perf_counter() - began
+            report = BlockReport(_name(rows), (), config.steps, batch.loss_before, batch.loss_after, seconds)
+            if state is not None:
+                state.save_block(0, index, report.name, {"inputs": batch.inputs}, dataclasses.asdict(report))
+        reports.append(report)
+        progress.block_done(report)
+    return inputs, reports
+
+
+def _report(teacher: Teacher, inputs: Tensor, config: DistillConfig) -> list[LayerMatch]:
+    noise = teacher.spec.noise(min(len(inputs), MOST_NOISE), torch.Generator().manual_seed(config.seed))
+    before, after = (
+        measure_match(teacher.model, teacher.norms, values, config.batch_size) for values in (noise, inputs)
+    )
+    return [LayerMatch(name, *b, *a) for name, b, a in zip(teacher.norms, before, after, strict=True)]
+
+
+def _name(rows: slice) -> str:
+    return f"inputs {rows.start + 1}-{rows.stop}"

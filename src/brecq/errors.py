@@ -29,3 +29,11 @@ class PartitionError(BrecqError, ValueError):
 
 class CheckpointError(BrecqError):
     """A saved result or an interrupted run cannot be read or does not match."""
+
+
+class BudgetError(BrecqError, ValueError):
+    """No allocation of bits fits into the budget."""
+
+
+class HardwareError(BrecqError, ValueError):
+    """A hardware model cannot be read, or says nothing about a layer."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from brecq.data.dataset import Dataset
 from brecq.errors import ConfigError
 from brecq.graph import ops
 from brecq.graph.blocks import Network, extract
-from brecq.graph.capture import capture
+from brecq.graph.capture import capture, example_batch
 from brecq.graph.convert import convert
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.partition import BlockSpec, partition
@@ -80,7 +79,7 @@ def quantize(
     network_model, inputs = (model, data.inputs) if target is None else (target.module, target.inputs)
 
     progress.stage("capturing the network")
-    prepared, specs = _prepare(network_model, _examples(inputs), config, quantizer)
+    prepared, specs = _prepare(network_model, example_batch(inputs), config, quantizer)
     prepared.to(device)
     entries = scope(prepared, specs)
     progress.scope(entries)
@@ -101,7 +100,7 @@ def quantize(
         samples=len(data), notes=[f"fake quantization kernels: {kernels.backend()}"],
     )  # fmt: skip
     progress.close()
-    return QuantResult(converted, report, config, _examples(inputs), wrapped=target, run_state=state)
+    return QuantResult(converted, report, config, example_batch(inputs), wrapped=target, run_state=state)
 
 
 @dataclass(frozen=True)
@@ -141,13 +140,13 @@ def inspect(
     if submodule is not None:
         target = Submodule(model, submodule, inputs)
         model, inputs = target.module, target.inputs
-    prepared, specs = _prepare(model, _examples(inputs), config or QuantConfig(), quantizer)
+    prepared, specs = _prepare(model, example_batch(inputs), config or QuantConfig(), quantizer)
     network = extract(prepared, specs)
     flow = Dataflow(prepared)
     summaries = []
     for spec, block in zip(specs, network.blocks, strict=True):
         parameters = sum(value.numel() for value in block.module.parameters())
-        macs = sum(_macs(node) for node in flow.ops[spec.start : spec.stop] if ops.kind(node))
+        macs = sum(ops.macs(node) for node in flow.ops[spec.start : spec.stop] if ops.kind(node))
         summaries.append(BlockSummary(block.name, block.layers, block.inputs, block.outputs, parameters, macs))
     return Inspection(summaries, scope(prepared, specs))
 
@@ -158,11 +157,6 @@ def _prepare(
     captured = capture(model, examples)
     prepared = prepare(captured, quantizer or BrecqQuantizer(config))
     return prepared, partition(prepared, config.granularity, config.blocks)
-
-
-def _examples(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """A batch of two to capture with; a single sample is repeated."""
-    return tuple(value[:2] if len(value) > 1 else value.repeat(2, *[1] * (value.dim() - 1)) for value in inputs)
 
 
 def _run_state(
@@ -180,12 +174,3 @@ def _run_state(
     mark = fingerprint(relevant, prepared.state_dict(), data.digest(), blocks)
     return RunState(run_dir, mark, resume=resume)
 
-
-def _macs(node: Any) -> int:
-    """Multiply-accumulates of a weighted operator per sample."""
-    weight, output = node.args[1].meta["val"], node.meta["val"]
-    per_output = weight[0].numel()
-    if str(ops.kind(node)).startswith("conv_transpose"):  # each input element meets its whole kernel
-        source = node.args[0].meta["val"]
-        return int(math.prod(source.shape[1:]) * weight[0].numel())
-    return int(math.prod(output.shape[1:]) * per_output)

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from brecq.data.dataset import Dataset
     from brecq.evaluation import Evaluation, evaluate
     from brecq.pipeline import Inspection, inspect, quantize
+    from brecq.precision.allocation import BitAllocation
+    from brecq.precision.hardware import HardwareModel
+    from brecq.precision.hardware.accelerator import Accelerator
+    from brecq.precision.hardware.table import LatencyTable
+    from brecq.precision.measure import measure_sensitivity
+    from brecq.precision.search import pareto, search
+    from brecq.precision.table import SensitivityTable
     from brecq.report import Report
     from brecq.result import QuantResult, load
 
@@ -33,21 +40,37 @@ _HOMES = {
     "LayerRule": "config",
     "Report": "report",
     "Dataset": "data.dataset",
+    "measure_sensitivity": "precision.measure",
+    "SensitivityTable": "precision.table",
+    "search": "precision.search",
+    "pareto": "precision.search",
+    "BitAllocation": "precision.allocation",
+    "HardwareModel": "precision.hardware",
+    "Accelerator": "precision.hardware.accelerator",
+    "LatencyTable": "precision.hardware.table",
 }
 
 __all__ = [
+    "Accelerator",
+    "BitAllocation",
     "Dataset",
     "Evaluation",
+    "HardwareModel",
     "Inspection",
+    "LatencyTable",
     "LayerRule",
     "QuantConfig",
     "QuantResult",
     "Recipe",
     "Report",
+    "SensitivityTable",
     "evaluate",
     "inspect",
     "load",
+    "measure_sensitivity",
+    "pareto",
     "quantize",
+    "search",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
 from brecq.graph.scope import scope
 from brecq.graph.submodule import Submodule
+from brecq.precision.allocation import BitAllocation
+from brecq.precision.delivery import check_layers, start_from
 from brecq.progress import Progress
 from brecq.quant import kernels
 from brecq.quant.fake_quant import Mode, set_mode
@@ -45,6 +47,8 @@ def quantize(
     config: QuantConfig | None = None,
     *,
     quantizer: Quantizer | None = None,
+    allocation: BitAllocation | None = None,
+    learned: Mapping[str, Tensor] | None = None,
     submodule: str | None = None,
     run_dir: Path | str | None = None,
     resume: bool = False,
@@ -59,6 +63,8 @@ def quantize(
             (tensors, tuples of the model's positional inputs), a `DataLoader`, or a `Dataset`.
         config: bits, placement, granularity, recipe, seed; 4-bit weights and 8-bit activations by default.
         quantizer: a PT2E quantizer that decides what is quantized in place of `config`'s bits and placement.
+        allocation: bits per layer from `brecq.search`; they replace those of `config`, its rules excepted.
+        learned: codes of weights to start learning from (`SensitivityTable.codes`), where they fit.
         submodule: quantize only the submodule of this name, with the inputs that it receives, and put it back.
         run_dir: folder for the state of the run; with `resume`, continue there after the last finished block.
         progress: receives what the run is doing. device: where blocks run.
@@ -70,6 +76,10 @@ def quantize(
         ConfigError, DataError, CaptureError, PartitionError, CheckpointError: before any long work starts.
     """
     config = config or QuantConfig()
+    if allocation is not None and quantizer is not None:
+        raise ConfigError("allocation and quantizer both decide on bits; give one of them")
+    if allocation is not None:
+        config = allocation.apply(config)
     progress = progress or Progress()
     began = time.perf_counter()
     if resume and run_dir is None:
@@ -80,6 +90,9 @@ def quantize(
 
     progress.stage("capturing the network")
     prepared, specs = _prepare(network_model, example_batch(inputs), config, quantizer)
+    if allocation is not None:
+        check_layers(prepared, allocation)
+    started = start_from(prepared, learned or {})
     prepared.to(device)
     entries = scope(prepared, specs)
     progress.scope(entries)
@@ -95,9 +108,12 @@ def quantize(
     progress.stage("converting")
     set_mode(prepared, Mode.HARD)
     converted = convert(prepared)
+    notes = [f"fake quantization kernels: {kernels.backend()}"]
+    if started:
+        notes.append(f"{started} weights started from the codes that the sensitivity table learned")
     report = Report(
         entries, reports, config.to_dict(), time.perf_counter() - began, versions(), data.digest(), forwards,
-        samples=len(data), notes=[f"fake quantization kernels: {kernels.backend()}"],
+        samples=len(data), notes=notes, allocation=None if allocation is None else allocation.to_dict(),
     )  # fmt: skip
     progress.close()
     return QuantResult(converted, report, config, example_batch(inputs), wrapped=target, run_state=state)

@@ -1,4 +1,4 @@
-"""The command `brecq`: quantize, evaluate and inspect from a shell."""
+"""The command `brecq`: quantize, evaluate, inspect, search and profile from a shell."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from typer.core import TyperCommand, TyperGroup
 from brecq.cli.evaluate import evaluate as _evaluate
 from brecq.cli.inspect import inspect as _inspect
 from brecq.cli.parsing import join_pairs
+from brecq.cli.profile import profile as _profile
 from brecq.cli.quantize import quantize as _quantize
+from brecq.cli.search import search as _search
 from brecq.errors import BrecqError
 
 ERROR_STATUS = 2
@@ -74,6 +76,8 @@ app = typer.Typer(
 app.command("quantize", cls=_PairsCommand)(_quantize)
 app.command("evaluate")(_evaluate)
 app.command("inspect", cls=_PairsCommand)(_inspect)
+app.command("search", cls=_PairsCommand)(_search)
+app.command("profile")(_profile)
 
 
 def _show_version(wanted: bool) -> None:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from click.core import ParameterSource
 from rich.console import Console
 
 from brecq.cli import options as o
+from brecq.cli.bits import draw_bits, tell_allocation
 from brecq.cli.inputs import EvaluationData, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
-from brecq.cli.parsing import require_data, require_path
+from brecq.cli.parsing import require_data, require_path, writable_folder
 from brecq.cli.render import ResultRow, describe_evaluation, result_table, short_count
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 from brecq.progress import make_progress
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from brecq.data import Dataset
+    from brecq.precision.allocation import BitAllocation
     from brecq.result import QuantResult
 
 
@@ -35,6 +37,7 @@ class Job:
     trust_pickle: bool
     submodule: str | None
     config: QuantConfig
+    bits_from: Path | None
     preprocessing: dict[str, Any]
     calib: Path
     calib_size: int
@@ -48,7 +51,12 @@ class Job:
     threads: int | None
 
 
+DECIDED = ("weight_bits", "activation_bits", "first_last", "placement", "weight_scheme", "activation_scheme")
+"""Options that a bit allocation decides."""
+
+
 def quantize(
+    ctx: typer.Context,
     spec: Annotated[
         str,
         typer.Argument(
@@ -66,6 +74,14 @@ def quantize(
     ],
     weight_bits: o.WeightBits = o.DEFAULTS.weights,
     activation_bits: o.ActivationBits = o.DEFAULTS.activations,
+    bits_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Bits per layer: the folder that brecq search wrote, or a point of its front.",
+            rich_help_panel="What is quantized",
+        ),
+    ] = None,
     first_last: o.FirstLast = str(o.DEFAULTS.first_last),
     rules: o.Rules = None,
     placement: o.PlacementOption = o.DEFAULTS.placement,
@@ -143,12 +159,19 @@ def quantize(
         memory_budget=memory_budget,
         seed=seed,
     )
+    if bits_from is not None:
+        given = [name for name in DECIDED if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if given:
+            raise ConfigError(
+                f"--{given[0].replace('_', '-')} is decided by --bits-from; drop it, or change single layers with --set"
+            )
     job = Job(
         spec=spec,
         weights=weights,
         trust_pickle=trust_pickle,
         submodule=submodule,
         config=config,
+        bits_from=bits_from,
         preprocessing=o.preprocessing_changes(
             mean=mean, std=std, size=size, resize=resize, interpolation=interpolation, color=color
         ),
@@ -170,29 +193,16 @@ def check_job(job: Job) -> None:
     """Raise for whatever can be known to be wrong before any work; create the output folder."""
     if job.eval is None and (job.eval_labels is not None or job.eval_size is not None):
         raise ConfigError("--eval-labels and --eval-size belong to evaluation data; give --eval PATH too")
-    if job.resume and job.force:
-        raise ConfigError("--resume continues the run in the output folder, --force overwrites it; keep one")
+    require_path("--bits-from", job.bits_from)
     require_data("--calib", job.calib)
     require_data("--eval", job.eval)
     require_path("--eval-labels", job.eval_labels, file=True)
     require_path("--weights", job.weights, file=True)
-    if job.output.is_dir() and any(job.output.iterdir()) and not (job.resume or job.force):
-        raise ConfigError(
-            f"the output folder {str(job.output)!r} is not empty; continue its run with --resume, overwrite its "
-            "result with --force, or name another folder"
-        )
     if job.resume and (job.output / "manifest.json").exists() and not (job.output / "blocks").exists():
         raise ConfigError(
             f"the run in {str(job.output)!r} is finished; look at it with brecq evaluate, or start anew with --force"
         )
-    try:
-        job.output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=job.output):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to the output folder {str(job.output)!r}: {error.strerror}; name another with -o"
-        ) from None
+    writable_folder(job.output, resume=job.resume, force=job.force)
 
 
 def run(job: Job, console: Console) -> None:
@@ -204,6 +214,7 @@ def run(job: Job, console: Console) -> None:
     from brecq.sources import load_source
 
     use_device(job.device, job.threads)
+    allocation, learned = load_bits(job.bits_from)
     source = load_source(job.spec, job.weights, trust_pickle=job.trust_pickle)
     preprocessing = override_preprocessing(source.preprocessing, job.preprocessing)
     tell(console, "model", f"{source.name}, {short_count(count_parameters(source.model))} parameters")
@@ -228,6 +239,8 @@ def run(job: Job, console: Console) -> None:
             source.model,
             calibration,
             job.config,
+            allocation=allocation,
+            learned=learned,
             submodule=job.submodule,
             run_dir=job.output,
             resume=job.resume,
@@ -242,6 +255,10 @@ def run(job: Job, console: Console) -> None:
         progress.close()
     result.metadata.update(describe_source(job), preprocessing=preprocessing and preprocessing.to_dict())
     result.save(job.output)
+
+    if allocation is not None:
+        tell_allocation(console, allocation)
+        draw_bits(console, allocation, job.output)
 
     rows[0] = dataclasses.replace(rows[0], size=result.float_bytes())
     rows += quantized_rows(job, source.model, calibration, evaluation, result)
@@ -262,13 +279,26 @@ def quantized_rows(
         return [ResultRow(name, None, size, result.report.seconds)]
     rows = []
     if learned:
-        config = dataclasses.replace(job.config, method="rtn")
+        config = dataclasses.replace(result.config, method="rtn")  # an allocation's bits included
         nearest = brecq.quantize(model, calibration, config, submodule=job.submodule, device=job.device)
         measured = brecq.evaluate(nearest.model, evaluation, reference=model, device=job.device)
         rows.append(ResultRow("rounding to nearest", measured, size, nearest.report.seconds))
     measured = brecq.evaluate(result.model, evaluation, reference=model, device=job.device)
     rows.append(ResultRow(name, measured, size, result.report.seconds))
     return rows
+
+
+def load_bits(path: Path | None) -> tuple[BitAllocation | None, dict[str, Tensor]]:
+    """An allocation, and what its search learned; nothing without a path."""
+    if path is None:
+        return None, {}
+    from brecq.precision.allocation import BitAllocation
+    from brecq.precision.table import learned_codes
+
+    # a point of the front is a file one folder below the search's
+    folders = [path] if path.is_dir() else [path.parent, path.parent.parent]
+    found = (codes for folder in folders if (codes := learned_codes(folder)))
+    return BitAllocation.load(path), next(found, {})
 
 
 def describe_source(job: Job) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import nn
 from torch.fx import GraphModule, Node
 
 from brecq.config import FLOAT
@@ -20,6 +19,7 @@ from brecq.graph.dataflow import Dataflow
 from brecq.graph.partition import BlockSpec
 from brecq.graph.placement import Placement
 from brecq.graph.prepare import fake_quantize_node, input_quantizer
+from brecq.quant.fake_quant import ActivationFakeQuantize, WeightFakeQuantize
 
 KnobKind = Literal["weight", "input"]
 
@@ -109,7 +109,7 @@ class Anatomy:
 
     layers: tuple[Layer, ...]
     knobs: tuple[Knob, ...]
-    quantizers: Mapping[str, nn.Module]
+    quantizers: Mapping[str, WeightFakeQuantize | ActivationFakeQuantize]
 
 
 def dissect(
@@ -131,15 +131,15 @@ def dissect(
     layers: list[Layer] = []
     users: dict[str, list[str]] = {}
     kinds: dict[str, KnobKind] = {}
-    quantizers: dict[str, nn.Module] = {}
-    names: dict[nn.Module, str] = {}
+    quantizers: dict[str, WeightFakeQuantize | ActivationFakeQuantize] = {}
+    names: dict[object, str] = {}
     for position, node in enumerate(flow.ops):
         layer = flow.layers[position]
         if not layer:
             continue
         weight, inputs = fake_quantize_node(prepared, node.args[1]), input_quantizer(prepared, node)
         found: dict[KnobKind, str] = {}
-        modules: dict[KnobKind, nn.Module | None] = {"weight": weight, "input": inputs}
+        modules: dict[KnobKind, WeightFakeQuantize | ActivationFakeQuantize | None] = {"weight": weight, "input": inputs}
         for kind, module in modules.items():
             name = f"{layer}/{kind}" if module is None else names.setdefault(module, f"{layer}/{kind}")
             users.setdefault(name, []).append(layer)

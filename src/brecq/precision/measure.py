@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -26,11 +26,12 @@ from brecq.errors import ConfigError
 from brecq.graph.blocks import Network, extract
 from brecq.graph.capture import capture, example_batch
 from brecq.graph.convert import convert
+from brecq.graph.fold import get_tensor
 from brecq.graph.partition import partition
 from brecq.graph.placement import BrecqQuantizer
-from brecq.graph.prepare import prepare
+from brecq.graph.prepare import fake_quantize_node, prepare
 from brecq.precision.layers import Anatomy, Layer, dissect
-from brecq.precision.meter import BlockMeter, FloatStreams
+from brecq.precision.meter import BlockMeter, FloatStreams, packed_bytes, variant_of
 from brecq.precision.table import Cross, Quality, SensitivityTable, Term
 from brecq.progress import Progress
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
@@ -53,6 +54,7 @@ def measure_sensitivity(
     quality: Quality = "fast",
     cross: Cross = "lowest",
     draws: int = 1,
+    check: Callable[[SensitivityTable], None] | None = None,
     run_dir: Path | str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -71,6 +73,8 @@ def measure_sensitivity(
             `config.recipe`. Its codes are kept and `brecq.quantize` can start from them.
         cross: pairs of a block's knobs to measure: `none`, both at their `lowest` bits (the paper), or `all`.
         draws: random vectors per sample that the Fisher information is estimated with.
+        check: called before anything is measured, with the table that has no terms yet: may raise what its layers
+            and sizes already show, such as a budget that cannot be met.
         run_dir: folder for the state of the run; with `resume`, continue there after the last finished block.
         progress, device: as for `brecq.quantize`.
 
@@ -95,7 +99,21 @@ def measure_sensitivity(
             "every layer's bits are settled by first_last and rules: there is nothing to search; give more than one "
             "bit-width to choose from, or loosen them"
         )
-    other_bytes = _other_bytes(network, anatomy, config)
+    table = SensitivityTable(
+        layers=_with_bytes(anatomy, _preview_bytes(network, anatomy, config)),
+        knobs=anatomy.knobs,
+        terms=(),
+        other_bytes=_other_bytes(network, anatomy, config),
+        config=config,
+        quality=quality,
+        cross=cross,
+        samples=len(data),
+        data_digest=data.digest(),
+        block_forwards=0,
+        seconds=0.0,
+    )
+    if check is not None:
+        check(table)
     prepared.to(device)
     _disable(prepared)
 
@@ -117,16 +135,10 @@ def measure_sensitivity(
     finally:
         cache.close()
     progress.close()
-    return SensitivityTable(
+    return replace(
+        table,
         layers=_with_bytes(anatomy, survey.weight_bytes),
-        knobs=anatomy.knobs,
         terms=tuple(survey.terms),
-        other_bytes=other_bytes,
-        config=config,
-        quality=quality,
-        cross=cross,
-        samples=len(data),
-        data_digest=data.digest(),
         block_forwards=survey.forwards,
         seconds=time.perf_counter() - began,
         codes=survey.codes,
@@ -180,6 +192,25 @@ def _with_bytes(anatomy: Anatomy, sizes: dict[str, dict[int, int]]) -> tuple[Lay
 
 
 @torch.no_grad()
+def _preview_bytes(network: Network, anatomy: Anatomy, config: QuantConfig) -> dict[str, dict[int, int]]:
+    """Packed sizes of the searched weights before their ranges are searched: minimum to maximum takes their place."""
+    weights = {
+        network.graph.get_submodule(str(node.target)): get_tensor(network.graph, str(node.args[0].target))
+        for node in network.graph.graph.nodes
+        if isinstance(fake_quantize_node(network.graph, node), WeightFakeQuantize)
+    }
+    sizes: dict[str, dict[int, int]] = {}
+    for knob in anatomy.knobs:
+        original = anatomy.quantizers.get(knob.name)
+        for bits in knob.bits if knob.free and isinstance(original, WeightFakeQuantize) else ():
+            variant = variant_of(original, bits, config)
+            assert isinstance(variant, WeightFakeQuantize)
+            variant.initialize(weights[original], config.recipe.range_norm, 1)
+            sizes.setdefault(knob.name, {})[bits] = packed_bytes(variant, weights[original])
+    return sizes
+
+
+@torch.no_grad()
 def _other_bytes(network: Network, anatomy: Anatomy, config: QuantConfig) -> int:
     """Stored size of all but the searched weights, from a conversion with placeholders where values do not matter."""
     searched = {anatomy.quantizers[knob.name] for knob in anatomy.knobs if knob.free and knob.kind == "weight"}
@@ -189,8 +220,9 @@ def _other_bytes(network: Network, anatomy: Anatomy, config: QuantConfig) -> int
         if isinstance(module, ActivationFakeQuantize):
             module.scale, module.zero_point = torch.tensor(1.0), torch.tensor(0.0)
         elif isinstance(module, WeightFakeQuantize) and module.scale is None:
-            weight = network.graph.get_parameter(str(node.args[0].target))
-            module.initialize(weight, config.recipe.range_norm, 1 if module in searched else config.recipe.range_candidates)
+            weight = get_tensor(network.graph, str(node.args[0].target))
+            candidates = 1 if module in searched else config.recipe.range_candidates
+            module.initialize(weight, config.recipe.range_norm, candidates)
             skip |= {str(node.args[0].target)} if module in searched else set()
     set_mode(network.graph, Mode.HARD)
     tensors = collect_tensors(convert(network.graph))

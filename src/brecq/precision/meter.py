@@ -72,7 +72,7 @@ class BlockMeter:
         self.variants: dict[tuple[str, int], WeightFakeQuantize | ActivationFakeQuantize] = {}
         for knob in self.knobs:
             for bits in knob.bits:
-                variant = self._variant(anatomy.quantizers[knob.name], bits)
+                variant = variant_of(anatomy.quantizers[knob.name], bits, config)
                 self.variants[knob.name, bits] = variant
                 self._initialize(knob, variant)
 
@@ -152,15 +152,6 @@ class BlockMeter:
             for draw in range(self.draws):
                 self.streams.cache.drop(f"gradient{draw}/{name}")
 
-    def _variant(self, original: object, bits: int) -> WeightFakeQuantize | ActivationFakeQuantize:
-        """A fake-quantizer for the place of `original`, as placement would make it for `bits`."""
-        if isinstance(original, WeightFakeQuantize):
-            symmetric = is_symmetric(self.config.weight_scheme, bits)
-            scheme = torch.per_channel_symmetric if symmetric else torch.per_channel_affine
-            return WeightFakeQuantize(IntRange.weights(bits, symmetric), scheme, original.ch_axis)
-        assert isinstance(original, ActivationFakeQuantize)
-        return ActivationFakeQuantize(IntRange.activations(bits), original.qscheme, dtype=original.dtype)
-
     @torch.no_grad()
     def _initialize(self, knob: Knob, variant: WeightFakeQuantize | ActivationFakeQuantize) -> None:
         recipe = self.config.recipe
@@ -180,6 +171,17 @@ class BlockMeter:
     def _place(self, knob: str, variant: WeightFakeQuantize | ActivationFakeQuantize) -> None:
         for place in self._places[knob]:
             self.block.module.set_submodule(place, variant)
+
+
+def variant_of(
+    original: WeightFakeQuantize | ActivationFakeQuantize, bits: int, config: QuantConfig
+) -> WeightFakeQuantize | ActivationFakeQuantize:
+    """A fake-quantizer for the place of `original`, as placement would make it for `bits`."""
+    if isinstance(original, WeightFakeQuantize):
+        symmetric = is_symmetric(config.weight_scheme, bits)
+        scheme = torch.per_channel_symmetric if symmetric else torch.per_channel_affine
+        return WeightFakeQuantize(IntRange.weights(bits, symmetric), scheme, original.ch_axis)
+    return ActivationFakeQuantize(IntRange.activations(bits), original.qscheme, dtype=original.dtype)
 
 
 def packed_bytes(quantizer: WeightFakeQuantize, weight: Tensor) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from brecq.errors import BrecqError, ConfigError
+from brecq.errors import BudgetError, ConfigError
+from brecq.precision import moves
 from brecq.precision import problem as problems
 from brecq.precision.allocation import BitAllocation
 from brecq.precision.budget import Budget, Cost, parse_budgets
@@ -71,12 +72,10 @@ def pareto(
     """
     if points < 2:
         raise ConfigError(f"the front has {points} points; give at least 2")
-    from brecq.precision.exact import reachable
-
     kept = [budget for budget in map(_parsed, budgets) if budget.cost != cost]
     checked = check_metric(metric)
     whole = problems.build(table, [*kept, Budget(cost, float("1e300"))], hardware, checked, cross=cross)
-    ends = reachable(whole, cost, {budget.cost: budget.limit for budget in kept})
+    ends = _solvers().exact.reachable(whole, cost, {budget.cost: budget.limit for budget in kept})
     if ends is None:
         raise ConfigError(f"the budgets {', '.join(map(str, kept))} cannot be met together; raise one of them")
     low, high = ends
@@ -92,23 +91,47 @@ def pareto(
     return found
 
 
+def check_budgets(
+    table: SensitivityTable, budgets: Iterable[str | Budget], hardware: HardwareModel | None
+) -> tuple[Budget, ...]:
+    """The budgets, if allocations meet them; needs no sensitivities, so it can be asked before they are measured.
+
+    Raises:
+        BudgetError, ConfigError, HardwareError: as `search`.
+    """
+    parsed = parse_budgets(budgets)
+    _solvers().exact.check_reachable(problems.build(table, parsed, hardware, "fisher"))
+    return parsed
+
+
 def solve(problem: Problem, algorithm: Algorithm, seed: int) -> Choices:
     """Choices [knobs] by the named algorithm."""
     if algorithm not in get_args(Algorithm):
         raise ConfigError(f"algorithm is {algorithm!r}; choose one of {', '.join(get_args(Algorithm))}")
-    try:
-        from brecq.precision import exact, genetic, moves
-    except ImportError as error:
-        raise ConfigError(f"the search needs {error.name}; install it with pip install 'brecq[search]'") from error
+    solvers = _solvers()
     if algorithm == "exact":
-        return exact.solve(problem)
+        return solvers.exact.solve(problem)
     if algorithm == "genetic":
-        return genetic.solve(problem, seed)
-    exact.check_reachable(problem)
+        return solvers.genetic.solve(problem, seed)
+    solvers.exact.check_reachable(problem)
     choices = moves.random_choices(problem, np.random.default_rng(seed))
     if not problem.feasible(choices):
-        raise BrecqError("no random allocation was found that fits; raise a budget, or use algorithm='exact'")
+        raise BudgetError("no random allocation was found that fits; raise a budget, or use algorithm='exact'")
     return choices
+
+
+class _Solvers(NamedTuple):
+    exact: Any
+    genetic: Any
+
+
+def _solvers() -> _Solvers:
+    """The modules that need libraries of their own."""
+    try:
+        from brecq.precision import exact, genetic
+    except ImportError as error:
+        raise ConfigError(f"the search needs {error.name}; install it with pip install 'brecq[search]'") from error
+    return _Solvers(exact, genetic)
 
 
 def _parsed(budget: str | Budget) -> Budget:

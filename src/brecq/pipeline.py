@@ -189,4 +189,3 @@ def _run_state(
     blocks = [f"{block.name}: {', '.join(block.layers)}" for block in network.blocks]
     mark = fingerprint(relevant, prepared.state_dict(), data.digest(), blocks)
     return RunState(run_dir, mark, resume=resume)
-

@@ -37,7 +37,7 @@ def front_table(front: Sequence[BitAllocation], swept: Cost) -> Table:
     columns = ["point", *costs, "predicted loss"]
     table = make_table("Front", columns, numeric=columns)
     for number, point in enumerate(front, 1):
-        shown = [describe(cost, point.costs[cost]) for cost in costs]  # type: ignore[arg-type]
+        shown = [describe(cost, point.costs[cost]) for cost in costs]
         table.add_row(str(number), *shown, f"{point.loss:.4g}")
     return table
 
@@ -47,9 +47,9 @@ def tell_allocation(console: Console, allocation: BitAllocation) -> None:
     console.print(bits_table(allocation))
     for cost, value in allocation.costs.items():
         limit = allocation.budgets.get(cost)
-        within = "" if limit is None else f" of {describe(cost, limit)}"  # type: ignore[arg-type]
+        within = "" if limit is None else f" of {describe(cost, limit)}"
         model = f" on {allocation.hardware}" if cost == "latency" else ""
-        tell(console, cost, f"{describe(cost, value)}{within}{model}")  # type: ignore[arg-type]
+        tell(console, cost, f"{describe(cost, value)}{within}{model}")
     tell(console, "loss", f"{allocation.loss:.4g} predicted ({allocation.metric}, {allocation.algorithm})")
 
 

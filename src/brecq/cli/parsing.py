@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import typer
+
 from brecq.config import LayerRule, Recipe
 from brecq.errors import ConfigError, DataError
 
@@ -172,6 +174,15 @@ def writable_folder(folder: Path, *, resume: bool, force: bool) -> None:
         raise ConfigError(
             f"cannot write to the output folder {str(folder)!r}: {error.strerror}; name another with -o"
         ) from None
+
+
+def given(ctx: typer.Context, names: Sequence[str]) -> str | None:
+    """The first of the parameters that stands on the command line, as its option; `None` if none does."""
+    for parameter in ctx.command.params:
+        source = ctx.get_parameter_source(str(parameter.name))
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            return str(parameter.opts[-1])
+    return None
 
 
 def join_pairs(arguments: Sequence[str], option: str = "--set") -> list[str]:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from click.core import ParameterSource
 from rich.console import Console
 
 from brecq.cli import options as o
 from brecq.cli.bits import draw_bits, tell_allocation
 from brecq.cli.inputs import EvaluationData, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
-from brecq.cli.parsing import require_data, require_path, writable_folder
+from brecq.cli.parsing import given, require_data, require_path, writable_folder
 from brecq.cli.render import ResultRow, describe_evaluation, result_table, short_count
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
@@ -159,12 +158,8 @@ def quantize(
         memory_budget=memory_budget,
         seed=seed,
     )
-    if bits_from is not None:
-        given = [name for name in DECIDED if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-        if given:
-            raise ConfigError(
-                f"--{given[0].replace('_', '-')} is decided by --bits-from; drop it, or change single layers with --set"
-            )
+    if bits_from is not None and (option := given(ctx, DECIDED)) is not None:
+        raise ConfigError(f"{option} is decided by --bits-from; drop it, or change single layers with --set")
     job = Job(
         spec=spec,
         weights=weights,

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from click.core import ParameterSource
 from rich.console import Console
 
 from brecq.cli import options as o
 from brecq.cli.bits import draw_bits, front_table, tell_allocation
 from brecq.cli.inputs import override_preprocessing, tell, tell_data, tell_preprocessing, use_device
-from brecq.cli.parsing import parse_bit_list, require_data, require_path, writable_folder
+from brecq.cli.parsing import given, parse_bit_list, require_data, require_path, writable_folder
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 from brecq.precision.budget import Budget, parse_budgets
@@ -134,8 +133,12 @@ def search(
     ] = "lowest",
     draws: Annotated[
         int,
-        typer.Option(metavar="N", min=1, help="Random vectors a sample for the Fisher information.",
-                     rich_help_panel=_SENSITIVITY),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Random vectors a sample for the Fisher information.",
+            rich_help_panel=_SENSITIVITY,
+        ),
     ] = 1,
     activation_bits: o.ActivationBits = o.DEFAULTS.activations,
     first_last: o.FirstLast = str(o.DEFAULTS.first_last),
@@ -182,11 +185,10 @@ def search(
     parsed = parse_budgets(budgets)
     earlier = Path(model) if (Path(model) / "sensitivity.json").is_file() else None
     if earlier is not None:
-        given = [name for name in MEASURING if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-        if given:
+        if (option := given(ctx, MEASURING)) is not None:
             raise ConfigError(
-                f"{model} is an earlier search, whose sensitivities are taken over: drop "
-                f"--{given[0].replace('_', '-')}, or name the model to measure anew"
+                f"{model} is an earlier search, whose sensitivities are taken over: drop {option}, or name the model "
+                "to measure anew"
             )
         if output.resolve() == earlier.resolve():
             raise ConfigError(f"the search in {model} would be overwritten by its own; name another folder with -o")
@@ -216,10 +218,13 @@ def search(
     console = Console()
     use_device(device, threads)
     machine = None if hardware is None else load_hardware(hardware)
-    table = take_over(earlier, console) if earlier is not None else measure(measurement, parsed, machine, output, console)
+    if measurement is not None:
+        table = measure(measurement, parsed, machine, output, console)
+    else:
+        table = take_over(Path(model), parsed, machine, console)
     deliver(table, parsed, machine, algorithm, metric, seed, points, output, console)
-    what = "MODEL" if earlier is not None else model
-    tell(console, "saved", f"{output}; deliver it with: brecq quantize {what} --bits-from {output} --calib DIR -o out/")
+    spec = model if measurement is not None else "MODEL"
+    tell(console, "saved", f"{output}; deliver it: brecq quantize {spec} --bits-from {output} --calib DIR -o out/")
 
 
 def load_hardware(source: str) -> HardwareModel:
@@ -232,20 +237,27 @@ def load_hardware(source: str) -> HardwareModel:
     return Accelerator.load(source)
 
 
-def take_over(folder: Path, console: Console) -> SensitivityTable:
+def take_over(
+    folder: Path, budgets: tuple[Budget, ...], hardware: HardwareModel | None, console: Console
+) -> SensitivityTable:
     """The table of an earlier search."""
+    from brecq.precision.search import check_budgets
     from brecq.precision.table import SensitivityTable
 
     table = SensitivityTable.load(folder)
+    check_budgets(table, budgets, hardware)
     tell(console, "sensitivities", f"{len(table.terms)} of {folder}, {table.quality}, {table.samples} samples")
     return table
 
 
 def measure(
-    job: Measurement | None, budgets: tuple[Budget, ...], hardware: HardwareModel | None, output: Path, console: Console
+    job: Measurement,
+    budgets: tuple[Budget, ...],
+    hardware: HardwareModel | None,
+    output: Path,
+    console: Console,
 ) -> SensitivityTable:
     """Measure the table; budgets out of reach are an error before that."""
-    assert job is not None
     from brecq.data import load_data
     from brecq.precision.measure import measure_sensitivity
     from brecq.precision.search import check_budgets

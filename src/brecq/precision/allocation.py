@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from brecq.config import LayerRule, QuantConfig
 from brecq.errors import CheckpointError, ConfigError
+from brecq.precision.budget import Cost
 
 ALLOCATION = "allocation.json"
 VERSION = 1
@@ -43,8 +44,8 @@ class BitAllocation:
     layers: Mapping[str, LayerBits]
     config: QuantConfig
     loss: float
-    costs: Mapping[str, float]
-    budgets: Mapping[str, float]
+    costs: Mapping[Cost, float]
+    budgets: Mapping[Cost, float]
     algorithm: str
     metric: str
     hardware: str = ""

@@ -19,7 +19,7 @@ UNITS: dict[Cost, dict[str, float]] = {
     "bops": _DECIMAL,
     "latency": {"s": 1e3, "ms": 1.0, "us": 1e-3, "µs": 1e-3, "ns": 1e-6},
 }
-"""Factor of each unit to bytes, bit-operations and milliseconds. KB, MB and GB are decimal, KiB, MiB and GiB binary."""
+"""Factor of each unit to bytes, bit-operations, milliseconds. KB, MB, GB are decimal, KiB, MiB, GiB binary."""
 
 _SHOWN: dict[Cost, tuple[str, ...]] = {
     "size": ("GB", "MB", "KB", "B"), "bops": ("T", "G", "M", "K", ""), "latency": ("s", "ms", "us", "ns"),

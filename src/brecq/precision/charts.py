@@ -1,4 +1,4 @@
-"""Charts of a search: bits per layer, and the front with the chosen point. Written as PNG or SVG, by the file's ending."""
+"""Charts of a search: bits per layer, and the front with the chosen point; PNG or SVG, by the file's ending."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def plot_bits(allocation: BitAllocation, files: Sequence[Path | str]) -> None:
     axes.set_xlim(-0.7, len(names) - 0.3)
     axes.set_xticks(list(positions), names, rotation=90, fontsize=7)
     axes.set_ylabel("bits")
-    costs = ", ".join(f"{cost} {describe(cost, value)}" for cost, value in allocation.costs.items())  # type: ignore[arg-type]
-    axes.set_title(f"{costs}; predicted loss {allocation.loss:.3g}", fontsize=9)
+    costs = ", ".join(f"{cost} {describe(cost, value)}" for cost, value in allocation.costs.items())
+    axes.set_title(f"{costs}; predicted loss {allocation.loss:.3g}", fontsize=9, loc="left")
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", ncols=2, fontsize=8, framealpha=0.9)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False, borderaxespad=0.2)
     _save(figure, files)
 
 

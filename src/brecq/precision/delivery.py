@@ -41,7 +41,7 @@ def start_from(prepared: GraphModule, learned: Mapping[str, Tensor]) -> int:
         codes = learned.get(f"{layer}/weight@{module.range.bits}")
         if codes is None:
             continue
-        shape = tuple(get_tensor(prepared, str(node.args[1].args[0].target)).shape)  # type: ignore[union-attr]
+        shape = tuple(get_tensor(prepared, str(node.args[1].args[0].target)).shape)
         if tuple(codes.shape) != shape:
             raise ConfigError(
                 f"the learned codes of {layer!r} have shape {list(codes.shape)}, its weight {list(shape)}; "

@@ -8,11 +8,18 @@ z ≥ x + x' − 1; for a whole table of them by its margins, Σ_b' z[b,b'] = x[
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from brecq.errors import BudgetError
+from brecq.precision.budget import Cost
 from brecq.precision.pairwise import Choices, Floats, Pairwise
 from brecq.precision.problem import Problem, infeasible
 
@@ -44,10 +51,10 @@ def solve(problem: Problem) -> Choices:
     raise BudgetError("no allocation fits into all budgets at once; raise one of them, or allow fewer bits (--bits)")
 
 
-def reachable(problem: Problem, cost: str, limits: dict[str, float] | None = None) -> tuple[float, float] | None:
+def reachable(problem: Problem, cost: Cost, limits: Mapping[Cost, float] | None = None) -> tuple[float, float] | None:
     """The least and the greatest value of a cost under other limits, `None` where those cannot be met."""
-    function = problem.costs[cost]  # type: ignore[index]
-    others = [(problem.costs[name], limit) for name, limit in (limits or {}).items()]  # type: ignore[index]
+    function = problem.costs[cost]
+    others = [(problem.costs[name], limit) for name, limit in (limits or {}).items()]
     ends = []
     for sign in (1.0, -1.0):
         found = _Program(_scaled(function, sign), others).solve()
@@ -59,7 +66,7 @@ def reachable(problem: Problem, cost: str, limits: dict[str, float] | None = Non
 
 def check_reachable(problem: Problem) -> None:
     """Raise `BudgetError` where the limits cannot be met, each alone or all together."""
-    met: dict[str, float] = {}
+    met: dict[Cost, float] = {}
     for cost, limit in problem.limits.items():
         ends = reachable(problem, cost, met)
         assert ends is not None
@@ -112,13 +119,14 @@ class _Program:
         integral = np.zeros(self.columns)
         integral[: self.offsets[-1]] = 1
         lower, upper = np.array([row[2] for row in self.rows]), np.array([row[3] for row in self.rows])
-        result = milp(
-            self.objective,
-            integrality=integral,
-            bounds=Bounds(0, 1),
-            constraints=LinearConstraint(matrix.tocsr(), lower, upper),
-            options={"mip_rel_gap": GAP},
-        )
+        with _quiet():
+            result = milp(
+                self.objective,
+                integrality=integral,
+                bounds=Bounds(0, 1),
+                constraints=LinearConstraint(matrix.tocsr(), lower, upper),
+                options={"mip_rel_gap": GAP},
+            )
         if result.x is None:
             return None
         choices = [int(np.argmax(result.x[self._x(k, 0) : self._x(k, size)])) for k, size in enumerate(self.sizes)]
@@ -158,3 +166,21 @@ class _Program:
             for entry, column in self.products[pair].items():
                 found[column] += values[entry]
         return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, nothing reaches standard output: HiGHS leaves debugging messages there whatever it is asked."""
+    if os.name != "posix":
+        yield
+        return
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what the C library still holds goes nowhere too
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

@@ -42,7 +42,7 @@ def solve(problem: Problem, seed: int, population: int = POPULATION, generations
         crossover=UniformCrossover(),
         mutation=_Redraw(prob_var=MUTATION),
         repair=_Fit(problem),
-        eliminate_duplicates=False,  # repaired children often meet: drawing until all differ would take most of the time
+        eliminate_duplicates=False,  # repaired children often meet: drawing until all differ takes most of the time
     )
     result = minimize(_Loss(problem), algorithm, ("n_gen", generations), seed=seed, verbose=False)
     if result.X is None:
@@ -51,7 +51,7 @@ def solve(problem: Problem, seed: int, population: int = POPULATION, generations
     return best
 
 
-class _Loss(PymooProblem):  # type: ignore[misc]
+class _Loss(PymooProblem):
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         upper = np.array([len(knob.bits) - 1 for knob in problem.knobs])
@@ -64,18 +64,18 @@ class _Loss(PymooProblem):  # type: ignore[misc]
         out["G"] = np.stack([self.problem.costs[cost](choices) / limit - 1 for cost, limit in limits.items()], axis=1)
 
 
-class _Random(Sampling):  # type: ignore[misc]
+class _Random(Sampling):
     def _do(self, problem: Any, n_samples: int, *_: Any, random_state: Generator, **__: Any) -> Choices:
         return random_state.integers(0, problem.xu + 1, size=(n_samples, problem.n_var))
 
 
-class _Redraw(Mutation):  # type: ignore[misc]
+class _Redraw(Mutation):
     def _do(self, problem: Any, x: Choices, *_: Any, random_state: Generator, **__: Any) -> Choices:
         drawn = random_state.integers(0, problem.xu + 1, size=x.shape)
         return np.where(random_state.random(x.shape) < self.get_prob_var(problem, size=(len(x), 1)), drawn, x)
 
 
-class _Fit(Repair):  # type: ignore[misc]
+class _Fit(Repair):
     def __init__(self, problem: Problem) -> None:
         super().__init__()
         self.problem = problem

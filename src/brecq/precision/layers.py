@@ -22,6 +22,7 @@ from brecq.graph.prepare import fake_quantize_node, input_quantizer
 from brecq.quant.fake_quant import ActivationFakeQuantize, WeightFakeQuantize
 
 KnobKind = Literal["weight", "input"]
+Quantizer = WeightFakeQuantize | ActivationFakeQuantize
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Layer:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Layer:
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        found = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         found["weight_bytes"] = {int(bits): size for bits, size in values["weight_bytes"].items()}
         return cls(**found)
 
@@ -109,7 +110,7 @@ class Anatomy:
 
     layers: tuple[Layer, ...]
     knobs: tuple[Knob, ...]
-    quantizers: Mapping[str, WeightFakeQuantize | ActivationFakeQuantize]
+    quantizers: Mapping[str, Quantizer]
 
 
 def dissect(
@@ -131,7 +132,7 @@ def dissect(
     layers: list[Layer] = []
     users: dict[str, list[str]] = {}
     kinds: dict[str, KnobKind] = {}
-    quantizers: dict[str, WeightFakeQuantize | ActivationFakeQuantize] = {}
+    quantizers: dict[str, Quantizer] = {}
     names: dict[object, str] = {}
     for position, node in enumerate(flow.ops):
         layer = flow.layers[position]
@@ -139,7 +140,7 @@ def dissect(
             continue
         weight, inputs = fake_quantize_node(prepared, node.args[1]), input_quantizer(prepared, node)
         found: dict[KnobKind, str] = {}
-        modules: dict[KnobKind, WeightFakeQuantize | ActivationFakeQuantize | None] = {"weight": weight, "input": inputs}
+        modules: dict[KnobKind, Quantizer | None] = {"weight": weight, "input": inputs}
         for kind, module in modules.items():
             name = f"{layer}/{kind}" if module is None else names.setdefault(module, f"{layer}/{kind}")
             users.setdefault(name, []).append(layer)

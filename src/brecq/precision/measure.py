@@ -34,7 +34,7 @@ from brecq.precision.layers import Anatomy, Layer, dissect
 from brecq.precision.meter import BlockMeter, FloatStreams, packed_bytes, variant_of
 from brecq.precision.table import Cross, Quality, SensitivityTable, Term
 from brecq.progress import Progress
-from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
+from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct import fisher
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.memory import reuse_freed
@@ -178,7 +178,7 @@ def _check(
 def _disable(prepared: nn.Module) -> None:
     """Only the variants that a `BlockMeter` puts in their places quantize."""
     for module in prepared.modules():
-        if hasattr(module, "enabled"):
+        if isinstance(module, (WeightFakeQuantize, ActivationFakeQuantize, BiasFakeQuantize)):
             module.enabled = False
 
 
@@ -202,7 +202,9 @@ def _preview_bytes(network: Network, anatomy: Anatomy, config: QuantConfig) -> d
     sizes: dict[str, dict[int, int]] = {}
     for knob in anatomy.knobs:
         original = anatomy.quantizers.get(knob.name)
-        for bits in knob.bits if knob.free and isinstance(original, WeightFakeQuantize) else ():
+        if not knob.free or not isinstance(original, WeightFakeQuantize):
+            continue
+        for bits in knob.bits:
             variant = variant_of(original, bits, config)
             assert isinstance(variant, WeightFakeQuantize)
             variant.initialize(weights[original], config.recipe.range_norm, 1)
@@ -324,5 +326,3 @@ def _span(terms: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """The largest and the smallest relative error of a single knob."""
     errors = [term["losses"]["relative"] for term in terms if len(term["bits"]) == 1]
     return max(errors, default=0.0), min(errors, default=0.0)
-
-

@@ -15,7 +15,7 @@ from brecq.graph.blocks import Block
 from brecq.graph.fold import get_tensor
 from brecq.graph.placement import is_symmetric
 from brecq.graph.prepare import fake_quantize_node
-from brecq.precision.layers import Anatomy, Knob
+from brecq.precision.layers import Anatomy, Knob, Quantizer
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct.optimize import Learnables, Reconstruction, StepHook
@@ -41,7 +41,8 @@ class BlockMeter:
         seen: weight knobs that earlier blocks own: they act here too, but are learned and counted there.
 
     Attributes:
-        knobs: free knobs that act in this block. variants: the fake-quantizer of each at each of its bits. forwards: passes over the calibration set so far.
+        knobs: free knobs that act in this block. variants: the fake-quantizer of each at each of its bits.
+        forwards: passes over the calibration set so far.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class BlockMeter:
         self.knobs: list[Knob] = [knob for knob in anatomy.knobs if knob.free and knob.name in self._places]
         self._own = [knob for knob in self.knobs if knob.kind == "weight" and knob.name not in seen]
         self._originals = {place: block.module.get_submodule(place) for ps in self._places.values() for place in ps}
-        self.variants: dict[tuple[str, int], WeightFakeQuantize | ActivationFakeQuantize] = {}
+        self.variants: dict[tuple[str, int], Quantizer] = {}
         for knob in self.knobs:
             for bits in knob.bits:
                 variant = variant_of(anatomy.quantizers[knob.name], bits, config)
@@ -153,7 +154,7 @@ class BlockMeter:
                 self.streams.cache.drop(f"gradient{draw}/{name}")
 
     @torch.no_grad()
-    def _initialize(self, knob: Knob, variant: WeightFakeQuantize | ActivationFakeQuantize) -> None:
+    def _initialize(self, knob: Knob, variant: Quantizer) -> None:
         recipe = self.config.recipe
         if isinstance(variant, WeightFakeQuantize):
             variant.initialize(self._weights[knob.name], recipe.range_norm, recipe.range_candidates)
@@ -168,14 +169,12 @@ class BlockMeter:
         variant.initialize(recipe.range_norm, recipe.range_candidates)
         self.forwards += 1
 
-    def _place(self, knob: str, variant: WeightFakeQuantize | ActivationFakeQuantize) -> None:
+    def _place(self, knob: str, variant: Quantizer) -> None:
         for place in self._places[knob]:
             self.block.module.set_submodule(place, variant)
 
 
-def variant_of(
-    original: WeightFakeQuantize | ActivationFakeQuantize, bits: int, config: QuantConfig
-) -> WeightFakeQuantize | ActivationFakeQuantize:
+def variant_of(original: Quantizer, bits: int, config: QuantConfig) -> Quantizer:
     """A fake-quantizer for the place of `original`, as placement would make it for `bits`."""
     if isinstance(original, WeightFakeQuantize):
         symmetric = is_symmetric(config.weight_scheme, bits)
@@ -193,5 +192,3 @@ def packed_bytes(quantizer: WeightFakeQuantize, weight: Tensor) -> int:
     scale, zero_point = quantizer.scale.cpu(), quantizer.zero_point.to(torch.int64).cpu()
     packed = PackedWeight(codes, range.bits, range.low, tuple(weight.shape), scale, zero_point, quantizer.ch_axis)
     return stored_bytes({"weight": packed})
-
-

@@ -5,7 +5,7 @@ The predicted loss and every cost of an allocation have this form, so the search
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,3 @@ class Pairwise:
         current = np.take_along_axis(table, choices[:, :, None], axis=2)
         found: Floats = table - current
         return found
-
-
-def totals(functions: Mapping[str, Pairwise], choices: Choices) -> dict[str, float]:
-    """Value of each function for one allocation, choices [variables]."""
-    return {name: float(function(choices[None])[0]) for name, function in functions.items()}

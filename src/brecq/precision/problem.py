@@ -13,7 +13,7 @@ from brecq.precision.budget import Budget, Cost, describe
 from brecq.precision.hardware import HardwareModel
 from brecq.precision.hardware.counts import BitOperations, ModelSize
 from brecq.precision.layers import Knob
-from brecq.precision.pairwise import Choices, Pairwise, totals
+from brecq.precision.pairwise import Choices, Pairwise
 from brecq.precision.table import Metric, SensitivityTable
 
 
@@ -113,7 +113,7 @@ def allocation(
         layers={layer.name: LayerBits(bits[layer.weight], bits[layer.input]) for layer in table.layers},
         config=table.config,
         loss=float(problem.loss(choices[None])[0]),
-        costs=totals(problem.costs, choices),
+        costs={cost: float(function(choices[None])[0]) for cost, function in problem.costs.items()},
         budgets=dict(problem.limits),
         algorithm=algorithm,
         metric=metric,
@@ -139,5 +139,3 @@ def infeasible(cost: Cost, limit: float, low: float, high: float, others: Sequen
         f"no allocation has {cost} ≤ {describe(cost, limit)}{beside}; reachable are {describe(cost, low)} to "
         f"{describe(cost, high)}: raise the budget, or allow fewer bits (--bits)"
     )
-
-

@@ -136,5 +136,3 @@ def _solvers() -> _Solvers:
 
 def _parsed(budget: str | Budget) -> Budget:
     return budget if isinstance(budget, Budget) else Budget.parse(budget)
-
-

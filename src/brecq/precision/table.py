@@ -85,14 +85,14 @@ class SensitivityTable:
     def crosses(self, metric: Metric) -> Iterator[tuple[tuple[str, int], tuple[str, int], float]]:
         """What two knobs of a block lose together beyond what they lose apart; negative where errors cancel."""
         alone = {
-            (term.block, *next(iter(term.bits.items()))): term.losses[metric]
+            (term.block, next(iter(term.bits.items()))): term.losses[metric]
             for term in self.terms
             if len(term.bits) == 1
         }
         for term in self.terms:
             if len(term.bits) == 2:
                 first, second = term.bits.items()
-                apart = alone[term.block, *first] + alone[term.block, *second]
+                apart = alone[term.block, first] + alone[term.block, second]
                 yield first, second, term.losses[metric] - apart
 
     def save(self, folder: Path | str) -> Path:
@@ -151,7 +151,8 @@ class SensitivityTable:
         """The inverse of `to_dict`, also after a round trip through JSON."""
         values = {key: value for key, value in values.items() if key != "version"}
         knobs = tuple(
-            Knob(knob["name"], knob["kind"], tuple(knob["layers"]), tuple(knob["bits"])) for knob in values.pop("knobs")
+            Knob(knob["name"], knob["kind"], tuple(knob["layers"]), tuple(knob["bits"]))
+            for knob in values.pop("knobs")
         )
         layers = tuple(Layer.from_dict(layer) for layer in values.pop("layers"))
         terms = tuple(Term(**term) for term in values.pop("terms"))
@@ -179,4 +180,3 @@ def check_metric(metric: str) -> Metric:
         if metric == known:
             return known
     raise ConfigError(f"metric is {metric!r}; choose one of {', '.join(METRICS)}")
-

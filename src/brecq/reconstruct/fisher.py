@@ -120,7 +120,5 @@ def _positions(logits: Tensor, remedy: str) -> Tensor:
     """Logits [N, C, ...] as float32 [positions, C]; the `remedy` is for the error where there are none."""
     if not isinstance(logits, Tensor) or logits.dim() < 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise DataError(
-            f"Fisher information needs a network that returns logits [N, C, ...], not {found}; {remedy}"
-        )
+        raise DataError(f"Fisher information needs a network that returns logits [N, C, ...], not {found}; {remedy}")
     return logits.movedim(1, -1).flatten(0, -2).float()

@@ -36,8 +36,8 @@ def layer_model(layer: Layer, *, quantized: bool) -> ModelProto:
     axis = 1 if layer.kind.startswith("conv_transpose") or _matmul(layer) else 0
     nodes, constants = [], []
 
-    def constant(name: str, array: np.ndarray) -> str:
-        constants.append(numpy_helper.from_array(array, name))
+    def constant(name: str, values: Any) -> str:
+        constants.append(numpy_helper.from_array(np.asarray(values), name))
         return name
 
     if kind == "u8":

@@ -1,4 +1,4 @@
-"""Latency look-up tables: measured milliseconds by operator, shape and bits (docs/mixed_precision.md has the format)."""
+"""Latency look-up tables: milliseconds by operator, shape and bits (docs/mixed_precision.md has the format)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLUMNS = (
 
 
 class Signature(NamedTuple):
-    """What makes two layers take the same time, as text: `conv2d`, `16x32x32`, `16x32x32`, `3x3`, `1x1`, `1x1`, `1`."""
+    """What makes two layers take the same time, as text: `conv2d`, `16x32x32`, `16x32x32`, `3x3`, `1x1`, ..."""
 
     op: str
     input: str
@@ -95,8 +95,8 @@ class LatencyTable:
             have = ", ".join(f"w{entry.w_bits} a{entry.a_bits}" for entry in same)
             known = f"it has {have} of this shape only" if same else "it has nothing of this shape"
             raise HardwareError(
-                f"the latency table {self.name!r} says nothing about the layer {layer.name!r}: {wanted} with {w_bits}-bit "
-                f"weights and {a_bits}-bit inputs; {known}: add a row, or measure it (brecq profile)"
+                f"the latency table {self.name!r} says nothing about the layer {layer.name!r}: {wanted} "
+                f"with {w_bits}-bit weights and {a_bits}-bit inputs; {known}: add a row, or measure it (brecq profile)"
             )
         return min(fitting, key=lambda entry: (entry.w_bits, entry.a_bits)).milliseconds
 
@@ -140,7 +140,8 @@ class LatencyTable:
             try:
                 values = json.loads(text)
                 rows = values["entries"]
-                name, overhead, metadata = values.get("name", name), values.get("overhead", 0.0), values.get("metadata", {})
+                name, overhead = values.get("name", name), values.get("overhead", 0.0)
+                metadata = values.get("metadata", {})
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise HardwareError(f"{file} is no latency table: {error!r}; it needs a list named entries") from error
             if values.get("version", VERSION) != VERSION:
@@ -152,7 +153,8 @@ class LatencyTable:
         for entry in entries:
             key = (entry.signature, entry.w_bits, entry.a_bits)
             if seen.setdefault(key, entry.milliseconds) != entry.milliseconds:
-                raise HardwareError(f"{file} has two times for {entry.signature} w{entry.w_bits} a{entry.a_bits}; keep one")
+                which = f"{entry.signature} w{entry.w_bits} a{entry.a_bits}"
+                raise HardwareError(f"{file} has two times for {which}; keep one")
         return cls(name, entries, float(overhead), metadata=metadata)
 
 

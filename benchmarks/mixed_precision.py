@@ -1,7 +1,7 @@
 """Mixed precision against uniform precision at equal budgets: accuracy after reconstruction.
 
     python benchmarks/mixed_precision.py --networks resnet20 --seeds 0 1
-    python benchmarks/mixed_precision.py --networks efficientnet_lite0 --steps 40 --calibration 256
+    python benchmarks/mixed_precision.py --networks efficientnet_lite0 --steps 30 --calibration 128
     python benchmarks/mixed_precision.py --budget latency --bits 2 4 8 --networks resnet20 --seeds 0 1
     python benchmarks/mixed_precision.py --table
 
@@ -65,6 +65,7 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--hardware", default="edge-fpga", help="accelerator preset or TOML file, for latency")
     found.add_argument("--rows", nargs="+", choices=ROWS, default=tuple(ROWS))
     found.add_argument("--calibration", type=int, default=512, metavar="N", help="calibration images")
+    found.add_argument("--samples", type=int, metavar="N", help="test images (default: all)")
     found.set_defaults(steps=100)
     return found.parse_args()
 
@@ -74,7 +75,7 @@ def list_cells(name: str, options: argparse.Namespace) -> Iterator[Cell]:
     table = sensitivities(name, options.calibration)
     cost: Cost = options.budget
     hardware = Accelerator.load(options.hardware) if cost == "latency" else None
-    samples = CIFAR_TEST if name in CIFAR else IMAGENET_TEST
+    samples = options.samples or (CIFAR_TEST if name in CIFAR else IMAGENET_TEST)
     restricted = only(table, options.bits)
     problem = build(restricted, [], hardware, "fisher")
 
@@ -83,20 +84,21 @@ def list_cells(name: str, options: argparse.Namespace) -> Iterator[Cell]:
 
     uniform = {bits: price(bits) for bits in range(2, 5) if bits in options.bits}
     base = QuantConfig(2, 8, recipe=with_steps(Recipe.preset("fast"), options.steps))
+    limits = {share: uniform[2] + share * (uniform[4] - uniform[2]) for share in options.shares}
+    columns = {share: f"{cost} ≤ {describe(cost, limit)}" for share, limit in limits.items()}
     for seed in options.seeds:
         config = replace(base, seed=seed)
         for bits, value in uniform.items():
             column = f"uniform {bits}: {describe(cost, value)}"
             yield Cell(name, "uniform", column, options.calibration, samples, replace(config, weights=bits))
-        for share in options.shares:
-            limit = uniform[2] + share * (uniform[4] - uniform[2])
-            column = f"{cost} ≤ {describe(cost, limit)}"
+        for share, limit in limits.items():
             widest = max(bits for bits, value in uniform.items() if value <= limit)
-            yield Cell(name, "uniform", column, options.calibration, samples, replace(config, weights=widest))
-            for row in options.rows:
+            yield Cell(name, "uniform", columns[share], options.calibration, samples, replace(config, weights=widest))
+        for row in options.rows:
+            for share, limit in limits.items():
                 found = search(restricted, Budget(cost, limit), hardware=hardware, seed=seed, **ROWS[row])
-                tell(name, column, row, found)
-                yield Cell(name, row, column, options.calibration, samples, deliver(found, config))
+                tell(name, columns[share], row, found)
+                yield Cell(name, row, columns[share], options.calibration, samples, deliver(found, config))
 
 
 def deliver(allocation: BitAllocation, config: QuantConfig) -> QuantConfig:

@@ -89,9 +89,7 @@ def quantize(
     network_model, inputs = (model, data.inputs) if target is None else (target.module, target.inputs)
 
     progress.stage("capturing the network")
-    prepared, specs = _prepare(network_model, example_batch(inputs), config, quantizer)
-    if allocation is not None:
-        check_layers(prepared, allocation)
+    prepared, specs = _prepare(network_model, example_batch(inputs), config, quantizer, allocation)
     started = start_from(prepared, learned or {})
     prepared.to(device)
     entries = scope(prepared, specs)
@@ -168,9 +166,15 @@ def inspect(
 
 
 def _prepare(
-    model: nn.Module, examples: tuple[Tensor, ...], config: QuantConfig, quantizer: Quantizer | None
+    model: nn.Module,
+    examples: tuple[Tensor, ...],
+    config: QuantConfig,
+    quantizer: Quantizer | None,
+    allocation: BitAllocation | None = None,
 ) -> tuple[GraphModule, list[BlockSpec]]:
     captured = capture(model, examples)
+    if allocation is not None:
+        check_layers(captured, allocation)
     prepared = prepare(captured, quantizer or BrecqQuantizer(config))
     return prepared, partition(prepared, config.granularity, config.blocks)
 

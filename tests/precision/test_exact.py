@@ -67,7 +67,7 @@ def test_infeasible_budgets_name_what_can_be_reached(make_problem, tighten) -> N
     cheapest, dearest = exact.reachable(problem, "bops")
     assert low < high
     assert cheapest < dearest
-    with pytest.raises(BudgetError, match="bops ≤ .* beside size; reachable are"):
+    with pytest.raises(BudgetError, match=r"bops ≤ .* beside size; reachable are"):
         exact.solve(tighten(problem, {"size": low, "bops": cheapest}))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from types import ModuleType
 
 from brecq.config import LayerRule, QuantConfig
@@ -29,7 +31,7 @@ def test_a_knob_for_each_weight_and_each_tensor(networks: ModuleType) -> None:
     # the block's convolution and its shortcut read one tensor, which the residual addition of the stage made
     shared = next(knob for knob in found.knobs if "layer2.0.downsample.0" in knob.layers and knob.kind == "input")
     assert shared.layers == ("layer2.0.conv1", "layer2.0.downsample.0")
-    assert [layer.name for layer in found.layers][0] == "conv1"
+    assert found.layers[0].name == "conv1"
 
 
 def test_layers_that_share_a_weight_have_one_knob(networks: ModuleType) -> None:
@@ -83,8 +85,5 @@ def test_shapes(networks: ModuleType) -> None:
 
 
 def test_a_layer_survives_json(networks: ModuleType) -> None:
-    import dataclasses
-    import json
-
     layer = dataclasses.replace(anatomy(networks, "ResNet").layers[1], weight_bytes={2: 5, 8: 17})
     assert Layer.from_dict(json.loads(json.dumps(layer.to_dict()))) == layer

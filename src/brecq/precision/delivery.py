@@ -15,9 +15,9 @@ from brecq.precision.allocation import BitAllocation
 from brecq.quant.fake_quant import WeightFakeQuantize
 
 
-def check_layers(prepared: GraphModule, allocation: BitAllocation) -> None:
+def check_layers(graph: GraphModule, allocation: BitAllocation) -> None:
     """Raise `ConfigError` unless the allocation names exactly the layers of the network."""
-    layers = {name for name in Dataflow(prepared).layers if name}
+    layers = {name for name in Dataflow(graph).layers if name}
     for what, names in (("lacks", layers - allocation.layers.keys()), ("names", allocation.layers.keys() - layers)):
         if names:
             raise ConfigError(

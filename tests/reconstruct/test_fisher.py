@@ -86,7 +86,7 @@ def test_a_network_without_logits_is_an_error(output: object) -> None:
 
 
 def test_sketched_vectors_have_the_fisher_information_as_their_covariance(lab) -> None:
-    samples, draws = 3, 4000
+    samples, draws = 3, 2000
     _, network = lab.network(lab.config())
     (x,) = lab.inputs(samples=samples)
     head = network.blocks[-1]

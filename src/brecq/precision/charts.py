@@ -84,9 +84,12 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, files: Sequence[Path | str]) -> None:
+    from matplotlib import rc_context
+
     for file in files:
         metadata = {"Date": None} if str(file).endswith(".svg") else None  # the same chart is the same file
-        figure.savefig(file, dpi=130, metadata=metadata)
+        with rc_context({"svg.hashsalt": "brecq"}):
+            figure.savefig(file, dpi=130, metadata=metadata)
 
 
 def _shown(bits: Sequence[int]) -> list[float]:

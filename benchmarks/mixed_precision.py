@@ -1,12 +1,13 @@
 """Mixed precision against uniform precision at equal budgets: accuracy after reconstruction.
 
     python benchmarks/mixed_precision.py --networks resnet20 --seeds 0 1
-    python benchmarks/mixed_precision.py --networks efficientnet_lite0 --steps 30 --calibration 128
+    python benchmarks/mixed_precision.py --networks efficientnet_lite0 --activations 32 --steps 30 --calibration 128
     python benchmarks/mixed_precision.py --budget latency --bits 2 4 8 --networks resnet20 --seeds 0 1
     python benchmarks/mixed_precision.py --table
 
-Activations have 8 bits, first and last layer too; weights choose from --bits. Budgets lie between the costs of uniform
-2 and 4 bits, at the shares --shares of the way: 0.5 of the size is uniform 3 bits. Rows:
+First and last layer have 8 bits, activations too unless --activations says otherwise; weights choose from --bits.
+Budgets lie between the costs of uniform 2 and 4 bits, at the shares --shares of the way: 0.5 of the size is uniform 3
+bits. Rows:
 
     uniform         the widest uniform precision within the budget
     exact           integer program, Fisher information with cross terms
@@ -14,6 +15,7 @@ Activations have 8 bits, first and last layer too; weights choose from --bits. B
     no cross terms  exact, diagonal terms only
     diagonal Fisher exact, with the paper's equation 10 in place of the whole Fisher information
     random          a random allocation that fills the budget; another one for each seed
+    reconstructed   exact, with weights learned at every bit-width (60 steps) instead of rounded to nearest
 
 Equal allocations are one cell and measured once. Sensitivity tables (rounding to nearest, seed 0) are kept in
 benchmarks/results/tables/, cells in benchmarks/results/mixed_precision.jsonl.
@@ -35,15 +37,22 @@ from brecq import Accelerator, BitAllocation, QuantConfig, Recipe, SensitivityTa
 from brecq.errors import CheckpointError
 from brecq.precision.budget import Budget, Cost, describe
 from brecq.precision.problem import build, uniform_choices
+from brecq.precision.table import Quality
 
-MEASURES = {"top1": ("top-1 accuracy in percent", 1.0, 2), "sqnr": ("SQNR of the logits in dB", 1.0, 2)}
+MEASURES = {
+    "top1": ("top-1 accuracy in percent", 1.0, 2),
+    "agreement": ("agreement with float in percent", 1.0, 2),
+    "sqnr": ("SQNR of the logits in dB", 1.0, 2),
+}
 ROWS: dict[str, dict[str, Any]] = {
     "exact": {},
     "genetic": {"algorithm": "genetic"},
     "no cross terms": {"cross": False},
     "diagonal Fisher": {"metric": "fisher_diagonal"},
     "random": {"algorithm": "random"},
+    "reconstructed": {"quality": "reconstructed"},
 }
+TABLE_STEPS = 60
 
 
 def main() -> None:
@@ -63,8 +72,9 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--shares", type=float, nargs="+", default=(0.125, 0.25, 0.5, 0.625, 0.75), metavar="X")
     found.add_argument("--bits", type=int, nargs="+", default=(2, 3, 4, 8), metavar="N")
     found.add_argument("--hardware", default="edge-fpga", help="accelerator preset or TOML file, for latency")
-    found.add_argument("--rows", nargs="+", choices=ROWS, default=tuple(ROWS))
+    found.add_argument("--rows", nargs="+", choices=ROWS, default=tuple(ROWS)[:-1])
     found.add_argument("--calibration", type=int, default=512, metavar="N", help="calibration images")
+    found.add_argument("--activations", type=int, default=8, metavar="N", help="bits; 32 quantizes weights alone")
     found.add_argument("--samples", type=int, metavar="N", help="test images (default: all)")
     found.set_defaults(steps=100)
     return found.parse_args()
@@ -83,7 +93,7 @@ def list_cells(name: str, options: argparse.Namespace) -> Iterator[Cell]:
         return float(problem.costs[cost](uniform_choices(problem, bits)[None])[0])
 
     uniform = {bits: price(bits) for bits in range(2, 5) if bits in options.bits}
-    base = QuantConfig(2, 8, recipe=with_steps(Recipe.preset("fast"), options.steps))
+    base = QuantConfig(2, options.activations, recipe=with_steps(Recipe.preset("fast"), options.steps))
     limits = {share: uniform[2] + share * (uniform[4] - uniform[2]) for share in options.shares}
     columns = {share: f"{cost} ≤ {describe(cost, limit)}" for share, limit in limits.items()}
     for seed in options.seeds:
@@ -96,26 +106,37 @@ def list_cells(name: str, options: argparse.Namespace) -> Iterator[Cell]:
             yield Cell(name, "uniform", columns[share], options.calibration, samples, replace(config, weights=widest))
         for row in options.rows:
             for share, limit in limits.items():
-                found = search(restricted, Budget(cost, limit), hardware=hardware, seed=seed, **ROWS[row])
+                settings = dict(ROWS[row])
+                quality = settings.pop("quality", "fast")
+                chosen_from = only(sensitivities(name, options.calibration, quality), options.bits)
+                found = search(chosen_from, Budget(cost, limit), hardware=hardware, seed=seed, **settings)
                 tell(name, columns[share], row, found)
                 yield Cell(name, row, columns[share], options.calibration, samples, deliver(found, config))
 
 
 def deliver(allocation: BitAllocation, config: QuantConfig) -> QuantConfig:
-    """The configuration of an allocation; a uniform one as uniform precision is written, to be the same cell."""
-    bits = {layer.weights for name, layer in list(allocation.layers.items())[1:-1]}
-    return replace(config, weights=bits.pop()) if len(bits) == 1 else allocation.apply(config)
+    """The configuration of an allocation: weights as it says, activations as `config` says; a uniform one as uniform
+    precision is written, to be the same cell."""
+    bits = {layer.weights for layer in list(allocation.layers.values())[1:-1]}
+    if len(bits) == 1:
+        return replace(config, weights=bits.pop())
+    if config.activations == allocation.config.activations:
+        return allocation.apply(config)
+    layers = {name: layer._replace(activations=config.activations) for name, layer in allocation.layers.items()}
+    own = replace(allocation.config, activations=config.activations)
+    return replace(allocation, layers=layers, config=own).apply(config)
 
 
 @cache
-def sensitivities(name: str, calibration: int) -> SensitivityTable:
-    folder = RESULTS / "tables" / f"{name}-{calibration}"
+def sensitivities(name: str, calibration: int, quality: Quality = "fast") -> SensitivityTable:
+    folder = RESULTS / "tables" / f"{name}-{calibration}{'' if quality == 'fast' else f'-{quality}'}"
     try:
         return SensitivityTable.load(folder)
     except CheckpointError:
         print(f"measuring the sensitivities of {name}", file=sys.stderr)
-    config = QuantConfig(4, 8)
-    table = measure_sensitivity(network(name).model, calibration_data(name, calibration), config, cross="all")
+    config = QuantConfig(4, 8, recipe=with_steps(Recipe.preset("fast"), TABLE_STEPS))
+    data = calibration_data(name, calibration)
+    table = measure_sensitivity(network(name).model, data, config, quality=quality, cross="all")
     table.save(folder)
     print(f"{len(table.terms)} terms, {table.block_forwards} block-forwards, {table.seconds:.0f} s", file=sys.stderr)
     return table

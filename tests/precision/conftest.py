@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor, nn
 
 from brecq.config import QuantConfig, Recipe
@@ -53,14 +52,6 @@ class Bench:
 @pytest.fixture(scope="session")
 def bench(networks: ModuleType) -> Bench:
     return Bench(networks)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def random_problem(seed: int, sizes: list[int], limits: int = 1, spread: float = 0.3) -> Problem:

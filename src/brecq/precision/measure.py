@@ -34,7 +34,7 @@ from brecq.precision.layers import Anatomy, Layer, dissect
 from brecq.precision.meter import BlockMeter, FloatStreams, packed_bytes, variant_of
 from brecq.precision.table import Cross, Quality, SensitivityTable, Term
 from brecq.progress import Progress
-from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize, set_mode
+from brecq.quant.fake_quant import ActivationFakeQuantize, BaseFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct import fisher
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.memory import reuse_freed
@@ -178,7 +178,7 @@ def _check(
 def _disable(prepared: nn.Module) -> None:
     """Only the variants that a `BlockMeter` puts in their places quantize."""
     for module in prepared.modules():
-        if isinstance(module, (WeightFakeQuantize, ActivationFakeQuantize, BiasFakeQuantize)):
+        if isinstance(module, BaseFakeQuantize):
             module.enabled = False
 
 

@@ -18,7 +18,8 @@ from brecq.graph.prepare import fake_quantize_node
 from brecq.precision.layers import Anatomy, Knob, Quantizer
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
-from brecq.reconstruct.optimize import Learnables, Reconstruction, StepHook
+from brecq.reconstruct.learnables import Learnables
+from brecq.reconstruct.optimize import Reconstruction, StepHook
 from brecq.reconstruct.streams import BATCH, Stream, Streams
 
 LEARNED_BELOW = 8
@@ -80,7 +81,7 @@ class BlockMeter:
     def learn(self, seed: int, on_step: StepHook) -> None:
         """Learn the rounding of the block's own weights, all at the same bit-width, for each bit-width in turn."""
         for bits in sorted({bits for knob in self._own for bits in knob.bits if bits < LEARNED_BELOW}):
-            mine = Learnables({}, {})
+            mine = Learnables({}, {}, {})
             for knob in self._own:
                 variant = self.variants.get((knob.name, bits))
                 if isinstance(variant, WeightFakeQuantize):

@@ -1,7 +1,8 @@
 """Mixed precision against uniform precision at equal budgets: accuracy after reconstruction.
 
     python benchmarks/mixed_precision.py --networks resnet20 --seeds 0 1
-    python benchmarks/mixed_precision.py --networks efficientnet_lite0 --activations 32 --steps 30 --calibration 128
+    python benchmarks/mixed_precision.py --networks efficientnet_lite0 --activations 32 --steps 30 --calibration 128 \
+        --table-images 64 --table-cross lowest --samples 400
     python benchmarks/mixed_precision.py --budget latency --bits 2 4 8 --networks resnet20 --seeds 0 1
     python benchmarks/mixed_precision.py --table
 
@@ -30,14 +31,14 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from cells import RESULTS, Cell, Results, Values, parser, run, tables, with_steps
+from cells import RESULTS, Cell, Results, Values, parser, run, tables
 from common import CIFAR, CIFAR_TEST, IMAGENET, IMAGENET_TEST, calibration_data, measure, network, use_threads
 
 from brecq import Accelerator, BitAllocation, QuantConfig, Recipe, SensitivityTable, measure_sensitivity, search
 from brecq.errors import CheckpointError
 from brecq.precision.budget import Budget, Cost, describe
 from brecq.precision.problem import build, uniform_choices
-from brecq.precision.table import Quality
+from brecq.precision.table import Cross, Quality
 
 MEASURES = {
     "top1": ("top-1 accuracy in percent", 1.0, 2),
@@ -53,6 +54,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "reconstructed": {"quality": "reconstructed"},
 }
 TABLE_STEPS = 60
+RECIPE = Recipe.preset("fast").replace(bias_lr=0.0, tuning=0.0)
+"""Rounding alone, block by block: without the end-to-end tuning, which would take as long again."""
 
 
 def main() -> None:
@@ -75,6 +78,10 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--rows", nargs="+", choices=ROWS, default=tuple(ROWS)[:-1])
     found.add_argument("--calibration", type=int, default=512, metavar="N", help="calibration images")
     found.add_argument("--activations", type=int, default=8, metavar="N", help="bits; 32 quantizes weights alone")
+    found.add_argument(
+        "--table-images", type=int, metavar="N", help="images for sensitivities (default: --calibration)"
+    )
+    found.add_argument("--table-cross", choices=("lowest", "all"), default="all", help="cross terms measured")
     found.add_argument("--samples", type=int, metavar="N", help="test images (default: all)")
     found.set_defaults(steps=100)
     return found.parse_args()
@@ -82,7 +89,8 @@ def arguments() -> argparse.Namespace:
 
 def list_cells(name: str, options: argparse.Namespace) -> Iterator[Cell]:
     """All cells of a network, seed after seed; measures its sensitivities where they are not known."""
-    table = sensitivities(name, options.calibration)
+    images = options.table_images or options.calibration
+    table = sensitivities(name, images, options.table_cross)
     cost: Cost = options.budget
     hardware = Accelerator.load(options.hardware) if cost == "latency" else None
     samples = options.samples or (CIFAR_TEST if name in CIFAR else IMAGENET_TEST)
@@ -93,7 +101,7 @@ def list_cells(name: str, options: argparse.Namespace) -> Iterator[Cell]:
         return float(problem.costs[cost](uniform_choices(problem, bits)[None])[0])
 
     uniform = {bits: price(bits) for bits in range(2, 5) if bits in options.bits}
-    base = QuantConfig(2, options.activations, recipe=with_steps(Recipe.preset("fast"), options.steps))
+    base = QuantConfig(2, options.activations, recipe=RECIPE.replace(steps=options.steps))
     limits = {share: uniform[2] + share * (uniform[4] - uniform[2]) for share in options.shares}
     columns = {share: f"{cost} ≤ {describe(cost, limit)}" for share, limit in limits.items()}
     for seed in options.seeds:
@@ -108,7 +116,7 @@ def list_cells(name: str, options: argparse.Namespace) -> Iterator[Cell]:
             for share, limit in limits.items():
                 settings = dict(ROWS[row])
                 quality = settings.pop("quality", "fast")
-                chosen_from = only(sensitivities(name, options.calibration, quality), options.bits)
+                chosen_from = only(sensitivities(name, images, options.table_cross, quality), options.bits)
                 found = search(chosen_from, Budget(cost, limit), hardware=hardware, seed=seed, **settings)
                 tell(name, columns[share], row, found)
                 yield Cell(name, row, columns[share], options.calibration, samples, deliver(found, config))
@@ -128,15 +136,15 @@ def deliver(allocation: BitAllocation, config: QuantConfig) -> QuantConfig:
 
 
 @cache
-def sensitivities(name: str, calibration: int, quality: Quality = "fast") -> SensitivityTable:
-    folder = RESULTS / "tables" / f"{name}-{calibration}{'' if quality == 'fast' else f'-{quality}'}"
+def sensitivities(name: str, images: int, cross: Cross, quality: Quality = "fast") -> SensitivityTable:
+    folder = RESULTS / "tables" / f"{name}-{images}-{cross}{'' if quality == 'fast' else f'-{quality}'}"
     try:
         return SensitivityTable.load(folder)
     except CheckpointError:
         print(f"measuring the sensitivities of {name}", file=sys.stderr)
-    config = QuantConfig(4, 8, recipe=with_steps(Recipe.preset("fast"), TABLE_STEPS))
-    data = calibration_data(name, calibration)
-    table = measure_sensitivity(network(name).model, data, config, quality=quality, cross="all")
+    config = QuantConfig(4, 8, recipe=RECIPE.replace(steps=TABLE_STEPS))
+    data = calibration_data(name, images)
+    table = measure_sensitivity(network(name).model, data, config, quality=quality, cross=cross)
     table.save(folder)
     print(f"{len(table.terms)} terms, {table.block_forwards} block-forwards, {table.seconds:.0f} s", file=sys.stderr)
     return table

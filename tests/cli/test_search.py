@@ -50,6 +50,8 @@ def test_a_search_shows_and_keeps_what_it_found(searched: tuple[Path, str]) -> N
     assert front["cost"] == "size"
     assert len(list((folder / "points").iterdir())) == len(front["points"]) >= 3
     assert "--bits-from" in text
+    uniform = text[text.index("Uniform weights, for comparison") :].splitlines()
+    assert [line.split()[0] for line in uniform[4:8]] == ["2", "3", "4", "8"]
 
 
 def test_the_allocation_is_delivered_with_its_size(
@@ -157,6 +159,7 @@ def test_budgets_out_of_reach_are_known_before_anything_is_measured(
         (["MODEL", "--calib", "IMAGES", *BUDGET, "--hardware", "tpu"], "cannot read 'tpu'"),
         (["MODEL", "--calib", "IMAGES", *BUDGET, "--hardware", "t.json"], "cannot read 't.json'"),
         (["MODEL", "--calib", "nowhere", *BUDGET], "--calib is 'nowhere'"),
+        (["IMAGES", *BUDGET], "holds no finished search"),
         (["SEARCH", *BUDGET, "--bits", "2,4"], "drop --bits"),
         (["SEARCH", *BUDGET, "--calib", "IMAGES"], "drop --calib"),
         (["SEARCH", *BUDGET, "-o", "SEARCH"], "overwritten by its own"),

@@ -14,7 +14,7 @@ from brecq.config import LayerRule, QuantConfig
 from brecq.errors import BudgetError, CheckpointError, ConfigError, HardwareError
 from brecq.precision.allocation import BitAllocation, LayerBits
 from brecq.precision.hardware.accelerator import Accelerator
-from brecq.precision.search import check_budgets, pareto, search
+from brecq.precision.search import check_budgets, pareto, search, uniform
 
 
 @pytest.fixture
@@ -49,6 +49,14 @@ def test_more_room_loses_less_and_the_front_is_monotone(table) -> None:
     assert (sizes[0], sizes[-1]) == (low, high)
     assert {bits.weights for bits in list(front[0].layers.values())[1:-1]} == {2}
     assert {bits.weights for bits in front[-1].layers.values()} == {8}
+
+
+def test_uniform_precision_is_an_allocation_too(table) -> None:
+    found = uniform(table, 3)
+    assert {bits.weights for bits in list(found.layers.values())[1:-1]} == {3}
+    assert search(table, f"size={found.costs['size']}B").loss <= found.loss
+    with pytest.raises(ConfigError, match=r"does not choose from 5 bits, but from \[2, 3, 4, 8\]"):
+        uniform(table, 5)
 
 
 def test_a_front_keeps_the_other_budgets(table) -> None:

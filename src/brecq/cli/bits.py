@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,14 +31,15 @@ def bits_table(allocation: BitAllocation) -> Table:
     return table
 
 
-def front_table(front: Sequence[BitAllocation], swept: Cost) -> Table:
-    """The front, a line a point, the swept cost first."""
-    costs = [swept, *(cost for cost in front[0].costs if cost != swept)]
-    columns = ["point", *costs, "predicted loss"]
-    table = make_table("Front", columns, numeric=columns)
-    for number, point in enumerate(front, 1):
+def costs_table(title: str, points: Mapping[str, BitAllocation], first: Cost) -> Table:
+    """What allocations cost and are predicted to lose, a line each, the cost `first` first."""
+    known = next(iter(points.values())).costs
+    costs: list[Cost] = [first, *(cost for cost in known if cost != first)]
+    columns = ["", *costs, "predicted loss"]
+    table = make_table(title, columns, numeric=columns[1:])
+    for name, point in points.items():
         shown = [describe(cost, point.costs[cost]) for cost in costs]
-        table.add_row(str(number), *shown, f"{point.loss:.4g}")
+        table.add_row(name, *shown, f"{point.loss:.4g}")
     return table
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from brecq.cli import options as o
-from brecq.cli.bits import draw_bits, front_table, tell_allocation
+from brecq.cli.bits import costs_table, draw_bits, tell_allocation
 from brecq.cli.inputs import override_preprocessing, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.parsing import given, parse_bit_list, require_data, require_path, writable_folder
 from brecq.config import QuantConfig
@@ -192,6 +192,10 @@ def search(
             )
         if output.resolve() == earlier.resolve():
             raise ConfigError(f"the search in {model} would be overwritten by its own; name another folder with -o")
+    elif Path(model).is_dir():
+        raise ConfigError(
+            f"{model} holds no finished search (no sensitivity.json); finish it with --resume, or name a model"
+        )
     elif calib is None:
         raise ConfigError(f"{model!r} needs calibration data to be measured on; give --calib DIR")
     choices = parse_bit_list("--bits", bits)
@@ -302,7 +306,7 @@ def deliver(
 ) -> None:
     """Search, and write and show what came out."""
     from brecq.precision.charts import plot_front
-    from brecq.precision.search import pareto
+    from brecq.precision.search import pareto, uniform
     from brecq.precision.search import search as find
 
     table.save(output)
@@ -310,6 +314,10 @@ def deliver(
     chosen.save(output / "allocation.json")
     tell_allocation(console, chosen)
     draw_bits(console, chosen, output)
+    widths = sorted({bits for knob in table.knobs if knob.free and knob.kind == "weight" for bits in knob.bits})
+    beside = {f"{bits} bits": uniform(table, bits, hardware=hardware, metric=metric) for bits in widths}
+    if beside:
+        console.print(costs_table("Uniform weights, for comparison", beside, budgets[0].cost))
     if points is not None:
         cost = budgets[0].cost
         front = pareto(
@@ -320,6 +328,6 @@ def deliver(
         (output / FRONT).write_text(
             json.dumps({"cost": cost, "points": [p.to_dict() for p in front]}, indent=1) + "\n", encoding="utf-8"
         )
-        console.print(front_table(front, cost))
+        console.print(costs_table("Front", {f"point {n}": point for n, point in enumerate(front, 1)}, cost))
         plot_front(front, cost, chosen, [output / name for name in FRONT_CHART])
         tell(console, "points", f"{output / POINTS}/NN.json: brecq quantize … --bits-from takes any of them")

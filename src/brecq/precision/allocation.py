@@ -60,10 +60,6 @@ class BitAllocation:
         settled = {name: getattr(self.config, name) for name in SETTLED if name != "rules"}
         return dataclasses.replace(config, **settled, rules=own + config.rules)
 
-    def average_bits(self, sizes: Mapping[str, int]) -> float:
-        """Bits per weight, averaged over weights; `sizes` are numbers of weights by layer."""
-        return sum(self.layers[name].weights * size for name, size in sizes.items()) / sum(sizes.values())
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, ready for JSON."""
         return {

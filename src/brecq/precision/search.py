@@ -48,7 +48,7 @@ def search(
     problem = problems.build(table, parsed, hardware, check_metric(metric), cross=cross)
     choices = solve(problem, algorithm, seed)
     return problems.allocation(
-        problem, choices, table, algorithm, check_metric(metric), hardware.name if hardware is not None else ""
+        problem, choices, table, algorithm, check_metric(metric), hardware.name if hardware else ""
     )
 
 
@@ -89,6 +89,20 @@ def pareto(
         if not found or (point.loss < found[-1].loss and point.costs[cost] > found[-1].costs[cost]):
             found.append(point)
     return found
+
+
+def uniform(
+    table: SensitivityTable, bits: int, *, hardware: HardwareModel | None = None, metric: str = "fisher"
+) -> BitAllocation:
+    """Every searched weight at `bits`, searched activations at their widest: what an allocation is compared with.
+
+    Raises:
+        ConfigError: not every weight chooses from `bits`.
+    """
+    checked = check_metric(metric)
+    problem = problems.build(table, [], hardware, checked)
+    choices = problems.uniform_choices(problem, bits)
+    return problems.allocation(problem, choices, table, f"uniform {bits}", checked, hardware.name if hardware else "")
 
 
 def check_budgets(

@@ -138,6 +138,18 @@ def test_an_interrupted_search_is_resumed(
     assert len(measured) < 12 + len(whole.terms)
 
 
+def test_a_finished_search_is_not_measured_again_and_overwritten_whole(
+    invoke: Invoke, searched: tuple[Path, str], network_file: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "s"
+    shutil.copytree(searched[0], out)
+    (out / "learned.safetensors").write_bytes(b"of another search")
+    start = ("search", f"{network_file}:build", "--calib", images, "--calib-size", "16", *BUDGET, "-o", out)
+    assert "is finished; take its sensitivities over" in invoke(*start, "--resume").stderr
+    assert invoke(*start, "--force").exit_code == 0
+    assert {file.name for file in out.iterdir()} == {"sensitivity.json", "allocation.json", "bits.png", "bits.svg"}
+
+
 def test_budgets_out_of_reach_are_known_before_anything_is_measured(
     invoke: Invoke, network_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

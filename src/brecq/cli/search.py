@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -218,6 +219,11 @@ def search(
         )  # fmt: skip
         require_data("--calib", calib)
         require_path("--weights", weights, file=True)
+    if resume and (output / "sensitivity.json").exists() and not (output / "blocks").exists():
+        raise ConfigError(
+            f"the search in {output} is finished; take its sensitivities over (brecq search {output} --budget … -o "
+            "OTHER), or start anew with --force"
+        )
     writable_folder(output, resume=resume, force=force)
     console = Console()
     use_device(device, threads)
@@ -310,6 +316,9 @@ def deliver(
     from brecq.precision.search import search as find
 
     table.save(output)
+    for name in (FRONT, *FRONT_CHART):  # with --force, of the search that was here
+        (output / name).unlink(missing_ok=True)
+    shutil.rmtree(output / POINTS, ignore_errors=True)
     chosen = find(table, budgets, hardware=hardware, algorithm=algorithm, metric=metric, seed=seed)
     chosen.save(output / "allocation.json")
     tell_allocation(console, chosen)

@@ -129,11 +129,11 @@ class BlockMeter:
         return {"fisher": whole / count, "fisher_diagonal": diagonal / count, "relative": error / max(power, 1e-30)}
 
     def codes(self) -> dict[str, Tensor]:
-        """Learned codes of the block's own weights, by `knob@bits`."""
+        """Learned codes of the block's own weights, by `knob@bits`, on the CPU."""
         found = {}
         for (name, bits), variant in self.variants.items():
             if isinstance(variant, WeightFakeQuantize) and variant.codes is not None:
-                found[f"{name}@{bits}"] = variant.codes
+                found[f"{name}@{bits}"] = variant.codes.cpu()
         return found
 
     def weight_bytes(self) -> dict[str, dict[int, int]]:

@@ -54,7 +54,8 @@ class SensitivityTable:
         config: bits of activations, placement and schemes that were assumed, recipe of the `reconstructed` quality.
         quality: weights rounded to nearest (`fast`), or learned at every bit-width (`reconstructed`).
         cross: which pairs inside a block were measured. samples, data_digest: of the calibration data.
-        block_forwards: forward passes of single blocks over the calibration set, learning aside.
+        block_forwards: forward passes of single blocks over the calibration set, learning aside, without those that
+            an interrupted run had made before.
         seconds: wall time. codes: learned codes by `knob@bits`, int8 of the weight's shape.
     """
 
@@ -104,6 +105,8 @@ class SensitivityTable:
                 from safetensors.torch import save_file
 
                 save_file({key: value.contiguous() for key, value in self.codes.items()}, folder / CODES)
+            else:
+                (folder / CODES).unlink(missing_ok=True)  # of another table that was here
             (folder / TABLE).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"cannot write the table to {folder}: {error}; choose another folder") from error

@@ -25,6 +25,7 @@ MEASURES = {
     "top1": ("top-1 accuracy in percent", 1.0, 2),
     "sqnr": ("SQNR of the logits in dB", 1.0, 2),
     "seconds": ("seconds to quantize", 1.0, 0),
+    "cpu_seconds": ("processor seconds to quantize", 1.0, 0),
 }
 
 

@@ -28,7 +28,11 @@ def main() -> None:
     options = arguments()
     use_threads(options.threads)
     title = f"top-1 accuracy in percent, activations quantized at layers' {options.placement}s"
-    measures = {"top1": (title, 1.0, 2), "seconds": ("seconds to quantize", 1.0, 0)}
+    measures = {
+        "top1": (title, 1.0, 2),
+        "seconds": ("seconds to quantize", 1.0, 0),
+        "cpu_seconds": ("processor seconds to quantize", 1.0, 0),
+    }
     run_and_print(options, list_cells(options), measure_cell, measures)
 
 

@@ -117,12 +117,16 @@ def require(path: Path) -> Path:
 
 
 def quantized(name: str, calibration: int, config: brecq.QuantConfig) -> tuple[brecq.QuantResult, dict[str, float]]:
-    """The network `name`, quantized with so many calibration inputs; what it took: seconds, bytes."""
+    """The network `name`, quantized with so many calibration inputs; what it took.
+
+    `cpu_seconds` is processor time over all threads, which other load on the machine changes little.
+    """
     data = calibration_data(name, calibration)
     model = network(name).model
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     result = brecq.quantize(model, data, config)
-    return result, {"seconds": time.perf_counter() - began, "weight_bytes": result.weight_bytes()}
+    cost = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - busy}
+    return result, {**cost, "weight_bytes": result.weight_bytes()}
 
 
 def quality(name: str, model: nn.Module, samples: int) -> dict[str, float]:

@@ -29,6 +29,7 @@ MEASURES = {
     "top1": ("top-1 accuracy in percent", 1.0, 2),
     "agreement": ("agreement with float in percent", 1.0, 2),
     "seconds": ("seconds to quantize", 1.0, 0),
+    "cpu_seconds": ("processor seconds to quantize", 1.0, 0),
     "peak_bytes": ("peak memory in GB", 1e-9, 2),
 }
 

@@ -106,9 +106,6 @@ def list_cells(name: str, options: argparse.Namespace) -> Iterator[Cell]:
     columns = {share: f"{cost} ≤ {describe(cost, limit)}" for share, limit in limits.items()}
     for seed in options.seeds:
         config = replace(base, seed=seed)
-        for bits, value in uniform.items():
-            column = f"uniform {bits}: {describe(cost, value)}"
-            yield Cell(name, "uniform", column, options.calibration, samples, replace(config, weights=bits))
         for share, limit in limits.items():
             widest = max(bits for bits, value in uniform.items() if value <= limit)
             yield Cell(name, "uniform", columns[share], options.calibration, samples, replace(config, weights=widest))
@@ -120,6 +117,9 @@ def list_cells(name: str, options: argparse.Namespace) -> Iterator[Cell]:
                 found = search(chosen_from, Budget(cost, limit), hardware=hardware, seed=seed, **settings)
                 tell(name, columns[share], row, found)
                 yield Cell(name, row, columns[share], options.calibration, samples, deliver(found, config))
+        for bits, value in uniform.items():
+            column = f"uniform {bits}: {describe(cost, value)}"
+            yield Cell(name, "uniform", column, options.calibration, samples, replace(config, weights=bits))
 
 
 def deliver(allocation: BitAllocation, config: QuantConfig) -> QuantConfig:

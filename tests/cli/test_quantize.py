@@ -91,7 +91,8 @@ def job_of(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any
 def test_defaults(job_of: Callable[..., Any]) -> None:
     assert job_of() == command.Job(
         spec="timm:resnet18", weights=None, trust_pickle=False, submodule=None, config=QuantConfig(),
-        bits_from=None, preprocessing={}, calib=Path("calib"), calib_size=1024, eval=None, eval_labels=None, eval_size=None,
+        bits_from=None, preprocessing={}, calib=Path("calib"), calib_size=1024,
+        eval=None, eval_labels=None, eval_size=None,
         output=Path("out"), resume=False, force=False, device="cpu", threads=None,
     )  # fmt: skip
 
@@ -115,7 +116,8 @@ def job(tmp_path: Path) -> Any:
     (tmp_path / "calib").mkdir()
     return command.Job(
         spec="timm:resnet18", weights=None, trust_pickle=False, submodule=None, config=QuantConfig(),
-        bits_from=None, preprocessing={}, calib=tmp_path / "calib", calib_size=8, eval=None, eval_labels=None, eval_size=None,
+        bits_from=None, preprocessing={}, calib=tmp_path / "calib", calib_size=8,
+        eval=None, eval_labels=None, eval_size=None,
         output=tmp_path / "new" / "out", resume=False, force=False, device="cpu", threads=None,
     )  # fmt: skip
 

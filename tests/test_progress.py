@@ -72,6 +72,12 @@ def drive(progress: Progress, clock: Time) -> None:
     progress.close()
 
 
+def test_a_sensitivity_measurement_shows_its_least_and_greatest_error() -> None:
+    report = BlockReport("layer1.0", ("conv",), 0, 0.5, 1e-4, 12.0, "sensitivity")
+    assert describe_block(report) == "errors 0.0001 to 0.5  12 s"
+    assert describe_block(dataclasses.replace(report, resumed=True)) == "errors 0.0001 to 0.5  from the earlier run"
+
+
 def test_plain_lines_tell_each_stage_and_each_finished_block(clock: Time) -> None:
     target = console(terminal=False)
     drive(PlainProgress(target), clock)

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from brecq.deploy.verify import Verification, verify
     from brecq.evaluation import Evaluation, evaluate
     from brecq.pipeline import Inspection, inspect, quantize
+    from brecq.precision.allocation import BitAllocation
+    from brecq.precision.hardware import HardwareModel
+    from brecq.precision.hardware.accelerator import Accelerator
+    from brecq.precision.hardware.table import LatencyTable
+    from brecq.precision.measure import measure_sensitivity
+    from brecq.precision.search import pareto, search
+    from brecq.precision.table import SensitivityTable
     from brecq.report import Report
     from brecq.result import QuantResult, load
     from brecq.synthesis.config import DistillConfig
@@ -49,21 +56,34 @@ _HOMES = {
     "Verification": "deploy.verify",
     "benchmark": "deploy.benchmark",
     "Benchmark": "deploy.benchmark",
+    "measure_sensitivity": "precision.measure",
+    "SensitivityTable": "precision.table",
+    "search": "precision.search",
+    "pareto": "precision.search",
+    "BitAllocation": "precision.allocation",
+    "HardwareModel": "precision.hardware",
+    "Accelerator": "precision.hardware.accelerator",
+    "LatencyTable": "precision.hardware.table",
 }
 
 __all__ = [
+    "Accelerator",
     "Benchmark",
+    "BitAllocation",
     "Dataset",
     "DistillConfig",
     "Evaluation",
     "Exported",
+    "HardwareModel",
     "Inspection",
     "IntegerModel",
+    "LatencyTable",
     "LayerRule",
     "QuantConfig",
     "QuantResult",
     "Recipe",
     "Report",
+    "SensitivityTable",
     "Verification",
     "benchmark",
     "distill",
@@ -71,7 +91,10 @@ __all__ = [
     "export",
     "inspect",
     "load",
+    "measure_sensitivity",
+    "pareto",
     "quantize",
+    "search",
     "simulate",
     "verify",
 ]

@@ -33,3 +33,11 @@ class CheckpointError(BrecqError):
 
 class ExportError(BrecqError):
     """A format cannot express the network, or a package that it needs is missing."""
+
+
+class BudgetError(BrecqError, ValueError):
+    """No allocation of bits fits into the budget."""
+
+
+class HardwareError(BrecqError, ValueError):
+    """A hardware model cannot be read, or says nothing about a layer."""

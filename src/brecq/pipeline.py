@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from brecq.deploy import ranges
 from brecq.errors import ConfigError
 from brecq.graph import ops
 from brecq.graph.blocks import Network, extract
-from brecq.graph.capture import capture
+from brecq.graph.capture import capture, example_batch
 from brecq.graph.convert import convert
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.partition import BlockSpec, partition
@@ -31,6 +30,8 @@ from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
 from brecq.graph.scope import scope
 from brecq.graph.submodule import Submodule
+from brecq.precision.allocation import BitAllocation
+from brecq.precision.delivery import check_layers, start_from
 from brecq.progress import Progress
 from brecq.quant import kernels
 from brecq.quant.fake_quant import Mode, set_mode
@@ -47,6 +48,8 @@ def quantize(
     config: QuantConfig | None = None,
     *,
     quantizer: Quantizer | None = None,
+    allocation: BitAllocation | None = None,
+    learned: Mapping[str, Tensor] | None = None,
     submodule: str | None = None,
     run_dir: Path | str | None = None,
     resume: bool = False,
@@ -61,6 +64,8 @@ def quantize(
             (tensors, tuples of the model's positional inputs), a `DataLoader`, or a `Dataset`.
         config: bits, placement, granularity, recipe, seed; 4-bit weights and 8-bit activations by default.
         quantizer: a PT2E quantizer that decides what is quantized in place of `config`'s bits and placement.
+        allocation: bits per layer from `brecq.search`; they replace those of `config`, its rules excepted.
+        learned: codes of weights to start learning from (`SensitivityTable.codes`), where they fit.
         submodule: quantize only the submodule of this name, with the inputs that it receives, and put it back.
         run_dir: folder for the state of the run; with `resume`, continue there after the last finished block.
         progress: receives what the run is doing. device: where blocks run.
@@ -72,6 +77,10 @@ def quantize(
         ConfigError, DataError, CaptureError, PartitionError, CheckpointError: before any long work starts.
     """
     config = config or QuantConfig()
+    if allocation is not None and quantizer is not None:
+        raise ConfigError("allocation and quantizer both decide on bits; give one of them")
+    if allocation is not None:
+        config = allocation.apply(config)
     progress = progress or Progress()
     began = time.perf_counter()
     if resume and run_dir is None:
@@ -81,7 +90,8 @@ def quantize(
     network_model, inputs = (model, data.inputs) if target is None else (target.module, target.inputs)
 
     progress.stage("capturing the network")
-    prepared, specs = _prepare(network_model, _examples(inputs), config, quantizer)
+    prepared, specs = _prepare(network_model, example_batch(inputs), config, quantizer, allocation)
+    started = start_from(prepared, learned or {})
     prepared.to(device)
     entries = scope(prepared, specs)
     progress.scope(entries)
@@ -99,12 +109,15 @@ def quantize(
     converted = convert(prepared)
     recipe = config.recipe
     left = ranges.record(converted, inputs, device, recipe.range_norm, recipe.range_candidates)
+    notes = [f"fake quantization kernels: {kernels.backend()}"]
+    if started:
+        notes.append(f"{started} weights started from the codes that the sensitivity table learned")
     report = Report(
         entries, reports, config.to_dict(), time.perf_counter() - began, versions(), data.digest(), forwards,
-        samples=len(data), notes=[f"fake quantization kernels: {kernels.backend()}"],
+        samples=len(data), notes=notes, allocation=None if allocation is None else allocation.to_dict(),
     )  # fmt: skip
     progress.close()
-    return QuantResult(converted, report, config, _examples(inputs), wrapped=target, run_state=state, ranges=left)
+    return QuantResult(converted, report, config, example_batch(inputs), wrapped=target, run_state=state, ranges=left)
 
 
 @dataclass(frozen=True)
@@ -144,28 +157,29 @@ def inspect(
     if submodule is not None:
         target = Submodule(model, submodule, inputs)
         model, inputs = target.module, target.inputs
-    prepared, specs = _prepare(model, _examples(inputs), config or QuantConfig(), quantizer)
+    prepared, specs = _prepare(model, example_batch(inputs), config or QuantConfig(), quantizer)
     network = extract(prepared, specs)
     flow = Dataflow(prepared)
     summaries = []
     for spec, block in zip(specs, network.blocks, strict=True):
         parameters = sum(value.numel() for value in block.module.parameters())
-        macs = sum(_macs(node) for node in flow.ops[spec.start : spec.stop] if ops.kind(node))
+        macs = sum(ops.macs(node) for node in flow.ops[spec.start : spec.stop] if ops.kind(node))
         summaries.append(BlockSummary(block.name, block.layers, block.inputs, block.outputs, parameters, macs))
     return Inspection(summaries, scope(prepared, specs))
 
 
 def _prepare(
-    model: nn.Module, examples: tuple[Tensor, ...], config: QuantConfig, quantizer: Quantizer | None
+    model: nn.Module,
+    examples: tuple[Tensor, ...],
+    config: QuantConfig,
+    quantizer: Quantizer | None,
+    allocation: BitAllocation | None = None,
 ) -> tuple[GraphModule, list[BlockSpec]]:
     captured = capture(model, examples)
+    if allocation is not None:
+        check_layers(captured, allocation)
     prepared = prepare(captured, quantizer or BrecqQuantizer(config))
     return prepared, partition(prepared, config.granularity, config.blocks)
-
-
-def _examples(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """A batch of two to capture with; a single sample is repeated."""
-    return tuple(value[:2] if len(value) > 1 else value.repeat(2, *[1] * (value.dim() - 1)) for value in inputs)
 
 
 def _run_state(
@@ -183,13 +197,3 @@ def _run_state(
     blocks = [f"{block.name}: {', '.join(block.layers)}" for block in network.blocks]
     mark = fingerprint(relevant, prepared.state_dict(), data.digest(), blocks)
     return RunState(run_dir, mark, resume=resume)
-
-
-def _macs(node: Any) -> int:
-    """Multiply-accumulates of a weighted operator per sample."""
-    weight, output = node.args[1].meta["val"], node.meta["val"]
-    per_output = weight[0].numel()
-    if str(ops.kind(node)).startswith("conv_transpose"):  # each input element meets its whole kernel
-        source = node.args[0].meta["val"]
-        return int(math.prod(source.shape[1:]) * weight[0].numel())
-    return int(math.prod(output.shape[1:]) * per_output)

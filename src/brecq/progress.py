@@ -91,9 +91,13 @@ def format_seconds(seconds: float) -> str:
 
 
 def describe_block(report: BlockReport) -> str:
-    """`error 0.12 → 0.013  400 steps  12 s`; stages of two are named, rounding to nearest has one error."""
+    """`error 0.12 → 0.013  400 steps  12 s`; stages of two are named, rounding to nearest has one error,
+    a sensitivity measurement the least and the greatest."""
     if report.stage == "rtn":
         return f"error {report.error_after:.3g}  {format_seconds(report.seconds)}"
+    if report.stage == "sensitivity":
+        effort = "from the earlier run" if report.resumed else format_seconds(report.seconds)
+        return f"errors {report.error_after:.2g} to {report.error_before:.2g}  {effort}"
     stage = "" if report.stage == "joint" else f"{report.stage}  "
     effort = "from the earlier run" if report.resumed else f"{report.steps} steps  {format_seconds(report.seconds)}"
     return f"{stage}error {report.error_before:.3g} → {report.error_after:.3g}  {effort}"

@@ -17,7 +17,8 @@ class BlockReport:
         layers: names of its weighted operators. steps: gradient steps made.
         error_before, error_after: mean squared error of the quantized block's output divided by the mean square of
             the float output; rounded to nearest, and reconstructed. seconds: wall time. resumed: taken over from an
-            earlier run. stage: `joint`, `weights`, `activations` or `rtn`.
+            earlier run. stage: `joint`, `weights`, `activations`, `rtn`, or `sensitivity`: then the errors are the
+            greatest and the least of one weight or activation quantized alone.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Report:
             the whole run. versions: of what determines the result. data_digest: of the calibration data.
         block_forwards: forward passes of single blocks over the calibration set, learning aside.
         notes: facts worth knowing, e.g. which implementation of the fake-quantizers ran.
+        allocation: the bits of each layer, as a search chose them (`BitAllocation.to_dict`); `None` without.
     """
 
     scope: list[ScopeEntry]
@@ -72,6 +74,7 @@ class Report:
     block_forwards: int = 0
     samples: int = 0
     notes: list[str] = field(default_factory=list)
+    allocation: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, ready for JSON."""

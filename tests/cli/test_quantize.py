@@ -31,6 +31,7 @@ def config(**changes: Any) -> dict[str, Any]:
 OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "weight_bits": (["-w", "2"], config(weights=2)),
     "activation_bits": (["-a", "32"], config(activations=32)),
+    "bits_from": (["--bits-from", "search"], {"bits_from": Path("search")}),
     "first_last": (["--first-last", "none"], config(first_last=None)),
     "placement": (["--placement", "input"], config(placement="input")),
     "weight_scheme": (["--weight-scheme", "symmetric"], config(weight_scheme="symmetric")),
@@ -99,7 +100,8 @@ def job_of(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any
 def test_defaults(job_of: Callable[..., Any]) -> None:
     assert job_of() == command.Job(
         spec="timm:resnet18", weights=None, trust_pickle=False, submodule=None, config=QuantConfig(),
-        preprocessing={}, calib=Path("calib"), calib_size=1024, eval=None, eval_labels=None, eval_size=None,
+        bits_from=None, preprocessing={}, calib=Path("calib"), calib_size=1024,
+        eval=None, eval_labels=None, eval_size=None,
         output=Path("out"), resume=False, force=False, device="cpu", threads=None,
     )  # fmt: skip
 
@@ -123,7 +125,8 @@ def job(tmp_path: Path) -> Any:
     (tmp_path / "calib").mkdir()
     return command.Job(
         spec="timm:resnet18", weights=None, trust_pickle=False, submodule=None, config=QuantConfig(),
-        preprocessing={}, calib=tmp_path / "calib", calib_size=8, eval=None, eval_labels=None, eval_size=None,
+        bits_from=None, preprocessing={}, calib=tmp_path / "calib", calib_size=8,
+        eval=None, eval_labels=None, eval_size=None,
         output=tmp_path / "new" / "out", resume=False, force=False, device="cpu", threads=None,
     )  # fmt: skip
 
@@ -138,6 +141,7 @@ def test_a_good_job_gets_its_output_folder(job: Any) -> None:
     ("changes", "error", "message"),
     [
         ({"calib": Path("missing")}, DataError, "--calib"),
+        ({"bits_from": Path("missing")}, DataError, "--bits-from"),
         ({"eval": Path("missing")}, DataError, "--eval"),
         ({"eval": Path(), "eval_labels": Path("missing")}, DataError, "--eval-labels"),
         ({"weights": Path("missing")}, DataError, "--weights"),

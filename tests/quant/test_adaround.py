@@ -187,3 +187,16 @@ def test_beta_schedule() -> None:
     assert all(a > b for a, b in pairwise(schedule[20:]))
     assert adaround.beta_schedule(0, 1, 0.0, 20, 2) == 20
     assert adaround.beta_schedule(0, 1, 1.0, 20, 2) is None
+
+
+@given(st.integers(0, 10**6), st.integers(2, 4))
+def test_learning_can_start_from_codes_learned_before(seed: int, bits: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(4, 9, generator=generator)
+    range = IntRange.weights(bits, False)
+    scale, zero_point = torch.full((4, 1), 0.4), torch.randint(-1, 2, (4, 1), generator=generator).float()
+    base = adaround.base_codes(w, scale, zero_point, range)
+    codes = (base + torch.randint(2, w.shape, generator=generator)).clamp(range.low, range.high)
+    logits = adaround.initial_logits(w, scale, zero_point, range, codes.to(torch.int8))
+    assert torch.equal(adaround.hard_codes(base, logits, range), codes)
+    assert logits.abs().max() < 10  # every one can still move

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from brecq.errors import DataError
 from brecq.reconstruct.cache import ActivationCache
-from brecq.reconstruct.fisher import log_likelihood, measure, normalized
+from brecq.reconstruct.fisher import log_likelihood, measure, normalized, sketch
 
 CPU = torch.device("cpu")
 
@@ -83,3 +83,32 @@ def test_given_labels_and_positions() -> None:
 def test_a_network_without_logits_is_an_error(output: object) -> None:
     with pytest.raises(DataError, match=r"returns logits \[N, C, \.\.\.\], not .*; use loss='plain'"):
         log_likelihood(output, None, generator())
+
+
+def test_sketched_vectors_have_the_fisher_information_as_their_covariance(lab) -> None:
+    samples, draws = 3, 2000
+    _, network = lab.network(lab.config())
+    (x,) = lab.inputs(samples=samples)
+    head = network.blocks[-1]
+    values = {network.inputs[0]: x}
+    for block in network.blocks[:-1]:
+        values.update({name: value.detach() for name, value in block(values).items()})
+    name = head.inputs[0]
+    z = values[name].requires_grad_()
+    logits = network.output(head({**values, name: z}))
+    probabilities = logits.softmax(1).detach()
+    exact = torch.zeros(samples)
+    direction = torch.randn(z.shape, generator=generator(5))
+    for label in range(logits.shape[1]):  # Σ_y p(y) (g_y · d)²
+        (gradient,) = torch.autograd.grad(logits.log_softmax(1)[:, label].sum(), z, retain_graph=True)
+        exact += probabilities[:, label] * (gradient * direction).flatten(1).sum(1).square()
+
+    cache, source = ActivationCache(CPU), generator(1)
+    repeated = tuple(x.repeat(draws // 20, 1, 1, 1) for x in (x,))
+    found = torch.zeros(samples)
+    for draw in range(20):
+        sketch(network, repeated, cache, source, draw)
+        vectors = cache.get(f"gradient{draw}/{name}", slice(0, len(repeated[0])))
+        products = (vectors * direction.repeat(draws // 20, *[1] * (z.dim() - 1))).flatten(1).sum(1).square()
+        found += products.view(-1, samples).mean(0) / 20
+    torch.testing.assert_close(found, exact, rtol=0.1, atol=0)

@@ -21,7 +21,9 @@ from brecq.cli.evaluate import evaluate as _evaluate
 from brecq.cli.export import export as _export
 from brecq.cli.inspect import inspect as _inspect
 from brecq.cli.parsing import join_pairs
+from brecq.cli.profile import profile as _profile
 from brecq.cli.quantize import quantize as _quantize
+from brecq.cli.search import search as _search
 from brecq.cli.verify import verify as _verify
 from brecq.errors import BrecqError
 
@@ -82,6 +84,8 @@ app.command("inspect", cls=_PairsCommand)(_inspect)
 app.command("export")(_export)
 app.command("verify")(_verify)
 app.command("benchmark")(_benchmark)
+app.command("search", cls=_PairsCommand)(_search)
+app.command("profile")(_profile)
 
 
 def _show_version(wanted: bool) -> None:

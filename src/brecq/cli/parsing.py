@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
 
 from brecq.config import LayerRule, Recipe
 from brecq.errors import ConfigError, DataError
@@ -47,6 +50,14 @@ def parse_resize(text: str) -> int | tuple[int, int] | None:
     if text.lower() == "none":
         return None
     raise ConfigError(f"--resize is {text!r}; give the short side such as 256, height,width such as 256,192, or none")
+
+
+def parse_bit_list(option: str, text: str) -> tuple[int, ...]:
+    """`2,4,8`, ascending, each once."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise ConfigError(f"{option} is {text!r}; give bit-widths separated by commas, such as 2,4,8")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def parse_bytes(text: str) -> int:
@@ -185,6 +196,35 @@ def require_data(option: str, path: Path | None) -> None:
         from brecq.data.arrays import split_selector
 
         require_path(option, split_selector(path)[0])
+
+
+def writable_folder(folder: Path, *, resume: bool, force: bool) -> None:
+    """Create the output folder; raise `ConfigError` if it holds something that `resume` or `force` do not mean, or
+    cannot be written to."""
+    if resume and force:
+        raise ConfigError("--resume continues the run in the output folder, --force overwrites it; keep one")
+    if folder.is_dir() and any(folder.iterdir()) and not (resume or force):
+        raise ConfigError(
+            f"the output folder {str(folder)!r} is not empty; continue its run with --resume, overwrite its "
+            "result with --force, or name another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to the output folder {str(folder)!r}: {error.strerror}; name another with -o"
+        ) from None
+
+
+def given(ctx: typer.Context, names: Sequence[str]) -> str | None:
+    """The first of the parameters that stands on the command line, as its option; `None` if none does."""
+    for parameter in ctx.command.params:
+        source = ctx.get_parameter_source(str(parameter.name))
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            return str(parameter.opts[-1])
+    return None
 
 
 def join_pairs(arguments: Sequence[str], option: str = "--set") -> list[str]:

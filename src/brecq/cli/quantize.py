@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from brecq.cli import options as o
+from brecq.cli.bits import draw_bits, tell_allocation
 from brecq.cli.distill import run as run_distillation
 from brecq.cli.inputs import (
     EvaluationData,
@@ -24,7 +25,7 @@ from brecq.cli.inputs import (
     tell_preprocessing,
     use_device,
 )
-from brecq.cli.parsing import parse_distillation, require_data, require_path
+from brecq.cli.parsing import given, parse_distillation, require_data, require_path
 from brecq.cli.render import ResultRow, describe_evaluation, result_table, short_count
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
@@ -32,9 +33,10 @@ from brecq.progress import make_progress
 from brecq.synthesis.config import DistillConfig
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from brecq.data import Dataset, Preprocessing
+    from brecq.precision.allocation import BitAllocation
     from brecq.result import QuantResult
     from brecq.sources import Source
 
@@ -51,6 +53,7 @@ class Job:
     trust_pickle: bool
     submodule: str | None
     config: QuantConfig
+    bits_from: Path | None
     preprocessing: dict[str, Any]
     calib: Path
     calib_size: int
@@ -65,7 +68,12 @@ class Job:
     distillation: DistillConfig | None = None
 
 
+DECIDED = ("weight_bits", "activation_bits", "first_last", "placement", "weight_scheme", "activation_scheme")
+"""Options that a bit allocation decides."""
+
+
 def quantize(
+    ctx: typer.Context,
     spec: Annotated[
         str,
         typer.Argument(
@@ -85,6 +93,14 @@ def quantize(
     ],
     weight_bits: o.WeightBits = o.DEFAULTS.weights,
     activation_bits: o.ActivationBits = o.DEFAULTS.activations,
+    bits_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Bits per layer: the folder that brecq search wrote, or a point of its front.",
+            rich_help_panel="What is quantized",
+        ),
+    ] = None,
     first_last: o.FirstLast = str(o.DEFAULTS.first_last),
     rules: o.Rules = None,
     placement: o.PlacementOption = o.DEFAULTS.placement,
@@ -164,12 +180,15 @@ def quantize(
         memory_budget=memory_budget,
         seed=seed,
     )
+    if bits_from is not None and (option := given(ctx, DECIDED)) is not None:
+        raise ConfigError(f"{option} is decided by --bits-from; drop it, or change single layers with --set")
     job = Job(
         spec=spec,
         weights=weights,
         trust_pickle=trust_pickle,
         submodule=submodule,
         config=config,
+        bits_from=bits_from,
         preprocessing=o.preprocessing_changes(
             mean=mean, std=std, size=size, resize=resize, interpolation=interpolation, color=color
         ),
@@ -204,6 +223,7 @@ def check_job(job: Job) -> None:
     """Raise for whatever can be known to be wrong before any work; create the output folder."""
     if job.eval is None and (job.eval_labels is not None or job.eval_size is not None):
         raise ConfigError("--eval-labels and --eval-size belong to evaluation data; give --eval PATH too")
+    require_path("--bits-from", job.bits_from)
     if job.distillation is None:
         require_data("--calib", job.calib)
     require_data("--eval", job.eval)
@@ -222,6 +242,7 @@ def run(job: Job, console: Console) -> None:
     from brecq.sources import load_source
 
     use_device(job.device, job.threads)
+    allocation, learned = load_bits(job.bits_from)
     source = load_source(job.spec, job.weights, trust_pickle=job.trust_pickle)
     preprocessing = override_preprocessing(source.preprocessing, job.preprocessing)
     tell(console, "model", f"{source.name}, {short_count(count_parameters(source.model))} parameters")
@@ -249,6 +270,8 @@ def run(job: Job, console: Console) -> None:
             source.model,
             calibration,
             job.config,
+            allocation=allocation,
+            learned=learned,
             submodule=job.submodule,
             run_dir=job.output,
             resume=job.resume,
@@ -264,6 +287,10 @@ def run(job: Job, console: Console) -> None:
     result.metadata.update(describe_source(job), preprocessing=preprocessing and preprocessing.to_dict())
     result.save(job.output)
     shutil.rmtree(job.output / WITHOUT_DATA / "blocks", ignore_errors=True)  # nothing is left to resume
+
+    if allocation is not None:
+        tell_allocation(console, allocation)
+        draw_bits(console, allocation, job.output)
 
     rows[0] = dataclasses.replace(rows[0], size=result.float_bytes())
     rows += quantized_rows(job, source.model, calibration, evaluation, result)
@@ -298,13 +325,26 @@ def quantized_rows(
         return [ResultRow(name, None, size, result.report.seconds)]
     rows = []
     if learned:
-        config = dataclasses.replace(job.config, method="rtn")
+        config = dataclasses.replace(result.config, method="rtn")  # an allocation's bits included
         nearest = brecq.quantize(model, calibration, config, submodule=job.submodule, device=job.device)
         measured = brecq.evaluate(nearest.model, evaluation, reference=model, device=job.device)
         rows.append(ResultRow("rounding to nearest", measured, size, nearest.report.seconds))
     measured = brecq.evaluate(result.model, evaluation, reference=model, device=job.device)
     rows.append(ResultRow(name, measured, size, result.report.seconds))
     return rows
+
+
+def load_bits(path: Path | None) -> tuple[BitAllocation | None, dict[str, Tensor]]:
+    """An allocation, and what its search learned; nothing without a path."""
+    if path is None:
+        return None, {}
+    from brecq.precision.allocation import BitAllocation
+    from brecq.precision.table import learned_codes
+
+    # a point of the front is a file one folder below the search's
+    folders = [path] if path.is_dir() else [path.parent, path.parent.parent]
+    found = (codes for folder in folders if (codes := learned_codes(folder)))
+    return BitAllocation.load(path), next(found, {})
 
 
 def describe_source(job: Job) -> dict[str, Any]:

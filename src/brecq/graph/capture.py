@@ -57,6 +57,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def example_batch(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A batch of two to capture with; a single sample is repeated."""
+    return tuple(value[:2] if len(value) > 1 else value.repeat(2, *[1] * (value.dim() - 1)) for value in inputs)
+
+
 def batch_dim(low: int = 1) -> Any:
     """The dynamic batch dimension."""
     return torch.export.Dim("batch", min=low, max=MAX_BATCH)

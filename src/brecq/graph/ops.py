@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -58,6 +59,14 @@ SIZES = {aten.sym_size.int, operator.mul, operator.add, operator.sub, operator.f
 def kind(node: Node) -> str | None:
     """The kind of a weighted operator (`conv2d`, `linear`, ...), or `None`."""
     return WEIGHTED.get(node.target) if node.op == "call_function" else None
+
+
+def macs(node: Node) -> int:
+    """Multiply-accumulates of a weighted operator per sample."""
+    weight, output = node.args[1].meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    if str(kind(node)).startswith("conv_transpose"):  # each input element meets its whole kernel
+        output = node.args[0].meta["val"]  # type: ignore[union-attr]
+    return int(math.prod(output.shape[1:]) * weight[0].numel())
 
 
 def op_name(node: Node) -> str:

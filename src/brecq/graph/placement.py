@@ -62,6 +62,7 @@ class Placement:
         weight_bits: per weighted operator. input_bits: per weighted operator, of the tensor it reads.
         tensors: bits of each quantized tensor. groups: tensors that share one quantizer, per tensor its leader.
         edges: (`input` placement) bits of the tensor that enters each weighted operator.
+        own_weights, own_inputs: names of layers whose width `first_last` or a rule decides, not the general setting.
     """
 
     layers: dict[Node, str]
@@ -70,6 +71,8 @@ class Placement:
     tensors: dict[Node, int] = field(default_factory=dict)
     groups: dict[Node, Node] = field(default_factory=dict)
     edges: dict[Node, int] = field(default_factory=dict)
+    own_weights: set[str] = field(default_factory=set)
+    own_inputs: set[str] = field(default_factory=set)
 
 
 def plan(graph: GraphModule, config: QuantConfig) -> Placement:
@@ -94,9 +97,13 @@ def plan(graph: GraphModule, config: QuantConfig) -> Placement:
         bits = [config.weights, config.activations]
         if config.first_last is not None and node in edge_layers:
             bits = [old if old == FLOAT else config.first_last for old in bits]
+            placement.own_weights.add(name)
+            placement.own_inputs.add(name)
         for rule in config.rules:
             if rule.matches(name):
                 bits = [new or old for new, old in zip((rule.weights, rule.activations), bits, strict=True)]
+                placement.own_weights |= {name} if rule.weights else set()
+                placement.own_inputs |= {name} if rule.activations else set()
         constant = isinstance(node.args[1], Node) and node.args[1].op == "get_attr"
         placement.weight_bits[node] = bits[0] if constant else FLOAT
         placement.input_bits[node] = bits[1] if constant else FLOAT

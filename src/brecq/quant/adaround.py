@@ -29,13 +29,21 @@ def base_codes(w: Tensor, scale: Tensor, zero_point: Tensor, range: IntRange) ->
     return _clipped(w, scale, zero_point, range).floor() + zero_point
 
 
-def initial_logits(w: Tensor, scale: Tensor, zero_point: Tensor, range: IntRange) -> Tensor:
+def initial_logits(
+    w: Tensor, scale: Tensor, zero_point: Tensor, range: IntRange, codes: Tensor | None = None
+) -> Tensor:
     """Logits v for which h(v) is the fractional part of w/s (within 1e-3 of 0 and 1).
 
-    Weights beyond the grid are clipped to it first, so that they start on the code at its end.
+    Weights beyond the grid are clipped to it first, so that they start on the code at its end. With `codes`, learned
+    before, h starts halfway between the fractional part and what was learned: it rounds to these codes, and learning
+    can still change them.
     """
     clipped = _clipped(w, scale, zero_point, range)
-    fraction = (clipped - clipped.floor()).clamp(_MARGIN, 1 - _MARGIN)
+    fraction = clipped - clipped.floor()
+    if codes is not None:
+        up = (codes.to(fraction.dtype) - zero_point > clipped.floor()).to(fraction.dtype)
+        fraction = 0.49 * fraction + 0.51 * up  # never quite 1/2, so that h rounds to the code
+    fraction = fraction.clamp(_MARGIN, 1 - _MARGIN)
     return torch.logit((fraction - OFFSET) / STRETCH)
 
 

@@ -1,10 +1,14 @@
-"""Diagonal Fisher information of block outputs (Li et al. 2021, equation 10).
+"""Fisher information of block outputs (Li et al. 2021, equations 8 to 10).
 
-The weight of output element z of a sample is (∂ log p(y | x) / ∂z)², with y drawn from the model's own predictive
-distribution (no labels needed) or given. One backward pass over the float network yields all blocks' gradients.
+The Fisher information of a block's output z, for one sample, is F = E_y[g gᵀ] with g = ∂ log p(y | x) / ∂z and y drawn
+from the network's own predictive distribution. One backward pass over the float network yields all blocks' gradients.
+`measure` keeps its diagonal, normalized for the reconstruction loss; `sketch` keeps vectors whose outer product is F
+on average, on the scale that all blocks share.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +28,8 @@ def measure(
     cache: ActivationCache,
     generator: torch.Generator,
 ) -> None:
-    """Store in `cache`, under `fisher/<name>`, the weights of every block output: float32, the output's shape, mean 1
-    over each sample.
+    """Store in `cache`, under `fisher/<name>`, the weights of every block output: g², float32, the output's shape,
+    mean 1 over each sample.
 
     Args:
         inputs: each [N, ...] on the CPU. labels: int64 [N] to use instead of sampled ones.
@@ -34,24 +38,61 @@ def measure(
     Raises:
         DataError: the network's output is not a tensor of logits [N, C, ...].
     """
+
+    def objective(logits: Tensor, part: slice) -> Tensor:
+        return log_likelihood(logits, None if labels is None else labels[part], generator)
+
+    for name, start, value, gradient in _gradients(network, inputs, cache.device, objective):
+        weight = torch.ones_like(value) if gradient is None else normalized(gradient.square())
+        cache.put(f"fisher/{name}", start, weight, len(inputs[0]))
+
+
+def sketch(
+    network: Network, inputs: tuple[Tensor, ...], cache: ActivationCache, generator: torch.Generator, draw: int = 0
+) -> None:
+    """Store in `cache`, under `gradient<draw>/<name>`, a random vector g of every block output with E[g gᵀ] = F,
+    float32, the output's shape.
+
+    The Fisher information of the logits is diag(p) − p pᵀ = L Lᵀ with L = diag(√p) − p √pᵀ, so g = Jᵀ L u with random
+    signs u. Unlike a sampled label, every class counts in every sample, which leaves far less noise.
+
+    Raises:
+        DataError: the network's output is not a tensor of logits [N, C, ...].
+    """
+
+    def objective(logits: Tensor, part: slice) -> Tensor:
+        flat = _positions(logits, "a sensitivity table can only be measured for class scores")
+        p = flat.detach().softmax(-1)
+        signs = torch.randint(2, p.shape, generator=generator).to(p) * 2 - 1
+        direction = p.sqrt() * signs - p * (p.sqrt() * signs).sum(-1, keepdim=True)
+        return (flat * direction).sum()
+
+    for name, start, value, gradient in _gradients(network, inputs, cache.device, objective):
+        found = torch.zeros_like(value) if gradient is None else gradient
+        cache.put(f"gradient{draw}/{name}", start, found, len(inputs[0]))
+
+
+def _gradients(
+    network: Network,
+    inputs: tuple[Tensor, ...],
+    device: torch.device,
+    objective: Callable[[Tensor, slice], Tensor],
+) -> Iterator[tuple[str, int, Tensor, Tensor | None]]:
+    """For each batch and block output of the float network: its name, the first sample, the output, and the gradient
+    of the objective (a sum over samples) with respect to it, `None` where it does not depend on it."""
     set_mode(network.graph, Mode.FLOAT)
-    samples = len(inputs[0])
     names = [name for block in network.blocks for name in block.outputs]
-    for start in range(0, samples, BATCH):
+    for start in range(0, len(inputs[0]), BATCH):
         part = slice(start, start + BATCH)
-        values: Values = {
-            name: tensor[part].to(cache.device) for name, tensor in zip(network.inputs, inputs, strict=True)
-        }
+        values: Values = {name: tensor[part].to(device) for name, tensor in zip(network.inputs, inputs, strict=True)}
         values = {k: v.requires_grad_(v.is_floating_point()) for k, v in values.items()}
         with torch.enable_grad():
             for block in network.blocks:
                 values.update(block(values))
-            logits = network.output(values)
-            loss = log_likelihood(logits, None if labels is None else labels[part], generator)
+            loss = objective(network.output(values), part)
             gradients = torch.autograd.grad(loss, [values[name] for name in names], allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):
-            weight = torch.ones_like(values[name]) if gradient is None else normalized(gradient.square())
-            cache.put(f"fisher/{name}", start, weight, samples)
+            yield name, start, values[name].detach(), gradient
 
 
 def normalized(weight: Tensor) -> Tensor:
@@ -66,15 +107,18 @@ def normalized(weight: Tensor) -> Tensor:
 
 def log_likelihood(logits: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
     """Σ log p(y) over samples (and positions), differentiable, 0-dim; y given, or sampled from softmax(logits)."""
-    if not isinstance(logits, Tensor) or logits.dim() < 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise DataError(
-            f"Fisher weights need a network that returns logits [N, C, ...], not {found}; use loss='plain'"
-        )
-    flat = logits.movedim(1, -1).flatten(0, -2).float()
+    flat = _positions(logits, "use loss='plain'")
     if labels is None:
         probabilities = flat.detach().softmax(-1).cpu()
         target = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
     else:
         target = labels.reshape(-1)
     return -F.cross_entropy(flat, target.to(flat.device), reduction="sum")
+
+
+def _positions(logits: Tensor, remedy: str) -> Tensor:
+    """Logits [N, C, ...] as float32 [positions, C]; the `remedy` is for the error where there are none."""
+    if not isinstance(logits, Tensor) or logits.dim() < 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise DataError(f"Fisher information needs a network that returns logits [N, C, ...], not {found}; {remedy}")
+    return logits.movedim(1, -1).flatten(0, -2).float()

@@ -92,6 +92,10 @@ class Reconstruction:
             return Outcome(before.relative, before.relative, 0)
         best = (before, self._snapshot(untouched=True))
         optimizer = self._begin()
+        if self.recipe.keep_best and any(module.start is not None for module, _ in self.weights):
+            started = self._check()
+            if started.loss < best[0].loss:
+                best = (started, self._snapshot())
         checks = {round(steps * (i + 1) / HARD_CHECKS) - 1 for i in range(HARD_CHECKS)}
         hard: float | None = None
         batches = Sampler(self.streams.samples, min(self.recipe.batch_size, self.streams.samples), self.generator)

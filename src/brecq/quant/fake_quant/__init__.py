@@ -19,6 +19,7 @@ __all__ = [
     "DEAD_CHANNEL",
     "OBSERVED_VALUES",
     "ActivationFakeQuantize",
+    "BaseFakeQuantize",
     "BiasFakeQuantize",
     "FakeQuantize",
     "Mode",

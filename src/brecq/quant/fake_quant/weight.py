@@ -21,6 +21,7 @@ class WeightFakeQuantize(BaseFakeQuantize):
     Attributes:
         scale: float32 [C]. zero_point: float32 [C], whole numbers. Both are set by `initialize`.
         codes: int8, the weight's shape: learned codes, or `None` for rounding to nearest.
+        start: codes that learning starts from, int8, or `None` for rounding to nearest.
         v: rounding logits while learning.
         theta: float32 [C], the steps' logarithms relative to their start, while they are tuned with fixed codes.
     """
@@ -28,13 +29,14 @@ class WeightFakeQuantize(BaseFakeQuantize):
     scale: Tensor | None
     zero_point: Tensor | None
     codes: Tensor | None
+    start: Tensor | None
     _base: Tensor | None
     v: nn.Parameter | None
     theta: nn.Parameter | None
 
     def __init__(self, range: IntRange, qscheme: torch.qscheme, axis: int, *, enabled: bool = True) -> None:
         super().__init__(range, torch.int8, qscheme, axis, enabled)
-        for name in ("scale", "zero_point", "codes", "_base"):
+        for name in ("scale", "zero_point", "codes", "start", "_base"):
             self.register_buffer(name, None)
         self.register_parameter("v", None)
         self.register_parameter("theta", None)
@@ -53,10 +55,10 @@ class WeightFakeQuantize(BaseFakeQuantize):
         self.codes = self._base = self.v = None
 
     def begin_learning(self, w: Tensor) -> nn.Parameter:
-        """Start AdaRound from rounding to nearest; returns the logits to optimize."""
+        """Start AdaRound from rounding to nearest, or from `start`; returns the logits to optimize."""
         scale, zero_point = self._grid(w)
         self._base = adaround.base_codes(w, scale, zero_point, self.range)
-        self.v = nn.Parameter(adaround.initial_logits(w, scale, zero_point, self.range))
+        self.v = nn.Parameter(adaround.initial_logits(w, scale, zero_point, self.range, self.start))
         self.mode = Mode.LEARN
         return self.v
 
@@ -68,8 +70,8 @@ class WeightFakeQuantize(BaseFakeQuantize):
         return adaround.hard_codes(self._base, self.v, self.range).to(torch.int8)
 
     def end_learning(self, codes: Tensor | None) -> None:
-        """Keep `codes` for good (`None`: rounding to nearest) and forget the logits."""
-        self.codes, self._base, self.v = codes, None, None
+        """Keep `codes` for good (`None`: rounding to nearest) and forget the logits and where they started."""
+        self.codes, self.start, self._base, self.v = codes, None, None, None
         self.mode = Mode.HARD
 
     def begin_tuning(self, w: Tensor) -> nn.Parameter:

@@ -1,0 +1,185 @@
+"""The sensitivity table: what each bit-width costs in loss, measured block by block, ready for any budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from brecq.checkpoint.resume import RunState
+from brecq.config import QuantConfig
+from brecq.errors import CheckpointError, ConfigError
+from brecq.precision.layers import Knob, Layer
+
+Metric = Literal["fisher", "fisher_diagonal", "relative"]
+"""How the error Δz of a block's output becomes a loss, mean over samples:
+
+`fisher`: ½ Δzᵀ F Δz with the whole Fisher information F, the second-order loss in nats.
+`fisher_diagonal`: ½ Δzᵀ diag(F) Δz, the paper's equation 10.
+`relative`: |Δz|² / |z|², which knows nothing of the rest of the network.
+"""
+
+METRICS: tuple[Metric, ...] = get_args(Metric)
+Quality = Literal["fast", "reconstructed"]
+Cross = Literal["none", "lowest", "all"]
+
+VERSION = 1
+TABLE, CODES = "sensitivity.json", "learned.safetensors"
+
+
+@dataclass(frozen=True)
+class Term:
+    """The loss of one block with these knobs quantized to these bits and everything else in float.
+
+    `losses` holds a number per metric.
+    """
+
+    block: str
+    bits: Mapping[str, int]
+    losses: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SensitivityTable:
+    """Sensitivities of a network, good for every budget, cost model and search.
+
+    Attributes:
+        layers, knobs: of the network, in order of execution. terms: what was measured, single knobs and pairs.
+        other_bytes: size of all that no knob changes: biases, settled weights, scales.
+        config: bits of activations, placement and schemes that were assumed, recipe of the `reconstructed` quality.
+        quality: weights rounded to nearest (`fast`), or learned at every bit-width (`reconstructed`).
+        cross: which pairs inside a block were measured. samples, data_digest: of the calibration data.
+        block_forwards: forward passes of single blocks over the calibration set, learning aside, without those that
+            an interrupted run had made before.
+        seconds: wall time. codes: learned codes by `knob@bits`, int8 of the weight's shape.
+    """
+
+    layers: tuple[Layer, ...]
+    knobs: tuple[Knob, ...]
+    terms: tuple[Term, ...]
+    other_bytes: int
+    config: QuantConfig
+    quality: Quality
+    cross: Cross
+    samples: int
+    data_digest: str
+    block_forwards: int
+    seconds: float
+    metadata: dict[str, Any] = field(default_factory=dict)
+    codes: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    run_state: RunState | None = field(default=None, compare=False, repr=False)
+
+    def diagonal(self, metric: Metric) -> dict[tuple[str, int], float]:
+        """Loss of each knob alone at each of its bits, summed over the blocks that it acts in."""
+        found: dict[tuple[str, int], float] = {}
+        for term in self.terms:
+            if len(term.bits) == 1:
+                ((knob, bits),) = term.bits.items()
+                found[knob, bits] = found.get((knob, bits), 0.0) + term.losses[metric]
+        return found
+
+    def crosses(self, metric: Metric) -> Iterator[tuple[tuple[str, int], tuple[str, int], float]]:
+        """What two knobs of a block lose together beyond what they lose apart; negative where errors cancel."""
+        alone = {
+            (term.block, next(iter(term.bits.items()))): term.losses[metric]
+            for term in self.terms
+            if len(term.bits) == 1
+        }
+        for term in self.terms:
+            if len(term.bits) == 2:
+                first, second = term.bits.items()
+                apart = alone[term.block, first] + alone[term.block, second]
+                yield first, second, term.losses[metric] - apart
+
+    def save(self, folder: Path | str) -> Path:
+        """Write `sensitivity.json`, and `learned.safetensors` where codes were learned, into `folder`."""
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.codes:
+                from safetensors.torch import save_file
+
+                save_file({key: value.contiguous() for key, value in self.codes.items()}, folder / CODES)
+            else:
+                (folder / CODES).unlink(missing_ok=True)  # of another table that was here
+            (folder / TABLE).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"cannot write the table to {folder}: {error}; choose another folder") from error
+        if self.run_state is not None:
+            self.run_state.clear()
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path | str) -> SensitivityTable:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: there is no table in the folder, or it is damaged or of another version.
+        """
+        file = Path(folder) / TABLE
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing; give the folder that `brecq search` wrote")
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            version = values.get("version")
+            if version != VERSION:
+                raise CheckpointError(f"{file} has version {version!r}, this brecq reads {VERSION}; measure it again")
+            return dataclasses.replace(cls.from_dict(values), codes=learned_codes(folder))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{file} is damaged: {error!r}; measure it again") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, ready for JSON; without the learned codes."""
+        plain = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("layers", "knobs", "terms", "config", "codes", "run_state")
+        }
+        return {
+            "version": VERSION,
+            **plain,
+            "config": self.config.to_dict(),
+            "knobs": [dataclasses.asdict(knob) for knob in self.knobs],
+            "layers": [layer.to_dict() for layer in self.layers],
+            "terms": [dataclasses.asdict(term) for term in self.terms],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SensitivityTable:
+        """The inverse of `to_dict`, also after a round trip through JSON."""
+        values = {key: value for key, value in values.items() if key != "version"}
+        knobs = tuple(
+            Knob(knob["name"], knob["kind"], tuple(knob["layers"]), tuple(knob["bits"]))
+            for knob in values.pop("knobs")
+        )
+        layers = tuple(Layer.from_dict(layer) for layer in values.pop("layers"))
+        terms = tuple(Term(**term) for term in values.pop("terms"))
+        config = QuantConfig.from_dict(values.pop("config"))
+        return cls(layers=layers, knobs=knobs, terms=terms, config=config, **values)
+
+
+def learned_codes(folder: Path | str) -> dict[str, Tensor]:
+    """Codes that the table in `folder` learned, by `knob@bits`; empty for a `fast` table."""
+    file = Path(folder) / CODES
+    if not file.is_file():
+        return {}
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged: {error}; measure the table again") from error
+
+
+def check_metric(metric: str) -> Metric:
+    """`metric` if there is such a one; otherwise raises `ConfigError`."""
+    for known in METRICS:
+        if metric == known:
+            return known
+    raise ConfigError(f"metric is {metric!r}; choose one of {', '.join(METRICS)}")

@@ -29,3 +29,7 @@ class PartitionError(BrecqError, ValueError):
 
 class CheckpointError(BrecqError):
     """A saved result or an interrupted run cannot be read or does not match."""
+
+
+class ExportError(BrecqError):
+    """A format cannot express a result, its runtime is not installed, or a file cannot be written."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from brecq.config import LayerRule, QuantConfig, Recipe
     from brecq.data.dataset import Dataset
+    from brecq.deploy.formats import Exported, export
     from brecq.evaluation import Evaluation, evaluate
     from brecq.pipeline import Inspection, inspect, quantize
     from brecq.report import Report
@@ -33,11 +34,14 @@ _HOMES = {
     "LayerRule": "config",
     "Report": "report",
     "Dataset": "data.dataset",
+    "export": "deploy.formats",
+    "Exported": "deploy.formats",
 }
 
 __all__ = [
     "Dataset",
     "Evaluation",
+    "Exported",
     "Inspection",
     "LayerRule",
     "QuantConfig",
@@ -45,6 +49,7 @@ __all__ = [
     "Recipe",
     "Report",
     "evaluate",
+    "export",
     "inspect",
     "load",
     "quantize",

@@ -32,4 +32,4 @@ class CheckpointError(BrecqError):
 
 
 class ExportError(BrecqError):
-    """A format cannot express a result, its runtime is not installed, or a file cannot be written."""
+    """A format cannot express the network, or a package that it needs is missing."""

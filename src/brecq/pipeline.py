@@ -19,6 +19,7 @@ from brecq.checkpoint.resume import RunState, fingerprint
 from brecq.config import QuantConfig
 from brecq.data.collect import collect
 from brecq.data.dataset import Dataset
+from brecq.deploy import ranges
 from brecq.errors import ConfigError
 from brecq.graph import ops
 from brecq.graph.blocks import Network, extract
@@ -96,12 +97,14 @@ def quantize(
     progress.stage("converting")
     set_mode(prepared, Mode.HARD)
     converted = convert(prepared)
+    recipe = config.recipe
+    left = ranges.record(converted, inputs, device, recipe.range_norm, recipe.range_candidates)
     report = Report(
         entries, reports, config.to_dict(), time.perf_counter() - began, versions(), data.digest(), forwards,
         samples=len(data), notes=[f"fake quantization kernels: {kernels.backend()}"],
     )  # fmt: skip
     progress.close()
-    return QuantResult(converted, report, config, _examples(inputs), wrapped=target, run_state=state)
+    return QuantResult(converted, report, config, _examples(inputs), wrapped=target, run_state=state, ranges=left)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from brecq.checkpoint import directory
 from brecq.checkpoint.resume import RunState
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors, stored_bytes
 from brecq.config import QuantConfig
+from brecq.deploy.ranges import FloatRange
 from brecq.graph.convert import example_inputs, to_program
 from brecq.graph.submodule import Submodule
 from brecq.report import Report
@@ -29,6 +30,7 @@ class QuantResult:
         wrapped: the model around it, when only a submodule was quantized.
         metadata: anything JSON can hold; saved and loaded with the result.
         run_state: the finished blocks of the run, kept until the result is saved.
+        ranges: of the tensors left in float, for runtimes that need them quantized; `None` if none were recorded.
     """
 
     converted: nn.Module
@@ -38,6 +40,7 @@ class QuantResult:
     wrapped: Submodule | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     run_state: RunState | None = None
+    ranges: list[FloatRange] | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -72,6 +75,7 @@ class QuantResult:
             "data_digest": self.report.data_digest,
             "submodule": None if self.wrapped is None else self.wrapped.name,
             "metadata": self.metadata,
+            "ranges": None if self.ranges is None else [asdict(range) for range in self.ranges],
         }
         tensors = collect_tensors(_graph(self.converted))
         folder = directory.write(path, program, tensors, manifest, self.report.to_dict())
@@ -87,12 +91,14 @@ def load(path: Path | str) -> QuantResult:
         CheckpointError: the folder or a file is missing, changed, or of another format version.
     """
     saved = directory.read(path)
+    ranges = saved.manifest.get("ranges")  # results of brecq 0.1.0 have none
     return QuantResult(
         saved.program.module(),
         Report.from_dict(saved.report),
         QuantConfig.from_dict(saved.manifest["config"]),
         example_inputs(saved.program),
         metadata=saved.manifest["metadata"],
+        ranges=None if ranges is None else [FloatRange(**entry) for entry in ranges],
     )
 
 

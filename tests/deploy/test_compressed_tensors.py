@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import brecq
 from brecq import LayerRule, QuantConfig, QuantResult
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
-from brecq.deploy import compressed_tensors
+from brecq.deploy.formats import Exported
 from brecq.errors import ExportError
 
 pytest.importorskip("compressed_tensors", reason="needs compressed-tensors: pip install 'brecq[compressed-tensors]'")
@@ -25,6 +25,10 @@ def quantized(networks: ModuleType, name: str = "ViT", weights: int = 4, **optio
     model = networks.build(getattr(networks, name))
     config = QuantConfig(**{"weights": weights, "activations": 32, "method": "rtn"} | options)
     return brecq.quantize(model, networks.inputs(model, 8)[0], config)
+
+
+def export(result: QuantResult, path: Path, **options: Any) -> Exported:
+    return brecq.export(result, path, "compressed-tensors", **options)
 
 
 def read(folder: Path) -> dict[str, Tensor]:
@@ -50,7 +54,7 @@ def test_the_package_reads_our_weights_bit_for_bit(
     networks: ModuleType, tmp_path: Path, bits: int, scheme: str
 ) -> None:
     result = quantized(networks, weights=bits, weight_scheme=scheme, rules=(LayerRule("blocks.1.fc1", weights=32),))
-    compressed_tensors.write(result, tmp_path / "out")
+    export(result, tmp_path / "out")
     ours = collect_tensors(result.converted)
     theirs = read(tmp_path / "out")
     assert theirs.keys() == ours.keys()
@@ -79,7 +83,7 @@ def test_transformers_loads_and_runs_the_folder(tmp_path: Path) -> None:
     config = QuantConfig(weights=3, activations=32, method="rtn", weight_scheme="symmetric")
     result = brecq.quantize(ImageClassifier(model), x, config)
     result.metadata["source"] = {"spec": "hf:somewhere"}
-    compressed_tensors.write(result, tmp_path / "out", model_config=tmp_path / "float" / "config.json")
+    export(result, tmp_path / "out", model_config=tmp_path / "float" / "config.json")
     loaded, info = transformers.ViTForImageClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     with torch.no_grad():
@@ -103,7 +107,11 @@ class Tied(nn.Module):
     ("name", "options", "message"),
     [
         ("ViT", {"activations": 8}, r"quantizes \d+ activations.*--activation-bits 32"),
-        ("ViT", {"weights": 3}, r"blocks\.0\.attn\.qkv.* and 5 more.* asymmetric at 3 bits.*--weight-scheme symmetric"),
+        (
+            "ViT",
+            {"weights": 3},
+            r"blocks\.0\.attn\.qkv.*5 more.* asymmetric at 3 bits.*--weight-scheme symmetric",
+        ),
         ("ViT", {"weights": 5, "weight_scheme": "symmetric"}, r"at 5 bits; choose from 2, 3, 4, 8"),
         ("FPN", {}, "no quantized linear layer"),
         ("Functional", {}, "fc whose weight .* leave them float"),
@@ -113,7 +121,7 @@ def test_what_the_format_cannot_hold_is_refused_before_writing(
     networks: ModuleType, tmp_path: Path, name: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ExportError, match=message):
-        compressed_tensors.write(quantized(networks, name, **options), tmp_path / "out")
+        export(quantized(networks, name, **options), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -122,22 +130,22 @@ def test_a_weight_tied_to_an_embedding_is_refused(tmp_path: Path) -> None:
     result = brecq.quantize(Tied().eval(), torch.randint(12, (4, 3)), config)
     assert any(isinstance(value, PackedWeight) for value in collect_tensors(result.converted).values())
     with pytest.raises(ExportError, match="shared"):
-        compressed_tensors.write(result, tmp_path)
+        export(result, tmp_path / "out")
 
 
 def test_files_that_cannot_be_read_or_written(networks: ModuleType, tmp_path: Path) -> None:
     result = quantized(networks)
     with pytest.raises(ExportError, match=r"cannot read .*nothing\.json"):
-        compressed_tensors.write(result, tmp_path / "out", model_config=tmp_path / "nothing.json")
+        export(result, tmp_path / "out", model_config=tmp_path / "nothing.json")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ExportError, match="no JSON object"):
-        compressed_tensors.write(result, tmp_path / "out", model_config=tmp_path / "list.json")
+        export(result, tmp_path / "out", model_config=tmp_path / "list.json")
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="choose another folder"):
-        compressed_tensors.write(result, tmp_path / "file")
-    compressed_tensors.write(result, tmp_path / "out")
+        export(result, tmp_path / "file")
+    export(result, tmp_path / "out")
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    compressed_tensors.write(result, tmp_path / "out")  # again, over it
+    export(result, tmp_path / "out")  # again, over it
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
 
@@ -152,5 +160,5 @@ def test_computed_constants_are_pointed_out(tmp_path: Path) -> None:
 
     config = QuantConfig(weights=4, activations=32, method="rtn")
     result = brecq.quantize(Biased().eval(), torch.randn(4, 4), config)
-    with pytest.warns(UserWarning, match="table_folded"):
-        compressed_tensors.write(result, tmp_path)
+    exported = export(result, tmp_path / "out")
+    assert any("table_folded" in note for note in exported.notes)

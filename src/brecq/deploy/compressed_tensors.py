@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.fx import GraphModule
 
 from brecq.checkpoint.directory import sync
 from brecq.checkpoint.tensors import PackedWeight, Stored, collect_tensors
-from brecq.deploy.extras import require
+from brecq.deploy.formats import Exported
 from brecq.deploy.layers import quantized_activations, weighted_layers
 from brecq.errors import ExportError
 
@@ -46,9 +47,7 @@ class _Linear:
     zero_point: Tensor | None
 
 
-def write(
-    result: QuantResult, path: Path | str, *, model_config: Path | str | None = None, prefix: str | None = None
-) -> Path:
+def write(result: QuantResult, path: Path, *, model_config: Path | None = None, prefix: str | None = None) -> Exported:
     """Write `model.safetensors` and `config.json` into the folder `path`, creating it.
 
     Args:
@@ -59,10 +58,9 @@ def write(
             brecq's wrapper around a transformers model adds (`model.`), for results of the command line.
 
     Raises:
-        ExportError: the format cannot express the result, the package compressed-tensors is missing, or a file cannot
-            be read or written; the folder is unchanged then.
+        ExportError: the format cannot express the result, or a file cannot be read or written; the folder is
+            unchanged then.
     """
-    require("compressed_tensors", "compressed-tensors")
     graph = result.converted
     assert isinstance(graph, GraphModule)
     if prefix is None:
@@ -77,11 +75,12 @@ def write(
     config = _read_config(model_config)
     config["quantization_config"] = _quantization_config(packed, ignore)
     plain = {name: value for name, value in tensors.items() if name not in quantized}
-    _warn_of_computed(plain)
+    notes = _notes(packed, plain, ignore)
     arrays = {name: value if isinstance(value, Tensor) else value.dequantize() for name, value in plain.items()}
     for layer in packed:
         arrays |= _pack(layer)
-    return _write(Path(path), arrays, config)
+    files = _write(path, arrays, config)
+    return Exported(path, files, sum(file.stat().st_size for file in files), notes)
 
 
 def _refuse_quantized_activations(graph: GraphModule) -> None:
@@ -132,8 +131,6 @@ def _some(names: list[str]) -> str:
 
 
 def _pack(layer: _Linear) -> dict[str, Tensor]:
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
-
     arrays = {
         f"{layer.name}.weight_packed": pack_to_int32(layer.codes, layer.bits),
         f"{layer.name}.weight_scale": layer.scale[:, None],
@@ -149,8 +146,6 @@ def _quantization_config(layers: list[_Linear], ignore: list[str]) -> dict[str, 
 
     The customary target `Linear` would also claim linear layers of the model that the program never runs.
     """
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
-
     groups: dict[tuple[int, bool], list[str]] = defaultdict(list)
     for layer in layers:
         groups[layer.bits, layer.zero_point is None].append(layer.name)
@@ -168,18 +163,26 @@ def _quantization_config(layers: list[_Linear], ignore: list[str]) -> dict[str, 
     return config.model_dump(mode="json", exclude_none=True)
 
 
-def _warn_of_computed(plain: dict[str, Stored]) -> None:
-    """Constants that capture computed have no name in the model; `fold_constants` marks them."""
+def _notes(packed: list[_Linear], plain: dict[str, Stored], ignore: list[str]) -> tuple[str, ...]:
+    notes = []
+    if ignore:
+        notes.append(f"stored in float32, as the format holds linear layers only: {_some(ignore)}")
+    # Constants that capture computed have no name in the model; `fold_constants` marks them.
     computed = [name for name in plain if "_folded" in name]
     if computed:
-        warnings.warn(
-            f"{_some(computed)} were computed from parameters that the file does not hold; a model that loads it needs "
-            "those from the float checkpoint",
-            stacklevel=3,
+        notes.append(
+            f"{_some(computed)} were computed from parameters that the file does not hold; a model needs those "
+            "from the float checkpoint"
         )
+    if any(layer.zero_point is not None for layer in packed):
+        notes.append(
+            "asymmetric weights: transformers loads them with CompressedTensorsConfig(dequantize=True) and one "
+            "bit-width for all layers only; --weight-scheme symmetric has no such limit"
+        )
+    return tuple(notes)
 
 
-def _read_config(file: Path | str | None) -> dict[str, Any]:
+def _read_config(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
@@ -191,7 +194,7 @@ def _read_config(file: Path | str | None) -> dict[str, Any]:
     return config
 
 
-def _write(folder: Path, arrays: dict[str, Tensor], config: dict[str, Any]) -> Path:
+def _write(folder: Path, arrays: dict[str, Tensor], config: dict[str, Any]) -> tuple[Path, ...]:
     temporary = {name: folder / f".tmp.{name}" for name in (WEIGHTS, CONFIG)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -208,4 +211,4 @@ def _write(folder: Path, arrays: dict[str, Tensor], config: dict[str, Any]) -> P
         if folder.is_dir():
             for file in temporary.values():
                 file.unlink(missing_ok=True)
-    return folder
+    return (folder / WEIGHTS, folder / CONFIG)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch.fx import GraphModule, Node
 
-from brecq.graph.convert import DEQUANTIZE
+from brecq.deploy.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
 from brecq.graph.ops import kind
-
-_DEQUANTIZE = frozenset(DEQUANTIZE.values())
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ def weighted_layers(converted: GraphModule) -> list[WeightedLayer]:
         if name is None:
             continue
         source, dequantize = node.args[1], None
-        if source.target in _DEQUANTIZE:
+        if source.target in (DEQUANTIZE, DEQUANTIZE_CHANNELS):
             source, dequantize = source.args[0], source
         layers.append(WeightedLayer(node, name, str(source.target) if source.op == "get_attr" else None, dequantize))
     return layers
@@ -45,5 +42,4 @@ def weighted_layers(converted: GraphModule) -> list[WeightedLayer]:
 
 def quantized_activations(converted: GraphModule) -> list[Node]:
     """The quantize operators of activations, in the order of execution."""
-    per_tensor = torch.ops.quantized_decomposed.quantize_per_tensor.default
-    return [node for node in converted.graph.nodes if node.target is per_tensor]
+    return [node for node in converted.graph.nodes if node.target is QUANTIZE]

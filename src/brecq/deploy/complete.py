@@ -1,0 +1,112 @@
+"""Completion: a converted program gets the quantizers that an integer runtime needs and reconstruction leaves out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from brecq.deploy import rewrite
+from brecq.deploy.grids import DEQUANTIZE, QUANTIZE, Grid, grid_of
+from brecq.deploy.plan import tensors_to_complete
+from brecq.deploy.ranges import resolve
+from brecq.errors import ExportError
+from brecq.graph import ops
+from brecq.graph.convert import to_program
+
+if TYPE_CHECKING:
+    from brecq.result import QuantResult
+
+
+@dataclass(frozen=True)
+class Added:
+    """A quantizer that completion added. `tensor` names the node, `layer` the module that made it."""
+
+    tensor: str
+    op: str
+    layer: str
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A program ready for integer runtimes.
+
+    Attributes:
+        graph: the program. Weights are `dequantize_per_channel` (or `_per_tensor`) of int8 constants, biases of int32
+            ones; activations pass `quantize_per_tensor` and `dequantize_per_tensor`, whose `quant_min` and
+            `quant_max` hold the bits and any clamp that was folded in. Every node has its `val` in `meta`.
+        inputs: names of the network's inputs, in order. example_inputs: a batch of two.
+        added: what the converted program did not quantize.
+    """
+
+    graph: GraphModule
+    inputs: tuple[str, ...]
+    example_inputs: tuple[Tensor, ...]
+    added: tuple[Added, ...]
+
+
+def complete(result: QuantResult, *, linear_outputs: bool = False, fold_clamps: bool = True) -> Completed:
+    """The completed program of a result; the result is left as it is.
+
+    Args:
+        linear_outputs: also quantize what linear layers leave in float.
+        fold_clamps: let quantizers take over the ReLU, ReLU6 and other clamps in front of them.
+
+    Raises:
+        ExportError: the result holds no ranges to complete it with.
+    """
+    graph = to_program(result.converted, result.example_inputs).module()
+    rewrite.drop_guards(graph)
+    nodes = tensors_to_complete(graph, linear_outputs=linear_outputs)
+    grids = resolve(graph, result.ranges or [])
+    missing = [node for node in nodes if node not in grids]
+    if missing:
+        raise ExportError(
+            f"no range was recorded for {describe(missing[0])} and {len(missing) - 1} other tensors that the "
+            "reconstruction leaves in float; quantize again with this version of brecq, which records them"
+        )
+    added = tuple(_insert(graph, node, grids[node]) for node in nodes if not _reuse(graph, node))
+    rewrite.name_means(graph)
+    if fold_clamps:
+        rewrite.fold_clamps(graph)
+    graph.graph.eliminate_dead_code()
+    graph.graph.lint()
+    graph.recompile()
+    names = tuple(node.name for node in graph.graph.nodes if node.op == "placeholder")
+    return Completed(graph, names, result.example_inputs, added)
+
+
+def describe(node: Node) -> str:
+    """`the output of conv2d in layer1.0.conv2`: where a tensor comes from, for messages."""
+    path = ops.module_path(node)
+    return f"the output of {ops.op_name(node)}{f' in {path}' if path else f' ({node.name})'}"
+
+
+def _reuse(graph: GraphModule, node: Node) -> bool:
+    """Let all read a tensor through an 8-bit quantizer that some read it through already."""
+    for quantizer in node.users:
+        if quantizer.target is QUANTIZE and grid_of(quantizer).whole:
+            _route(graph, node, quantizer)
+            return True
+    return False
+
+
+def _insert(graph: GraphModule, node: Node, grid: Grid) -> Added:
+    with graph.graph.inserting_after(node):
+        quantizer = graph.graph.call_function(QUANTIZE, (node, *grid.arguments()))
+    quantizer.meta["val"] = node.meta["val"].to(grid.dtype)
+    _route(graph, node, quantizer)
+    return Added(node.name, ops.op_name(node), ops.module_path(node), grid)
+
+
+def _route(graph: GraphModule, node: Node, quantizer: Node) -> None:
+    """Everything that reads `node` reads it through `quantizer` from now on."""
+    readers = [user for user in node.users if user is not quantizer]
+    with graph.graph.inserting_after(quantizer):
+        dequantizer: Any = graph.graph.call_function(DEQUANTIZE, (quantizer, *quantizer.args[1:]))
+    dequantizer.meta = {key: value for key, value in node.meta.items() if key in ("val", "nn_module_stack")}
+    for reader in readers:
+        reader.replace_input_with(node, dequantizer)

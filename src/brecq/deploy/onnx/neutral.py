@@ -1,0 +1,150 @@
+"""The neutral ONNX graph of a completed program: standard operators, and quantize operators that forget nothing.
+
+ONNX's own QuantizeLinear has no range of codes, so that a 4-bit activation would come out as an 8-bit one. The neutral
+graph has these operators instead, in the domain `brecq`; every target rewrites them into what its runtime knows:
+
+    Quantize(x) -> codes            scale, zero_point, low, high, signed      activations, per tensor
+    Dequantize(codes) -> x          the same attributes
+    DequantizeConstant(codes, scale, zero_point) -> w    axis (-1: per tensor), low, high      weights and biases
+
+Codes of activations are UINT8 (INT8 where `signed` is 1), those of weights INT8, those of biases INT32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxscript
+import torch
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from brecq.deploy.complete import Completed
+from brecq.deploy.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
+from brecq.errors import ExportError
+from brecq.graph.convert import to_program
+
+DOMAIN = "brecq"
+
+_Schema = onnx.defs.OpSchema
+_CODES = ["tensor(uint8)", "tensor(int8)", "tensor(int32)"]
+_GRID = {"scale": "FLOAT", "zero_point": "INT", "low": "INT", "high": "INT", "signed": "INT"}
+
+
+def _operator(name: str, inputs: dict[str, list[str]], output: list[str], attributes: dict[str, str]) -> Any:
+    types = {**inputs, "result": output}
+    schema = _Schema(
+        name,
+        DOMAIN,
+        1,
+        inputs=[_Schema.FormalParameter(key, f"T_{key}") for key in inputs],
+        outputs=[_Schema.FormalParameter("result", "T_result")],
+        type_constraints=[(f"T_{key}", types_, "") for key, types_ in types.items()],
+        attributes=[_Schema.Attribute(key, getattr(_Schema.AttrType, kind), "") for key, kind in attributes.items()],
+    )
+    return onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), name, schema)
+
+
+_FLOAT = ["tensor(float)"]
+_quantize = _operator("Quantize", {"x": _FLOAT}, _CODES, _GRID)
+_dequantize = _operator("Dequantize", {"codes": _CODES}, _FLOAT, _GRID)
+_constant = _operator(
+    "DequantizeConstant",
+    {"codes": _CODES, "scale": _FLOAT, "zero_point": ["tensor(int64)"]},
+    _FLOAT,
+    {"axis": "INT", "low": "INT", "high": "INT"},
+)
+
+
+def _translate_quantize(x: Any, scale: float, zero_point: int, low: int, high: int, dtype: int) -> Any:
+    return _quantize(x, scale=scale, zero_point=zero_point, low=low, high=high, signed=int(low < 0))
+
+
+def _translate_dequantize(codes: Any, scale: float, zero_point: int, low: int, high: int, dtype: int) -> Any:
+    return _dequantize(codes, scale=scale, zero_point=zero_point, low=low, high=high, signed=int(low < 0))
+
+
+def _translate_channels(
+    codes: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int, dtype: int, **_: Any
+) -> Any:
+    return _constant(codes, scale, zero_point, axis=axis, low=low, high=high)
+
+
+TABLE = {
+    QUANTIZE: _translate_quantize,
+    DEQUANTIZE: _translate_dequantize,
+    DEQUANTIZE_CHANNELS: _translate_channels,
+}
+
+
+def neutral(completed: Completed, opset: int = 18) -> ir.Model:
+    """The neutral graph. Inputs and outputs keep the names that the network gives them; dimension 0 is the batch.
+
+    Raises:
+        ExportError: an operator of the network has no counterpart in ONNX.
+    """
+    program = to_program(completed.graph, completed.example_inputs)
+    names = list(completed.inputs)
+    outputs = output_names(completed)
+    reason: Exception
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        try:
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                custom_translation_table=TABLE,  # type: ignore[arg-type]
+                input_names=names,
+                output_names=outputs,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises many types of its own
+            reason = error
+            raise ExportError(_explain(reason)) from error
+    assert exported is not None
+    model: ir.Model = exported.model
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None and len(value.shape):
+            value.shape = ir.Shape(["batch", *list(value.shape)[1:]])
+    return model
+
+
+def output_names(completed: Completed) -> list[str]:
+    """`output`, or with several outputs the keys of the network's dictionary, or `output_0`, `output_1`, ..."""
+    result = next(node for node in completed.graph.graph.nodes if node.op == "output").args[0]
+    context = getattr(completed.graph, "_out_spec", None)
+    count = len(pytree.tree_leaves(result, is_leaf=lambda leaf: isinstance(leaf, Node)))
+    keys = context.context if context is not None and context.type is dict else None
+    if keys is not None and len(keys) == count:
+        return [str(key) for key in keys]
+    return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """The exporter prints and logs its every step."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _explain(error: Exception) -> str:
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)  # type: ignore[arg-type]
+    line = next((line.strip() for line in str(causes[-1]).splitlines() if line.strip()), type(causes[-1]).__name__)
+    return (
+        f"the network cannot be expressed in ONNX: {line}; quantize the part of the network before it alone "
+        "(submodule='backbone' in Python, --submodule backbone on the command line)"
+    )

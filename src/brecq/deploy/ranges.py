@@ -1,0 +1,108 @@
+"""Ranges of the tensors that reconstruction leaves in float, recorded while the calibration data is at hand.
+
+Stored with a result, they let it be completed for an integer runtime without any data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from brecq.deploy.grids import Grid, activations
+from brecq.deploy.plan import tensors_to_complete
+from brecq.errors import CheckpointError
+from brecq.graph import ops
+from brecq.quant.affine import IntRange
+from brecq.quant.fake_quant import ActivationFakeQuantize, Mode
+
+SAMPLES = 256
+"""Calibration samples that ranges are taken from."""
+
+BITS = 8
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class FloatRange:
+    """The 8-bit grid that would cover a tensor which a converted program leaves in float.
+
+    Attributes:
+        position: of the tensor's node in `grids.activations` of the program. op: the node's operator, for checking.
+        scale, zero_point: value = (code - zero_point) * scale for codes 0..255.
+    """
+
+    position: int
+    op: str
+    scale: float
+    zero_point: int
+
+    def grid(self) -> Grid:
+        return Grid(self.scale, self.zero_point, 0, 2**BITS - 1)
+
+
+@torch.no_grad()
+def record(
+    converted: GraphModule, inputs: Sequence[Tensor], device: torch.device | str, norm: float = 2.4, candidates: int = 100
+) -> list[FloatRange]:
+    """Run up to 256 of the `inputs` (each [N, ...]) through a converted program and choose a range for every tensor
+    that an integer runtime may want quantized: that with the smallest Lp error, as for all other activations."""
+    nodes = tensors_to_complete(converted, linear_outputs=True)
+    if not nodes:
+        return []
+    observers = {node: ActivationFakeQuantize(IntRange.activations(BITS), torch.per_tensor_affine) for node in nodes}
+    for observer in observers.values():
+        observer.mode = Mode.OBSERVE
+    run = _Recorder(converted, observers)
+    for start in range(0, min(len(inputs[0]), SAMPLES), _BATCH):
+        stop = min(start + _BATCH, SAMPLES)
+        run.run(*(value[start:stop].to(device) for value in inputs))
+    positions = {node: position for position, node in enumerate(activations(converted.graph))}
+    found = []
+    for node, observer in observers.items():
+        observer.initialize(norm, candidates)
+        assert observer.scale is not None
+        assert observer.zero_point is not None
+        name = operator_name(node)
+        found.append(FloatRange(positions[node], name, observer.scale.item(), int(observer.zero_point)))
+    return found
+
+
+class _Recorder(Interpreter):
+    def __init__(self, module: GraphModule, observers: Mapping[Node, ActivationFakeQuantize]) -> None:
+        super().__init__(module)
+        self.observers = observers
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n in self.observers:
+            self.observers[n](value)
+        return value
+
+
+def resolve(program: GraphModule, ranges: Sequence[FloatRange]) -> dict[Node, Grid]:
+    """The recorded grids by node of a program, also after it was exported, saved and loaded.
+
+    Raises:
+        CheckpointError: the ranges belong to another program.
+    """
+    nodes = activations(program.graph)
+    found = {}
+    for range in ranges:
+        if range.position >= len(nodes) or operator_name(nodes[range.position]) != range.op:
+            raise CheckpointError(
+                f"the recorded range of operator {range.position} ({range.op}) does not fit the program; "
+                "quantize again with this version of brecq"
+            )
+        found[nodes[range.position]] = range.grid()
+    return found
+
+
+def operator_name(node: Node) -> str:
+    """The operator of a node, `input` for network inputs."""
+    return "input" if node.op == "placeholder" else ops.op_name(node)

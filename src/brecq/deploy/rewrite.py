@@ -1,0 +1,129 @@
+"""Rewrites of a program that change nothing it computes: guards dropped, pooling named, clamps folded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from brecq.deploy.grids import DEQUANTIZE, QUANTIZE, Grid, grid_of
+from brecq.deploy.plan import CLAMPS, computes_on_codes
+from brecq.graph import ops
+
+aten = ops.aten
+
+
+def drop_guards(module: GraphModule) -> None:
+    """Remove the input checks that an exported program's module begins with."""
+    for node in list(module.graph.nodes):
+        checks = node.op == "call_module" and "guard" in str(node.target)
+        if checks or (node.op == "call_function" and ops.op_name(node).startswith("_assert")):
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+
+
+def name_means(module: GraphModule) -> None:
+    """Spell every mean over all of height and width as global average pooling (and a flattening)."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target is aten.mean.dim and computes_on_codes(node):
+            flat = node.meta["val"].dim() == 2
+        elif node.target is aten.avg_pool2d.default and _covers(node):
+            flat = False
+        else:
+            continue
+        source: Any = node.args[0]
+        with graph.inserting_before(node):
+            pool = graph.call_function(aten.adaptive_avg_pool2d.default, (source, [1, 1]))
+            pool.meta = dict(node.meta)
+            pool.meta["val"] = aten.adaptive_avg_pool2d.default(source.meta["val"], [1, 1])
+        if not flat:
+            node.replace_all_uses_with(pool)
+        else:
+            _flatten_behind(graph, node, pool)
+        graph.erase_node(node)
+
+
+def _flatten_behind(graph: torch.fx.Graph, mean: Node, pool: Node) -> None:
+    """Put the flattening behind the quantizer of a mean, so that the quantizer follows the pooling directly."""
+    quantizers = [user for user in mean.users if user.target is QUANTIZE]
+    ends = [(user, list(user.users)) for user in quantizers]
+    for quantizer, dequantizers in ends:
+        quantizer.replace_input_with(mean, pool)
+        quantizer.meta["val"] = pool.meta["val"].to(grid_of(quantizer).dtype)
+        for dequantizer in dequantizers:
+            dequantizer.meta["val"] = pool.meta["val"]
+            _flatten(graph, dequantizer, mean.meta)
+    if mean.users:
+        flat = _flatten(graph, pool, mean.meta)
+        mean.replace_all_uses_with(flat)
+
+
+def _flatten(graph: torch.fx.Graph, node: Node, meta: dict[str, Any]) -> Node:
+    readers = list(node.users)
+    with graph.inserting_after(node):
+        flat = graph.call_function(aten.flatten.using_ints, (node, 1))
+    flat.meta = {key: value for key, value in meta.items() if key in ("val", "nn_module_stack")}
+    for reader in readers:
+        if reader is not flat and reader.target is not QUANTIZE:
+            reader.replace_input_with(node, flat)
+    return flat
+
+
+def _covers(pool: Node) -> bool:
+    """True for an average pooling whose one window is the whole picture."""
+    source: Any = pool.args[0]
+    height, width = source.meta["val"].shape[-2:]
+    kernel = list(pool.args[1])  # type: ignore[arg-type]
+    padding = list(pool.args[3]) if len(pool.args) > 3 else [0]  # type: ignore[arg-type]
+    return (kernel * 2)[:2] == [height, width] and not any(padding) and len(pool.args) < 7
+
+
+def fold_clamps(module: GraphModule) -> None:
+    """Let quantizers do the clamps (ReLU, ReLU6, ...) in front of them.
+
+    Quantizing is monotone, so quantize(clamp(x, a, b)) = clamp(quantize(x), quantize(a), quantize(b)): the clamp
+    becomes a narrower range of codes. A clamp behind a dequantizer stays: it has no kernel to disappear into.
+    """
+    for quantizer in list(module.graph.nodes):
+        if quantizer.target is not QUANTIZE:
+            continue
+        while quantizer.args[0].target in CLAMPS and len(quantizer.args[0].users) == 1:
+            clamp = quantizer.args[0]
+            source, bounds = clamp.args[0], clamp_bounds(clamp)
+            if bounds is None or source.target is DEQUANTIZE or source.op == "placeholder":
+                break
+            grid = _narrowed(grid_of(quantizer), *bounds)
+            quantizer.args = (source, *grid.arguments())
+            for dequantizer in list(quantizer.users):
+                dequantizer.args = (quantizer, *grid.arguments())
+            module.graph.erase_node(clamp)
+
+
+def clamp_bounds(node: Node) -> tuple[float, float] | None:
+    """Lower and upper bound of a clamp; `None` where they are tensors."""
+    if node.target is aten.relu.default:
+        return 0.0, math.inf
+    if node.target is aten.relu6.default:
+        return 0.0, 6.0
+    if node.kwargs:
+        return None
+    low, high = [*node.args[1:3], None, None][:2]
+    if node.target is aten.hardtanh.default:
+        low, high = -1.0 if low is None else low, 1.0 if high is None else high
+    if isinstance(low, Node) or isinstance(high, Node):
+        return None
+    return -math.inf if low is None else float(low), math.inf if high is None else float(high)  # type: ignore[arg-type]
+
+
+def _narrowed(grid: Grid, low: float, high: float) -> Grid:
+    def code(value: float) -> int:
+        bounded = torch.tensor(value, dtype=torch.float32) * (1.0 / torch.tensor(grid.scale, dtype=torch.float32))
+        return int(torch.clamp(torch.round(bounded) + grid.zero_point, grid.low, grid.high))
+
+    return replace(grid, low=code(low), high=code(high))

@@ -48,6 +48,7 @@ FORMATS = {
     each.name: each
     for each in (
         Format("onnx", "brecq.deploy.onnx.write", ".onnx", "onnx", "ONNX Runtime, integer kernels, packed weights"),
+        Format("openvino", "brecq.deploy.openvino.write", ".xml", "openvino", "OpenVINO, int8 kernels, packed weights"),
         Format(
             "compressed-tensors",
             "brecq.deploy.compressed_tensors",

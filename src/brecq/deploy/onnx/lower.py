@@ -1,0 +1,159 @@
+"""From the neutral graph to standard ONNX: the form that ONNX Runtime turns into integer kernels.
+
+Activations are uint8 QuantizeLinear and DequantizeLinear, with an integer Clip between them where fewer codes are used
+(Q/DQ of narrower types falls back to float kernels, or does not load). Weights are unpacked to INT8 by a constant
+subgraph (`packing`), biases are INT32 with the scale s_x·s_w.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from brecq.deploy.onnx import packing, tidy
+from brecq.deploy.onnx.build import Builder, array, brecq_nodes, integer, producer, readers
+from brecq.deploy.onnx.neutral import DOMAIN
+from brecq.deploy.onnx.packing import Pack
+from brecq.errors import ExportError
+
+
+def weight_widths(graph: ir.Graph) -> set[int]:
+    """Bit-widths of the weights of a neutral graph."""
+    return {_bits(node) for node in brecq_nodes(graph, "DequantizeConstant") if not _is_wide(node)}
+
+
+def check(graph: ir.Graph) -> None:
+    """Raise `ExportError` for weights that no integer kernel takes; the message names them."""
+    bad = []
+    for node in brecq_nodes(graph, "DequantizeConstant"):
+        codes, zero_point = _codes(node)
+        difference = codes.astype(np.int64) - zero_point
+        if not _is_wide(node) and (difference.min(initial=0) < -128 or difference.max(initial=0) > 127):
+            bad.append(str(node.inputs[0].name))  # type: ignore[union-attr]
+    if bad:
+        raise ExportError(
+            f"8-bit asymmetric weights have no integer kernel: {', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}; "
+            "quantize with --weight-scheme symmetric (or auto), or with fewer than 8 bits"
+        )
+
+
+def lower(model: ir.Model, pack: Pack) -> None:
+    """Rewrite a neutral model in place.
+
+    Raises:
+        ExportError: a weight has no integer kernel.
+    """
+    graph = model.graph
+    tidy.constant_weights(graph)
+    check(graph)
+    widths = weight_widths(graph)
+    tidy.fold_pads(graph)
+    tidy.global_pools(graph)
+    tidy.linear_layers(graph)
+    tidy.move_codes(graph)
+    tidy.protect_float_weights(graph)
+    build = Builder(graph)
+    for node in brecq_nodes(graph, "DequantizeConstant"):
+        _lower_constant(build, node, pack)
+    for node in brecq_nodes(graph, "Quantize"):
+        _lower_quantize(build, node)
+    for node in brecq_nodes(graph, "Dequantize"):
+        _lower_dequantize(build, node)
+    tidy.drop_unread(graph)
+    opset, version = packing.requirements(pack, widths)
+    model.opset_imports.clear()
+    model.opset_imports[""] = opset
+    model.ir_version = version
+    graph.sort()
+
+
+def _lower_constant(build: Builder, node: ir.Node, pack: Pack) -> None:
+    codes, zero_point = _codes(node)
+    name, axis, bits = str(node.inputs[0].name), integer(node, "axis"), _bits(node)  # type: ignore[union-attr]
+    scale = _array(node.inputs[1])
+    is_native = pack == "native" and not _is_wide(node)
+    if _is_wide(node):
+        stored = build.constant(name, codes)
+    elif is_native:
+        stored = packing.native(build, name, codes, bits)
+    else:
+        stored = packing.unpacked(build, node, name, codes, zero_point, integer(node, "low"), bits, pack)
+    if not is_native and not any(_reads_codes(reader) for reader in readers(node.outputs[0])):
+        # Constant folding makes a float tensor of it when the file is loaded; DequantizeLinear is never folded. Behind
+        # a quantized input it must stay: ONNX Runtime quantizes constant float weights there by itself, per tensor.
+        steps = build.constant(f"{name}_steps", _broadcast(scale, codes.ndim, axis))
+        real = build.node(node, "Cast", [stored], None, ir.DataType.FLOAT, codes.shape, {"to": int(ir.DataType.FLOAT)})
+        build.replace(node, build.node(node, "Mul", [real, steps], None, ir.DataType.FLOAT, codes.shape))
+        return
+    inputs = [stored, build.constant(f"{name}_scale", scale if axis >= 0 else scale.reshape(()))]
+    if not _is_wide(node):  # without a zero point Gemm is not recognized
+        zero = zero_point if is_native else np.zeros_like(zero_point)
+        zero = zero.reshape(-1) if axis >= 0 else zero.reshape(())
+        inputs.append(packing.native(build, f"{name}_zero_point", zero, bits if is_native else 8))
+    attributes = {"axis": axis} if axis >= 0 else {}
+    result = build.node(node, "DequantizeLinear", inputs, None, ir.DataType.FLOAT, codes.shape, attributes)
+    build.replace(node, result)
+
+
+def _lower_quantize(build: Builder, node: ir.Node) -> None:
+    scale, zero = _qparams(build, node)
+    output = node.outputs[0]
+    low, high, signed = (integer(node, key) for key in ("low", "high", "signed"))
+    name = output.name
+    codes = build.node(
+        node, "QuantizeLinear", [node.inputs[0], scale, zero], f"{name}_q", output.dtype, output.shape
+    )
+    if (low, high) != ((-128, 127) if signed else (0, 255)):
+        kind = np.int8 if signed else np.uint8
+        bounds = [build.constant(f"code{bound}", np.array(bound, kind)) for bound in (low, high)]
+        codes = build.node(node, "Clip", [codes, *bounds], f"{name}_clip", output.dtype, output.shape)
+    build.replace(node, codes)
+
+
+def _lower_dequantize(build: Builder, node: ir.Node) -> None:
+    scale, zero = _qparams(build, node)
+    output = node.outputs[0]
+    value = build.node(
+        node, "DequantizeLinear", [node.inputs[0], scale, zero], f"{output.name}_dq", output.dtype, output.shape
+    )
+    build.replace(node, value)
+
+
+def _qparams(build: Builder, node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    scale = np.array(node.attributes["scale"].as_float(), np.float32)
+    zero = np.array(integer(node, "zero_point"), np.int8 if integer(node, "signed") else np.uint8)
+    return build.constant("scale", scale), build.constant("zero_point", zero)
+
+
+def _reads_codes(node: ir.Node) -> bool:
+    """True for a layer whose input is quantized too."""
+    return producer(node.inputs[0], "Dequantize", DOMAIN) is not None
+
+
+def _bits(node: ir.Node) -> int:
+    return max(2, (integer(node, "high") - integer(node, "low")).bit_length())
+
+
+def _is_wide(node: ir.Node) -> bool:
+    """True for int32 biases."""
+    return _bits(node) > 8
+
+
+def _codes(node: ir.Node) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and zero points of a constant, the latter broadcasting to the former."""
+    codes = _array(node.inputs[0])
+    return codes, _broadcast(_array(node.inputs[2]), codes.ndim, integer(node, "axis"))
+
+
+def _broadcast(values: np.ndarray | None, ndim: int, axis: int) -> np.ndarray:
+    assert values is not None
+    shape = [1] * ndim
+    if axis >= 0:
+        shape[axis] = -1
+    return values.reshape(shape)
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    found = array(value)
+    assert found is not None
+    return found

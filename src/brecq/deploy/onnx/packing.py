@@ -1,0 +1,127 @@
+"""How integer weights are stored in an ONNX file, and the constant subgraph that unpacks them.
+
+`planes`: bytes that hold 8, 4 or 2 codes of 1, 2 or 4 bits each, split into planes where the width is no power of two
+(3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1), unpacked with shifts and masks: opset 18, any width, true size.
+`cast`: INT4 or INT2 initializers and a Cast. `native`: INT4 or INT2 initializers that DequantizeLinear reads itself.
+
+In the first two forms the zero point of each channel is subtracted in the constant subgraph: what arrives at
+DequantizeLinear is INT8 with zero point 0, whatever the scheme, and runtimes fold all of it when they load the file.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from brecq.deploy.onnx.build import Builder
+
+Pack = Literal["planes", "cast", "native"]
+PACKS: tuple[Pack, ...] = get_args(Pack)
+
+_CARRIERS = {
+    2: (ir.DataType.INT2, ml_dtypes.int2),
+    4: (ir.DataType.INT4, ml_dtypes.int4),
+    8: (ir.DataType.INT8, np.dtype(np.int8)),
+}
+
+
+def requirements(pack: Pack, widths: set[int]) -> tuple[int, int]:
+    """The opset and IR version that weights of these bit-widths need."""
+    if pack == "planes":
+        return 18, 8
+    carried = {carrier_bits(bits) for bits in widths}
+    return (25, 13) if 2 in carried else (21, 10) if 4 in carried else (18, 8)
+
+
+def carrier_bits(bits: int) -> int:
+    """The narrowest integer type of ONNX that holds codes of `bits` bits."""
+    return min(width for width in _CARRIERS if width >= bits)
+
+
+def plane_widths(bits: int) -> list[int]:
+    """The widths of the planes that hold codes of `bits` bits, lowest first: 4 before 2 before 1."""
+    return [width for width in (8, 4, 2, 1) if bits & width]
+
+
+def pack_plane(codes: np.ndarray, width: int) -> np.ndarray:
+    """Codes below 2^width, one-dimensional, as uint8 [ceil(n·width / 8)]; the first code is in the lowest bits."""
+    per = 8 // width
+    padded = np.zeros(-(-codes.size // per) * per, np.uint8)
+    padded[: codes.size] = codes
+    shifts = (np.arange(per) * width).astype(np.uint8)
+    packed: np.ndarray = np.bitwise_or.reduce(padded.reshape(-1, per) << shifts, axis=1).astype(np.uint8)
+    return packed
+
+
+def unpacked(
+    build: Builder, before: ir.Node, name: str, codes: np.ndarray, zero_point: np.ndarray, low: int, bits: int, pack: Pack
+) -> ir.Value:
+    """INT8 values codes - zero_point, from constants stored at `bits` bits.
+
+    Args:
+        codes: int8 of any shape, each at least `low`. zero_point: integers that broadcast to it.
+    """
+    if bits == 8:
+        return build.constant(name, (codes.astype(np.int64) - zero_point).astype(np.int8))
+    if pack == "cast":
+        stored = native(build, name, codes, bits)
+        if not zero_point.any():
+            return stored if stored.dtype == ir.DataType.INT8 else _cast(build, before, stored, ir.DataType.INT8)
+        wide, offset = _cast(build, before, stored, ir.DataType.INT32), zero_point
+    else:
+        wide = _planes(build, before, name, (codes.astype(np.int64) - low).astype(np.uint8), bits)
+        offset = zero_point - low
+    shift = _cast(build, before, build.constant(f"{name}_offset", offset.astype(np.int8)), ir.DataType.INT32)
+    centred = build.node(before, "Sub", [wide, shift], None, ir.DataType.INT32, codes.shape)
+    return _cast(build, before, centred, ir.DataType.INT8)
+
+
+def native(build: Builder, name: str, codes: np.ndarray, bits: int) -> ir.Value:
+    """The codes as an initializer of the narrowest type that holds them."""
+    dtype, kind = _CARRIERS[carrier_bits(bits)]
+    return build.constant(name, codes.astype(kind), dtype)
+
+
+def _cast(build: Builder, before: ir.Node, value: ir.Value, to: ir.DataType) -> ir.Value:
+    return build.node(before, "Cast", [value], None, to, value.shape, {"to": int(to)})
+
+
+def _planes(build: Builder, before: ir.Node, name: str, codes: np.ndarray, bits: int) -> ir.Value:
+    """INT32 values of the codes, stored as planes."""
+    byte = ir.DataType.UINT8
+    total: ir.Value | None = None
+    position = 0
+    for width in plane_widths(bits):
+        plane = (codes.reshape(-1) >> position) & (2**width - 1)
+        part = _plane(build, before, f"{name}_bits{position}", plane, width, codes.shape)
+        if position:
+            by = build.constant(f"by{position}", np.array(position, np.uint8))
+            part = build.node(before, "BitShift", [part, by], None, byte, codes.shape, {"direction": "LEFT"})
+        total = part if total is None else build.node(before, "BitwiseOr", [total, part], None, byte, codes.shape)
+        position += width
+    assert total is not None
+    return _cast(build, before, total, ir.DataType.INT32)
+
+
+def _plane(
+    build: Builder, before: ir.Node, name: str, plane: np.ndarray, width: int, shape: tuple[int, ...]
+) -> ir.Value:
+    byte, per = ir.DataType.UINT8, 8 // width
+    data = pack_plane(plane, width).reshape(-1, 1)
+    rows = data.shape[0]
+    shifts = build.constant(f"shifts{width}", (np.arange(per) * width).astype(np.uint8).reshape(1, per))
+    mask = build.constant(f"mask{width}", np.array(2**width - 1, np.uint8))
+    stored = build.constant(name, data)
+    shifted = build.node(before, "BitShift", [stored, shifts], None, byte, (rows, per), {"direction": "RIGHT"})
+    value = build.node(before, "BitwiseAnd", [shifted, mask], None, byte, (rows, per))
+    if rows * per != plane.size:
+        flat = build.constant("flat", np.array([-1], np.int64))
+        value = build.node(before, "Reshape", [value, flat], None, byte, (rows * per,))
+        ends = [np.array([number], np.int64) for number in (0, plane.size)]
+        bounds = [build.constant(f"at{end[0]}", end) for end in ends]
+        value = build.node(before, "Slice", [value, *bounds], None, byte, (plane.size,))
+    sizes = build.constant(f"{name}_shape", np.array(shape, np.int64))
+    return build.node(before, "Reshape", [value, sizes], None, byte, shape)

@@ -1,0 +1,107 @@
+"""The format `onnx`: packed weights, integer activations, for ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+
+import brecq
+from brecq.deploy.complete import Added, Completed, complete
+from brecq.deploy.files import replacing
+from brecq.deploy.formats import Exported
+from brecq.deploy.onnx.lower import lower, weight_widths
+from brecq.deploy.onnx.neutral import neutral
+from brecq.deploy.onnx.packing import PACKS, Pack, requirements
+from brecq.errors import ConfigError, ExportError
+
+if TYPE_CHECKING:
+    from brecq.result import QuantResult
+
+LIMIT = 2_000_000_000
+"""Bytes that one ONNX file may have (Protocol Buffers end at 2 GiB)."""
+
+
+def write(result: QuantResult, path: Path, *, pack: Pack = "planes") -> Exported:
+    """Write a result as one ONNX file.
+
+    Args:
+        pack: how weights below 8 bits are stored: `planes` (opset 18, any bit-width at its true size), `cast` (INT4 and
+            INT2 initializers, opset 21 or 25), or `native` (the same, read by DequantizeLinear: for the toolchains of
+            accelerators; ONNX Runtime's CPU kernels are float then, or the file does not load).
+
+    Raises:
+        ConfigError: `pack` is none of these. ExportError: as `brecq.export`.
+    """
+    if pack not in PACKS:
+        raise ConfigError(f"pack is {pack!r}; choose one of {', '.join(PACKS)}")
+    if result.weight_bytes() > LIMIT:
+        raise ExportError(
+            f"the weights take {result.weight_bytes() / 1e9:.1f} GB, an ONNX file holds 2; "
+            "quantize to fewer bits, or export parts of the network (submodule=...)"
+        )
+    completed = complete(result)
+    model = neutral(completed)
+    widths = weight_widths(model.graph)
+    lower(model, pack)
+    describe(model, result, completed, pack)
+    proto = ir.to_proto(model)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # a defect of brecq's, better known now than in a runtime
+        raise ExportError(f"the ONNX graph is not valid: {error}; please report it") from error
+    with replacing(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
+    return Exported(path, (path,), path.stat().st_size, notes(completed.added, pack, widths))
+
+
+def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: Pack) -> None:
+    """Say in the file's metadata where it comes from and how its inputs are prepared."""
+    model.producer_name, model.producer_version = "brecq", brecq.__version__
+    model.graph.name = "brecq"
+    facts = {
+        "brecq.version": brecq.__version__,
+        "brecq.config": json.dumps(result.config.to_dict()),
+        "brecq.data_digest": result.report.data_digest,
+        "brecq.pack": pack,
+        "brecq.completed": json.dumps([f"{added.layer or added.tensor} ({added.op})" for added in completed.added]),
+        "brecq.preprocessing": json.dumps(result.metadata.get("preprocessing")),
+        "brecq.source": json.dumps((result.metadata.get("source") or {}).get("spec")),
+    }
+    model.metadata_props.clear()
+    model.metadata_props.update(facts)
+    # The exporter's notes on each node, and types that follow from the inputs', are larger than packed weights.
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if not value.is_graph_output():
+                value.type = value.shape = None
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.metadata_props.clear()
+
+
+def notes(added: tuple[Added, ...], pack: Pack, widths: set[int]) -> tuple[str, ...]:
+    """What a user should know about the file."""
+    opset, _ = requirements(pack, widths)
+    runtime = {18: "1.17", 21: "1.23", 25: "1.24"}[opset]
+    found = [f"opset {opset}: ONNX Runtime {runtime} or newer"]
+    if added:
+        names = ", ".join(each.layer or each.tensor for each in added[:4])
+        more = f", … ({len(added)} in all)" if len(added) > 4 else ""
+        found.append(f"quantized to 8 bits in addition, as integer kernels need it: the outputs of {names}{more}")
+    if pack == "native" and widths != {8}:
+        found.append(
+            "native INT4/INT2 weights: ONNX Runtime's CPU provider needs session.disable_quant_qdq=1 to load this file, "
+            "and computes in float; use it for accelerator toolchains"
+        )
+    if 8 in widths:
+        found.append(
+            "8-bit weights: on x86 CPUs without VNNI set session.x64quantprecision=1, their kernels may overflow "
+            "otherwise"
+        )
+    return tuple(found)

@@ -1,0 +1,5 @@
+"""The integer simulator: what a completed program computes on integer hardware, in PyTorch."""
+
+from brecq.deploy.simulate.model import IntegerModel, simulate
+
+__all__ = ["IntegerModel", "simulate"]

@@ -1,0 +1,103 @@
+"""Integer kernels as ONNX Runtime computes them, code for code.
+
+Codes are uint8 (int8 where a grid says so) tensors. What a kernel accumulates is exact; what it rescales is float32, one
+rounding per operation, in the order of the runtime's own kernels (MLAS and `contrib_ops/cpu/quantization`). On x86 the
+addition uses fused multiply-add, which is reproduced here by one rounding from float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brecq.deploy.grids import Grid
+
+EXACT_FLOAT32 = 2**24
+"""Sums of integers below this are exact in float32, in any order."""
+
+
+def single(value: float | Tensor) -> Tensor:
+    """A float32 number, 0-dim: arithmetic on it rounds as the runtime's does."""
+    return torch.as_tensor(value, dtype=torch.float32)
+
+
+def quantize(x: Tensor, grid: Grid) -> Tensor:
+    """QuantizeLinear and Clip: codes of float32 values. It divides by the scale where PyTorch multiplies by its inverse."""
+    return _codes(torch.round(x / single(grid.scale)) + grid.zero_point, grid)
+
+
+def dequantize(codes: Tensor, grid: Grid) -> Tensor:
+    """DequantizeLinear: float32 values of codes."""
+    return (codes.to(torch.float32) - grid.zero_point) * single(grid.scale)
+
+
+def accumulate(
+    operator: Callable[[Tensor, Tensor], Tensor], codes: Tensor, grid: Grid, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The int32 accumulators of a convolution or linear layer, as float32 rounded once.
+
+    Args:
+        operator: of activation and weight, without bias. weight: float32 integers, zero points subtracted, the output
+            channels along dimension 0. bias: int32, shaped to broadcast to the output.
+    """
+    low, high = torch.iinfo(grid.dtype).min - grid.zero_point, torch.iinfo(grid.dtype).max - grid.zero_point
+    bound = int(weight.abs().flatten(1).sum(1).max()) * max(-low, high, 0) if weight.numel() else 0
+    largest = 0 if bias is None or not bias.numel() else int(bias.abs().max())
+    wide = bound + largest >= EXACT_FLOAT32
+    kind = torch.float64 if bound >= EXACT_FLOAT32 else torch.float32
+    total = operator(codes.to(kind) - grid.zero_point, weight.to(kind))
+    if bias is not None:
+        total = total.to(torch.float64 if wide else torch.float32) + bias
+    return total.to(torch.float32)
+
+
+def requantize(total: Tensor, step: Tensor, grid: Grid) -> Tensor:
+    """QLinearConv and QGemm: codes of accumulators whose step is s_x·s_w (float32, broadcasting to `total`)."""
+    return _codes(torch.round(total * (step / single(grid.scale))) + grid.zero_point, grid)
+
+
+def add(a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, grid: Grid) -> Tensor:
+    """QLinearAdd."""
+    factor_a, factor_b = single(grid_a.scale) / single(grid.scale), single(grid_b.scale) / single(grid.scale)
+    fixed = single(grid.zero_point) - (factor_a * grid_a.zero_point + factor_b * grid_b.zero_point)
+    partial = (a.to(torch.float64) * factor_a.double() + fixed.double()).to(torch.float32)
+    total = (b.to(torch.float64) * factor_b.double() + partial.double()).to(torch.float32)
+    return _codes(torch.round(total), grid)
+
+
+def multiply(a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, grid: Grid) -> Tensor:
+    """QLinearMul."""
+    product = dequantize(a, grid_a) * dequantize(b, grid_b)
+    return _codes(torch.round(product / single(grid.scale) + grid.zero_point), grid)
+
+
+def global_average(codes: Tensor, source: Grid, grid: Grid) -> Tensor:
+    """QLinearGlobalAveragePool over height and width of [N, C, H, W]; [N, C, 1, 1]."""
+    count = codes.shape[2] * codes.shape[3]
+    total = (codes.to(torch.int64) - source.zero_point).sum((2, 3), keepdim=True).to(torch.float32)
+    factor = single(source.scale) / (single(grid.scale) * count)
+    return _codes(torch.round(total * factor) + grid.zero_point, grid)
+
+
+def average(pool: Callable[[Tensor], Tensor], codes: Tensor, source: Grid, grid: Grid) -> Tensor:
+    """QLinearAveragePool: `pool` averages the dequantized values in float32."""
+    return quantize(pool(dequantize(codes, source)), grid)
+
+
+def regrid(codes: Tensor, source: Grid, grid: Grid) -> Tensor:
+    """QLinearConcat: codes of one part on the grid of the whole."""
+    if source.same_codes(grid):
+        return codes.clamp(grid.low, grid.high)
+    return quantize(dequantize(codes, source), grid)
+
+
+def _codes(values: Tensor, grid: Grid) -> Tensor:
+    return values.clamp(grid.low, grid.high).to(grid.dtype)
+
+
+def conv(arguments: tuple[Any, ...], target: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """The convolution of a node with these `arguments` as a function of activation and weight."""
+    return lambda x, weight: target(x, weight, None, *arguments[3:])

@@ -1,0 +1,211 @@
+"""A network that computes as ONNX Runtime's integer kernels do: the reference that exported files are tested against.
+
+Convolutions, linear layers, additions, products, average poolings and concatenations of quantized tensors run on their
+codes; data movement moves codes. Everything else (softmax, normalization, swish, ...) runs in float32 between
+dequantizing and quantizing, as it does in the runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Interpreter, Node
+
+from brecq.deploy.complete import Completed, complete
+from brecq.deploy.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, constant, grid_of
+from brecq.deploy.simulate import kernels
+from brecq.deploy.simulate.values import Codes, Constant, Pending, real
+from brecq.graph import ops
+
+if TYPE_CHECKING:
+    from brecq.result import QuantResult
+
+aten = ops.aten
+
+Tap = Callable[[Node, Tensor], None]
+
+
+def simulate(result: QuantResult) -> IntegerModel:
+    """The integer simulation of a result.
+
+    Raises:
+        ExportError: the result holds no ranges to complete it with.
+    """
+    return IntegerModel(complete(result))
+
+
+class IntegerModel(nn.Module):
+    """Runs a completed program on integers; takes and returns what the network does, float tensors.
+
+    Attributes:
+        completed: the program.
+    """
+
+    def __init__(self, completed: Completed) -> None:
+        super().__init__()
+        self.completed = completed
+        self.graph = completed.graph
+        self._constants = {node: _read_constant(self.graph, node) for node in self.graph.graph.nodes if _is_stored(node)}
+
+    @torch.no_grad()
+    def forward(self, *inputs: Tensor) -> Any:
+        return real(_Integers(self.graph, self._constants, None).run(*inputs))
+
+    @torch.no_grad()
+    def codes(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """The codes that every quantizer makes of `inputs`, by the quantizer's name in the program, in order."""
+        found: dict[str, Tensor] = {}
+        _Integers(self.graph, self._constants, lambda node, codes: found.update({node.name: codes})).run(*inputs)
+        return found
+
+
+class _Integers(Interpreter):
+    def __init__(self, module: Any, constants: dict[Node, Constant], tap: Tap | None) -> None:
+        super().__init__(module)
+        self.constants, self.tap = constants, tap
+
+    def run_node(self, n: Node) -> Any:
+        if n in self.constants:
+            return self.constants[n]
+        if n.op != "call_function" or ops.is_size(n):
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if n.target is QUANTIZE:
+            return self._quantize(n, args[0])
+        if n.target is DEQUANTIZE and isinstance(args[0], Codes):
+            return args[0]
+        result = _on_codes(n, args, kwargs)
+        return n.target(*real(args), **real(kwargs)) if result is None else result  # type: ignore[operator]
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Arithmetic on sizes."""
+        if args and isinstance(args[0], Codes):
+            args = (args[0].codes, *args[1:])
+        return super().call_function(target, real(args), kwargs)
+
+    def _quantize(self, node: Node, value: Any) -> Codes:
+        grid = grid_of(node)
+        if isinstance(value, Pending):
+            codes = value.on(grid)
+        else:
+            codes = kernels.quantize(real(value), grid)
+        if self.tap is not None:
+            self.tap(node, codes)
+        return Codes(codes, grid)
+
+
+def _on_codes(node: Node, args: Any, kwargs: Any) -> Any:
+    """The result of an operator on integers, or `None` where it computes in float."""
+    target, first = node.target, args[0] if args else None
+    if target is ops.operator.getitem and isinstance(first, (list, tuple)):
+        return first[args[1]]
+    if ops.kind(node) is not None:
+        return _layer(node, args)
+    if target in ops.CONCAT:
+        return _concatenate(target, args)
+    if not isinstance(first, Codes):
+        return None
+    if target in ops.MOVEMENT:
+        return _move(target, first, args, kwargs)
+    second = args[1] if len(args) > 1 else None
+    if isinstance(second, Codes) and not kwargs and target in (aten.add.Tensor, aten.mul.Tensor):
+        kernel = kernels.add if target is aten.add.Tensor else kernels.multiply
+        return Pending(
+            lambda grid: kernel(first.codes, first.grid, second.codes, second.grid, grid),
+            lambda: target(first.real(), second.real()),
+        )
+    if target is aten.adaptive_avg_pool2d.default and list(args[1]) == [1, 1]:
+        return Pending(
+            lambda grid: kernels.global_average(first.codes, first.grid, grid), lambda: target(first.real(), args[1])
+        )
+    if target is aten.avg_pool2d.default:
+        return Pending(
+            lambda grid: kernels.average(lambda x: target(x, *args[1:]), first.codes, first.grid, grid),
+            lambda: target(first.real(), *args[1:]),
+        )
+    return None
+
+
+def _layer(node: Node, args: Any) -> Pending | None:
+    """A convolution or linear layer with a quantized input, weight and (if it has any) bias."""
+    x, weight, bias = [*args, None][:3]
+    kind = str(ops.kind(node))
+    if not isinstance(x, Codes) or not isinstance(weight, Constant) or kind.startswith("conv_transpose"):
+        return None
+    if bias is not None and not isinstance(bias, Constant):
+        return None
+    target: Any = node.target
+    channel = node.meta["val"].dim() - 1 if kind == "linear" else 1
+    shape = [1] * node.meta["val"].dim()
+    shape[channel] = -1
+    total = kernels.accumulate(
+        lambda x, w: target(x, w, None, *args[3:]),
+        x.codes,
+        x.grid,
+        weight.integers,
+        None if bias is None else bias.integers.reshape(shape),
+    )
+    step = (kernels.single(x.grid.scale) * weight.scale).reshape(shape)
+    return Pending(lambda grid: kernels.requantize(total, step, grid), lambda: total * step)
+
+
+def _concatenate(target: Any, args: Any) -> Codes | Pending | None:
+    parts = args[0]
+    if not all(isinstance(part, Codes) for part in parts):
+        return None
+    first = parts[0].grid
+    if all(part.grid.same_codes(first) for part in parts):
+        low, high = min(part.grid.low for part in parts), max(part.grid.high for part in parts)
+        grid = Grid(first.scale, first.zero_point, low, high, first.dtype)
+        return Codes(target([part.codes for part in parts], *args[1:]), grid)
+    return Pending(
+        lambda grid: target([kernels.regrid(part.codes, part.grid, grid) for part in parts], *args[1:]),
+        lambda: target([part.real() for part in parts], *args[1:]),
+    )
+
+
+def _move(target: Any, x: Codes, args: Any, kwargs: Any) -> Any:
+    codes, rest = x.codes, real(args[1:])
+    if target in (aten.pad.default, aten.constant_pad_nd.default):
+        mode, fill = _padding(target, rest)
+        if mode != "constant" or fill:
+            return None
+        return Codes(aten.constant_pad_nd.default(codes, rest[0], x.grid.zero_point), x.grid)
+    if target in (aten.max_pool1d.default, aten.max_pool2d.default):  # PyTorch pools no bytes
+        return Codes(target(codes.to(torch.float32), *rest, **kwargs).to(codes.dtype), x.grid)
+    moved = target(codes, *rest, **kwargs)
+    if isinstance(moved, Tensor):
+        return Codes(moved, x.grid)
+    return [Codes(part, x.grid) for part in moved]
+
+
+def _padding(target: Any, rest: Any) -> tuple[str, float]:
+    """Mode and fill value of a padding, from its arguments after the input."""
+    if target is aten.constant_pad_nd.default:
+        return "constant", float(rest[1]) if len(rest) > 1 else 0.0
+    mode = rest[1] if len(rest) > 1 else "constant"
+    return mode, float(rest[2]) if len(rest) > 2 and rest[2] is not None else 0.0
+
+
+def _is_stored(node: Node) -> bool:
+    if node.target not in (DEQUANTIZE, DEQUANTIZE_CHANNELS):
+        return False
+    codes: Any = node.args[0]
+    return bool(codes.op == "get_attr")
+
+
+def _read_constant(graph: Any, node: Node) -> Constant:
+    codes = constant(graph, node.args[0])
+    if node.target is DEQUANTIZE:
+        grid = grid_of(node)
+        scale, zero_point, axis = torch.tensor([grid.scale]), torch.tensor([grid.zero_point]), -1
+    else:
+        scale, zero_point = constant(graph, node.args[1]), constant(graph, node.args[2])
+        axis = int(node.args[3])  # type: ignore[call-overload]
+    shape = [1] * codes.dim()
+    shape[axis] = -1
+    integers = codes.to(torch.int32) - zero_point.to(torch.int32).reshape(shape if axis >= 0 else ())
+    return Constant(integers if codes.dtype is torch.int32 else integers.to(torch.float32), scale, axis)

@@ -13,6 +13,7 @@ import brecq
 from brecq.deploy.complete import Added, Completed, complete
 from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported
+from brecq.deploy.onnx import weight_only
 from brecq.deploy.onnx.lower import lower, weight_widths
 from brecq.deploy.onnx.neutral import neutral
 from brecq.deploy.onnx.packing import PACKS, Pack, requirements
@@ -55,7 +56,8 @@ def write(result: QuantResult, path: Path, *, pack: Pack = "planes") -> Exported
         raise ExportError(f"the ONNX graph is not valid: {error}; please report it") from error
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
-    return Exported(path, (path,), path.stat().st_size, notes(completed.added, pack, widths))
+    found = (*notes(completed.added, pack, widths), *weight_only.notes(model.graph))
+    return Exported(path, (path,), path.stat().st_size, found)
 
 
 def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: Pack) -> None:

@@ -49,6 +49,7 @@ FORMATS = {
     for each in (
         Format("onnx", "brecq.deploy.onnx.write", ".onnx", "onnx", "ONNX Runtime, integer kernels, packed weights"),
         Format("openvino", "brecq.deploy.openvino.write", ".xml", "openvino", "OpenVINO, int8 kernels, packed weights"),
+        Format("qonnx", "brecq.deploy.qonnx", ".onnx", "onnx", "QONNX for FINN and hls4ml, any bit-width"),
         Format(
             "compressed-tensors",
             "brecq.deploy.compressed_tensors",

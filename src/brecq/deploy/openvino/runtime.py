@@ -12,7 +12,11 @@ LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 
 def compile_cpu(path: Path, threads: int = 0) -> Any:
     """The compiled model; call it with a list of arrays. `threads` 0 leaves their number to OpenVINO."""
-    properties = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    properties = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # or float activations of layers with integer weights are rounded
+        "INFERENCE_NUM_THREADS": threads,
+    }
     return openvino.Core().compile_model(path, "CPU", properties)
 
 

@@ -50,6 +50,7 @@ FORMATS = {
         Format("onnx", "brecq.deploy.onnx.write", ".onnx", "onnx", "ONNX Runtime, integer kernels, packed weights"),
         Format("openvino", "brecq.deploy.openvino.write", ".xml", "openvino", "OpenVINO, int8 kernels, packed weights"),
         Format("qonnx", "brecq.deploy.qonnx", ".onnx", "onnx", "QONNX for FINN and hls4ml, any bit-width"),
+        Format("pt2", "brecq.deploy.pt2", ".pt2", "", "torch.export program with packed weights; int8 through torch.compile"),
         Format(
             "compressed-tensors",
             "brecq.deploy.compressed_tensors",

@@ -34,7 +34,8 @@ class Cell:
     """One measurement. `row` and `column` say where it stands in the table of `network`; they do not identify it.
 
     Cells with equal network, row and column and different seeds are averaged. An empty column stands in all of them.
-    `config` is `None` for the float network. `calibration` and `samples` are numbers of inputs.
+    `config` is `None` for the float network. `calibration` and `samples` are numbers of inputs. `detail` is whatever
+    else determines the result, such as the runtime that it was measured in.
     """
 
     network: str
@@ -43,6 +44,7 @@ class Cell:
     calibration: int
     samples: int
     config: QuantConfig | None = None
+    detail: str = ""
 
     def key(self) -> dict[str, Any]:
         """What determines the result, as JSON gives it back."""
@@ -53,6 +55,8 @@ class Cell:
             config["recipe"] = {key: value for key, value in config["recipe"].items() if key.startswith("range_")}
         calibration = 0 if config is None else self.calibration
         key = {"network": self.network, "calibration": calibration, "samples": self.samples, "config": config}
+        if self.detail:
+            key["detail"] = self.detail
         found: dict[str, Any] = json.loads(json.dumps(key))
         return found
 
@@ -100,7 +104,8 @@ def run(cells: Sequence[Cell], results: Results, measure: Callable[[Cell], Value
         else:
             values = record["values"]
         took = f"  {format_seconds(values['seconds'])}" if "seconds" in values else ""
-        print(f"{name}  top-1 {values['top1']:.2f} %{took}{known}", file=sys.stderr, flush=True)
+        top1 = f"  top-1 {values['top1']:.2f} %" if "top1" in values else ""
+        print(f"{name}{top1}{took}{known}", file=sys.stderr, flush=True)
 
 
 def run_and_print(

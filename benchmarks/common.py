@@ -21,6 +21,7 @@ DATA = REPOSITORY.parent / "shared" / "data"  # README.md says what has to be th
 CIFAR = ("resnet20", "resnet32")
 CIFAR_CALIBRATION, CIFAR_TEST = 1024, 4000
 IMAGENET = ("efficientnet_lite0", "squeezenet1_1")
+VIT = "vit"
 IMAGENET_CALIBRATION, IMAGENET_TEST = 1000, 800
 
 
@@ -71,7 +72,7 @@ def _stage(inputs: int, outputs: int, stride: int, depth: int) -> nn.Sequential:
 
 @lru_cache(maxsize=1)
 def network(name: str) -> Source:
-    """One of `CIFAR` or `IMAGENET` with its trained weights, and its preprocessing."""
+    """One of `CIFAR` or `IMAGENET` with its trained weights, or `VIT` with random ones, and its preprocessing."""
     weights = DATA / "weights"
     if name in CIFAR:
         model = CifarResNet(int(name.removeprefix("resnet")))
@@ -80,6 +81,13 @@ def network(name: str) -> Source:
         return Source(name, model.eval(), preprocessing, (preprocessing.example(),), name)
     if name == "efficientnet_lite0":
         return load_source(f"{REPOSITORY / 'demo' / 'efficientnet_lite0.py'}:build")
+    if name == VIT:  # four blocks of width 192, for speed and size only
+        import timm
+
+        torch.manual_seed(0)
+        vit = timm.create_model("vit_tiny_patch16_224", depth=4).eval()
+        preprocessing = Preprocessing.imagenet()
+        return Source(name, vit, preprocessing, (preprocessing.example(),), name)
     return load_source(f"torchvision:{name}", require(weights / f"imagenet_{name}.safetensors"))
 
 

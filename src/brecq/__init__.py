@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from brecq.config import LayerRule, QuantConfig, Recipe
     from brecq.data.dataset import Dataset
+    from brecq.deploy.benchmark import Benchmark, benchmark
     from brecq.deploy.formats import Exported, export
+    from brecq.deploy.simulate.model import IntegerModel, simulate
+    from brecq.deploy.verify import Verification, verify
     from brecq.evaluation import Evaluation, evaluate
     from brecq.pipeline import Inspection, inspect, quantize
     from brecq.report import Report
@@ -36,23 +39,35 @@ _HOMES = {
     "Dataset": "data.dataset",
     "export": "deploy.formats",
     "Exported": "deploy.formats",
+    "simulate": "deploy.simulate.model",
+    "IntegerModel": "deploy.simulate.model",
+    "verify": "deploy.verify",
+    "Verification": "deploy.verify",
+    "benchmark": "deploy.benchmark",
+    "Benchmark": "deploy.benchmark",
 }
 
 __all__ = [
+    "Benchmark",
     "Dataset",
     "Evaluation",
     "Exported",
     "Inspection",
+    "IntegerModel",
     "LayerRule",
     "QuantConfig",
     "QuantResult",
     "Recipe",
     "Report",
+    "Verification",
+    "benchmark",
     "evaluate",
     "export",
     "inspect",
     "load",
     "quantize",
+    "simulate",
+    "verify",
 ]
 
 

@@ -111,7 +111,7 @@ class _Tally:
                     "compare networks with equal outputs"
                 )
             self.has_reference = True
-            axis = _class_axis(output)
+            axis = class_axis(output)
             if axis is not None:
                 same = output.argmax(axis) == expected.argmax(axis)
                 self.predictions += same.numel()
@@ -140,7 +140,7 @@ def sqnr(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
-def _class_axis(output: Tensor) -> int | None:
+def class_axis(output: Tensor) -> int | None:
     if output.ndim < 2:
         return None
     axis = -1 if output.ndim == 3 else 1

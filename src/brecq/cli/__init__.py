@@ -1,4 +1,4 @@
-"""The command `brecq`: quantize, evaluate and inspect from a shell."""
+"""The command `brecq`: quantize, evaluate, inspect, export, verify and benchmark from a shell."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
+from brecq.cli.benchmark import benchmark as _benchmark
 from brecq.cli.evaluate import evaluate as _evaluate
+from brecq.cli.export import export as _export
 from brecq.cli.inspect import inspect as _inspect
 from brecq.cli.parsing import join_pairs
 from brecq.cli.quantize import quantize as _quantize
+from brecq.cli.verify import verify as _verify
 from brecq.errors import BrecqError
 
 ERROR_STATUS = 2
@@ -74,6 +77,9 @@ app = typer.Typer(
 app.command("quantize", cls=_PairsCommand)(_quantize)
 app.command("evaluate")(_evaluate)
 app.command("inspect", cls=_PairsCommand)(_inspect)
+app.command("export")(_export)
+app.command("verify")(_verify)
+app.command("benchmark")(_benchmark)
 
 
 def _show_version(wanted: bool) -> None:

@@ -50,6 +50,12 @@ def evaluate(
         bool,
         typer.Option("--reference/--no-reference", help="Compare with the float model.", rich_help_panel="The model"),
     ] = True,
+    integer: Annotated[
+        bool,
+        typer.Option(
+            "--integer", help="Evaluate what integer hardware computes, code for code.", rich_help_panel="The model"
+        ),
+    ] = False,
     batch_size: Annotated[
         int, typer.Option(metavar="N", min=1, help="Samples at a time.", rich_help_panel="The run")
     ] = 64,
@@ -103,7 +109,7 @@ def evaluate(
             tell(console, "reference", spec)
     elif not dataset.labelled:
         raise ConfigError("without labels and without the float model nothing can be measured; give --labels")
-    quantized = result.model
+    quantized = brecq.simulate(result) if integer else result.model
     if submodule is not None and float_model is not None:
         quantized = Submodule(float_model, submodule, dataset.parts[0].subset(slice(0, 2)).inputs).put_back(quantized)
     measured = brecq.evaluate(quantized, dataset, reference=float_model, batch_size=batch_size, device=device)
@@ -112,7 +118,7 @@ def evaluate(
         values = {k: v if v is None or math.isfinite(v) else None for k, v in dataclasses.asdict(measured).items()}
         typer.echo(json.dumps(values))
     else:
-        tell(console, "quantized", describe_evaluation(measured))
+        tell(console, "on integers" if integer else "quantized", describe_evaluation(measured))
 
 
 def choose_reference(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from brecq.config import LayerRule, Recipe
@@ -97,8 +98,12 @@ def parse_recipe(preset: str, settings: Sequence[str], shortcuts: dict[str, Any]
     return recipe.replace(**{"name": "custom", **changes})
 
 
-def parse_value(key: str, text: str, kind: Any) -> Any:
-    """`text` as the type `kind` of a recipe's field: int, float, bool, str, a Literal or a tuple of floats."""
+def parse_value(key: str, text: str, kind: Any, option: str = "--recipe-set") -> Any:
+    """`text` as a value of the type `kind`: int, float, bool, str, a Literal or a tuple of floats, or None too."""
+    if get_origin(kind) is UnionType and type(None) in get_args(kind):
+        if text.lower() == "none":
+            return None
+        kind = next(each for each in get_args(kind) if each is not type(None))
     try:
         if kind is bool:
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
@@ -114,8 +119,8 @@ def parse_value(key: str, text: str, kind: Any) -> Any:
     except (KeyError, ValueError):
         pass
     else:
-        raise TypeError(f"no text form for the recipe's {key} of type {kind}")
-    raise ConfigError(f"--recipe-set {key} is {text!r}; give {describe_type(kind)}")
+        raise TypeError(f"no text form for {option} {key} of type {kind}")
+    raise ConfigError(f"{option} {key} is {text!r}; give {describe_type(kind)}")
 
 
 def describe_type(kind: Any) -> str:
@@ -125,6 +130,25 @@ def describe_type(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return f"{len(get_args(kind))} numbers separated by commas"
     return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+
+
+def parse_format_options(format: str, settings: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` settings of an export format, each as the type that the format's writer declares."""
+    from brecq.deploy.formats import option_types
+
+    types = option_types(format)
+    found: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if key not in types:
+            takes = f"choose from {', '.join(types)}" if types else "it has none"
+            raise ConfigError(f"--option {setting!r}: the format {format} has no option {key!r}; {takes}")
+        if not equals:
+            raise ConfigError(f"--option {setting!r} gives no value; write {key}=VALUE")
+        if key in found:
+            raise ConfigError(f"the option {key} is set twice; keep one")
+        found[key] = parse_value(key, value, types[key], "--option")
+    return found
 
 
 def require_path(option: str, path: Path | None, *, file: bool = False) -> None:

@@ -12,7 +12,9 @@ from rich.table import Table
 from brecq.progress import format_seconds
 
 if TYPE_CHECKING:
-    from brecq import Evaluation
+    from brecq import Benchmark, Evaluation, Verification
+    from brecq.deploy.compare import CodesCompared
+    from brecq.deploy.runtime import Kernels
     from brecq.pipeline import BlockSummary
     from brecq.report import ScopeEntry
 
@@ -102,6 +104,52 @@ def block_table(blocks: Sequence[BlockSummary]) -> Table:
             str(len(block.outputs)),
         )
     return table
+
+
+def comparison_table(found: Verification) -> Table:
+    """The file against the simulator and the quantized network, and what completion costs."""
+    numbers = ("same\n%", "largest\nsteps", "mean\nsteps", "agreement\n%")
+    table = make_table(f"{found.runtime} on {found.samples} samples", ["", *numbers], numeric=numbers)
+    for name, row in (
+        ("file against the integer simulator", found.simulator),
+        ("file against the fake-quantized network", found.quantized),
+        ("of that, by completing the program", found.completion),
+    ):
+        agreement = "" if row.agreement is None else f"{row.agreement:.2f}"
+        # never rounded up to 100: one differing code has to show
+        same = f"{min(row.identical, 99.99) if row.identical < 100 else 100:.2f}"
+        table.add_row(name, same, f"{row.largest:.3g}", f"{row.mean:.3g}", agreement)
+    return table
+
+
+def codes_table(tensors: Sequence[CodesCompared]) -> Table:
+    """Tensors whose codes differ, in order of execution."""
+    numbers = ("differing", "of", "largest")
+    table = make_table("Codes that differ", ["tensor", *numbers], numeric=numbers)
+    for each in tensors:
+        table.add_row(each.tensor, str(each.differing), str(each.count), str(each.largest))
+    return table
+
+
+def latency_table(measured: Benchmark) -> Table:
+    """Milliseconds per call, float and quantized side by side."""
+    numbers = ("batch", "shortest\nms", "median\nms", "CPU\nms", "runs", "speed")
+    threads = f"{measured.threads} thread{'s' if measured.threads > 1 else ''}"
+    table = make_table(f"Latency in {measured.runtime}, {threads}", ["", *numbers], numeric=numbers)
+    for name, latencies in (("float", measured.floating), ("quantized", measured.quantized)):
+        for each in latencies:
+            speedup = measured.speedup(each.batch) if name == "quantized" else None
+            table.add_row(
+                name, str(each.batch), f"{each.shortest:.2f}", f"{each.median:.2f}", f"{each.cpu:.2f}",
+                str(each.runs), "" if speedup is None else f"{speedup:.2f}×",
+            )  # fmt: skip
+    return table
+
+
+def describe_kernels(kernels: Kernels) -> str:
+    """`50 of 50 convolutions and linear layers are integer kernels`"""
+    total = kernels.integer + kernels.floating
+    return f"{kernels.integer} of {total} convolutions and linear layers are integer kernels"
 
 
 def megabytes(size: int) -> str:

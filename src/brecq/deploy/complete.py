@@ -47,6 +47,21 @@ class Completed:
     example_inputs: tuple[Tensor, ...]
     added: tuple[Added, ...]
 
+    def quantizers(self) -> dict[str, Node]:
+        """The quantizers of activations in program order, by a name that tells whose output each puts on a grid."""
+        found: dict[str, Node] = {}
+        for node in self.graph.graph.nodes:
+            if node.target is QUANTIZE:
+                source: Any = node.args[0]
+                path = ops.module_path(source)
+                base = f"{path}.{ops.op_name(source)}" if path else f"{source.name}.codes"
+                name, count = base, 1
+                while name in found:
+                    count += 1
+                    name = f"{base}#{count}"
+                found[name] = node
+        return found
+
 
 def complete(result: QuantResult, *, linear_outputs: bool = False, fold_clamps: bool = True) -> Completed:
     """The completed program of a result; the result is left as it is.
@@ -59,6 +74,7 @@ def complete(result: QuantResult, *, linear_outputs: bool = False, fold_clamps: 
         ExportError: the result holds no ranges to complete it with.
     """
     graph = _program(result)
+    rewrite.gather_quantizers(graph)
     nodes = tensors_to_complete(graph, linear_outputs=linear_outputs)
     grids = resolve(graph, result.ranges or [])
     missing = [node for node in nodes if node not in grids]

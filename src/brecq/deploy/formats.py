@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Format:
-    """An export format. `module` has a function `write(result, path, **options) -> Exported`.
+    """An export format.
 
-    `suffix` is that of its file, empty for a folder; `extra` is the optional dependency that it needs.
+    Attributes:
+        module: has a function `write(result, path, *, ...) -> Exported`; its keyword-only parameters are the options.
+        suffix: of its file, empty for a folder. extra: the optional dependency that it needs.
+        runner: the module that loads such a file into its runtime, `load(path, threads) -> runtime.Runner`; empty
+            without one. exact: True if the runtime computes what the integer simulator computes, code for code.
+        differs: otherwise, why it may not. files: suffixes of files that lie beside the one that is named.
     """
 
     name: str
@@ -27,6 +33,10 @@ class Format:
     suffix: str
     extra: str
     summary: str
+    runner: str = ""
+    exact: bool = False
+    differs: str = ""
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,19 +57,21 @@ class Exported:
 FORMATS = {
     each.name: each
     for each in (
-        Format("onnx", "brecq.deploy.onnx.write", ".onnx", "onnx", "ONNX Runtime, integer kernels, packed weights"),
-        Format("openvino", "brecq.deploy.openvino.write", ".xml", "openvino", "OpenVINO, int8 kernels, packed weights"),
-        Format("qonnx", "brecq.deploy.qonnx", ".onnx", "onnx", "QONNX for FINN and hls4ml, any bit-width"),
-        Format("pt2", "brecq.deploy.pt2", ".pt2", "", "torch.export program with packed weights; int8 through torch.compile"),
         Format(
-            "compressed-tensors",
-            "brecq.deploy.compressed_tensors",
-            "",
-            "compressed-tensors",
-            "transformers and vLLM, weight-only linear layers",
+            "onnx", "brecq.deploy.onnx.write", ".onnx", "onnx", "ONNX Runtime: integer kernels, packed weights",
+            runner="brecq.deploy.onnx.session", exact=True,
+        ),
+        Format(
+            "openvino", "brecq.deploy.openvino.write", ".xml", "openvino", "OpenVINO: int8 kernels, packed weights",
+        ),
+        Format("qonnx", "brecq.deploy.qonnx", ".onnx", "onnx", "QONNX for FINN and hls4ml: any bit-width"),
+        Format("pt2", "brecq.deploy.pt2", ".pt2", "", "torch.export program: packed weights, int8 with torch.compile"),
+        Format(
+            "compressed-tensors", "brecq.deploy.compressed_tensors", "", "compressed-tensors",
+            "transformers and vLLM: packed linear weights, activations in float",
         ),
     )
-}
+}  # fmt: skip
 """Registered formats by name."""
 
 
@@ -78,14 +90,12 @@ def export(result: QuantResult, path: Path | str, format: str = "onnx", **option
         ExportError: the format cannot express the network (the message names the layers and what would help), a
             package is missing, or the file cannot be written.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"the format is {format!r}; choose one of {', '.join(FORMATS)}")
-    write = _writer(FORMATS[format])
-    known = options_of(FORMATS[format], write)
+    known = option_types(format)
     unknown = sorted(set(options) - known.keys())
     if unknown:
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
         raise ConfigError(f"the format {format} has no option {unknown[0]!r}; {takes}")
+    write = _writer(find(format))
     path = Path(path)
     if not path.parent.is_dir():
         raise ExportError(f"the folder {str(path.parent)!r} does not exist; create it, or choose another path")
@@ -93,10 +103,23 @@ def export(result: QuantResult, path: Path | str, format: str = "onnx", **option
     return exported
 
 
-def options_of(format: Format, write: Callable[..., Exported] | None = None) -> dict[str, inspect.Parameter]:
-    """The options that a format takes: the keyword-only parameters of its `write`."""
-    parameters = inspect.signature(write or _writer(format)).parameters
-    return {name: value for name, value in parameters.items() if value.kind is value.KEYWORD_ONLY}
+def find(name: str) -> Format:
+    """The format of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"the format is {name!r}; choose one of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def option_types(name: str) -> dict[str, Any]:
+    """The options that a format takes and their types: the keyword-only parameters of its `write`."""
+    write = _writer(find(name))
+    hints = typing.get_type_hints(write, localns={"QuantResult": Any})  # imported for the type checker only
+    parameters = inspect.signature(write).parameters.values()
+    return {each.name: hints[each.name] for each in parameters if each.kind is each.KEYWORD_ONLY}
 
 
 def _writer(format: Format) -> Callable[..., Exported]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from brecq.deploy.grids import POOLS, QUANTIZE, is_integer_layer, is_join, quantized_as
+from brecq.deploy.grids import POOLS, QUANTIZE, activations, is_integer_layer, is_join, quantized_as
 from brecq.graph import ops
 
 CLAMPS = {
@@ -69,6 +69,21 @@ def operands(node: Node) -> list[Node]:
         return [part for part in node.args[0] if isinstance(part, Node)]  # type: ignore[union-attr]
     count = 2 if node.target in (ops.aten.add.Tensor, ops.aten.mul.Tensor) else 1
     return [arg for arg in node.args[:count] if isinstance(arg, Node)]
+
+
+def float_operators(graph: GraphModule) -> set[str]:
+    """Names of the operators that a completed program computes in float: the others compute on codes or move data."""
+    found = set()
+    for node in activations(graph.graph):
+        if node.op != "call_function" or node.target in ops.MOVEMENT or quantized_as(node) is not None:
+            continue
+        if is_integer_layer(node) and not str(ops.kind(node)).startswith("conv_transpose"):
+            continue
+        ends_in_codes = bool(node.users) and all(user.target is QUANTIZE for user in node.users)
+        if computes_on_codes(node) and ends_in_codes and all(quantized_as(operand) for operand in operands(node)):
+            continue
+        found.add(ops.op_name(node))
+    return found
 
 
 def _is_spatial(mean: Node) -> bool:

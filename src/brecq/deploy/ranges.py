@@ -5,6 +5,7 @@ Stored with a result, they let it be completed for an integer runtime without an
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from brecq.deploy import rewrite
 from brecq.deploy.grids import Grid, activations
 from brecq.deploy.plan import tensors_to_complete
 from brecq.errors import CheckpointError
@@ -48,21 +50,27 @@ class FloatRange:
 
 @torch.no_grad()
 def record(
-    converted: GraphModule, inputs: Sequence[Tensor], device: torch.device | str, norm: float = 2.4, candidates: int = 100
+    converted: GraphModule,
+    inputs: Sequence[Tensor],
+    device: torch.device | str,
+    norm: float = 2.4,
+    candidates: int = 100,
 ) -> list[FloatRange]:
     """Run up to 256 of the `inputs` (each [N, ...]) through a converted program and choose a range for every tensor
     that an integer runtime may want quantized: that with the smallest Lp error, as for all other activations."""
-    nodes = tensors_to_complete(converted, linear_outputs=True)
+    program = GraphModule(converted, copy.deepcopy(converted.graph))
+    rewrite.gather_quantizers(program)
+    nodes = tensors_to_complete(program, linear_outputs=True)
     if not nodes:
         return []
     observers = {node: ActivationFakeQuantize(IntRange.activations(BITS), torch.per_tensor_affine) for node in nodes}
     for observer in observers.values():
         observer.mode = Mode.OBSERVE
-    run = _Recorder(converted, observers)
+    run = _Recorder(program, observers)
     for start in range(0, min(len(inputs[0]), SAMPLES), _BATCH):
         stop = min(start + _BATCH, SAMPLES)
         run.run(*(value[start:stop].to(device) for value in inputs))
-    positions = {node: position for position, node in enumerate(activations(converted.graph))}
+    positions = {node: position for position, node in enumerate(activations(program.graph))}
     found = []
     for node, observer in observers.items():
         observer.initialize(norm, candidates)

@@ -15,6 +15,14 @@ from brecq.graph import ops
 
 aten = ops.aten
 
+_HOISTED = {
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.permute.default,
+    aten.transpose.int, aten.t.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+    aten.unsqueeze.default, aten.contiguous.default, aten.clone.default, aten.max_pool1d.default,
+    aten.max_pool2d.default,
+}  # fmt: skip
+"""Operators that a quantizer may be put in front of: each element of their input reaches the output, or loses to it."""
+
 
 def drop_guards(module: GraphModule) -> None:
     """Remove the input checks that an exported program's module begins with."""
@@ -25,6 +33,51 @@ def drop_guards(module: GraphModule) -> None:
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
+
+
+def gather_quantizers(module: GraphModule) -> None:
+    """Put quantizers where integer kernels have theirs: right behind the operator that computes, and one a grid.
+
+    A quantizer behind data that is only moved is put in front of the movement, which it commutes with (with a maximum
+    too: quantizing is monotone). Of several that put a tensor on the same grid, one is kept.
+    """
+    for node in list(module.graph.nodes):
+        quantizer = node
+        while quantizer.target is QUANTIZE and _only_moves(quantizer.args[0], quantizer):
+            quantizer = _hoist(module, quantizer)
+    for node in list(module.graph.nodes):
+        first: dict[Grid, Node] = {}
+        for user in [user for user in node.users if user.target is QUANTIZE]:
+            kept = first.setdefault(grid_of(user), user)
+            if kept is not user:
+                user.replace_all_uses_with(kept)
+                module.graph.erase_node(user)
+
+
+def _only_moves(moved: Node, quantizer: Node) -> bool:
+    if moved.target not in _HOISTED or list(moved.users) != [quantizer]:
+        return False
+    source: Any = moved.args[0]
+    return list(source.users) == [moved] and source.target is not DEQUANTIZE
+
+
+def _hoist(module: GraphModule, quantizer: Node) -> Node:
+    """`source → movement → quantize → dequantize` becomes `source → quantize → dequantize → movement`."""
+    moved: Any = quantizer.args[0]
+    source = moved.args[0]
+    dequantizers = list(quantizer.users)
+    with module.graph.inserting_before(moved):
+        before = module.graph.call_function(QUANTIZE, (source, *quantizer.args[1:]))
+        behind = module.graph.call_function(DEQUANTIZE, (before, *quantizer.args[1:]))
+    if "val" in source.meta:
+        before.meta["val"] = source.meta["val"].to(grid_of(quantizer).dtype)
+        behind.meta["val"] = source.meta["val"]
+    moved.replace_input_with(source, behind)
+    for dequantizer in dequantizers:
+        dequantizer.replace_all_uses_with(moved)
+        module.graph.erase_node(dequantizer)
+    module.graph.erase_node(quantizer)
+    return before
 
 
 def name_means(module: GraphModule) -> None:

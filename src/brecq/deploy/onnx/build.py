@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from brecq.deploy.onnx.neutral import DOMAIN
 
-
 _SHARED = 4096
 
 
@@ -51,7 +50,8 @@ class Builder:
             name, self._count = f"_{self._count}", self._count + 1
         output = node.outputs[0]
         output.name = name
-        output.dtype = dtype
+        if dtype is not None:
+            output.dtype = dtype
         output.shape = None if shape is None else ir.Shape(list(shape))
         self.graph.insert_before(before, node)
         return output

@@ -102,14 +102,14 @@ def _lower_quantize(build: Builder, node: ir.Node) -> None:
     scale, zero = _qparams(build, node)
     output = node.outputs[0]
     low, high, signed = (integer(node, key) for key in ("low", "high", "signed"))
-    name = output.name
-    codes = build.node(
-        node, "QuantizeLinear", [node.inputs[0], scale, zero], f"{name}_q", output.dtype, output.shape
-    )
-    if (low, high) != ((-128, 127) if signed else (0, 255)):
+    name, output.name = output.name, f"{output.name}_neutral"
+    clip = (low, high) != ((-128, 127) if signed else (0, 255))
+    inputs = [node.inputs[0], scale, zero]
+    codes = build.node(node, "QuantizeLinear", inputs, f"{name}_all" if clip else name, output.dtype, output.shape)
+    if clip:
         kind = np.int8 if signed else np.uint8
         bounds = [build.constant(f"code{bound}", np.array(bound, kind)) for bound in (low, high)]
-        codes = build.node(node, "Clip", [codes, *bounds], f"{name}_clip", output.dtype, output.shape)
+        codes = build.node(node, "Clip", [codes, *bounds], name, output.dtype, output.shape)
     build.replace(node, codes)
 
 

@@ -16,13 +16,15 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 import onnxscript
 import torch
-from torch.fx import Node
+from torch import Tensor
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from brecq.deploy.complete import Completed
@@ -89,10 +91,21 @@ def neutral(completed: Completed, opset: int = 18) -> ir.Model:
     Raises:
         ExportError: an operator of the network has no counterpart in ONNX.
     """
-    program = to_program(completed.graph, completed.example_inputs)
-    names = list(completed.inputs)
     outputs = output_names(completed)
-    reason: Exception
+    model = to_onnx(completed.graph, completed.example_inputs, list(completed.inputs), outputs, opset)
+    _name_codes(model, list(completed.quantizers()))
+    return model
+
+
+def to_onnx(
+    graph: GraphModule, examples: Sequence[Tensor], inputs: list[str], outputs: list[str] | None, opset: int = 18
+) -> ir.Model:
+    """A graph as ONNX, with brecq's operators where it quantizes; dimension 0 of inputs and outputs is `batch`.
+
+    Raises:
+        ExportError: an operator has no counterpart in ONNX.
+    """
+    program = to_program(graph, examples)
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         try:
@@ -101,19 +114,27 @@ def neutral(completed: Completed, opset: int = 18) -> ir.Model:
                 dynamo=True,
                 opset_version=opset,
                 custom_translation_table=TABLE,  # type: ignore[arg-type]
-                input_names=names,
+                input_names=inputs,
                 output_names=outputs,
                 verbose=False,
             )
         except Exception as error:  # the exporter raises many types of its own
-            reason = error
-            raise ExportError(_explain(reason)) from error
+            raise ExportError(_explain(error)) from error
     assert exported is not None
     model: ir.Model = exported.model
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None and len(value.shape):
             value.shape = ir.Shape(["batch", *list(value.shape)[1:]])
     return model
+
+
+def _name_codes(model: ir.Model, names: list[str]) -> None:
+    """Codes carry the names of the program's quantizers, by which they are compared with the simulator's."""
+    quantizers = [node for node in model.graph if node.domain == DOMAIN and node.op_type == "Quantize"]
+    assert len(quantizers) == len(names), "the exporter merged or dropped a quantizer"
+    taken = {*model.graph.initializers, *(value.name for value in (*model.graph.inputs, *model.graph.outputs))}
+    for node, name in zip(quantizers, names, strict=True):
+        node.outputs[0].name = name if name not in taken else f"{name}.codes"
 
 
 def output_names(completed: Completed) -> list[str]:

@@ -43,7 +43,14 @@ def carrier_bits(bits: int) -> int:
 
 
 def unpacked(
-    build: Builder, before: ir.Node, name: str, codes: np.ndarray, zero_point: np.ndarray, low: int, bits: int, pack: Pack
+    build: Builder,
+    before: ir.Node,
+    name: str,
+    codes: np.ndarray,
+    zero_point: np.ndarray,
+    low: int,
+    bits: int,
+    pack: Pack,
 ) -> ir.Value:
     """INT8 values codes - zero_point, from constants stored at `bits` bits.
 

@@ -97,17 +97,15 @@ def linear_layers(graph: ir.Graph) -> None:
         last = product if bias is None or addition is None else addition
         inputs = [_rows(build, product, x), weight.outputs[0], *([] if bias is None else [bias])]
         name = last.outputs[0].name
-        gemm = build.node(
-            last, "Gemm", inputs, f"{name}_rows", ir.DataType.FLOAT, [None, shape[-1]], {"transB": 1}
-        )
+        gemm = build.node(last, "Gemm", inputs, f"{name}_rows", ir.DataType.FLOAT, [None, shape[-1]], {"transB": 1})
         quantizer = only_reader(last.outputs[0])
         target = last
         if quantizer is not None and quantizer.op_type == "Quantize" and quantizer.domain == DOMAIN:
             attributes = {key: attribute.value for key, attribute in quantizer.attributes.items()}
             dtype = quantizer.outputs[0].dtype
-            gemm = build.node(
-                quantizer, "Quantize", [gemm], f"{name}_codes", dtype, [None, shape[-1]], attributes, DOMAIN
-            )
+            label = quantizer.outputs[0].name
+            quantizer.outputs[0].name = f"{label}_replaced"
+            gemm = build.node(quantizer, "Quantize", [gemm], label, dtype, [None, shape[-1]], attributes, DOMAIN)
             target = quantizer
         sizes = build.constant(f"{name}_shape", np.array([-1, *shape[1:]], np.int64))
         restored = build.node(target, "Reshape", [gemm, sizes], f"{name}_restored", gemm.dtype, shape)
@@ -134,8 +132,8 @@ def _added_bias(addition: ir.Node | None, product: ir.Value) -> ir.Value | None:
 def protect_float_weights(graph: ir.Graph) -> None:
     """Keep float weights behind a quantized input in float.
 
-    ONNX Runtime quantizes them by itself, per tensor, where they are constants between Q/DQ. Cut to their own size plus
-    that of the batch, they are the same weights, but no constants.
+    ONNX Runtime quantizes them by itself, per tensor, where they are constants between Q/DQ. Cut to their own size
+    plus that of the batch, they are the same weights, but no constants.
     """
     build = Builder(graph)
     rows: ir.Value | None = None
@@ -197,10 +195,10 @@ def move_codes(graph: ir.Graph) -> None:
         )  # fmt: skip
         graph.insert_before(node, moved)
         for old, new in zip(node.outputs, moved.outputs, strict=True):
-            new.name, new.dtype, new.shape = f"{old.name}_codes", dtype, old.shape
-            value = build.node(
-                node, "Dequantize", [new], f"{old.name}_value", old.dtype, old.shape, grid, DOMAIN
-            )
+            new.name, new.shape = f"{old.name}_codes", old.shape
+            if dtype is not None:
+                new.dtype = dtype
+            value = build.node(node, "Dequantize", [new], f"{old.name}_value", old.dtype, old.shape, grid, DOMAIN)
             if old.is_graph_output():
                 value.name, old.name = old.name, f"{old.name}_replaced"
             ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)

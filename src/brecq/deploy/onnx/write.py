@@ -30,9 +30,9 @@ def write(result: QuantResult, path: Path, *, pack: Pack = "planes") -> Exported
     """Write a result as one ONNX file.
 
     Args:
-        pack: how weights below 8 bits are stored: `planes` (opset 18, any bit-width at its true size), `cast` (INT4 and
-            INT2 initializers, opset 21 or 25), or `native` (the same, read by DequantizeLinear: for the toolchains of
-            accelerators; ONNX Runtime's CPU kernels are float then, or the file does not load).
+        pack: how weights below 8 bits are stored: `planes` (opset 18, any bit-width at its true size), `cast` (INT4
+            and INT2 initializers, opset 21 or 25), or `native` (the same, read by DequantizeLinear: for the toolchains
+            of accelerators; ONNX Runtime's CPU kernels are float then, or the file does not load).
 
     Raises:
         ConfigError: `pack` is none of these. ExportError: as `brecq.export`.
@@ -90,7 +90,7 @@ def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: P
 def notes(added: tuple[Added, ...], pack: Pack, widths: set[int]) -> tuple[str, ...]:
     """What a user should know about the file."""
     opset, _ = requirements(pack, widths)
-    runtime = {18: "1.17", 21: "1.23", 25: "1.24"}[opset]
+    runtime = {18: "1.19", 21: "1.23", 25: "1.24"}[opset]  # the oldest that a file of each was run in
     found = [f"opset {opset}: ONNX Runtime {runtime} or newer"]
     if added:
         names = ", ".join(each.layer or each.tensor for each in added[:4])
@@ -98,8 +98,8 @@ def notes(added: tuple[Added, ...], pack: Pack, widths: set[int]) -> tuple[str, 
         found.append(f"quantized to 8 bits in addition, as integer kernels need it: the outputs of {names}{more}")
     if pack == "native" and widths != {8}:
         found.append(
-            "native INT4/INT2 weights: ONNX Runtime's CPU provider needs session.disable_quant_qdq=1 to load this file, "
-            "and computes in float; use it for accelerator toolchains"
+            "native INT4/INT2 weights: ONNX Runtime's CPU provider needs session.disable_quant_qdq=1 to load this "
+            "file, and computes in float; use it for accelerator toolchains"
         )
     if 8 in widths:
         found.append(

@@ -1,14 +1,13 @@
 """Integer kernels as ONNX Runtime computes them, code for code.
 
-Codes are uint8 (int8 where a grid says so) tensors. What a kernel accumulates is exact; what it rescales is float32, one
-rounding per operation, in the order of the runtime's own kernels (MLAS and `contrib_ops/cpu/quantization`). On x86 the
-addition uses fused multiply-add, which is reproduced here by one rounding from float64.
+Codes are uint8 (int8 where a grid says so) tensors. What a kernel accumulates is exact; what it rescales is float32,
+one rounding per operation, in the order of the runtime's own kernels. On x86 its addition uses fused multiply-add, for
+the zero points' share too, which is reproduced here by one rounding from float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ def single(value: float | Tensor) -> Tensor:
 
 
 def quantize(x: Tensor, grid: Grid) -> Tensor:
-    """QuantizeLinear and Clip: codes of float32 values. It divides by the scale where PyTorch multiplies by its inverse."""
+    """QuantizeLinear and Clip: codes of float32 values. It divides by the scale, PyTorch multiplies by its inverse."""
     return _codes(torch.round(x / single(grid.scale)) + grid.zero_point, grid)
 
 
@@ -62,16 +61,21 @@ def requantize(total: Tensor, step: Tensor, grid: Grid) -> Tensor:
 def add(a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, grid: Grid) -> Tensor:
     """QLinearAdd."""
     factor_a, factor_b = single(grid_a.scale) / single(grid.scale), single(grid_b.scale) / single(grid.scale)
-    fixed = single(grid.zero_point) - (factor_a * grid_a.zero_point + factor_b * grid_b.zero_point)
-    partial = (a.to(torch.float64) * factor_a.double() + fixed.double()).to(torch.float32)
-    total = (b.to(torch.float64) * factor_b.double() + partial.double()).to(torch.float32)
-    return _codes(torch.round(total), grid)
+    zeros = _multiply_add(single(grid_a.zero_point), factor_a, factor_b * grid_b.zero_point)
+    partial = _multiply_add(b, factor_b, grid.zero_point - zeros)
+    return _codes(torch.round(_multiply_add(a, factor_a, partial)), grid)
+
+
+def _multiply_add(x: Tensor, factor: Tensor, addend: Tensor) -> Tensor:
+    """x * factor + addend in float32, rounded once. Of at most 8-bit `x` the product is exact in float64."""
+    return (x.to(torch.float64) * factor.double() + addend.double()).to(torch.float32)
 
 
 def multiply(a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, grid: Grid) -> Tensor:
     """QLinearMul."""
-    product = dequantize(a, grid_a) * dequantize(b, grid_b)
-    return _codes(torch.round(product / single(grid.scale) + grid.zero_point), grid)
+    product = (a.to(torch.float32) - grid_a.zero_point) * (b.to(torch.float32) - grid_b.zero_point)
+    step = single(grid_a.scale) * single(grid_b.scale) / single(grid.scale)
+    return _codes(torch.round(product * step + grid.zero_point), grid)
 
 
 def global_average(codes: Tensor, source: Grid, grid: Grid) -> Tensor:
@@ -96,8 +100,3 @@ def regrid(codes: Tensor, source: Grid, grid: Grid) -> Tensor:
 
 def _codes(values: Tensor, grid: Grid) -> Tensor:
     return values.clamp(grid.low, grid.high).to(grid.dtype)
-
-
-def conv(arguments: tuple[Any, ...], target: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """The convolution of a node with these `arguments` as a function of activation and weight."""
-    return lambda x, weight: target(x, weight, None, *arguments[3:])

@@ -48,7 +48,9 @@ class IntegerModel(nn.Module):
         super().__init__()
         self.completed = completed
         self.graph = completed.graph
-        self._constants = {node: _read_constant(self.graph, node) for node in self.graph.graph.nodes if _is_stored(node)}
+        self._constants = {
+            node: _read_constant(self.graph, node) for node in self.graph.graph.nodes if _is_stored(node)
+        }
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Any:
@@ -56,9 +58,10 @@ class IntegerModel(nn.Module):
 
     @torch.no_grad()
     def codes(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """The codes that every quantizer makes of `inputs`, by the quantizer's name in the program, in order."""
+        """The codes that every quantizer makes of `inputs`, by its name in `Completed.quantizers`, in order."""
+        names = {node: name for name, node in self.completed.quantizers().items()}
         found: dict[str, Tensor] = {}
-        _Integers(self.graph, self._constants, lambda node, codes: found.update({node.name: codes})).run(*inputs)
+        _Integers(self.graph, self._constants, lambda node, codes: found.update({names[node]: codes})).run(*inputs)
         return found
 
 
@@ -88,10 +91,7 @@ class _Integers(Interpreter):
 
     def _quantize(self, node: Node, value: Any) -> Codes:
         grid = grid_of(node)
-        if isinstance(value, Pending):
-            codes = value.on(grid)
-        else:
-            codes = kernels.quantize(real(value), grid)
+        codes = value.on(grid) if isinstance(value, Pending) else kernels.quantize(real(value), grid)
         if self.tap is not None:
             self.tap(node, codes)
         return Codes(codes, grid)
@@ -204,7 +204,7 @@ def _read_constant(graph: Any, node: Node) -> Constant:
         scale, zero_point, axis = torch.tensor([grid.scale]), torch.tensor([grid.zero_point]), -1
     else:
         scale, zero_point = constant(graph, node.args[1]), constant(graph, node.args[2])
-        axis = int(node.args[3])  # type: ignore[call-overload]
+        axis = int(node.args[3])  # type: ignore[arg-type]
     shape = [1] * codes.dim()
     shape[axis] = -1
     integers = codes.to(torch.int32) - zero_point.to(torch.int32).reshape(shape if axis >= 0 else ())

@@ -1,0 +1,201 @@
+"""Exported files: size against the ideal, equality with the simulator, integer kernels, accuracy, and speed.
+
+    python benchmarks/deploy.py
+    python benchmarks/deploy.py --networks resnet20 --settings W4A8 W2A8 --targets onnx
+    python benchmarks/deploy.py --table
+
+Every network is quantized once per setting (weights and activations of inner layers; first and last layer at 8 bits)
+and kept in benchmarks/out/deploy, then exported to every target. Finished cells are kept in
+benchmarks/results/deploy.jsonl and not measured again. The vision transformer has random weights: of it only sizes,
+kernels, equality and speed mean anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cells import Cell, Results, Values, bits, parser, run
+from common import CIFAR, IMAGENET, REPOSITORY, VIT, calibration_data, network, quality, test_data, use_threads
+
+import brecq
+from brecq import QuantConfig, Recipe
+from brecq.deploy.sizes import ideal_bytes
+
+NETWORKS = (CIFAR[0], *IMAGENET, VIT)
+SETTINGS = ("W8A8", "W4A8", "W3A8", "W2A8", "W4A4")
+FOLDER = REPOSITORY / "benchmarks" / "out" / "deploy"
+STEPS = {CIFAR[0]: 200, VIT: 0}
+"""Steps per block, where it is not the default of 50; 0 rounds to nearest."""
+
+CODES = 32
+"""Samples whose every code is compared with the simulator's."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format and its options. `runs` is false where no runtime executes the files here."""
+
+    format: str
+    suffix: str
+    options: dict[str, Any]
+    runs: bool = True
+
+
+TARGETS = {
+    "ONNX Runtime": Target("onnx", ".onnx", {}),
+    "ONNX Runtime, cast": Target("onnx", ".onnx", {"pack": "cast"}),
+}
+
+MEASURES = {
+    "megabytes": ("file, MB", 2),
+    "over": ("over the ideal size, %", 1),
+    "float_megabytes": ("float file, MB", 2),
+    "kernels": ("layers on integer kernels, %", 1),
+    "codes": ("codes that differ from the simulator's", 0),
+    "simulator": ("outputs equal to the simulator's, %", 2),
+    "agreement": ("top-1 agreement with the fake-quantized network, %", 2),
+    "completion": ("the same of the completed program in PyTorch, %", 2),
+    "top1_float": ("top-1 of the float network, %", 2),
+    "top1": ("top-1 of the fake-quantized network, %", 2),
+    "top1_file": ("top-1 of the file, %", 2),
+    "float_ms_1": ("float, batch 1, ms", 2),
+    "ms_1": ("quantized, batch 1, ms", 2),
+    "speed_1": ("times faster at batch 1", 2),
+    "float_ms_16": ("float, batch 16, ms", 2),
+    "ms_16": ("quantized, batch 16, ms", 2),
+    "speed_16": ("times faster at batch 16", 2),
+}
+
+
+def main() -> None:
+    options = arguments()
+    use_threads(options.threads)
+    results = Results(options.results)
+    cells = list_cells(options)
+    if not options.table:
+        run(cells, results, measure)
+    print(tables(cells, results))
+
+
+def arguments() -> argparse.Namespace:
+    found = parser(__doc__, "deploy.jsonl")
+    found.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
+    found.add_argument("--settings", nargs="+", default=SETTINGS, metavar="WxAy", help=f"of {' '.join(SETTINGS)} ...")
+    found.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS)[:1])
+    found.add_argument("--placement", choices=("output", "input"), default="output")
+    found.add_argument("--calibration", type=int, default=256, metavar="N", help="calibration inputs")
+    found.add_argument("--samples", type=int, default=400, metavar="N", help="test inputs")
+    return found.parse_args()
+
+
+def list_cells(options: argparse.Namespace) -> list[Cell]:
+    cells = []
+    for name in options.networks:
+        for setting in options.settings:
+            for target in options.targets:
+                config = configure(name, setting, options)
+                cell = Cell(name, target, setting, options.calibration, options.samples, config, detail=target)
+                cells.append(cell)
+    return cells
+
+
+def configure(name: str, setting: str, options: argparse.Namespace) -> QuantConfig:
+    weights, activations = bits(setting)
+    config = QuantConfig(weights, activations, placement=options.placement, seed=options.seeds[0])
+    steps = STEPS.get(name, 50) if options.steps is None else options.steps
+    if steps == 0:
+        return replace(config, method="rtn")
+    return replace(config, recipe=Recipe.preset("fast").replace(steps=steps))
+
+
+def measure(cell: Cell) -> Values:
+    target = TARGETS[cell.detail]
+    result = quantized(cell)
+    path = FOLDER / f"{cell.network}-{cell.column}-{target.format}{''.join(target.options.values())}{target.suffix}"
+    exported = brecq.export(result, path, target.format, **target.options)
+    values: Values = {"megabytes": exported.size / 1e6}
+    values |= {"over": 100 * (exported.size / ideal_bytes(result) - 1)}
+    if not target.runs:
+        return values
+    data = test_data(cell.network, cell.samples)
+    inner = brecq.verify(result, path, data.subset(slice(0, CODES)), format=target.format, bisect=True)
+    values |= {"codes": float(sum(tensor.differing for tensor in inner.tensors))}
+    values |= {"compared": float(sum(tensor.count for tensor in inner.tensors))}
+    found = brecq.verify(result, path, data, format=target.format)
+    values |= {"simulator": found.simulator.identical}
+    if found.quantized.agreement is not None and found.completion.agreement is not None:
+        values |= {"agreement": found.quantized.agreement, "completion": found.completion.agreement}
+    if found.kernels is not None:
+        layers = found.kernels.integer + found.kernels.floating
+        values |= {"kernels": 100 * found.kernels.integer / layers}
+    if cell.network != VIT:
+        values |= accuracy(cell, result, path, target)
+    speed = brecq.benchmark(result, path, format=target.format)
+    values |= {"float_megabytes": speed.float_size / 1e6}
+    for floating, integer in zip(speed.floating, speed.quantized, strict=True):
+        batch = integer.batch
+        values |= {f"float_ms_{batch}": floating.shortest, f"ms_{batch}": integer.shortest}
+        values |= {f"speed_{batch}": floating.shortest / integer.shortest}
+    return values
+
+
+def accuracy(cell: Cell, result: brecq.QuantResult, path: Path, target: Target) -> Values:
+    """Top-1 in percent of the float network, the fake-quantized one, and the file in its runtime."""
+    import torch
+
+    from brecq.deploy.runtime import open_file
+
+    runner, _ = open_file(path, target.format)
+    data = test_data(cell.network, cell.samples)
+    assert data.labels is not None
+    hits = 0
+    for inputs, labels in data.batches(16):
+        assert labels is not None
+        hits += int((torch.from_numpy(runner(*(x.numpy() for x in inputs))[0]).argmax(1) == labels).sum())
+    model = network(cell.network).model
+    return {
+        "top1_float": quality(cell.network, model, cell.samples)["top1"],
+        "top1": quality(cell.network, result.model, cell.samples)["top1"],
+        "top1_file": 100 * hits / len(data),
+    }
+
+
+def quantized(cell: Cell) -> brecq.QuantResult:
+    """The quantized network of a cell, from its folder if it was quantized before."""
+    key = {name: value for name, value in cell.key().items() if name not in ("detail", "samples")}
+    mark = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    folder = FOLDER / f"{cell.network}-{cell.column}-{mark}"
+    if not (folder / "manifest.json").exists():
+        assert cell.config is not None
+        data = calibration_data(cell.network, cell.calibration)
+        brecq.quantize(network(cell.network).model, data, cell.config).save(folder)
+    return brecq.load(folder)
+
+
+def tables(cells: list[Cell], results: Results) -> str:
+    """For every network and target a Markdown table: measures down, settings across."""
+    lines: list[str] = []
+    for name, target in dict.fromkeys((cell.network, cell.detail) for cell in cells):
+        mine = [cell for cell in cells if (cell.network, cell.detail) == (name, target)]
+        records = {cell.column: record for cell in mine if (record := results.find(cell)) is not None}
+        if not records:
+            continue
+        lines += [f"**{name}**, {target}", "", f"| | {' | '.join(records)} |", f"|---|{'---:|' * len(records)}"]
+        for key, (title, digits) in MEASURES.items():
+            texts = [f"{r['values'][key]:.{digits}f}" if key in r["values"] else "" for r in records.values()]
+            if any(texts):
+                lines.append(f"| {title} | {' | '.join(texts)} |")
+        lines.append("")
+    found = [record for cell in cells if (record := results.find(cell)) is not None]
+    lines += ["Measured on:", *dict.fromkeys(f"- {record['environment']}" for record in found), ""]
+    lines += ["```", *dict.fromkeys(record["command"] for record in found), "```"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

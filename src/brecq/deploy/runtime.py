@@ -1,0 +1,68 @@
+"""Exported files in their runtimes: what `verify` and `benchmark` need of a runtime, and which one takes a file."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from brecq.deploy.formats import FORMATS, Format, find, needs
+from brecq.errors import ConfigError, ExportError
+
+
+class Runner(Protocol):
+    """A file loaded into its runtime. Call it with the network's inputs in order; it returns its outputs in order."""
+
+    name: str
+
+    def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]: ...
+
+    def kernels(self) -> Kernels | None:
+        """How layers are computed; `None` where the runtime does not tell."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Convolutions and linear layers by the kernels that a runtime chose for them.
+
+    `integer` and `floating` count layers; `operators` counts every operator of the runtime's graph by its name.
+    """
+
+    integer: int
+    floating: int
+    operators: dict[str, int]
+
+
+def open_file(path: Path | str, format: str | None = None, threads: int = 1) -> tuple[Runner, Format]:
+    """Load an exported file into its runtime.
+
+    Args:
+        format: of the file; by default the one that its name's ending belongs to.
+
+    Raises:
+        ConfigError: the format is unknown, or has no runtime that runs here.
+        ExportError: the file is missing or cannot be loaded, or the runtime is not installed.
+    """
+    path = Path(path)
+    chosen = _format_of(path, format)
+    if not path.exists():
+        raise ExportError(f"{str(path)!r} does not exist; write it with brecq export")
+    if not chosen.runner:
+        raise ConfigError(f"files of the format {chosen.name} cannot be run here; export to another one to verify it")
+    with needs(chosen.extra, f"running {chosen.name} files"):
+        module: Any = importlib.import_module(chosen.runner)
+    runner: Runner = module.load(path, threads)
+    return runner, chosen
+
+
+def _format_of(path: Path, name: str | None) -> Format:
+    if name is not None:
+        return find(name)
+    for format in FORMATS.values():
+        if format.suffix and path.name.endswith(format.suffix):
+            return format
+    endings = ", ".join(f"{format.suffix} ({format.name})" for format in FORMATS.values() if format.suffix)
+    raise ConfigError(f"no format writes files like {path.name!r}; known endings are {endings}; name it with --format")

@@ -27,8 +27,8 @@ from brecq.deploy.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, 
 from brecq.deploy.planes import pack_plane, plane_widths
 from brecq.errors import ExportError
 from brecq.graph.convert import to_program
-from brecq.graph.fold import add_constant, fold_constants, get_tensor
-from brecq.graph.ops import aten
+from brecq.graph.fold import add_constant, get_tensor
+from brecq.graph.ops import aten, kind
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -43,6 +43,8 @@ def write(result: QuantResult, path: Path) -> Exported:
     completed = program_of(result)
     pack_weights(completed.graph)
     program = to_program(completed.graph, completed.example_inputs)
+    for node in program.graph.nodes:  # where each operator came from takes more space than packed weights
+        node.meta = {key: value for key, value in node.meta.items() if key == "val"}
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with temporary.open("wb") as file:
@@ -72,9 +74,8 @@ def load(path: Path | str) -> ExportedProgram:
 def compile_x86(path: Path | str) -> Callable[..., Any]:
     """The program of a `.pt2` file, lowered to int8 kernels by `torch.compile` (x86, needs a C++ compiler).
 
-    What is fused: every convolution and linear layer with a quantized input, with the activation function, the residual
-    addition and the quantizer behind it. What is not: pooling, concatenation, attention, which run in float on
-    dequantized values.
+    Convolutions and linear layers with a quantized input become int8 kernels, fused with the activation function and
+    the quantizer behind them. Transposed convolutions, pooling, additions, and attention run in float.
 
     Call the result under `torch.no_grad()`; the first call compiles, and so does the first with another batch size.
 
@@ -87,7 +88,7 @@ def compile_x86(path: Path | str) -> Callable[..., Any]:
     graph = load(path).module()
     assert isinstance(graph, GraphModule)
     _refuse_zero_points(graph)
-    fold_constants(graph)
+    _unpack_once(graph)
     compiled = torch.compile(graph)
 
     def run(*inputs: Any) -> Any:
@@ -126,7 +127,7 @@ def _widen(graph: GraphModule, quantizer: Node) -> None:
     clamped.meta = dict(source.meta)
     whole = Grid(grid.scale, grid.zero_point, info.min, info.max, grid.dtype).arguments()
     quantizer.args = (clamped, *whole)
-    for dequantizer in quantizer.users:
+    for dequantizer in list(quantizer.users):
         dequantizer.args = (quantizer, *whole)
 
 
@@ -135,6 +136,7 @@ def pack_weights(graph: GraphModule) -> None:
     """Replace integer weights by packed buffers and the operators that unpack them, integer biases by float ones."""
     stored = collect_tensors(graph)
     built: dict[str, Node] = {}
+    build = _Builder(graph)
     for node in list(graph.graph.nodes):
         source: Any = node.args[0] if node.target in (DEQUANTIZE, DEQUANTIZE_CHANNELS) else None
         if source is None or source.op != "get_attr":
@@ -142,11 +144,12 @@ def pack_weights(graph: GraphModule) -> None:
         name = str(source.target)
         if name not in built:
             value = stored[name]
+            build.before = node
             if not isinstance(value, PackedWeight):
                 assert not isinstance(value, Tensor)
-                built[name] = add_constant(graph, f"{name}_value", value.dequantize(), node)
+                built[name] = build.constant(f"{name}_value", value.dequantize())
             else:
-                built[name] = _unpacked(graph, name, value, node)
+                built[name] = _unpacked(build, name, value)
             built[name].meta["val"] = node.meta["val"]
         node.replace_all_uses_with(built[name])
     graph.graph.eliminate_dead_code()
@@ -155,54 +158,105 @@ def pack_weights(graph: GraphModule) -> None:
     graph.recompile()
 
 
-def _unpacked(graph: GraphModule, name: str, weight: PackedWeight, before: Node) -> Node:
+class _Builder:
+    """Adds nodes in front of `before`, and constants, equal ones of up to 64 KiB once."""
+
+    before: Node
+
+    def __init__(self, graph: GraphModule) -> None:
+        self.graph = graph
+        self._names: dict[tuple[Any, ...], str] = {}
+
+    def call(self, operator: Any, *arguments: Any, **options: Any) -> Node:
+        with self.graph.graph.inserting_before(self.before):
+            return self.graph.graph.call_function(operator, arguments, options)
+
+    def constant(self, name: str, value: Tensor) -> Node:
+        key = (value.dtype, tuple(value.shape), value.numpy().tobytes()) if value.nbytes <= 1 << 16 else (name,)
+        if key in self._names:
+            with self.graph.graph.inserting_before(self.before):
+                return self.graph.graph.get_attr(self._names[key])
+        node = add_constant(self.graph, name, value, self.before)
+        self._names[key] = str(node.target)
+        return node
+
+
+def _unpacked(build: _Builder, name: str, weight: PackedWeight) -> Node:
     """The operators that make the float weight of its packed codes."""
-    wide = weight.bits == 8 and bool(weight.zero_point.any())
-    if weight.bits == 8:
-        codes = add_constant(graph, f"{name}_codes", weight.codes(), before)
+    zero_point, low = torch.zeros_like(weight.zero_point), min(weight.low, -1)
+    if weight.bits < 8:
+        codes = _centred(build, name, weight)
     else:
-        codes = _centred(graph, name, weight, before)
-    zero_point = weight.zero_point if wide else torch.zeros_like(weight.zero_point, dtype=torch.int8)
-    info = torch.iinfo(torch.int8)
-    carrier = (info.min, info.max, torch.int8) if weight.low < 0 or not wide else (0, 255, torch.uint8)
+        codes = build.constant(f"{name}_codes", weight.codes())
+        zero_point, low = weight.zero_point, weight.low
+    carrier = (-128, 127, torch.int8) if low < 0 else (0, 255, torch.uint8)
     if weight.axis is None:
-        arguments: tuple[Any, ...] = (float(weight.scale), int(zero_point), *carrier)
-        operator: Any = DEQUANTIZE
-    else:
-        zeros = add_constant(graph, f"{name}_zeros", zero_point, before)
-        scale = add_constant(graph, f"{name}_scale", weight.scale, before)
-        arguments, operator = (scale, zeros, weight.axis, *carrier), DEQUANTIZE_CHANNELS
-    with graph.graph.inserting_before(before):
-        return graph.graph.call_function(operator, (codes, *arguments))
+        return build.call(DEQUANTIZE, codes, float(weight.scale), int(zero_point), *carrier)
+    zeros = zero_point if zero_point.any() else zero_point.to(torch.int8)
+    constants = (build.constant(f"{name}_scale", weight.scale), build.constant("zeros", zeros))
+    return build.call(DEQUANTIZE_CHANNELS, codes, *constants, weight.axis, *carrier)
 
 
-def _centred(graph: GraphModule, name: str, weight: PackedWeight, before: Node) -> Node:
+def _centred(build: _Builder, name: str, weight: PackedWeight) -> Node:
     """int8 codes minus zero point, of the shape of the weight."""
     shape = list(weight.shape)
     flat = (weight.codes().to(torch.int16) - weight.low).reshape(-1).numpy().astype("uint8")
     total: Node | None = None
     position = 0
-
-    def call(operator: Any, *arguments: Any) -> Node:
-        with graph.graph.inserting_before(before):
-            return graph.graph.call_function(operator, arguments)
-
     for width in plane_widths(weight.bits):
-        plane = torch.from_numpy(pack_plane((flat >> position) & (2**width - 1), width))
-        stored = add_constant(graph, f"{name}_bits{position}", plane[:, None], before)
-        shifts = add_constant(graph, f"shifts{width}", torch.arange(0, 8, width, dtype=torch.uint8), before)
-        part = call(aten.bitwise_and.Scalar, call(aten.bitwise_right_shift.Tensor, stored, shifts), 2**width - 1)
-        part = call(aten.slice.Tensor, call(aten.reshape.default, part, [-1]), 0, 0, len(flat))
+        packed = torch.from_numpy(pack_plane((flat >> position) & (2**width - 1), width))
+        stored = build.constant(f"{name}_bits{position}", packed[:, None])
+        shifts = build.constant(f"shifts{width}", torch.arange(0, 8, width, dtype=torch.uint8))
+        part = build.call(aten.bitwise_and.Scalar, build.call(aten.bitwise_right_shift.Tensor, stored, shifts), 2**width - 1)
+        if packed.numel() * (8 // width) != len(flat):
+            part = build.call(aten.slice.Tensor, build.call(aten.reshape.default, part, [-1]), 0, 0, len(flat))
         if position:
-            part = call(aten.bitwise_left_shift.Tensor_Scalar, part, position)
-        total = part if total is None else call(aten.bitwise_or.Tensor, total, part)
+            part = build.call(aten.bitwise_left_shift.Tensor_Scalar, part, position)
+        part = build.call(aten.reshape.default, part, shape)
+        total = part if total is None else build.call(aten.bitwise_or.Tensor, total, part)
         position += width
-    codes = call(aten._to_copy.default, call(aten.reshape.default, total, shape))
-    codes.kwargs = {"dtype": torch.int8}
+    codes = build.call(aten._to_copy.default, total, dtype=torch.int8)
     offset = (weight.zero_point - weight.low).to(torch.int8)
     if weight.axis is not None:
         offset = offset.reshape([-1 if axis == weight.axis else 1 for axis in range(len(shape))])
-    return call(aten.sub.Tensor, codes, add_constant(graph, f"{name}_zero_point", offset, before))
+    return build.call(aten.sub.Tensor, codes, build.constant(f"{name}_zero_point", offset))
+
+
+@torch.no_grad()
+def _unpack_once(graph: GraphModule) -> None:
+    """Evaluate what unpacks weights; dequantizing them is left to the kernels.
+
+    Transposed convolutions have no int8 kernel, and one that looks as if it had fails to compile: theirs are evaluated
+    to the end.
+    """
+    for node in list(graph.graph.nodes):
+        if str(kind(node)).startswith("conv_transpose"):
+            value = _constant_value(graph, node.args[1])
+            if value is not None:
+                node.update_arg(1, add_constant(graph, f"{node.name}_weight", value, node))
+    for node in list(graph.graph.nodes):
+        if node.target is not DEQUANTIZE_CHANNELS and node.target is not DEQUANTIZE:
+            continue
+        value = _constant_value(graph, node.args[0])
+        if value is not None:
+            node.args = (add_constant(graph, f"{node.name}_codes", value, node), *node.args[1:])
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _constant_value(graph: GraphModule, node: Any) -> Any:
+    """The value of a node that depends on constants only; `None` for others. Other arguments are their own value."""
+    if not isinstance(node, Node):
+        return node
+    if node.op == "get_attr":
+        return get_tensor(graph, str(node.target))
+    if node.op != "call_function" or node.target is QUANTIZE or not node.all_input_nodes:
+        return None
+    values = {source: _constant_value(graph, source) for source in node.all_input_nodes}
+    if any(value is None for value in values.values()):
+        return None
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _refuse_zero_points(graph: GraphModule) -> None:

@@ -67,6 +67,9 @@ FORMATS = {
         Format("qonnx", "brecq.deploy.qonnx", ".onnx", "onnx", "QONNX for FINN and hls4ml: any bit-width"),
         Format("pt2", "brecq.deploy.pt2", ".pt2", "", "torch.export program: packed weights, int8 with torch.compile"),
         Format(
+            "executorch", "brecq.deploy.executorch", ".pte", "executorch", "ExecuTorch with XNNPACK: int8, linear 4-bit",
+        ),
+        Format(
             "compressed-tensors", "brecq.deploy.compressed_tensors", "", "compressed-tensors",
             "transformers and vLLM: packed linear weights, activations in float",
         ),

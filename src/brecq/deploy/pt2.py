@@ -110,12 +110,13 @@ def program_of(result: QuantResult) -> Completed:
     completed = complete(result, fold_clamps=False)
     for node in list(completed.graph.graph.nodes):
         if node.target is QUANTIZE:
-            _widen(completed.graph, node)
+            widen(completed.graph, node)
     completed.graph.recompile()
     return completed
 
 
-def _widen(graph: GraphModule, quantizer: Node) -> None:
+def widen(graph: GraphModule, quantizer: Node) -> None:
+    """Let a quantizer of fewer codes than its type holds use all of them, and clamp in front of it."""
     grid = grid_of(quantizer)
     info = torch.iinfo(grid.dtype)
     if grid.whole:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from torch.fx import GraphModule
 
+from brecq.graph.capture import capture
+
+Captured = Callable[[str], GraphModule]
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-
-torch.set_num_threads(1)  # the suite runs in several processes; threads that wait for each other are slower
 
 
 @pytest.fixture
@@ -27,10 +31,12 @@ def shared_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def deterministic() -> None:
-    """Every test starts from the same random state."""
+    """Every test starts from the same random state, on one thread: tensors are tiny, the suite runs in several
+    processes, and threads that wait for each other cost far more than they gain."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +49,15 @@ def networks() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def captures(networks: ModuleType) -> Captured:
+    """The captured network of a name in `networks`, the same one every time: copy it before changing it."""
+
+    @cache
+    def get(name: str) -> GraphModule:
+        model = networks.build(getattr(networks, name))
+        return capture(model, networks.inputs(model))
+
+    return get

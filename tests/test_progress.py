@@ -187,13 +187,14 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> No
     done=st.integers(0, 49),
     share=st.floats(0, 1),
     rate=st.floats(1e-3, 1e3),
+    later=st.integers(0, 1000),
 )
 def test_at_a_constant_rate_the_estimate_is_exact(
-    blocks: int, steps: int, resumed: int, done: int, share: float, rate: float
+    blocks: int, steps: int, resumed: int, done: int, share: float, rate: float, later: int
 ) -> None:
     resumed = min(resumed, blocks - 1)
     done = min(done, blocks - 1 - resumed)
-    clock = Clock(blocks, steps, now=0.0)
+    clock = Clock(blocks, steps, now=0.0, later=later)
     now = 0.0
     for _ in range(resumed):
         now += 0.5
@@ -206,7 +207,7 @@ def test_at_a_constant_rate_the_estimate_is_exact(
     if done == 0 and step == 0:
         assert left is None
     else:
-        assert left == pytest.approx(((blocks - resumed - done) * steps - step) * rate, abs=1e-6)
+        assert left == pytest.approx(((blocks - resumed - done) * steps - step + later) * rate, abs=1e-6)
 
 
 @pytest.mark.parametrize(

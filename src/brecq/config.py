@@ -91,6 +91,8 @@ class Recipe:
             activations in float, then `activation_steps` on the step sizes (the BRECQ paper).
         activation_steps: steps per block of that second stage.
         step_space: learn the logarithm of a step size (scale-free) or the step size itself.
+        bias_lr: Adam learning rate of the biases, in units of the root mean square of the layer's biases; 0 leaves
+            them alone.
         qdrop: probability with which an activation element skips quantization while learning (QDrop), inside
             the block and at its input; 0 turns it off.
         loss: squared error, or squared error weighted by the diagonal Fisher information of the block output.
@@ -102,6 +104,9 @@ class Recipe:
         beta: exponent β of the regularizer, annealed linearly from the first to the second value.
         warmup: share of the steps without regularizer.
         keep_best: keep the hard-rounded state with the lowest loss seen, not the last one.
+        tuning: steps of the end-to-end tuning after the last block, as a multiple of `steps`; it learns all step sizes
+            and biases together against the outputs of the float network. 0 leaves it out.
+        tune_lr: Adam learning rate of the tuning, annealed to 0; relative, as step sizes are learned as logarithms.
         range_norm: exponent p of the Lp error that range initialization minimizes.
         range_candidates: shrink factors tried by range initialization.
         range_samples: calibration samples that activation ranges are initialized on.
@@ -115,6 +120,7 @@ class Recipe:
     joint: bool = True
     activation_steps: int = 0
     step_space: StepSpace = "log"
+    bias_lr: float = 1e-2
     qdrop: float = 0.5
     loss: Loss = "plain"
     fisher_labels: FisherLabels = "sampled"
@@ -123,6 +129,8 @@ class Recipe:
     beta: tuple[float, float] = (20.0, 2.0)
     warmup: float = 0.2
     keep_best: bool = True
+    tuning: float = 0.5
+    tune_lr: float = 1e-2
     range_norm: float = 2.4
     range_candidates: int = 100
     range_samples: int = 256
@@ -133,7 +141,15 @@ class Recipe:
         _check_choice("step_space", self.step_space, StepSpace)
         for name in ("steps", "batch_size", "range_candidates", "range_samples"):
             _check_number(name, getattr(self, name), 1)
-        for name in ("activation_steps", "rounding_lr", "step_lr", "rounding_penalty"):
+        for name in (
+            "activation_steps",
+            "rounding_lr",
+            "step_lr",
+            "bias_lr",
+            "rounding_penalty",
+            "tuning",
+            "tune_lr",
+        ):
             _check_number(name, getattr(self, name), 0)
         for name in ("qdrop", "warmup"):
             _check_number(name, getattr(self, name), 0, 1)
@@ -144,6 +160,11 @@ class Recipe:
             )
         if self.joint and self.activation_steps:
             raise ConfigError("activation_steps belongs to the two-stage recipe; set joint=False, or leave it 0")
+
+    @property
+    def tuning_steps(self) -> int:
+        """Steps of the end-to-end tuning."""
+        return round(self.tuning * self.steps)
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with `changes`; unknown names raise `ConfigError`."""
@@ -165,7 +186,8 @@ _PRESETS = {
     "fast": Recipe(name="fast"),
     "paper": Recipe(
         name="paper", steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000, step_lr=4e-4,
-        step_space="linear", qdrop=0.0, loss="fisher", normalize_loss=False, rounding_penalty=0.01, keep_best=False,
+        step_space="linear", bias_lr=0.0, qdrop=0.0, loss="fisher", normalize_loss=False, rounding_penalty=0.01,
+        keep_best=False, tuning=0.0,
     ),
     "thorough": Recipe(name="thorough", steps=1_500),
 }  # fmt: skip

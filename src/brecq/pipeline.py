@@ -179,6 +179,7 @@ def _run_state(
     if run_dir is None or config.method == "rtn":
         return None
     relevant = {key: value for key, value in config.to_dict().items() if key != "memory_budget"}
+    relevant["recipe"] = {k: v for k, v in relevant["recipe"].items() if k not in ("tuning", "tune_lr")}  # of no block
     blocks = [f"{block.name}: {', '.join(block.layers)}" for block in network.blocks]
     mark = fingerprint(relevant, prepared.state_dict(), data.digest(), blocks)
     return RunState(run_dir, mark, resume=resume)

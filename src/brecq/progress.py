@@ -32,8 +32,9 @@ class Progress:
     def scope(self, entries: Sequence[ScopeEntry]) -> None:
         """It is settled what will be quantized, and how."""
 
-    def start(self, blocks: Sequence[str], steps: int) -> None:
-        """The blocks named `blocks` follow, `steps` gradient steps each."""
+    def start(self, blocks: Sequence[str], steps: int, later: int = 0) -> None:
+        """The blocks named `blocks` follow, `steps` gradient steps each; passes after this one cost about as much as
+        `later` such steps."""
 
     def block(self, index: int, name: str) -> None:
         """Work on the block at `index` (from 0) begins."""
@@ -51,11 +52,11 @@ class Progress:
 class Clock:
     """Estimates the time left from the steps that were really made (resumed blocks cost none).
 
-    `now` is in seconds, from any fixed origin.
+    `now` is in seconds, from any fixed origin; `later` is what follows these blocks, in steps.
     """
 
-    def __init__(self, blocks: int, steps: int, now: float) -> None:
-        self.blocks, self.steps = blocks, max(steps, 1)
+    def __init__(self, blocks: int, steps: int, now: float, later: int = 0) -> None:
+        self.blocks, self.steps, self.later = blocks, max(steps, 1), later
         self._since = now
         self._finished = 0
         self._resumed = 0
@@ -73,7 +74,7 @@ class Clock:
         worked = (self._finished - self._resumed) * self.steps + step
         if worked <= 0:
             return None
-        total = (self.blocks - self._finished) * self.steps - step
+        total = (self.blocks - self._finished) * self.steps - step + self.later
         return max(total, 0) * (now - self._since) / worked
 
 
@@ -112,8 +113,8 @@ class ConsoleProgress(Progress):
 
         self.console.print(scope_table(entries))
 
-    def start(self, blocks: Sequence[str], steps: int) -> None:
-        self._clock = Clock(len(blocks), steps, time.monotonic())
+    def start(self, blocks: Sequence[str], steps: int, later: int = 0) -> None:
+        self._clock = Clock(len(blocks), steps, time.monotonic(), later)
 
     def block(self, index: int, name: str) -> None:
         self._index, self._name = index, name

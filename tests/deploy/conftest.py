@@ -56,7 +56,9 @@ def quantized(networks: ModuleType) -> Quantized:
 
 
 @pytest.fixture(scope="session")
-def exported(networks: ModuleType, quantized: Quantized, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
+def exported(
+    networks: ModuleType, quantized: Quantized, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Case]:
     """`exported("ResNet")`: quantized as `SETTINGS` says, written as ONNX."""
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     folder = tmp_path_factory.mktemp("onnx")

@@ -30,8 +30,8 @@ def run(networks: ModuleType, name: str, exported: Exported) -> tuple[np.ndarray
     from brecq.deploy.openvino import runtime
 
     x = networks.inputs(networks.build(getattr(networks, name)), 3, seed=5)[0]
-    compiled = runtime.compile_cpu(exported.path, threads=1)
-    return compiled([x.numpy()])[0], x, runtime.layer_kernels(compiled)
+    session = runtime.load(exported.path)
+    return session(x.numpy())[0], x, session.layer_kernels()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def quantized(networks: ModuleType, name: str, weights: int, activations: int, *
 
 
 def execute(path: Path, x: np.ndarray) -> tuple[np.ndarray, Any]:
-    pytest.importorskip("qonnx", reason="needs qonnx: pip install qonnx")
+    pytest.importorskip("qonnx", reason="needs qonnx: pip install 'brecq[qonnx]'")
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.core.onnx_exec import execute_onnx
     from qonnx.util.cleanup import cleanup_model

@@ -22,7 +22,7 @@ from brecq.graph.partition import partition
 from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize, set_mode
-from brecq.reconstruct.optimize import learnables
+from brecq.reconstruct.learnables import learnables
 
 GRANULARITIES = get_args(Granularity)
 EVERYTHING = ["ResNet", "MobileNet", "SENet", "ConcatNet", "ViT", "UNet", "TwoBranch", "FPN", "Signal", "Recurrent",
@@ -123,7 +123,7 @@ def test_every_quantizer_is_learned_in_exactly_one_block(captured, networks, nam
     network = extract(prepared, partition(prepared, granularity))
     done: set[torch.nn.Module] = set()
     for block in network.blocks:
-        mine = learnables(block, done)
+        mine = learnables(block.module, done)
         found = {module for module, _ in mine.weights.values()} | set(mine.activations.values())
         assert found.isdisjoint(done)
         done |= found

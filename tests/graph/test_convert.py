@@ -23,6 +23,7 @@ from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import fake_quantize_node
 from brecq.graph.prepare import prepare as brecq_prepare
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
+from brecq.reconstruct.learnables import learnables
 
 aten = torch.ops.aten
 decomposed = torch.ops.quantized_decomposed
@@ -467,3 +468,30 @@ def test_a_batch_of_one_cannot_be_exported() -> None:
 
     with pytest.raises(CaptureError, match="dynamic batch"):
         to_program(torch.fx.symbolic_trace(Fixed()), (torch.randn(2, 12),))
+
+
+@pytest.mark.parametrize("activations", [8, 32])
+def test_learned_biases_are_in_the_program(activations: int) -> None:
+    """Rounded to int32 behind quantized inputs, in float behind others."""
+    x = torch.randn(4, 3, 8, 8)
+    config = QuantConfig(4, activations, first_last=None)
+    prepared = brecq_prepare(brecq_capture(Images(), (x,)), BrecqQuantizer(config))
+    set_mode(prepared, Mode.OBSERVE)
+    run(prepared, x)
+    mine = learnables(prepared)
+    assert len(mine.biases) == 4
+    for module, weight in mine.weights.values():
+        module.initialize(weight, 2.4, 10)
+    for activation in mine.activations.values():
+        activation.initialize(2.4, 10)
+    set_mode(prepared, Mode.HARD)
+    before = run(prepared, x)
+    for quantizer, bias in mine.biases.values():
+        quantizer.end_learning(bias + 0.5)
+    converted = convert(prepared)
+    assert torch.equal(run(converted, x), run(prepared, x))
+    assert not torch.equal(run(converted, x), before)
+    state = converted.state_dict()
+    biases = [str(node.args[0].target) for node in prepared.graph.nodes if node.target in mine.biases]
+    for name in biases:  # under the names of those that they replace
+        assert state[name].dtype is (torch.int32 if activations == 8 else torch.float32)

@@ -193,8 +193,9 @@ def test_biases_are_multiples_of_the_product_of_the_steps() -> None:
     module = BiasFakeQuantize(inputs, weights)
     assert list(module.children()) == []  # its sources belong to the graph
     assert module(bias) is bias
+    set_mode(module, Mode.HARD)
     set_mode(inputs, Mode.HARD)
-    assert module(bias) is bias  # the input is still float
+    assert module(bias) is bias  # the weight is still float
     set_mode(weights, Mode.HARD)
     rounded = module(bias)
     step = inputs.scale * weights.scale
@@ -207,6 +208,54 @@ def test_biases_are_multiples_of_the_product_of_the_steps() -> None:
     with torch.no_grad():
         theta.add_(3.0)
     assert not torch.equal(module(bias), rounded)  # it follows the step that is being learned
+
+
+def test_a_bias_is_learned_and_rounded() -> None:
+    w, x, bias = torch.randn(4, 6), torch.randn(32, 6), torch.randn(4)
+    inputs, weights = hard(activation(x, 8)), hard(weight(w))
+    module = BiasFakeQuantize(inputs, weights)
+    theta = module.begin_learning(bias)
+    start = module(bias)
+    start.sum().backward()
+    unit = bias.square().mean().sqrt()
+    torch.testing.assert_close(theta.grad, unit.expand(4))  # straight through the rounding
+    with torch.no_grad():
+        theta.copy_(torch.tensor([1.0, 0.0, -1.0, 0.5]))
+    torch.testing.assert_close(module.value(bias).detach(), bias + unit * theta.detach())
+    module.end_learning(module.value(bias).detach())
+    assert not list(module.parameters())
+    step = inputs.scale * weights.scale
+    torch.testing.assert_close(module(bias), ((bias + unit * theta.detach()) / step).round() * step)
+    set_mode(module, Mode.FLOAT)
+    assert module(bias) is bias
+    module.end_learning(None)
+    torch.testing.assert_close(module(bias), start.detach())
+
+
+def test_a_bias_behind_a_float_input_is_learned_and_stays_float() -> None:
+    bias = torch.randn(4)
+    module = BiasFakeQuantize(None, hard(weight(torch.randn(4, 6))))
+    assert not module.enabled
+    module.end_learning(bias + 1)
+    assert torch.equal(module(bias), bias + 1)
+    assert module.describe() == "float"
+
+
+def test_tuning_learns_the_steps_of_fixed_codes() -> None:
+    w = torch.randn(4, 6)
+    module = hard(weight(w))
+    before, codes = module(w), module.integers(w)
+    theta = module.begin_tuning(w)
+    assert torch.equal(module(w), before)
+    with torch.no_grad():
+        theta.add_(1.0)
+    assert torch.equal(module.integers(w), codes)  # rounding anew with these steps would give others
+    torch.testing.assert_close(module(w), before * torch.e)
+    module(w).sum().backward()
+    torch.testing.assert_close(theta.grad, module(w).detach().sum(1))
+    module.end_tuning(module.step_size())
+    torch.testing.assert_close(module(w), before * torch.e)
+    assert not list(module.parameters())
 
 
 def test_modes_of_activations_may_differ() -> None:

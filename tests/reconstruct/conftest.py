@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,12 +17,11 @@ from torch.fx import GraphModule
 from brecq.checkpoint.resume import RunState
 from brecq.config import QuantConfig, Recipe
 from brecq.graph.blocks import Network, extract
-from brecq.graph.capture import capture
 from brecq.graph.partition import partition
 from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
 from brecq.progress import Progress
-from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
+from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct import passes
 from brecq.reconstruct.cache import ActivationCache
 from brecq.report import BlockReport
@@ -42,7 +40,7 @@ class Run:
     cache: ActivationCache
 
     def learned(self) -> dict[str, Tensor]:
-        """Codes, scales and zero points of every quantizer."""
+        """Codes, scales and zero points of every quantizer, and learned biases."""
         found = {}
         for name, module in self.graph.named_modules():
             if isinstance(module, WeightFakeQuantize):
@@ -55,35 +53,30 @@ class Run:
                 assert module.scale is not None
                 assert module.zero_point is not None
                 found[f"{name}.scale"], found[f"{name}.zero_point"] = module.scale, module.zero_point
+            if isinstance(module, BiasFakeQuantize) and module.learned is not None:
+                found[f"{name}.learned"] = module.learned
         return found
 
 
 def same(a: Run, b: Run) -> bool:
     first, second = a.learned(), b.learned()
-    assert first.keys() == second.keys()
-    return all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 class Lab:
     """Runs reconstructions of small networks: `lab.run(bits and recipe settings)`."""
 
-    def __init__(self, networks: ModuleType) -> None:
+    def __init__(self, networks: ModuleType, captures: Callable[[str], GraphModule]) -> None:
         self.networks = networks
         self.same = same
-
-        @cache
-        def captured(name: str) -> GraphModule:
-            model = networks.build(getattr(networks, name))
-            return capture(model, networks.inputs(model))
-
-        self._captured = captured
+        self._captured = captures
 
     def inputs(self, name: str = "ResNet", samples: int = 96) -> tuple[Tensor, ...]:
         return self.networks.inputs(self.networks.build(getattr(self.networks, name)), samples)
 
     def config(self, *, recipe: str = "fast", weights: int = 2, activations: int = 4, **changes: Any) -> QuantConfig:
         own = {name: changes.pop(name) for name in list(changes) if name in QuantConfig.__dataclass_fields__}
-        settings = {"steps": 12, "batch_size": 16, "range_candidates": 20, **changes}
+        settings = {"steps": 12, "batch_size": 16, "range_candidates": 20, "tuning": 0.0, **changes}
         return QuantConfig(
             weights=weights, activations=activations, recipe=Recipe.preset(recipe).replace(**settings), **own
         )
@@ -118,14 +111,5 @@ class Lab:
 
 
 @pytest.fixture(scope="session")
-def lab(networks: ModuleType) -> Lab:
-    return Lab(networks)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors are tiny: on a busy machine a second thread costs far more than it gains."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def lab(networks: ModuleType, captures: Callable[[str], GraphModule]) -> Lab:
+    return Lab(networks, captures)

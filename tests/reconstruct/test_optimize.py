@@ -7,7 +7,9 @@ import torch
 
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize
 from brecq.reconstruct.cache import ActivationCache
-from brecq.reconstruct.optimize import Reconstruction, _Sampler, initialize, learnables
+from brecq.reconstruct.learnables import learnables
+from brecq.reconstruct.optimize import Reconstruction, initialize
+from brecq.reconstruct.sampler import Sampler
 from brecq.reconstruct.streams import Streams
 
 CPU = torch.device("cpu")
@@ -19,6 +21,7 @@ VARIANTS = {
     "no penalty": {"rounding_penalty": 0.0},
     "other learning rate": {"rounding_lr": 0.1},
     "two stages": {"joint": False, "activation_steps": 12},
+    "other rate of biases": {"bias_lr": 0.1},
     "other range": {"range_norm": 2.0, "range_candidates": 30},
 }
 
@@ -124,7 +127,7 @@ def test_a_shared_weight_is_learned_once(lab) -> None:
     done = set()
     owners = []
     for block in network.blocks:
-        mine = learnables(block, done)
+        mine = learnables(block.module, done)
         owners.append(sorted(mine.weights))
         done |= {module for module, _ in mine.weights.values()}
     assert [len(names) for names in owners] == [1, 1, 0, 0, 1]
@@ -132,7 +135,7 @@ def test_a_shared_weight_is_learned_once(lab) -> None:
 
 
 def test_a_block_with_nothing_to_learn_makes_no_steps(lab) -> None:
-    run = lab.run(name="Recurrent", granularity="layer", activations=32)
+    run = lab.run(name="Recurrent", granularity="layer", activations=32, bias_lr=0.0)
     assert [report.steps for report in run.reports] == [12, 12, 0, 0, 12]
     skipped = run.reports[2]
     assert skipped.error_before == skipped.error_after
@@ -144,7 +147,7 @@ def test_initialize_sets_every_range_once(lab) -> None:
     streams = Streams(network, lab.inputs(), ActivationCache(CPU))
     block = network.blocks[0]
     streams.advance("float", block)
-    mine = learnables(block, set())
+    mine = learnables(block.module, set())
     initialize(block, mine, streams, config.recipe, activations=False)
     modules = list(mine.activations.values())
     assert not any(module.initialized for module in modules)
@@ -164,7 +167,7 @@ def test_everything_is_hard_afterwards(lab) -> None:
     streams = Streams(network, lab.inputs(), ActivationCache(CPU))
     block = network.blocks[0]
     streams.advance("float", block)
-    mine = learnables(block, set())
+    mine = learnables(block.module, set())
     initialize(block, mine, streams, config.recipe, activations=True)
     calls: list[tuple[int, float, float | None]] = []
     learner = Reconstruction(block, mine, streams, config.recipe, "joint", 0, False)
@@ -180,7 +183,7 @@ def test_everything_is_hard_afterwards(lab) -> None:
 
 
 def test_batches_hold_every_sample_once_before_any_comes_again() -> None:
-    sampler = _Sampler(10, 4, torch.Generator().manual_seed(0))
+    sampler = Sampler(10, 4, torch.Generator().manual_seed(0))
     drawn = torch.cat([next(sampler) for _ in range(5)])
     assert sorted(drawn[:10].tolist()) == sorted(drawn[10:].tolist()) == list(range(10))
     assert drawn[:10].tolist() != drawn[10:].tolist()

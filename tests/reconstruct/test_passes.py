@@ -22,7 +22,7 @@ from brecq.progress import Progress
 from brecq.quant.fake_quant import ActivationFakeQuantize, WeightFakeQuantize
 from brecq.reconstruct import passes
 from brecq.reconstruct.cache import ActivationCache
-from brecq.reconstruct.passes import seed_of, stages
+from brecq.reconstruct.passes import END_TO_END, seed_of, stages
 from brecq.report import BlockReport
 
 PAPER = {"recipe": "paper", "activation_steps": 6}
@@ -39,7 +39,7 @@ class KilledIn(Progress):
     def __init__(self, number: int, index: int) -> None:
         self.at, self.pass_number, self.index = (number, index), -1, -1
 
-    def start(self, blocks: object, steps: int) -> None:
+    def start(self, blocks: object, steps: int, later: int = 0) -> None:
         self.pass_number += 1
 
     def block(self, index: int, name: str) -> None:
@@ -54,8 +54,8 @@ class Calls(Progress):
     def __init__(self) -> None:
         self.calls: list[object] = []
 
-    def start(self, blocks: object, steps: int) -> None:
-        self.calls.append(("start", tuple(blocks), steps))
+    def start(self, blocks: object, steps: int, later: int = 0) -> None:
+        self.calls.append(("start", tuple(blocks), steps, later))
 
     def block(self, index: int, name: str) -> None:
         self.calls.append((index, name))
@@ -205,13 +205,15 @@ def test_resuming_with_shared_quantizers(lab, tmp_path: Path) -> None:
 
 def test_progress_is_told_everything(lab) -> None:
     progress = Calls()
-    run = lab.run(**PAPER, steps=3, progress=progress)
+    run = lab.run(**PAPER, steps=3, tuning=0.7, progress=progress)
     names = tuple(block.name for block in run.network.blocks)
     expected: list[object] = []
-    for stage, steps in (("weights", 3), ("activations", 6)):
-        expected.append(("start", names, steps))
+    tuning = 5 * 2  # as many block-steps as two steps of the whole network
+    for stage, steps, later in (("weights", 3, 5 * 6 + tuning), ("activations", 6, tuning)):
+        expected.append(("start", names, steps, later))
         for index, name in enumerate(names):
             expected += [(index, name), (name, stage)]
+    expected += [("start", (END_TO_END,), 2, 0), (0, END_TO_END), (END_TO_END, "tuning")]
     assert progress.calls == expected
 
 

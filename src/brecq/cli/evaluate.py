@@ -75,6 +75,8 @@ def evaluate(
     require_data("--data", data)
     require_path("--labels", labels, file=True)
     require_path("--weights", weights, file=True)
+    if integer and device != "cpu":
+        raise ConfigError(f"--integer simulates the kernels of a CPU; drop --device {device}")
     if not reference and (model is not None or weights is not None):
         raise ConfigError("--no-reference leaves the float model out; drop it, or drop --model and --weights")
 

@@ -23,7 +23,7 @@ from brecq.deploy.complete import complete
 from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported
 from brecq.deploy.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, grid_of, quantized_as
-from brecq.deploy.pt2 import widen
+from brecq.deploy.executorch_runtime import Session
 from brecq.errors import ExportError
 from brecq.graph import ops
 from brecq.graph.fold import add_constant
@@ -50,6 +50,7 @@ def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
             "--activation-bits 8, or export to ONNX or OpenVINO"
         )
     completed = complete(result, linear_outputs=True, fold_clamps=False)
+    _refuse_narrow_activations(completed.graph)
     narrow, wide = prepare(completed.graph)
     inputs = tuple(value[:1].repeat(batch, *[1] * (value.dim() - 1)) for value in completed.example_inputs)
     with warnings.catch_warnings(), torch.no_grad():
@@ -66,6 +67,10 @@ def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
             raise ExportError(f"XNNPACK does not take this network: {line}; export it to ONNX or OpenVINO") from error
         finally:
             logging.disable(level)
+    try:
+        Session(buffer)
+    except ExportError as error:
+        raise ExportError(f"{error}, so XNNPACK does not take this network; export it to ONNX or OpenVINO") from error
     with replacing(path) as temporary:
         temporary.write_bytes(buffer)
     notes = [f"batch size {batch}", f"{narrow} linear layers at 4 bits, {wide} layers at 8 bits"]
@@ -74,11 +79,20 @@ def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
     return Exported(path, (path,), path.stat().st_size, tuple(notes))
 
 
+def _refuse_narrow_activations(graph: GraphModule) -> None:
+    narrow = [node for node in graph.graph.nodes if node.target is QUANTIZE and not grid_of(node).whole]
+    if narrow:
+        names = ", ".join(str(node.args[0]) for node in narrow[:3])
+        raise ExportError(
+            f"XNNPACK's activations have 8 bits, and {len(narrow)} have fewer here ({names}{', ...' * (len(narrow) > 3)}); "
+            "quantize with --activation-bits 8, or export to ONNX or OpenVINO"
+        )
+
+
 def prepare(graph: GraphModule) -> tuple[int, int]:
     """Rewrite a completed program as XNNPACK recognizes it; how many weights take 4 and how many 8 bits."""
     for node in list(graph.graph.nodes):
         if node.target is QUANTIZE:
-            widen(graph, node)
             _sign(node)
     for node in list(graph.graph.nodes):
         if node.op == "call_function" and node.target in ops.MOVEMENT and ops.is_tensor(node):

@@ -63,11 +63,19 @@ FORMATS = {
         ),
         Format(
             "openvino", "brecq.deploy.openvino.write", ".xml", "openvino", "OpenVINO: int8 kernels, packed weights",
+            runner="brecq.deploy.openvino.runtime", files=(".bin",),
+            differs="OpenVINO rescales sums in an order of its own, so that some codes differ by one",
         ),
         Format("qonnx", "brecq.deploy.qonnx", ".onnx", "onnx", "QONNX for FINN and hls4ml: any bit-width"),
-        Format("pt2", "brecq.deploy.pt2", ".pt2", "", "torch.export program: packed weights, int8 with torch.compile"),
+        Format(
+            "pt2", "brecq.deploy.pt2", ".pt2", "", "torch.export program: packed weights, int8 with torch.compile",
+            runner="brecq.deploy.pt2",
+            differs="oneDNN's kernels multiply by reciprocals and add in float, as PyTorch does",
+        ),
         Format(
             "executorch", "brecq.deploy.executorch", ".pte", "executorch", "ExecuTorch with XNNPACK: int8, linear 4-bit",
+            runner="brecq.deploy.executorch_runtime",
+            differs="XNNPACK rounds rescaled sums in its own way, and quantizes the outputs of linear layers",
         ),
         Format(
             "compressed-tensors", "brecq.deploy.compressed_tensors", "", "compressed-tensors",

@@ -10,6 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from brecq.graph import ops
 from brecq.graph.convert import decomposed
+from brecq.graph.fold import get_tensor
 
 QUANTIZE = decomposed.quantize_per_tensor.default
 DEQUANTIZE = decomposed.dequantize_per_tensor.default
@@ -119,6 +120,4 @@ def _is_constant(node: Node) -> bool:
 
 def constant(graph: GraphModule, node: Any) -> torch.Tensor:
     """The tensor of a `get_attr` node, detached, on the CPU."""
-    from brecq.graph.fold import get_tensor
-
     return get_tensor(graph, str(node.target)).detach().cpu()

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
 from brecq.deploy.complete import Completed, as_converted, complete
@@ -25,6 +27,7 @@ from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported
 from brecq.deploy.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, grid_of
 from brecq.deploy.planes import pack_plane, plane_widths
+from brecq.deploy.runtime import Kernels
 from brecq.errors import ExportError
 from brecq.graph.convert import to_program
 from brecq.graph.fold import add_constant, get_tensor
@@ -57,8 +60,8 @@ def write(result: QuantResult, path: Path) -> Exported:
     return Exported(path, (path,), path.stat().st_size, tuple(notes))
 
 
-def load(path: Path | str) -> ExportedProgram:
-    """The program of a `.pt2` file; `load(path).module()` runs it.
+def read(path: Path | str) -> ExportedProgram:
+    """The program of a `.pt2` file; `read(path).module()` runs it.
 
     Raises:
         ExportError: the file cannot be read.
@@ -77,18 +80,65 @@ def compile_x86(path: Path | str) -> Callable[..., Any]:
     Convolutions and linear layers with a quantized input become int8 kernels, fused with the activation function and
     the quantizer behind them. Transposed convolutions, pooling, additions, and attention run in float.
 
-    Call the result under `torch.no_grad()`; the first call compiles, and so does the first with another batch size.
+    The result takes the network's inputs; its first call compiles, and so does the first with another batch size.
 
     Raises:
         ExportError: the file cannot be read, or has asymmetric 8-bit weights, whose zero points oneDNN's kernels ignore.
     """
-    import torch._inductor.config as settings
-    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401 (registers the fusions)
+    return _lower_x86(_frozen(path))
 
-    graph = load(path).module()
+
+def load(path: Path, threads: int = 1) -> Session:
+    """A `.pt2` file lowered by `compile_x86`, as `brecq verify` and `brecq benchmark` run it."""
+    return Session(path, threads)
+
+
+class Session:
+    """A `.pt2` file lowered by `compile_x86`."""
+
+    name = "torch.compile on x86"
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        graph = _frozen(path)
+        self._layers = sum(kind(node) is not None for node in graph.graph.nodes)
+        self._integer: int | None = None
+        self._run = _lower_x86(graph)
+
+    def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        from torch._dynamo.utils import counters
+
+        before = _prepacked(counters)
+        found = self._run(*map(torch.from_numpy, inputs))
+        if self._integer is None:
+            self._integer = _prepacked(counters) - before
+        return [leaf.numpy() for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
+
+    def kernels(self) -> Kernels | None:
+        """Layers that became int8 kernels; `None` before the first call, which compiles."""
+        if self._integer is None:
+            return None
+        return Kernels(self._integer, self._layers - self._integer, {})
+
+
+def _prepacked(counters: Any) -> int:
+    """How many int8 layers Inductor has found so far."""
+    found = counters["inductor"]
+    return int(found["qconv_weight_prepack_matcher_count"] + found["qlinear_weight_prepack_matcher_count"])
+
+
+def _frozen(path: Path | str) -> GraphModule:
+    graph = read(path).module()
     assert isinstance(graph, GraphModule)
     _refuse_zero_points(graph)
     _unpack_once(graph)
+    return graph
+
+
+def _lower_x86(graph: GraphModule) -> Callable[..., Any]:
+    import torch._inductor.config as settings
+    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401 (registers the fusions)
+
     compiled = torch.compile(graph)
 
     def run(*inputs: Any) -> Any:

@@ -21,7 +21,7 @@ _HOISTED = {
     aten.unsqueeze.default, aten.contiguous.default, aten.clone.default, aten.max_pool1d.default,
     aten.max_pool2d.default,
 }  # fmt: skip
-"""Operators that a quantizer may be put in front of: each element of their input reaches the output, or loses to it."""
+"""Operators that a quantizer may be put in front of: elements of their input reach the output unchanged."""
 
 
 def drop_guards(module: GraphModule) -> None:

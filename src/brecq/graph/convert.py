@@ -23,6 +23,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 from brecq.errors import BrecqError, CaptureError
 from brecq.graph.capture import batch_dim, dynamic_shapes
 from brecq.graph.fold import get_tensor
+from brecq.quant.fake_quant import BiasFakeQuantize
 
 decomposed = torch.ops.quantized_decomposed
 
@@ -127,9 +128,25 @@ def _remove_disabled(module: GraphModule) -> None:
     for node, observer in _observers(module):
         if not getattr(observer, "enabled", True):
             source: Any = node.args[0]
+            if isinstance(observer, BiasFakeQuantize) and observer.learned is not None:
+                source = _add_learned(module, node, observer.learned)
             node.replace_all_uses_with(source)
             module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def _add_learned(module: GraphModule, node: Node, value: Tensor) -> Node:
+    """A float constant of its own for a learned bias that is not quantized, under the bias's name if that is free."""
+    origin = _root(node.args[0])  # type: ignore[arg-type]
+    others = {str(n.target) for n in module.graph.nodes if n.op == "get_attr" and n is not origin}
+    shared = {str(origin.target)} if any(user is not node for user in origin.users) else set()
+    name = _free_name(str(origin.target), others | shared)
+    _set_buffer(module, name, value)
+    with module.graph.inserting_before(node):
+        attribute = module.graph.get_attr(name)
+    attribute.meta = dict(node.meta)
+    return attribute
 
 
 @torch.no_grad()

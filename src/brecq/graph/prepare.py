@@ -1,8 +1,8 @@
 """Prepare: PT2E puts observers where a quantizer annotated; they become brecq's fake-quantizers.
 
 Any PT2E quantizer decides the places and the integer ranges. Afterwards every weight has one `WeightFakeQuantize`
-(also when several layers share it), every quantized activation an `ActivationFakeQuantize`, and every bias behind a
-quantized input and weight a `BiasFakeQuantize`.
+(also when several layers share it), every quantized activation an `ActivationFakeQuantize`, and every bias beside a
+quantized weight a `BiasFakeQuantize`.
 """
 
 from __future__ import annotations
@@ -154,16 +154,16 @@ def _add_bias_quantizers(graph: GraphModule) -> None:
         bias = layer.args[2] if ops.kind(layer) and len(layer.args) > 2 else None
         if not isinstance(bias, Node) or resolve(bias).op != "get_attr":
             continue
-        inputs = input_quantizer(graph, layer)
         weight = fake_quantize_node(graph, layer.args[1])
-        if inputs is None or not isinstance(weight, WeightFakeQuantize) or not weight.enabled:
+        if not isinstance(weight, WeightFakeQuantize) or not weight.enabled:
             continue
+        inputs = input_quantizer(graph, layer)
         if (
             weight.per_channel
             and weight.ch_axis != 0
             and get_tensor(graph, _weight_of(layer)).shape[weight.ch_axis] != bias.meta["val"].numel()
         ):
-            continue  # scales shared between groups: one step per bias element is not defined
+            inputs = None  # scales shared between groups: one step per bias element is not defined
         name = f"{str(bias.target).replace('.', '_')}_fake_quantize"
         while hasattr(graph, name):
             name += "_"

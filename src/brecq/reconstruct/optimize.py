@@ -13,15 +13,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch import Tensor
 
 from brecq.config import Recipe
 from brecq.graph.blocks import Block
-from brecq.graph.fold import get_tensor
-from brecq.graph.prepare import fake_quantize_node
 from brecq.quant import adaround, kernels
-from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
+from brecq.quant.fake_quant import FakeQuantize, Mode, set_mode
+from brecq.reconstruct.learnables import Learnables
+from brecq.reconstruct.sampler import Sampler
 from brecq.reconstruct.streams import BATCH, Streams
 
 Stage = Literal["joint", "weights", "activations", "rtn"]
@@ -42,34 +41,6 @@ class Outcome:
     before: float
     after: float
     steps: int
-
-
-@dataclass
-class Learnables:
-    """The fake-quantizers of a block that are still to be learned."""
-
-    weights: dict[str, tuple[WeightFakeQuantize, Tensor]]
-    activations: dict[str, ActivationFakeQuantize]
-
-
-def learnables(block: Block, done: set[nn.Module]) -> Learnables:
-    """Fake-quantizers that this block is the first to use; those in `done` belong to earlier blocks."""
-    found = Learnables({}, {})
-    seen = set(done)
-    for node in block.module.graph.nodes:
-        module = fake_quantize_node(block.module, node)
-        if module is None or not module.enabled or module in seen:
-            continue
-        seen.add(module)  # one module can be at several places: in front of a concatenation, for a shared weight
-        if isinstance(module, WeightFakeQuantize):
-            found.weights[str(node.target)] = (module, _constant(block.module, node.args[0]))
-        elif isinstance(module, ActivationFakeQuantize):
-            found.activations[str(node.target)] = module
-    return found
-
-
-def _constant(graph: GraphModule, node: object) -> Tensor:
-    return get_tensor(graph, str(node.target))  # type: ignore[attr-defined]
 
 
 def initialize(block: Block, mine: Learnables, streams: Streams, recipe: Recipe, *, activations: bool) -> None:
@@ -104,9 +75,10 @@ class Reconstruction:
         self.seed = seed
         weights = mine.weights if stage != "activations" else {}
         activations = mine.activations if stage != "weights" else {}
-        self.weights = [module for module, _ in weights.values()]
-        self.constants = [weight for _, weight in weights.values()]
+        biases = mine.biases if stage != "activations" and recipe.bias_lr else {}
+        self.weights = list(weights.values())
         self.activations = list(activations.values())
+        self.biases = list(biases.values())
         self.drop = recipe.qdrop if streams.quantizes_activations else 0.0
         self.fisher = recipe.loss == "fisher"
         chosen = torch.randperm(streams.samples, generator=torch.Generator().manual_seed(seed))
@@ -116,13 +88,13 @@ class Reconstruction:
         """Learn for `steps` steps, leaving the block in hard mode with the best state found."""
         before = self.hard_error()
         scale = max(before.loss, 1e-12)
-        if not self.weights and not self.activations:
+        if not (self.weights or self.activations or self.biases):
             return Outcome(before.relative, before.relative, 0)
-        best = (before, self._snapshot(rounding_to_nearest=True))
+        best = (before, self._snapshot(untouched=True))
         optimizer = self._begin()
         checks = {round(steps * (i + 1) / HARD_CHECKS) - 1 for i in range(HARD_CHECKS)}
         hard: float | None = None
-        batches = _Sampler(self.streams.samples, min(self.recipe.batch_size, self.streams.samples), self.generator)
+        batches = Sampler(self.streams.samples, min(self.recipe.batch_size, self.streams.samples), self.generator)
         for step in range(steps):
             loss = self._step(step, steps, next(batches), optimizer, scale)
             if step in checks and (self.recipe.keep_best or step == steps - 1):
@@ -137,10 +109,11 @@ class Reconstruction:
 
     def _begin(self) -> torch.optim.Optimizer:
         recipe = self.recipe
-        logits = [module.begin_learning(w) for module, w in zip(self.weights, self.constants, strict=True)]
+        logits = [module.begin_learning(weight) for module, weight in self.weights]
         steps = [module.begin_learning(recipe.step_space == "log", self.drop) for module in self.activations]
-        groups = [{"params": logits, "lr": recipe.rounding_lr}, {"params": steps, "lr": recipe.step_lr}]
-        return torch.optim.Adam([group for group in groups if group["params"]])
+        biases = [module.begin_learning(bias) for module, bias in self.biases]
+        rates = ((logits, recipe.rounding_lr), (steps, recipe.step_lr), (biases, recipe.bias_lr))
+        return torch.optim.Adam([{"params": parameters, "lr": rate} for parameters, rate in rates if parameters])
 
     def _step(self, step: int, steps: int, index: Tensor, optimizer: torch.optim.Optimizer, scale: float) -> Tensor:
         recipe = self.recipe
@@ -154,7 +127,7 @@ class Reconstruction:
         beta = adaround.beta_schedule(step, steps, recipe.warmup, *recipe.beta)
         loss = reconstruction
         if beta is not None and self.weights:
-            logits = [module.v for module in self.weights if module.v is not None]
+            logits = [module.v for module, _ in self.weights if module.v is not None]
             penalty = torch.stack([adaround.rounding_regularizer(v, beta) for v in logits]).sum()
             if recipe.normalize_loss:
                 penalty = penalty / sum(v.numel() for v in logits)
@@ -207,25 +180,32 @@ class Reconstruction:
 
     def _check(self) -> _Error:
         """The error if learning stopped now; learning can go on afterwards."""
-        learned = [module.learned_codes() for module in self.weights]
-        for module, codes in zip(self.weights, learned, strict=True):
-            module.codes = codes
+        for module, _ in self.weights:
+            module.codes = module.learned_codes()
         error = self.hard_error()
-        for weight in self.weights:
-            weight.codes, weight.mode = None, Mode.LEARN
-        for activation in self.activations:
-            activation.mode = Mode.LEARN
+        for module, _ in self.weights:
+            module.codes = None
+        learning: list[FakeQuantize] = [*self.activations, *(m for m, _ in self.weights), *(m for m, _ in self.biases)]
+        for quantizer in learning:
+            quantizer.mode = Mode.LEARN
         return error
 
-    def _snapshot(self, *, rounding_to_nearest: bool = False) -> _State:
-        codes = [None if rounding_to_nearest else module.learned_codes() for module in self.weights]
-        return _State(codes, [module.step_size().detach().clone() for module in self.activations])
+    @torch.no_grad()
+    def _snapshot(self, *, untouched: bool = False) -> _State:
+        """What has been learned; `untouched`: rounding to nearest and the biases as they are."""
+        return _State(
+            [None if untouched else module.learned_codes() for module, _ in self.weights],
+            [module.step_size().clone() for module in self.activations],
+            [module.learned if untouched else module.value(bias) for module, bias in self.biases],
+        )
 
     def _finish(self, state: _State) -> None:
-        for module, codes in zip(self.weights, state.codes, strict=True):
+        for (module, _), codes in zip(self.weights, state.codes, strict=True):
             module.end_learning(codes)
-        for module, scale in zip(self.activations, state.scales, strict=True):
-            module.end_learning(scale)
+        for activation, scale in zip(self.activations, state.scales, strict=True):
+            activation.end_learning(scale)
+        for (quantizer, _), learned in zip(self.biases, state.biases, strict=True):
+            quantizer.end_learning(learned)
 
 
 @dataclass(frozen=True)
@@ -238,17 +218,4 @@ class _Error:
 class _State:
     codes: list[Tensor | None]
     scales: list[Tensor]
-
-
-class _Sampler:
-    """Random batches without replacement: every sample once before any comes again."""
-
-    def __init__(self, samples: int, batch: int, generator: torch.Generator) -> None:
-        self.samples, self.batch, self.generator = samples, batch, generator
-        self.order = torch.empty(0, dtype=torch.int64)
-
-    def __next__(self) -> Tensor:
-        if len(self.order) < self.batch:
-            self.order = torch.cat([self.order, torch.randperm(self.samples, generator=self.generator)])
-        index, self.order = self.order[: self.batch], self.order[self.batch :]
-        return index
+    biases: list[Tensor | None]

@@ -19,12 +19,17 @@ from brecq.checkpoint.resume import RunState
 from brecq.config import QuantConfig
 from brecq.graph.blocks import Network
 from brecq.progress import Progress
-from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
+from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, set_mode
 from brecq.reconstruct import fisher
 from brecq.reconstruct.cache import ActivationCache
-from brecq.reconstruct.optimize import Learnables, Reconstruction, Stage, initialize, learnables
+from brecq.reconstruct.learnables import Learnables, learnables
+from brecq.reconstruct.optimize import Reconstruction, Stage, initialize
 from brecq.reconstruct.streams import Streams, run_batches
+from brecq.reconstruct.tune import Tuning
 from brecq.report import BlockReport
+
+END_TO_END = "end to end"
+"""Name of the tuning pass in reports."""
 
 
 def stages(config: QuantConfig) -> list[tuple[Stage, int]]:
@@ -60,12 +65,55 @@ def run(
         _initialize(shared, network, inputs, config, cache.device)
         forwards += len(network.blocks)
     names = [block.name for block in network.blocks]
+    tuning = config.recipe.tuning_steps if config.method == "reconstruct" else 0
+    later = len(names) * (sum(steps for _, steps in stages(config)) + tuning)
     for number, (stage, steps) in enumerate(stages(config)):
-        progress.start(names, steps)
+        later -= len(names) * steps
+        progress.start(names, steps, later)
         one = _Pass(network, inputs, config, cache, state, progress, number, stage, steps, shared)
         reports += one.run()
         forwards += one.forwards
+    if tuning:
+        reports.append(_tune(network, inputs, config, cache, state, progress, len(stages(config))))
+        forwards += 0 if reports[-1].resumed else len(network.blocks)
     return reports, forwards
+
+
+def _tune(
+    network: Network,
+    inputs: tuple[Tensor, ...],
+    config: QuantConfig,
+    cache: ActivationCache,
+    state: RunState | None,
+    progress: Progress,
+    number: int,
+) -> BlockReport:
+    """The pass after the last: steps and biases of all blocks together."""
+    mine = learnables(network.graph)
+    steps = config.recipe.tuning_steps
+    progress.start([END_TO_END], steps)
+    progress.block(0, END_TO_END)
+    name = f"{END_TO_END}, {steps} steps at {config.recipe.tune_lr:g}"  # a resumed run may tune otherwise
+    if state is not None and state.finished(number) and state.load_block(number, 0).name == name:
+        report = _restore(state, number, 0, mine, cache)
+    else:
+        began = time.perf_counter()
+        seed = seed_of(config.seed, "tuning")
+        tuning = Tuning(network, mine, inputs, config.recipe, cache, seed, config.autocast == "bf16")
+        outcome = tuning.run(steps, progress.step)
+        seconds = time.perf_counter() - began
+        report = BlockReport(END_TO_END, (), steps, outcome.before, outcome.after, seconds, "tuning")
+        if state is not None:
+            state.save_block(number, 0, name, mine.state(), asdict(report))
+    progress.block_done(report)
+    return report
+
+
+def _restore(state: RunState, number: int, index: int, mine: Learnables, cache: ActivationCache) -> BlockReport:
+    """Take over what an earlier run learned."""
+    saved = state.load_block(number, index)
+    mine.restore({name: value.to(cache.device) for name, value in saved.state.items()})
+    return BlockReport(**{**saved.report, "layers": tuple(saved.report["layers"]), "resumed": True})
 
 
 def seed_of(seed: int, *parts: object) -> int:
@@ -133,13 +181,13 @@ class _Pass:
         done: set[nn.Module] = set(self.frozen)
         for index, block in enumerate(blocks):
             self.progress.block(index, block.name)
-            mine = learnables(block, done)
-            done.update(module for module, _ in mine.weights.values())
-            done.update(mine.activations.values())
+            mine = learnables(block.module, done)
+            done.update(mine.named().values())
             if streams is not None:
                 streams.advance("float", block)
             if index in finished:
-                report = self._restore(index, mine)
+                assert self.state is not None
+                report = _restore(self.state, self.number, index, mine, self.cache)
             else:
                 assert streams is not None
                 report = self._reconstruct(index, mine, streams)
@@ -166,33 +214,5 @@ class _Pass:
             before, after, steps = outcome.before, outcome.after, outcome.steps
         report = BlockReport(block.name, block.layers, steps, before, after, time.perf_counter() - began, self.stage)
         if self.state is not None and self.stage != "rtn":
-            self.state.save_block(self.number, index, block.name, _tensors(mine), asdict(report))
+            self.state.save_block(self.number, index, block.name, mine.state(), asdict(report))
         return report
-
-    def _restore(self, index: int, mine: Learnables) -> BlockReport:
-        assert self.state is not None
-        saved = self.state.load_block(self.number, index)
-        for name, (weight, _) in mine.weights.items():
-            weight.scale = saved.state[f"{name}.scale"].to(self.cache.device)
-            weight.zero_point = saved.state[f"{name}.zero_point"].to(self.cache.device)
-            codes = saved.state.get(f"{name}.codes")
-            weight.end_learning(None if codes is None else codes.to(self.cache.device))
-        for name, activation in mine.activations.items():
-            if f"{name}.scale" in saved.state:
-                activation.zero_point = saved.state[f"{name}.zero_point"].to(self.cache.device)
-                activation.end_learning(saved.state[f"{name}.scale"].to(self.cache.device))
-        report = {**saved.report, "layers": tuple(saved.report["layers"]), "resumed": True}
-        return BlockReport(**report)
-
-
-def _tensors(mine: Learnables) -> dict[str, Tensor]:
-    """The learned state of a block's fake-quantizers."""
-    found: dict[str, Tensor] = {}
-    modules: dict[str, WeightFakeQuantize | ActivationFakeQuantize] = {n: m for n, (m, _) in mine.weights.items()}
-    modules.update(mine.activations)
-    for name, module in modules.items():
-        for key in ("scale", "zero_point", "codes"):
-            value = getattr(module, key, None)
-            if value is not None:
-                found[f"{name}.{key}"] = value
-    return found

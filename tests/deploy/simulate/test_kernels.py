@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -66,7 +66,8 @@ def test_add_at_a_border_that_decides_on_the_order_of_its_roundings() -> None:
     """8 - 143 and 1 on these grids sum to 7.499997, and come out as 8 (met in ResNet-20)."""
     a, b, c = Grid(0.026073817, 143, 0, 255), Grid(0.019367239, 0, 0, 255), Grid(0.030394383, 0, 0, 255)
     x, y = torch.tensor([151], dtype=torch.uint8), torch.tensor([1], dtype=torch.uint8)
-    assert kernels.add(x, a, y, b, c).item() == run("Add", [x, y], [a, b], c)[0].item() == 8
+    assert kernels.add(x, a, y, b, c).item() == 8
+    assert run("Add", [x.repeat(64), y.repeat(64)], [a, b], c)[0].unique().item() == 8
 
 
 @few
@@ -83,6 +84,7 @@ def test_multiply(first: Grid, second: Grid, factor: float, zero_point: int) -> 
 @given(grids, grids, st.integers(1, 9), st.integers(1, 9))
 def test_global_average(source: Grid, grid: Grid, height: int, width: int) -> None:
     codes = torch.randint(256, (3, 40, height, width), dtype=torch.uint8)
+    assume(source.scale < 256 * grid.scale * height * width)  # the runtime refuses more
     found, operators = run("GlobalAveragePool", [codes], [source], grid)
     assert "QLinearGlobalAveragePool" in operators
     assert torch.equal(kernels.global_average(codes, source, grid), found)

@@ -19,9 +19,7 @@ def outputs(value: Any) -> list[Tensor]:
     return pytree.tree_leaves(value)
 
 
-@pytest.mark.parametrize(
-    "name", ["ResNet", "MobileNet", "CifarResNet", "ConcatNet", "SENet", "FPN", "UNet", "ViT"]
-)
+@pytest.mark.parametrize("name", ["ResNet", "MobileNet", "CifarResNet", "ConcatNet", "SENet", "FPN", "UNet", "ViT"])
 def test_every_code_equals_the_runtimes(exported: Callable[..., Any], name: str) -> None:
     from brecq.deploy.onnx.session import load
 

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 import brecq
-from brecq.deploy.complete import Added, Completed, complete
+from brecq.deploy.complete import Completed, complete
 from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported
 from brecq.deploy.onnx import weight_only
@@ -56,7 +56,7 @@ def write(result: QuantResult, path: Path, *, pack: Pack = "planes") -> Exported
         raise ExportError(f"the ONNX graph is not valid: {error}; please report it") from error
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
-    found = (*notes(completed.added, pack, widths), *weight_only.notes(model.graph))
+    found = (*notes(completed, pack, widths), *weight_only.notes(model.graph))
     return Exported(path, (path,), path.stat().st_size, found)
 
 
@@ -76,6 +76,7 @@ def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: P
     model.metadata_props.clear()
     model.metadata_props.update(facts)
     # The exporter's notes on each node, and types that follow from the inputs', are larger than packed weights.
+    model.graph.metadata_props.clear()
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None
@@ -85,13 +86,16 @@ def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: P
                 value.type = value.shape = None
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.metadata_props.clear()
+    for value in model.graph.initializers.values():
+        value.type = value.shape = None  # the tensor has both
 
 
-def notes(added: tuple[Added, ...], pack: Pack, widths: set[int]) -> tuple[str, ...]:
+def notes(completed: Completed, pack: Pack, widths: set[int]) -> tuple[str, ...]:
     """What a user should know about the file."""
     opset, _ = requirements(pack, widths)
     runtime = {18: "1.19", 21: "1.23", 25: "1.24"}[opset]  # the oldest that a file of each was run in
     found = [f"opset {opset}: ONNX Runtime {runtime} or newer"]
+    added = completed.added
     if added:
         names = ", ".join(each.layer or each.tensor for each in added[:4])
         more = f", … ({len(added)} in all)" if len(added) > 4 else ""
@@ -101,7 +105,7 @@ def notes(added: tuple[Added, ...], pack: Pack, widths: set[int]) -> tuple[str, 
             "native INT4/INT2 weights: ONNX Runtime's CPU provider needs session.disable_quant_qdq=1 to load this "
             "file, and computes in float; use it for accelerator toolchains"
         )
-    if 8 in widths:
+    if 8 in widths and completed.quantizers():
         found.append(
             "8-bit weights: on x86 CPUs without VNNI set session.x64quantprecision=1, their kernels may overflow "
             "otherwise"

@@ -1,0 +1,145 @@
+"""End-to-end tuning: after the blocks, all steps and biases of the network are learned together, with fixed codes.
+
+    quantized network (integer weights fixed) → outputs;   loss = squared error against the float network's outputs
+
+Blocks are reconstructed one by one and each leaves an error behind; here the few numbers that are not integers (a
+weight step and a bias per channel, an activation step per tensor) learn to make up for it. This is the second stage
+of EfficientQAT (Chen et al. 2024, "E2E-QP"), with the float network's outputs as targets instead of labels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from brecq.config import Recipe
+from brecq.errors import BrecqError
+from brecq.graph.blocks import Network
+from brecq.quant.fake_quant import Mode, set_mode
+from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.learnables import Learnables
+from brecq.reconstruct.optimize import Outcome, StepHook
+from brecq.reconstruct.sampler import Sampler
+from brecq.reconstruct.streams import BATCH
+
+HELD_OUT = 8
+"""One sample in so many is not learned from: what was learned is kept only if it lowers the loss on these."""
+
+
+class Tuning:
+    """Tunes a network whose blocks are finished.
+
+    Args:
+        mine: all of its fake-quantizers, initialized. inputs: each [N, ...] on the CPU. cache: holds the inputs and
+            the float network's outputs meanwhile. autocast: run in bfloat16 while learning.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        mine: Learnables,
+        inputs: tuple[Tensor, ...],
+        recipe: Recipe,
+        cache: ActivationCache,
+        seed: int,
+        autocast: bool,
+    ) -> None:
+        self.network, self.mine, self.recipe, self.cache, self.autocast = network, mine, recipe, cache, autocast
+        self.seed = seed
+        self.generator = torch.Generator().manual_seed(seed)
+        samples = len(inputs[0])
+        order = torch.randperm(samples, generator=self.generator)
+        self.held = order[: max(1, samples // HELD_OUT)].sort().values
+        self.learned_from = order[len(self.held) :] if samples > 1 else order
+        self.inputs = [f"tuning input/{i}" for i in range(len(inputs))]
+        self.targets: list[str] = []
+        self._record(inputs)
+
+    @torch.no_grad()
+    def _record(self, inputs: tuple[Tensor, ...]) -> None:
+        set_mode(self.network.graph, Mode.FLOAT)
+        samples = len(inputs[0])
+        for start in range(0, samples, BATCH):
+            for name, value in zip(self.inputs, inputs, strict=True):
+                self.cache.put(name, start, value[start : start + BATCH], samples)
+            outputs = self._outputs(slice(start, start + BATCH))
+            self.targets = [f"tuning target/{i}" for i in range(len(outputs))]
+            for name, value in zip(self.targets, outputs, strict=True):
+                self.cache.put(name, start, value, samples)
+
+    def run(self, steps: int, on_step: StepHook) -> Outcome:
+        """Learn for `steps` steps, leaving the network in hard mode, tuned if that lowered the held-out loss."""
+        set_mode(self.network.graph, Mode.HARD)
+        before, kept = self._held_loss(), self.mine.state()
+        optimizer = torch.optim.Adam(self._begin(), lr=self.recipe.tune_lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2
+        )
+        batch = min(self.recipe.batch_size, len(self.learned_from))
+        batches = Sampler(len(self.learned_from), batch, self.generator)
+        for step in range(steps):
+            index = self.learned_from[next(batches)]
+            loss = self._step(index, optimizer)
+            schedule.step()
+            if step % 10 == 9 or step == steps - 1:
+                on_step(step + 1, loss.item(), None)
+        self._end()
+        after = self._held_loss()
+        if not after < before:
+            self.mine.restore(kept)
+            after = before
+        for name in (*self.inputs, *self.targets):
+            self.cache.drop(name)
+        return Outcome(before, after, steps)
+
+    def _step(self, index: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+        try:
+            with torch.autocast(self.cache.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+                outputs = self._outputs(index)
+            loss = self._loss(outputs, index)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        except torch.OutOfMemoryError as error:
+            raise BrecqError(
+                f"no memory to tune the whole network on {len(index)} samples at once; the blocks are finished: "
+                "resume the run without tuning (--recipe-set tuning=0)"
+            ) from error
+        optimizer.step()
+        return loss.detach()
+
+    def _outputs(self, index: Tensor | slice) -> list[Tensor]:
+        outputs = pytree.tree_leaves(self.network.graph(*(self.cache.get(name, index) for name in self.inputs)))
+        return [value for value in outputs if isinstance(value, Tensor) and value.is_floating_point()]
+
+    def _begin(self) -> list[nn.Parameter]:
+        mine = self.mine
+        steps = [module.begin_tuning(weight) for module, weight in mine.weights.values()]
+        steps += [module.begin_learning(log_space=True, drop=0.0) for module in mine.activations.values()]
+        return steps + [module.begin_learning(bias) for module, bias in mine.biases.values()]
+
+    @torch.no_grad()
+    def _end(self) -> None:
+        for weight, _ in self.mine.weights.values():
+            weight.end_tuning(weight.step_size())
+        for activation in self.mine.activations.values():
+            activation.end_learning(activation.step_size())
+        for quantizer, bias in self.mine.biases.values():
+            quantizer.end_learning(quantizer.value(bias))
+
+    def _loss(self, outputs: list[Tensor], index: Tensor) -> Tensor:
+        """Squared error divided by the target's mean square, mean over the outputs."""
+        targets = [self.cache.get(name, index) for name in self.targets]
+        errors = [
+            F.mse_loss(output.float(), target) / target.square().mean().clamp(min=1e-30)
+            for output, target in zip(outputs, targets, strict=True)
+        ]
+        return torch.stack(errors).mean()
+
+    @torch.no_grad()
+    def _held_loss(self) -> float:
+        parts = self.held.split(BATCH)
+        return sum(self._loss(self._outputs(part), part).item() * len(part) for part in parts) / len(self.held)

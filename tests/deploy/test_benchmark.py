@@ -1,0 +1,49 @@
+"""`benchmark`: sizes, latencies, and the float network beside the quantized one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import brecq
+from brecq.deploy.floats import float_graph
+from brecq.deploy.sizes import ideal_bytes
+from brecq.errors import ConfigError
+
+
+def test_sizes_and_latencies(exported: Callable[..., Any]) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    case = exported("CifarResNet")
+    found = brecq.benchmark(case.result, case.file, batches=(1, 4), runs=4)
+    assert found.size == case.file.stat().st_size
+    assert found.ideal == ideal_bytes(case.result) < found.size < found.float_size
+    assert [(latency.batch, latency.runs) for latency in found.quantized] == [(1, 4), (4, 4)]
+    assert [latency.batch for latency in found.floating] == [1, 4]
+    assert all(0 < latency.shortest <= latency.median for latency in (*found.quantized, *found.floating))
+    speedup = found.speedup(4)
+    assert speedup == found.floating[1].shortest / found.quantized[1].shortest
+    assert found.speedup(2) is None
+    assert found.kernels is not None
+    assert (found.kernels.integer, found.kernels.floating) == (20, 0)
+
+
+@pytest.mark.parametrize("wrong", [{"batches": (0,)}, {"runs": 0}, {"threads": 0}])
+def test_bad_numbers_are_named(exported: Callable[..., Any], wrong: dict[str, Any]) -> None:
+    case = exported("CifarResNet")
+    with pytest.raises(ConfigError, match="is 0; give at least 1"):
+        brecq.benchmark(case.result, case.file, **wrong)
+
+
+def test_the_float_network_is_the_quantized_one_without_quantizers(
+    networks: ModuleType, exported: Callable[..., Any], tmp_path: Path
+) -> None:
+    case = exported("UNet")  # 8 bits: close to the float network that it came from
+    model = networks.build(networks.UNet)
+    with torch.no_grad():
+        expected, found = model(*case.inputs), float_graph(case.result)(*case.inputs)
+    assert (found - expected).abs().max() < 0.05 * (expected.max() - expected.min())

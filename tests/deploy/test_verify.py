@@ -1,0 +1,114 @@
+"""`verify` finds what differs, where it begins, and says what cannot be exact."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import brecq
+from brecq import QuantResult
+from brecq.data import Dataset
+from brecq.deploy.compare import CodesTally, Tally
+from brecq.errors import ConfigError, DataError, ExportError
+
+onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+
+Quantized = Callable[..., QuantResult]
+
+
+def data(networks: ModuleType, name: str, samples: int = 12) -> Dataset:
+    return Dataset(networks.inputs(networks.build(getattr(networks, name)), samples, seed=8))
+
+
+def test_a_faithful_file_equals_the_simulator(networks: ModuleType, exported: Callable[..., Any]) -> None:
+    case = exported("ResNet")
+    found = brecq.verify(case.result, case.file, data(networks, "ResNet"), bisect=True, batch_size=5)
+    assert found.samples == 12
+    assert (found.simulator.identical, found.simulator.largest, found.simulator.agreement) == (100, 0, 100)
+    assert found.exact
+    assert found.as_expected
+    assert found.first_difference is None
+    assert sum(tensor.count for tensor in found.tensors) > 10_000
+    assert found.quantized.largest < 20
+    assert found.completion.largest > 0  # four residual tensors were quantized in addition
+    assert any("4 tensors" in note for note in found.notes)
+
+
+def tampered(file: Path, path: Path, layer: str) -> Path:
+    """A copy of an ONNX file with the scale of one layer's weights a tenth larger."""
+    model = onnx.load(file)
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith(f"{layer}.weight_scale"):
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.1), tensor.name)
+            )
+    onnx.save(model, path)
+    return path
+
+
+def test_bisect_names_the_first_layer_that_parts(
+    networks: ModuleType, exported: Callable[..., Any], tmp_path: Path
+) -> None:
+    case = exported("ResNet")
+    file = tampered(case.file, tmp_path / "m.onnx", "layer1.1.conv1")
+    found = brecq.verify(case.result, file, data(networks, "ResNet"), bisect=True)
+    assert not found.as_expected
+    assert found.simulator.identical < 100
+    assert found.first_difference is not None
+    assert found.first_difference.tensor == "layer1.1.conv1.conv2d"
+    differing = {tensor.tensor for tensor in found.tensors if tensor.differing}
+    assert not any(name.startswith(("conv1", "layer1.0")) for name in differing)
+
+
+def test_floats_excuse_a_difference(networks: ModuleType, exported: Callable[..., Any]) -> None:
+    case = exported("ViT")
+    found = brecq.verify(case.result, case.file, data(networks, "ViT"))
+    assert not found.exact
+    assert any("layer_norm" in note for note in found.notes)
+    assert found.tensors == ()
+
+
+def test_another_results_file_is_an_error(networks: ModuleType, exported: Callable[..., Any]) -> None:
+    with pytest.raises(ExportError, match=r"shapes .*; export it again"):
+        brecq.verify(exported("ResNet").result, exported("ViT").file, data(networks, "ResNet"))
+
+
+def test_bad_arguments(networks: ModuleType, exported: Callable[..., Any], tmp_path: Path) -> None:
+    case = exported("ResNet")
+    with pytest.raises(ExportError, match="does not exist; write it with brecq export"):
+        brecq.verify(case.result, tmp_path / "none.onnx", data(networks, "ResNet"))
+    with pytest.raises(ConfigError, match=r"no format writes files like 'm\.bin'.*\.onnx \(onnx\)"):
+        brecq.verify(case.result, tmp_path / "m.bin", data(networks, "ResNet"))
+    with pytest.raises(DataError, match="no samples"):
+        brecq.verify(case.result, case.file, [])
+    (tmp_path / "broken.onnx").write_bytes(b"no protocol buffer")
+    with pytest.raises(ExportError, match="not an ONNX file"):
+        brecq.verify(case.result, tmp_path / "broken.onnx", data(networks, "ResNet"))
+
+
+def test_a_result_without_ranges_cannot_be_simulated(networks: ModuleType, exported: Callable[..., Any]) -> None:
+    case = exported("ResNet")
+    with pytest.raises(ExportError, match="quantize again"):
+        brecq.verify(dataclasses.replace(case.result, ranges=None), case.file, data(networks, "ResNet"))
+
+
+def test_comparisons_are_in_steps() -> None:
+    tally = Tally()
+    tally.add([torch.tensor([[0.0, 1.0], [3.0, 2.0]])], [torch.tensor([[0.0, 1.5], [2.0, 2.0001]])], [0.25])
+    found = tally.result()
+    assert (found.identical, found.largest, found.agreement) == (50, 4, 50)
+    assert found.mean == pytest.approx((0 + 2 + 4 + 0.0004) / 4, abs=1e-6)
+
+
+def test_codes_are_compared_as_integers() -> None:
+    codes = CodesTally()
+    for _ in range(2):
+        codes.add("t", torch.tensor([[0, 255]], dtype=torch.uint8), torch.tensor([255, 255], dtype=torch.uint8))
+    assert (codes.tensors["t"].count, codes.tensors["t"].differing, codes.tensors["t"].largest) == (4, 2, 255)

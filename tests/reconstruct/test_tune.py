@@ -1,0 +1,103 @@
+"""End-to-end tuning: what it learns, what it leaves alone, when it is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from brecq.checkpoint.resume import RunState
+from brecq.progress import Progress
+from brecq.quant.fake_quant import Mode, set_mode
+from brecq.reconstruct.passes import END_TO_END
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledWhileTuning(Progress):
+    def start(self, blocks, steps: int, later: int = 0) -> None:
+        if list(blocks) == [END_TO_END]:
+            raise Killed
+
+
+def state(folder: Path, resume: bool = False) -> RunState:
+    return RunState(folder, "run", resume=resume)
+
+
+@pytest.fixture(scope="module")
+def blocks(lab):
+    return lab.run()
+
+
+@pytest.fixture(scope="module")
+def tuned(lab):
+    return lab.run(tuning=5.0)
+
+
+def error(run, inputs: torch.Tensor) -> float:
+    """Relative squared error of the network's output."""
+    with torch.no_grad():
+        set_mode(run.graph, Mode.FLOAT)
+        target = run.graph(inputs)
+        set_mode(run.graph, Mode.HARD)
+        output = run.graph(inputs)
+    return ((output - target).square().sum() / target.square().sum()).item()
+
+
+def test_it_lowers_the_error_of_the_network(lab, blocks, tuned) -> None:
+    report = tuned.reports[-1]
+    assert (report.name, report.stage, report.steps, report.layers) == (END_TO_END, "tuning", 60, ())
+    assert report.error_after < report.error_before
+    (inputs,) = lab.inputs()
+    assert error(tuned, inputs) < error(blocks, inputs)
+
+
+def test_codes_stay_and_steps_and_biases_change(blocks, tuned) -> None:
+    before, after = blocks.learned(), tuned.learned()
+    for kind, same in (("codes", True), ("zero_point", True), ("scale", False), ("learned", False)):
+        names = [name for name in after if name.endswith(kind)]
+        assert names
+        assert all(torch.equal(before[name], after[name]) is same for name in names), kind
+
+
+def test_what_does_not_help_is_not_kept(lab, blocks) -> None:
+    run = lab.run(tuning=0.5, tune_lr=50.0)  # destroys whatever it learns
+    assert run.reports[-1].error_after == run.reports[-1].error_before
+    assert lab.same(run, blocks)
+
+
+def test_the_learning_rate_matters(lab, tuned) -> None:
+    assert not lab.same(lab.run(tuning=5.0, tune_lr=1e-3), tuned)
+
+
+def test_the_same_seed_gives_the_same_result(lab, tuned) -> None:
+    assert lab.same(lab.run(tuning=5.0), tuned)
+
+
+def test_networks_of_several_outputs_and_few_samples(lab) -> None:
+    for name, samples in (("FPN", 24), ("ResNet", 1)):
+        report = lab.run(name=name, samples=samples, tuning=4.0, steps=2).reports[-1]
+        assert report.error_after <= report.error_before
+
+
+def test_weights_only(lab) -> None:
+    report = lab.run(activations=32, tuning=2.5).reports[-1]
+    assert report.error_after < report.error_before
+
+
+def test_rounding_to_nearest_is_not_tuned(lab) -> None:
+    assert all(report.stage == "rtn" for report in lab.run(method="rtn", tuning=2.5).reports)
+
+
+def test_a_run_killed_while_tuning_resumes_there(lab, tuned, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        lab.run(tuning=5.0, state=state(tmp_path), progress=KilledWhileTuning())
+    resumed = lab.run(tuning=5.0, state=state(tmp_path, resume=True))
+    assert [report.resumed for report in resumed.reports] == [True] * (len(resumed.reports) - 1) + [False]
+    assert lab.same(resumed, tuned)
+    again = lab.run(tuning=5.0, state=state(tmp_path, resume=True))
+    assert all(report.resumed for report in again.reports)
+    assert lab.same(again, tuned)

@@ -161,8 +161,30 @@ def program_of(result: QuantResult) -> Completed:
     for node in list(completed.graph.graph.nodes):
         if node.target is QUANTIZE:
             widen(completed.graph, node)
-    completed.graph.recompile()
+    _move_codes(completed.graph)
     return completed
+
+
+_VIEWS = {
+    aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten.permute.default, aten.transpose.int,
+    aten.select.int, aten.slice.Tensor, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
+}  # fmt: skip
+
+
+def _move_codes(graph: GraphModule) -> None:
+    """Rearrange codes instead of values: linear kernels are recognized right behind a dequantizer only."""
+    for node in list(graph.graph.nodes):
+        source: Any = node.args[0] if node.target in _VIEWS else None
+        if source is None or source.target is not DEQUANTIZE:
+            continue
+        with graph.graph.inserting_before(node):
+            codes = graph.graph.call_function(node.target, (source.args[0], *node.args[1:]), node.kwargs)
+            value = graph.graph.call_function(DEQUANTIZE, (codes, *source.args[1:]))
+        value.meta = dict(node.meta)
+        node.replace_all_uses_with(value)
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
 
 
 def widen(graph: GraphModule, quantizer: Node) -> None:

@@ -1,4 +1,4 @@
-"""Whole networks on integers, against ONNX Runtime and against the fake-quantized network."""
+"""Whole networks on integers. `onnx/test_write.py` compares them with ONNX Runtime, code for code."""
 
 from __future__ import annotations
 
@@ -6,51 +6,30 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import pytest
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
 import brecq
+from brecq import QuantResult
 from brecq.deploy.complete import complete
 
-
-def outputs(value: Any) -> list[Tensor]:
-    return pytree.tree_leaves(value)
-
-
-@pytest.mark.parametrize("name", ["ResNet", "MobileNet", "CifarResNet", "ConcatNet", "SENet", "FPN", "UNet", "ViT"])
-def test_every_code_equals_the_runtimes(exported: Callable[..., Any], name: str) -> None:
-    from brecq.deploy.onnx.session import load
-
-    case = exported(name)
-    simulator, session = brecq.simulate(case.result), load(case.file)
-    arrays = [value.numpy() for value in case.inputs]
-    ours, theirs = simulator.codes(*case.inputs), session.codes(*arrays)
-    assert list(ours) == list(theirs)
-    for tensor, codes in ours.items():
-        assert torch.equal(codes.reshape(-1), torch.from_numpy(theirs[tensor]).reshape(-1)), tensor
-    for found, expected in zip(outputs(simulator(*case.inputs)), session(*arrays), strict=True):
-        assert torch.equal(found, torch.from_numpy(expected))
+Quantized = Callable[..., QuantResult]
 
 
 def test_the_simulator_is_deterministic_and_close_to_the_completed_program(
-    exported: Callable[..., Any],
+    networks: ModuleType, quantized: Quantized
 ) -> None:
-    case = exported("ResNet")
-    simulator = brecq.simulate(case.result)
-    first = simulator(*case.inputs)
-    assert torch.equal(first, simulator(*case.inputs))
+    result, (x,) = quantized("ResNet"), networks.inputs(networks.build(networks.ResNet), 6, seed=5)
+    simulator = brecq.simulate(result)
+    first = simulator(x)
+    assert torch.equal(first, simulator(x))
     with torch.no_grad():
-        expected = complete(case.result).graph(*case.inputs)
+        expected = complete(result).graph(x)
     assert (first - expected).abs().max() < 0.01 * (expected.max() - expected.min())
 
 
-def test_batch_size_does_not_matter(exported: Callable[..., Any]) -> None:
-    case = exported("ConcatNet")
-    simulator = brecq.simulate(case.result)
-    single = torch.cat([simulator(*(value[i : i + 1] for value in case.inputs)) for i in range(3)])
-    assert torch.equal(single, simulator(*case.inputs)[:3])
+def test_batch_size_does_not_matter(networks: ModuleType, quantized: Quantized) -> None:
+    simulator, (x,) = brecq.simulate(quantized("ConcatNet")), networks.inputs(networks.build(networks.ConcatNet), 3)
+    assert torch.equal(torch.cat([simulator(part) for part in x.split(1)]), simulator(x))
 
 
 def test_a_trained_network_has_its_accuracy_on_integers(shared_data: Any, networks: ModuleType) -> None:

@@ -17,12 +17,12 @@ from brecq.deploy.onnx.packing import Pack
 from brecq.errors import ExportError
 
 
-def weight_widths(graph: ir.Graph) -> set[int]:
+def _weight_widths(graph: ir.Graph) -> set[int]:
     """Bit-widths of the weights of a neutral graph."""
     return {_bits(node) for node in brecq_nodes(graph, "DequantizeConstant") if not _is_wide(node)}
 
 
-def check(graph: ir.Graph) -> None:
+def _check(graph: ir.Graph) -> None:
     """Raise `ExportError` for weights that no integer kernel takes; the message names them."""
     bad = []
     for node in brecq_nodes(graph, "DequantizeConstant"):
@@ -37,16 +37,16 @@ def check(graph: ir.Graph) -> None:
         )
 
 
-def lower(model: ir.Model, pack: Pack) -> None:
-    """Rewrite a neutral model in place.
+def lower(model: ir.Model, pack: Pack) -> set[int]:
+    """Rewrite a neutral model in place; returns the bit-widths of its weights.
 
     Raises:
         ExportError: a weight has no integer kernel.
     """
     graph = model.graph
     tidy.constant_weights(graph)
-    check(graph)
-    widths = weight_widths(graph)
+    _check(graph)
+    widths = _weight_widths(graph)
     tidy.fold_pads(graph)
     tidy.global_pools(graph)
     tidy.linear_layers(graph)
@@ -67,6 +67,7 @@ def lower(model: ir.Model, pack: Pack) -> None:
     model.opset_imports[""] = opset
     model.ir_version = version
     graph.sort()
+    return widths
 
 
 def _lower_constant(build: Builder, node: ir.Node, pack: Pack) -> None:

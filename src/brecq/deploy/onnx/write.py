@@ -14,7 +14,7 @@ from brecq.deploy.complete import Completed, complete
 from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported
 from brecq.deploy.onnx import weight_only
-from brecq.deploy.onnx.lower import lower, weight_widths
+from brecq.deploy.onnx.lower import lower
 from brecq.deploy.onnx.neutral import neutral
 from brecq.deploy.onnx.packing import PACKS, Pack, requirements
 from brecq.errors import ConfigError, ExportError
@@ -46,8 +46,7 @@ def write(result: QuantResult, path: Path, *, pack: Pack = "planes") -> Exported
         )
     completed = complete(result)
     model = neutral(completed)
-    widths = weight_widths(model.graph)
-    lower(model, pack)
+    widths = lower(model, pack)
     describe(model, result, completed, pack)
     proto = ir.to_proto(model)
     try:

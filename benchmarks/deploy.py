@@ -145,9 +145,9 @@ def measure(cell: Cell) -> Values:
     if target.inner:
         values |= {"codes": float(sum(tensor.differing for tensor in inner.tensors))}
         values |= {"compared": float(sum(tensor.count for tensor in inner.tensors))}
-    values |= {"simulator": inner.simulator.identical}
     else:
         values |= {"largest": inner.simulator.largest, "mean": inner.simulator.mean}
+    values |= {"simulator": inner.simulator.identical}
     if inner.kernels is not None:
         layers = inner.kernels.integer + inner.kernels.floating
         values |= {"kernels": 100 * inner.kernels.integer / layers}
@@ -160,10 +160,11 @@ def measure(cell: Cell) -> Values:
         values |= accuracy(cell, result, path, target)
     speed = brecq.benchmark(result, path, format=target.format, runs=30)
     values |= {"float_megabytes": speed.float_size / 1e6}
-    for floating, integer in zip(speed.floating, speed.quantized, strict=True):
-        batch = integer.batch
-        values |= {f"float_ms_{batch}": floating.shortest, f"ms_{batch}": integer.shortest}
-        values |= {f"speed_{batch}": floating.shortest / integer.shortest}
+    values |= {f"float_ms_{each.batch}": each.shortest for each in speed.floating}
+    for integer in speed.quantized:
+        values |= {f"ms_{integer.batch}": integer.shortest}
+        if (gain := speed.speedup(integer.batch)) is not None:
+            values |= {f"speed_{integer.batch}": gain}
     return values
 
 

@@ -142,7 +142,8 @@ def _lower_x86(graph: GraphModule) -> Callable[..., Any]:
     compiled = torch.compile(graph)
 
     def run(*inputs: Any) -> Any:
-        with settings.patch(freezing=True), torch.no_grad():
+        with settings.patch(freezing=True), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the compiler, about its own code
             return compiled(*inputs)
 
     return run

@@ -70,6 +70,11 @@ def load(path: Path, threads: int = 1) -> Session:
     return Session(path, threads)
 
 
+def load_float(path: Path, threads: int = 1) -> Session:
+    """A float network, an ONNX file, in OpenVINO."""
+    return Session(path, threads)
+
+
 def is_integer(kernel: str) -> bool:
     """True for a kernel that computes on 8-bit integers."""
     return kernel.lower().endswith(("_i8", "_u8"))

@@ -83,7 +83,7 @@ def test_transformers_loads_and_runs_the_folder(tmp_path: Path) -> None:
     config = QuantConfig(weights=3, activations=32, method="rtn", weight_scheme="symmetric")
     result = brecq.quantize(ImageClassifier(model), x, config)
     result.metadata["source"] = {"spec": "hf:somewhere"}
-    export(result, tmp_path / "out", model_config=tmp_path / "float" / "config.json")
+    export(result, tmp_path / "out", model_config=str(tmp_path / "float" / "config.json"))
     loaded, info = transformers.ViTForImageClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     with torch.no_grad():
@@ -136,10 +136,10 @@ def test_a_weight_tied_to_an_embedding_is_refused(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read_or_written(networks: ModuleType, tmp_path: Path) -> None:
     result = quantized(networks)
     with pytest.raises(ExportError, match=r"cannot read .*nothing\.json"):
-        export(result, tmp_path / "out", model_config=tmp_path / "nothing.json")
+        export(result, tmp_path / "out", model_config=str(tmp_path / "nothing.json"))
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ExportError, match="no JSON object"):
-        export(result, tmp_path / "out", model_config=tmp_path / "list.json")
+        export(result, tmp_path / "out", model_config=str(tmp_path / "list.json"))
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="choose another folder"):
         export(result, tmp_path / "file")

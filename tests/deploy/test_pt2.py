@@ -1,4 +1,4 @@
-"""pt2: programs that compute the same bits from packed weights, and the int8 kernels that torch.compile makes of them."""
+"""pt2: the same bits from packed weights, and the int8 kernels that torch.compile makes of them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import pytest
 import torch
 
 import brecq
-from brecq.deploy import pt2
+from brecq.deploy import pt2_runtime
 from brecq.deploy.complete import complete
 from brecq.errors import ExportError
 
 
-@pytest.mark.parametrize(
-    ("name", "weights", "activations"), [("MobileNet", 3, 4), ("UNet", 5, 8), ("ViT", 2, 32)]
-)
+@pytest.mark.parametrize(("name", "weights", "activations"), [("MobileNet", 3, 4), ("UNet", 5, 8), ("ViT", 2, 32)])
 def test_a_file_computes_the_same_bits_as_the_completed_program(
     quantized, networks: ModuleType, tmp_path: Path, name: str, weights: int, activations: int
 ) -> None:
@@ -25,7 +23,7 @@ def test_a_file_computes_the_same_bits_as_the_completed_program(
     path = brecq.export(result, tmp_path / "m.pt2", "pt2").path
     x = networks.inputs(networks.build(getattr(networks, name)), 5, seed=5)[0]
     expected = result.model if activations == 32 else complete(result).graph
-    program = pt2.read(path)
+    program = pt2_runtime.read(path)
     with torch.no_grad():
         assert torch.equal(program.module()(x), expected(x))
     # no float copy, and no byte per code
@@ -46,7 +44,7 @@ def test_compiling_on_x86_makes_int8_kernels(
     result = quantized(name, weights, 8)
     path = brecq.export(result, tmp_path / "m.pt2", "pt2").path
     x = networks.inputs(networks.build(getattr(networks, name)), 4, seed=5)[0]
-    session = pt2.load(path)
+    session = pt2_runtime.load(path)
     assert session.kernels() is None
     (found,) = session(x.numpy())
     with torch.no_grad():
@@ -63,12 +61,12 @@ def test_asymmetric_8_bit_weights_are_not_lowered(quantized, networks: ModuleTyp
     path = brecq.export(result, tmp_path / "m.pt2", "pt2").path
     x = networks.inputs(networks.build(networks.ResNet), 4, seed=5)[0]
     with torch.no_grad():
-        assert torch.equal(pt2.read(path).module()(x), complete(result).graph(x))
+        assert torch.equal(pt2_runtime.read(path).module()(x), complete(result).graph(x))
     with pytest.raises(ExportError, match=r"asymmetric 8-bit weights .*--weight-scheme"):
-        pt2.compile_x86(path)
+        pt2_runtime.compile_x86(path)
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "m.pt2").write_text("nothing")
     with pytest.raises(ExportError, match="cannot load"):
-        pt2.compile_x86(tmp_path / "m.pt2")
+        pt2_runtime.compile_x86(tmp_path / "m.pt2")

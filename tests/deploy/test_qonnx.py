@@ -79,8 +79,8 @@ def test_what_finn_does_not_take_is_refused_before_writing(networks: ModuleType,
     message = r"7 weights \(layer1.*--weight-scheme symmetric and 1 activations \(x\) with --activation-scheme symm"
     with pytest.raises(ExportError, match=message):
         brecq.export(result, tmp_path / "m.onnx", "qonnx", preset="finn")
+    weight_only = quantized(networks, "ResNet", 4, 32, weight_scheme="symmetric")
     with pytest.raises(ExportError, match="--activation-bits"):
-        weight_only = quantized(networks, "ResNet", 4, 32, weight_scheme="symmetric")
         brecq.export(weight_only, tmp_path / "m.onnx", "qonnx", preset="finn")
     with pytest.raises(ConfigError, match="'fin'; choose one of any, finn"):
         brecq.export(result, tmp_path / "m.onnx", "qonnx", preset="fin")

@@ -113,6 +113,16 @@ def _completed(graph: GraphModule, result: QuantResult, added: tuple[Added, ...]
     return Completed(graph, names, result.example_inputs, added)
 
 
+def added_note(completed: Completed) -> tuple[str, ...]:
+    """What was quantized in addition, for a user; empty where nothing was."""
+    added = completed.added
+    if not added:
+        return ()
+    names = ", ".join(dict.fromkeys(each.layer or each.tensor for each in added[:4]))
+    more = f", … ({len(added)} in all)" if len(added) > 4 else ""
+    return (f"quantized to 8 bits in addition, as integer kernels need it: the outputs of {names}{more}",)
+
+
 def describe(node: Node) -> str:
     """`the output of conv2d in layer1.0.conv2`: where a tensor comes from, for messages."""
     path = ops.module_path(node)

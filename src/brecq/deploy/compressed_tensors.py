@@ -24,7 +24,7 @@ from torch.fx import GraphModule
 
 from brecq.checkpoint.directory import sync
 from brecq.checkpoint.tensors import PackedWeight, Stored, collect_tensors
-from brecq.deploy.formats import Exported
+from brecq.deploy.formats import Exported, some
 from brecq.deploy.layers import quantized_activations, weighted_layers
 from brecq.errors import ExportError
 
@@ -47,7 +47,7 @@ class _Linear:
     zero_point: Tensor | None
 
 
-def write(result: QuantResult, path: Path, *, model_config: Path | None = None, prefix: str | None = None) -> Exported:
+def write(result: QuantResult, path: Path, *, model_config: str | None = None, prefix: str | None = None) -> Exported:
     """Write `model.safetensors` and `config.json` into the folder `path`, creating it.
 
     Args:
@@ -119,15 +119,11 @@ def _linears(weights: dict[str, Stored]) -> list[_Linear]:
             kept = None if symmetric else zero_point.to(torch.int8)
             layers.append(_Linear(layer, weight.bits, codes, weight.scale, kept))
     if problems:
-        found = "; ".join(f"{_some(names)} {what}" for what, names in problems.items())
+        found = "; ".join(f"{some(names)} {what}" for what, names in problems.items())
         raise ExportError(f"compressed-tensors pack-quantized cannot hold {found} (--set 'PATTERN' w=BITS or float)")
     if not layers:
         raise ExportError("this result has no quantized linear layer; compressed-tensors holds no others: use ONNX")
     return layers
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more layers" if len(names) > 3 else "")
 
 
 def _pack(layer: _Linear) -> dict[str, Tensor]:
@@ -166,12 +162,12 @@ def _quantization_config(layers: list[_Linear], ignore: list[str]) -> dict[str, 
 def _notes(packed: list[_Linear], plain: dict[str, Stored], ignore: list[str]) -> tuple[str, ...]:
     notes = []
     if ignore:
-        notes.append(f"stored in float32, as the format holds linear layers only: {_some(ignore)}")
+        notes.append(f"stored in float32, as the format holds linear layers only: {some(ignore)}")
     # Constants that capture computed have no name in the model; `fold_constants` marks them.
     computed = [name for name in plain if "_folded" in name]
     if computed:
         notes.append(
-            f"{_some(computed)} were computed from parameters that the file does not hold; a model needs those "
+            f"{some(computed)} were computed from parameters that the file does not hold; a model needs those "
             "from the float checkpoint"
         )
     if any(layer.zero_point is not None for layer in packed):
@@ -182,7 +178,7 @@ def _notes(packed: list[_Linear], plain: dict[str, Stored], ignore: list[str]) -
     return tuple(notes)
 
 
-def _read_config(file: Path | None) -> dict[str, Any]:
+def _read_config(file: str | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:

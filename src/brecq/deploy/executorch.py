@@ -1,9 +1,9 @@
 """ExecuTorch: a `.pte` program for the XNNPACK delegate, with int8 convolutions and 8- or 4-bit linear layers.
 
 XNNPACK has its own demands. Activations are int8. Operators that only move data need a quantizer behind them, or they
-part two delegated regions. Convolutions take 8-bit weights, whatever their range; linear layers take 4-bit ones if those
-are symmetric, and 8-bit ones otherwise. Layers whose weights are stored wider than they were quantized compute the same
-numbers.
+part two delegated regions. Convolutions take 8-bit weights, whatever their range; linear layers take 4-bit ones if
+those are symmetric, and 8-bit ones otherwise. Layers whose weights are stored wider than they were quantized compute
+the same numbers.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch.fx import GraphModule, Node
 
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
 from brecq.deploy.complete import complete
-from brecq.deploy.files import replacing
-from brecq.deploy.formats import Exported
-from brecq.deploy.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, grid_of, quantized_as
 from brecq.deploy.executorch_runtime import Session
+from brecq.deploy.files import replacing
+from brecq.deploy.formats import Exported, some
+from brecq.deploy.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, grid_of, quantized_as
 from brecq.errors import ExportError
 from brecq.graph import ops
 from brecq.graph.fold import add_constant
@@ -82,10 +82,10 @@ def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
 def _refuse_narrow_activations(graph: GraphModule) -> None:
     narrow = [node for node in graph.graph.nodes if node.target is QUANTIZE and not grid_of(node).whole]
     if narrow:
-        names = ", ".join(str(node.args[0]) for node in narrow[:3])
+        names = some([str(node.args[0]) for node in narrow])
         raise ExportError(
-            f"XNNPACK's activations have 8 bits, and {len(narrow)} have fewer here ({names}{', ...' * (len(narrow) > 3)}); "
-            "quantize with --activation-bits 8, or export to ONNX or OpenVINO"
+            f"XNNPACK's activations have 8 bits, and {len(narrow)} have fewer here ({names}); quantize with "
+            "--activation-bits 8, or export to ONNX or OpenVINO"
         )
 
 
@@ -140,7 +140,7 @@ def _weights(graph: GraphModule) -> tuple[int, int]:
         name = str(source.target)
         value = stored[name]
         if not isinstance(value, PackedWeight):
-            node.replace_all_uses_with(add_constant(graph, f"{name}_value", value.dequantize(), node))  # type: ignore[union-attr]
+            node.replace_all_uses_with(add_constant(graph, f"{name}_value", value.dequantize(), node))
             continue
         linear = all(ops.kind(user) == "linear" for user in node.users)
         bits = 4 if linear and value.bits <= 4 and not value.zero_point.any() else 8

@@ -36,7 +36,9 @@ class Session:
         self.batch = int(self._method.metadata.input_tensor_meta(0).sizes()[0])
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        parts = [self._batch(*(value[start : start + self.batch] for value in inputs)) for start in self._starts(inputs)]
+        parts = [
+            self._batch(*(value[start : start + self.batch] for value in inputs)) for start in self._starts(inputs)
+        ]
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
     def kernels(self) -> Kernels | None:

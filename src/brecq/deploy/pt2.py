@@ -4,34 +4,28 @@ Weights below 8 bits are uint8 buffers that hold several codes a byte; shifts an
 subtract their zero points, so that what is dequantized is an int8 weight with zero point 0. Biases are float32 (they
 take the same space as int32, without scales). `torch.export.load` and PyTorch are all that a reader needs.
 
-On x86, `compile_x86` lowers the program to the int8 convolutions and linear layers of oneDNN.
+On x86, `brecq.deploy.pt2_runtime.compile_x86` lowers the program to int8 kernels.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
-from brecq.deploy.complete import Completed, as_converted, complete
+from brecq.deploy.complete import Completed, added_note, as_converted, complete
 from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported
 from brecq.deploy.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, grid_of
 from brecq.deploy.planes import pack_plane, plane_widths
-from brecq.deploy.runtime import Kernels
-from brecq.errors import ExportError
 from brecq.graph.convert import to_program
-from brecq.graph.fold import add_constant, get_tensor
-from brecq.graph.ops import aten, kind
+from brecq.graph.fold import add_constant
+from brecq.graph.ops import aten
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -52,105 +46,13 @@ def write(result: QuantResult, path: Path) -> Exported:
         warnings.simplefilter("ignore")
         with temporary.open("wb") as file:
             torch.export.save(program, file)
-    notes = ["weights are unpacked in every call; brecq.deploy.pt2.compile_x86 unpacks them once"]
-    if completed.added:
-        names = ", ".join(dict.fromkeys(each.layer or each.tensor for each in completed.added[:4]))
-        more = f", … ({len(completed.added)} in all)" if len(completed.added) > 4 else ""
-        notes.append(f"quantized to 8 bits in addition, as integer kernels need it: the outputs of {names}{more}")
+    notes = ["weights are unpacked in every call; brecq.deploy.pt2_runtime.compile_x86 unpacks them once"]
+    notes += added_note(completed)
     return Exported(path, (path,), path.stat().st_size, tuple(notes))
 
 
-def read(path: Path | str) -> ExportedProgram:
-    """The program of a `.pt2` file; `read(path).module()` runs it.
-
-    Raises:
-        ExportError: the file cannot be read.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.load(path)
-    except Exception as error:  # torch raises many unrelated types
-        raise ExportError(f"cannot load {path}: {error}; give a file that brecq export --format pt2 wrote") from error
-
-
-def compile_x86(path: Path | str) -> Callable[..., Any]:
-    """The program of a `.pt2` file, lowered to int8 kernels by `torch.compile` (x86, needs a C++ compiler).
-
-    Convolutions and linear layers with a quantized input become int8 kernels, fused with the activation function and
-    the quantizer behind them. Transposed convolutions, pooling, additions, and attention run in float.
-
-    The result takes the network's inputs; its first call compiles, and so does the first with another batch size.
-
-    Raises:
-        ExportError: the file cannot be read, or has asymmetric 8-bit weights, whose zero points oneDNN's kernels ignore.
-    """
-    return _lower_x86(_frozen(path))
-
-
-def load(path: Path, threads: int = 1) -> Session:
-    """A `.pt2` file lowered by `compile_x86`, as `brecq verify` and `brecq benchmark` run it."""
-    return Session(path, threads)
-
-
-class Session:
-    """A `.pt2` file lowered by `compile_x86`."""
-
-    name = "torch.compile on x86"
-
-    def __init__(self, path: Path, threads: int = 1) -> None:
-        torch.set_num_threads(threads)
-        graph = _frozen(path)
-        self._layers = sum(kind(node) is not None for node in graph.graph.nodes)
-        self._integer: int | None = None
-        self._run = _lower_x86(graph)
-
-    def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        from torch._dynamo.utils import counters
-
-        before = _prepacked(counters)
-        found = self._run(*map(torch.from_numpy, inputs))
-        if self._integer is None:
-            self._integer = _prepacked(counters) - before
-        return [leaf.numpy() for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
-
-    def kernels(self) -> Kernels | None:
-        """Layers that became int8 kernels; `None` before the first call, which compiles."""
-        if self._integer is None:
-            return None
-        return Kernels(self._integer, self._layers - self._integer, {})
-
-
-def _prepacked(counters: Any) -> int:
-    """How many int8 layers Inductor has found so far."""
-    found = counters["inductor"]
-    return int(found["qconv_weight_prepack_matcher_count"] + found["qlinear_weight_prepack_matcher_count"])
-
-
-def _frozen(path: Path | str) -> GraphModule:
-    graph = read(path).module()
-    assert isinstance(graph, GraphModule)
-    _refuse_zero_points(graph)
-    _unpack_once(graph)
-    return graph
-
-
-def _lower_x86(graph: GraphModule) -> Callable[..., Any]:
-    import torch._inductor.config as settings
-    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401 (registers the fusions)
-
-    compiled = torch.compile(graph)
-
-    def run(*inputs: Any) -> Any:
-        with settings.patch(freezing=True), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the compiler, about its own code
-            return compiled(*inputs)
-
-    return run
-
-
 def program_of(result: QuantResult) -> Completed:
-    """The completed program whose quantizers all have whole ranges; the converted one where only weights are quantized.
+    """The completed program with whole ranges in all quantizers; the converted one where weights alone are quantized.
 
     A quantizer with fewer codes is a clamp and a quantizer with all: kernels know the range of their type only.
     """
@@ -281,7 +183,9 @@ def _centred(build: _Builder, name: str, weight: PackedWeight) -> Node:
         packed = torch.from_numpy(pack_plane((flat >> position) & (2**width - 1), width))
         stored = build.constant(f"{name}_bits{position}", packed[:, None])
         shifts = build.constant(f"shifts{width}", torch.arange(0, 8, width, dtype=torch.uint8))
-        part = build.call(aten.bitwise_and.Scalar, build.call(aten.bitwise_right_shift.Tensor, stored, shifts), 2**width - 1)
+        part = build.call(
+            aten.bitwise_and.Scalar, build.call(aten.bitwise_right_shift.Tensor, stored, shifts), 2**width - 1
+        )
         if packed.numel() * (8 // width) != len(flat):
             part = build.call(aten.slice.Tensor, build.call(aten.reshape.default, part, [-1]), 0, 0, len(flat))
         if position:
@@ -294,54 +198,3 @@ def _centred(build: _Builder, name: str, weight: PackedWeight) -> Node:
     if weight.axis is not None:
         offset = offset.reshape([-1 if axis == weight.axis else 1 for axis in range(len(shape))])
     return build.call(aten.sub.Tensor, codes, build.constant(f"{name}_zero_point", offset))
-
-
-@torch.no_grad()
-def _unpack_once(graph: GraphModule) -> None:
-    """Evaluate what unpacks weights; dequantizing them is left to the kernels.
-
-    Transposed convolutions have no int8 kernel, and one that looks as if it had fails to compile: theirs are evaluated
-    to the end.
-    """
-    for node in list(graph.graph.nodes):
-        if str(kind(node)).startswith("conv_transpose"):
-            value = _constant_value(graph, node.args[1])
-            if value is not None:
-                node.update_arg(1, add_constant(graph, f"{node.name}_weight", value, node))
-    for node in list(graph.graph.nodes):
-        if node.target is not DEQUANTIZE_CHANNELS and node.target is not DEQUANTIZE:
-            continue
-        value = _constant_value(graph, node.args[0])
-        if value is not None:
-            node.args = (add_constant(graph, f"{node.name}_codes", value, node), *node.args[1:])
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-
-
-def _constant_value(graph: GraphModule, node: Any) -> Any:
-    """The value of a node that depends on constants only; `None` for others. Other arguments are their own value."""
-    if not isinstance(node, Node):
-        return node
-    if node.op == "get_attr":
-        return get_tensor(graph, str(node.target))
-    if node.op != "call_function" or node.target is QUANTIZE or not node.all_input_nodes:
-        return None
-    values = {source: _constant_value(graph, source) for source in node.all_input_nodes}
-    if any(value is None for value in values.values()):
-        return None
-    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def _refuse_zero_points(graph: GraphModule) -> None:
-    bad = [
-        str(node.args[0].target)
-        for node in graph.graph.nodes
-        if node.target is DEQUANTIZE_CHANNELS and node.args[2].op == "get_attr"
-        if bool(get_tensor(graph, str(node.args[2].target)).any())
-    ]
-    if bad:
-        raise ExportError(
-            f"asymmetric 8-bit weights ({', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}): oneDNN's kernels ignore "
-            "their zero points; quantize with --weight-scheme auto or symmetric"
-        )

@@ -1,9 +1,9 @@
 """QONNX: arbitrary bit-widths for FINN and hls4ml.
 
-Every quantizer is one `Quant` node (domain `qonnx.custom_op.general`) in a float graph: what it quantizes, scale, zero
-point and bit-width are its inputs. Weights are stored in float32 on their grid, so the file has the size of the float
-network. The program is the converted one as it was measured: nothing is quantized in addition, and activation functions
-stay in front of their quantizers, as FINN expects.
+Every quantizer is one `Quant` node (domain `qonnx.custom_op.general`) in a float graph: what it quantizes, scale,
+zero point and bit-width are its inputs. Weights are stored in float32 on their grid, so the file has the size of the
+float network. The program is the converted one as it was measured: nothing is quantized in addition, and activation
+functions stay in front of their quantizers, as FINN expects.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import onnx_ir as ir
 import brecq
 from brecq.deploy.complete import as_converted
 from brecq.deploy.files import replacing
-from brecq.deploy.formats import Exported
+from brecq.deploy.formats import Exported, some
 from brecq.deploy.onnx import tidy
 from brecq.deploy.onnx.build import Builder, array, brecq_nodes, integer
 from brecq.deploy.onnx.neutral import neutral
@@ -37,12 +37,13 @@ def write(result: QuantResult, path: Path, *, preset: Preset = "any", batch: int
     """Write a result as a QONNX file.
 
     Args:
-        preset: `finn` refuses what FINN does not take: zero points other than 0, and weights with quantized activations
-            missing. Quantize with `--weight-scheme symmetric --activation-scheme symmetric` for it.
+        preset: `finn` refuses what FINN does not take: zero points other than 0, and float activations. Quantize with
+            `--weight-scheme symmetric --activation-scheme symmetric` for it.
         batch: the batch size of the file; the toolchains want a fixed one.
 
     Raises:
-        ConfigError: an unknown preset, or a batch size below 1. ExportError: as `brecq.export`, and a result that the preset refuses.
+        ConfigError: an unknown preset, or a batch size below 1.
+        ExportError: as `brecq.export`, and a result that the preset refuses.
     """
     if preset not in get_args(Preset):
         raise ConfigError(f"preset is {preset!r}; choose one of {', '.join(get_args(Preset))}")
@@ -64,7 +65,9 @@ def write(result: QuantResult, path: Path, *, preset: Preset = "any", batch: int
         raise ExportError(f"the QONNX graph is not valid: {error}; please report it") from error
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
-    notes = ("weights are stored in float32 on their grid, as QONNX has it: the file is as large as the float network",)
+    notes = (
+        "weights are stored in float32 on their grid, as QONNX has it: the file is as large as the float network",
+    )
     return Exported(path, (path,), path.stat().st_size, notes)
 
 
@@ -95,7 +98,7 @@ def _check_finn(graph: ir.Graph) -> None:
         if _signedness(node)[1] != 0
     ]
     found = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) with {option}"
+        f"{len(names)} {what} ({some(names)}) with {option}"
         for what, names, option in (
             ("weights", weights, "--weight-scheme symmetric"),
             ("activations", activations, "--activation-scheme symmetric"),
@@ -177,7 +180,7 @@ def _replace_by_quant(
 
 
 def _signedness(node: ir.Node) -> tuple[int, int]:
-    """`signed` and the zero point of an activation: codes around the middle of their range are signed ones around 0."""
+    """`signed` and zero point of an activation: codes around the middle of their range are signed ones around 0."""
     zero_point, low, bits = integer(node, "zero_point"), integer(node, "low"), _bits(node)
     middle = 1 << (bits - 1)
     return (1, 0) if low == 0 and zero_point == middle else (int(low < 0), zero_point)

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 import brecq
-from brecq.deploy.complete import Completed, complete
+from brecq.deploy.complete import Completed, added_note, complete
 from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported
 from brecq.deploy.onnx import weight_only
@@ -94,11 +94,7 @@ def notes(completed: Completed, pack: Pack, widths: set[int]) -> tuple[str, ...]
     opset, _ = requirements(pack, widths)
     runtime = {18: "1.19", 21: "1.23", 25: "1.24"}[opset]  # the oldest that a file of each was run in
     found = [f"opset {opset}: ONNX Runtime {runtime} or newer"]
-    added = completed.added
-    if added:
-        names = ", ".join(each.layer or each.tensor for each in added[:4])
-        more = f", … ({len(added)} in all)" if len(added) > 4 else ""
-        found.append(f"quantized to 8 bits in addition, as integer kernels need it: the outputs of {names}{more}")
+    found += added_note(completed)
     if pack == "native" and widths != {8}:
         found.append(
             "native INT4/INT2 weights: ONNX Runtime's CPU provider needs session.disable_quant_qdq=1 to load this "

@@ -41,7 +41,9 @@ class Session:
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         if len(inputs) != len(self.inputs):
-            raise ConfigError(f"the file takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), got {len(inputs)}")
+            raise ConfigError(
+                f"the file takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), got {len(inputs)}"
+            )
         found = self._request.infer(list(inputs))
         return [np.array(found[output]) for output in self._model.outputs]
 

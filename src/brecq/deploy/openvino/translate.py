@@ -1,7 +1,8 @@
 """From the neutral ONNX graph to an OpenVINO model: what brecq's own operators become.
 
-Activations become FakeQuantize with 256 levels, behind a Clamp where the codes have a narrower range: clamping at values
-of the grid and then rounding gives the same codes as clamping the codes, and the int8 kernels know 256 levels only.
+Activations become FakeQuantize with 256 levels, behind a Clamp where the codes have a narrower range: clamping at
+values of the grid and then rounding gives the same codes as clamping the codes, and the int8 kernels know 256 levels
+only.
 
 Weights become `Constant(u2|u3|u4|u6) → Convert(i8) → Subtract(zero point, i8) → Convert(f32) → Multiply(scale)`.
 OpenVINO folds the i8 part when it loads the file, so that what reaches a kernel is an int8 weight without zero point,
@@ -67,7 +68,11 @@ def separate_biases(graph: ir.Graph) -> None:
         product = ir.node(node.op_type, node.inputs[:2], attributes)
         total = ir.node("Add", [product.outputs[0], addend])
         for new, suffix in ((product, "product"), (total, "sum")):
-            new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = f"{out.name}_{suffix}", out.type, out.shape
+            new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = (
+                f"{out.name}_{suffix}",
+                out.type,
+                out.shape,
+            )
         graph.insert_before(node, [product, total])
         if out.is_graph_output():
             total.outputs[0].name, out.name = out.name, f"{out.name}_replaced"

@@ -10,9 +10,9 @@ import openvino
 
 import brecq
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
-from brecq.deploy.complete import complete
+from brecq.deploy.complete import added_note, complete
 from brecq.deploy.files import replacing
-from brecq.deploy.formats import Exported
+from brecq.deploy.formats import Exported, some
 from brecq.deploy.onnx.neutral import neutral
 from brecq.deploy.openvino.translate import translate
 from brecq.errors import ExportError
@@ -32,7 +32,9 @@ def write(result: QuantResult, path: Path) -> Exported:
             that does not end in `.xml`.
     """
     if path.suffix != ".xml":
-        raise ExportError(f"the path is {str(path)!r}; an OpenVINO IR ends in .xml (its weights go beside it, into .bin)")
+        raise ExportError(
+            f"the path is {str(path)!r}; an OpenVINO IR ends in .xml (its weights go beside it, into .bin)"
+        )
     widths = _widths(result)
     completed = complete(result)
     model = translate(neutral(completed))
@@ -46,10 +48,7 @@ def write(result: QuantResult, path: Path) -> Exported:
         staged.with_suffix(".bin").replace(new_weights)
         staged.replace(new_path)
     notes = ["compile with INFERENCE_PRECISION_HINT=f32, or float operators may run in bfloat16"]
-    if completed.added:
-        names = ", ".join(dict.fromkeys(each.layer or each.tensor for each in completed.added[:4]))
-        more = f", … ({len(completed.added)} in all)" if len(completed.added) > 4 else ""
-        notes.append(f"quantized to 8 bits in addition, as integer kernels need it: the outputs of {names}{more}")
+    notes += added_note(completed)
     if widths & {5, 7}:
         notes.append("OpenVINO has no 5- and 7-bit types: such weights take 6 and 8 bits in the file")
     return Exported(path, (path, weights), sum(file.stat().st_size for file in (path, weights)), tuple(notes))
@@ -62,7 +61,7 @@ def _widths(result: QuantResult) -> set[int]:
     wide = [name for name, value in packed.items() if value.bits == 8 and value.zero_point.any()]
     if wide:
         raise ExportError(
-            f"{', '.join(wide[:3])}{f' and {len(wide) - 3} more weights' if len(wide) > 3 else ''} are asymmetric at 8 "
-            "bits, where an int8 kernel needs zero point 0; quantize with --weight-scheme auto or symmetric"
+            f"{some(wide)} are asymmetric at 8 bits, where an int8 kernel needs zero point 0; quantize with "
+            "--weight-scheme auto or symmetric"
         )
     return {value.bits for value in packed.values()}

@@ -249,3 +249,24 @@ def test_macs_of_transposed_and_grouped_convolutions(networks: ModuleType) -> No
     model = networks.build(networks.Signal)
     found = {block.name: block.macs for block in brecq.inspect(model, networks.inputs(model)).blocks}
     assert found == {"down": 8 * 16 * 20, "depthwise": 8 * 16 * 3, "up": 8 * 16 * 4 * 4, "out": 2 * 32 * 8}
+
+
+class Flattening(nn.Module):
+    """A convolution whose output is flattened: oneDNN may leave it in channels-last order, which has no such view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 4, 4), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).flatten(1))
+
+
+def test_flattening_does_not_depend_on_the_memory_format(tmp_path: Path) -> None:
+    x = torch.randn(16, 3, 16, 16)
+    config = QuantConfig(weights=4, activations=8, method="rtn")
+    result = brecq.quantize(Flattening().eval(), x, config)
+    loaded = brecq.load(result.save(tmp_path))
+    with torch.no_grad():
+        expected = result.model(x)
+        assert torch.equal(loaded.model(x.contiguous(memory_format=torch.channels_last)), expected)

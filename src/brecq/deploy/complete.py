@@ -73,8 +73,7 @@ def complete(result: QuantResult, *, linear_outputs: bool = False, fold_clamps: 
     Raises:
         ExportError: the result holds no ranges to complete it with.
     """
-    graph = to_program(result.converted, result.example_inputs).module()
-    rewrite.drop_guards(graph)
+    graph = _program(result)
     rewrite.gather_quantizers(graph)
     nodes = tensors_to_complete(graph, linear_outputs=linear_outputs)
     grids = resolve(graph, result.ranges or [])
@@ -91,8 +90,37 @@ def complete(result: QuantResult, *, linear_outputs: bool = False, fold_clamps: 
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
+    return _completed(graph, result, added)
+
+
+def as_converted(result: QuantResult) -> Completed:
+    """The converted program without further quantizers, for what computes in any mixture of integers and floats."""
+    graph = _program(result)
+    rewrite.name_means(graph)
+    graph.graph.lint()
+    graph.recompile()
+    return _completed(graph, result, ())
+
+
+def _program(result: QuantResult) -> GraphModule:
+    graph = to_program(result.converted, result.example_inputs).module()
+    rewrite.drop_guards(graph)
+    return graph
+
+
+def _completed(graph: GraphModule, result: QuantResult, added: tuple[Added, ...]) -> Completed:
     names = tuple(node.name for node in graph.graph.nodes if node.op == "placeholder")
     return Completed(graph, names, result.example_inputs, added)
+
+
+def added_note(completed: Completed) -> tuple[str, ...]:
+    """What was quantized in addition, for a user; empty where nothing was."""
+    added = completed.added
+    if not added:
+        return ()
+    names = ", ".join(dict.fromkeys(each.layer or each.tensor for each in added[:4]))
+    more = f", … ({len(added)} in all)" if len(added) > 4 else ""
+    return (f"quantized to 8 bits in addition, as integer kernels need it: the outputs of {names}{more}",)
 
 
 def describe(node: Node) -> str:

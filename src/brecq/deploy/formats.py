@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,12 +54,37 @@ class Exported:
     notes: tuple[str, ...] = field(default=())
 
 
+def some(names: Sequence[str]) -> str:
+    """The first names of a list and how many more there are, for messages."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 FORMATS = {
     each.name: each
     for each in (
         Format(
             "onnx", "brecq.deploy.onnx.write", ".onnx", "onnx", "ONNX Runtime: integer kernels, packed weights",
             runner="brecq.deploy.onnx.session", exact=True,
+        ),
+        Format(
+            "openvino", "brecq.deploy.openvino.write", ".xml", "openvino", "OpenVINO: int8 kernels, packed weights",
+            runner="brecq.deploy.openvino.runtime", files=(".bin",),
+            differs="OpenVINO rescales sums in an order of its own, so that some codes differ by one",
+        ),
+        Format("qonnx", "brecq.deploy.qonnx", ".onnx", "onnx", "QONNX for FINN and hls4ml: any bit-width"),
+        Format(
+            "pt2", "brecq.deploy.pt2", ".pt2", "", "torch.export program: packed weights, int8 with torch.compile",
+            runner="brecq.deploy.pt2_runtime",
+            differs="oneDNN's kernels multiply by reciprocals and add in float, as PyTorch does",
+        ),
+        Format(
+            "executorch", "brecq.deploy.executorch", ".pte", "executorch", "ExecuTorch: XNNPACK in int8, linear 4-bit",
+            runner="brecq.deploy.executorch_runtime",
+            differs="XNNPACK rounds rescaled sums in its own way, and quantizes the outputs of linear layers",
+        ),
+        Format(
+            "compressed-tensors", "brecq.deploy.compressed_tensors", "", "compressed-tensors",
+            "transformers and vLLM: packed linear weights, activations in float",
         ),
     )
 }  # fmt: skip

@@ -41,6 +41,7 @@ def capture(model: nn.Module, example_inputs: Sequence[Any]) -> GraphModule:
     fold.fold_constants(graph)
     fold.fold_batch_norm(graph)
     fold.drop_no_ops(graph)
+    fold.relax_views(graph)
     _mark_sources(graph)
     return graph
 

@@ -189,6 +189,14 @@ def _groups(layer: Node) -> int:
     return int(layer.args[6]) if len(layer.args) > 6 else 1  # type: ignore[arg-type]
 
 
+def relax_views(module: GraphModule) -> None:
+    """Reshape instead of view: what runs before may leave its output in another memory format than at capture."""
+    for node in module.graph.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
+    module.recompile()
+
+
 def drop_no_ops(module: GraphModule) -> None:
     """Remove dropout (eval mode), aliases, detaches and additions of nothing."""
     for node in list(module.graph.nodes):

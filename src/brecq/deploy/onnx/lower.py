@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from brecq.deploy.onnx import packing, tidy
+from brecq.deploy.onnx import packing, tidy, weight_only
 from brecq.deploy.onnx.build import Builder, array, brecq_nodes, integer, only_reader, producer, readers
 from brecq.deploy.onnx.neutral import DOMAIN
 from brecq.deploy.onnx.packing import Pack
@@ -51,6 +51,8 @@ def lower(model: ir.Model, pack: Pack) -> set[int]:
     tidy.global_pools(graph)
     tidy.linear_layers(graph)
     tidy.move_codes(graph)
+    weight_only.linear_layers(graph)
+    tidy.drop_unread(graph)
     tidy.protect_float_weights(graph)
     build = Builder(graph)
     for node in sorted(brecq_nodes(graph, "DequantizeConstant"), key=_is_wide):  # biases last
@@ -72,14 +74,15 @@ def _lower_constant(build: Builder, node: ir.Node, pack: Pack) -> None:
     codes, zero_point = _codes(node)
     name, axis, bits = str(node.inputs[0].name), integer(node, "axis"), _bits(node)  # type: ignore[union-attr]
     scale = _array(node.inputs[1])
-    is_native = pack == "native" and not _is_wide(node)
+    is_fused = weight_only.is_fused(node)
+    is_native = not _is_wide(node) and (pack == "native" or (is_fused and pack == "cast"))
     if _is_wide(node):
         stored = build.constant(name, codes)
     elif is_native:
         stored = packing.native(build, name, codes, bits)
     else:
         stored = packing.unpacked(build, node, name, codes, zero_point, integer(node, "low"), bits, pack)
-    if not is_native and not any(_reads_codes(reader) for reader in readers(node.outputs[0])):
+    if not is_native and not is_fused and not any(_reads_codes(reader) for reader in readers(node.outputs[0])):
         # Constant folding makes a float tensor of it when the file is loaded; DequantizeLinear is never folded. Behind
         # a quantized input it must stay: ONNX Runtime quantizes constant float weights there by itself, per tensor.
         shaped = build.constant(f"{name}_steps", _broadcast(scale, codes.ndim, axis))

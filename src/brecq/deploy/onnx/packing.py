@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from brecq.deploy.onnx.build import Builder
+from brecq.deploy.planes import pack_plane, plane_widths
 
 Pack = Literal["planes", "cast", "native"]
 PACKS: tuple[Pack, ...] = get_args(Pack)
@@ -39,21 +40,6 @@ def requirements(pack: Pack, widths: set[int]) -> tuple[int, int]:
 def carrier_bits(bits: int) -> int:
     """The narrowest integer type of ONNX that holds codes of `bits` bits."""
     return min(width for width in _CARRIERS if width >= bits)
-
-
-def plane_widths(bits: int) -> list[int]:
-    """The widths of the planes that hold codes of `bits` bits, lowest first: 4 before 2 before 1."""
-    return [width for width in (8, 4, 2, 1) if bits & width]
-
-
-def pack_plane(codes: np.ndarray, width: int) -> np.ndarray:
-    """Codes below 2^width, one-dimensional, as uint8 [ceil(n·width / 8)]; the first code is in the lowest bits."""
-    per = 8 // width
-    padded = np.zeros(-(-codes.size // per) * per, np.uint8)
-    padded[: codes.size] = codes
-    shifts = (np.arange(per) * width).astype(np.uint8)
-    packed: np.ndarray = np.bitwise_or.reduce(padded.reshape(-1, per) << shifts, axis=1).astype(np.uint8)
-    return packed
 
 
 def unpacked(

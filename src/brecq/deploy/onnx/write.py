@@ -10,9 +10,10 @@ import onnx
 import onnx_ir as ir
 
 import brecq
-from brecq.deploy.complete import Completed, complete
+from brecq.deploy.complete import Completed, added_note, complete
 from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported
+from brecq.deploy.onnx import weight_only
 from brecq.deploy.onnx.lower import lower
 from brecq.deploy.onnx.neutral import neutral
 from brecq.deploy.onnx.packing import PACKS, Pack, requirements
@@ -54,7 +55,8 @@ def write(result: QuantResult, path: Path, *, pack: Pack = "planes") -> Exported
         raise ExportError(f"the ONNX graph is not valid: {error}; please report it") from error
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
-    return Exported(path, (path,), path.stat().st_size, notes(completed, pack, widths))
+    found = (*notes(completed, pack, widths), *weight_only.notes(model.graph))
+    return Exported(path, (path,), path.stat().st_size, found)
 
 
 def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: Pack) -> None:
@@ -92,11 +94,7 @@ def notes(completed: Completed, pack: Pack, widths: set[int]) -> tuple[str, ...]
     opset, _ = requirements(pack, widths)
     runtime = {18: "1.19", 21: "1.23", 25: "1.24"}[opset]  # the oldest that a file of each was run in
     found = [f"opset {opset}: ONNX Runtime {runtime} or newer"]
-    added = completed.added
-    if added:
-        names = ", ".join(each.layer or each.tensor for each in added[:4])
-        more = f", … ({len(added)} in all)" if len(added) > 4 else ""
-        found.append(f"quantized to 8 bits in addition, as integer kernels need it: the outputs of {names}{more}")
+    found += added_note(completed)
     if pack == "native" and widths != {8}:
         found.append(
             "native INT4/INT2 weights: ONNX Runtime's CPU provider needs session.disable_quant_qdq=1 to load this "

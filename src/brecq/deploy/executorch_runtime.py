@@ -1,0 +1,60 @@
+"""ExecuTorch's own runtime for Python: loading a `.pte` program and running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import executorch.kernels.quantized  # noqa: F401 (registers the kernels that programs may need)
+import numpy as np
+import torch
+from executorch.runtime import Runtime, Verification
+
+from brecq.deploy.runtime import Kernels
+from brecq.errors import ExportError
+
+
+class Session:
+    """A `.pte` program; inputs of any number of samples run in batches of the size that the program has.
+
+    Args:
+        source: the path of a file, or its bytes.
+
+    Raises:
+        ExportError: the runtime does not load the program.
+    """
+
+    name = "ExecuTorch with XNNPACK"
+
+    def __init__(self, source: Path | bytes) -> None:
+        try:
+            given: Any = str(source) if isinstance(source, Path) else source
+            self._program = Runtime.get().load_program(given, verification=Verification.Minimal)
+            self._method: Any = self._program.load_method("forward")
+        except (RuntimeError, ValueError) as error:
+            raise ExportError(f"ExecuTorch does not load the program: {error}") from error
+        self.batch = int(self._method.metadata.input_tensor_meta(0).sizes()[0])
+
+    def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        parts = [
+            self._batch(*(value[start : start + self.batch] for value in inputs)) for start in self._starts(inputs)
+        ]
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+    def kernels(self) -> Kernels | None:
+        """`None`: the runtime does not tell."""
+        return None
+
+    def _starts(self, inputs: tuple[np.ndarray, ...]) -> range:
+        return range(0, len(inputs[0]), self.batch)
+
+    def _batch(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        count = len(inputs[0])
+        full = [np.concatenate([value, *[value[-1:]] * (self.batch - count)]) for value in inputs]
+        found = self._method.execute([torch.from_numpy(np.ascontiguousarray(value)) for value in full])
+        return [output.numpy()[:count].copy() for output in found]
+
+
+def load(path: Path, threads: int = 1) -> Session:
+    """An exported program in ExecuTorch, which decides on threads by itself."""
+    return Session(path)

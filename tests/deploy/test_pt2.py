@@ -1,0 +1,72 @@
+"""pt2: the same bits from packed weights, and the int8 kernels that torch.compile makes of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import brecq
+from brecq.deploy import pt2_runtime
+from brecq.deploy.complete import complete
+from brecq.errors import ExportError
+
+
+@pytest.mark.parametrize(("name", "weights", "activations"), [("MobileNet", 3, 4), ("UNet", 5, 8), ("ViT", 2, 32)])
+def test_a_file_computes_the_same_bits_as_the_completed_program(
+    quantized, networks: ModuleType, tmp_path: Path, name: str, weights: int, activations: int
+) -> None:
+    result = quantized(name, weights, activations)
+    path = brecq.export(result, tmp_path / "m.pt2", "pt2").path
+    x = networks.inputs(networks.build(getattr(networks, name)), 5, seed=5)[0]
+    expected = result.model if activations == 32 else complete(result).graph
+    program = pt2_runtime.read(path)
+    with torch.no_grad():
+        assert torch.equal(program.module()(x), expected(x))
+    # no float copy, and no byte per code
+    stored = sum(value.nbytes for value in (program.state_dict | program.constants).values())
+    assert stored < 1.15 * result.weight_bytes() + 600
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="lowers to x86 kernels with a C++ compiler")
+@pytest.mark.parametrize(("name", "weights", "integer"), [("ResNet", 4, 9)])
+def test_compiling_on_x86_makes_int8_kernels(
+    quantized, networks: ModuleType, tmp_path: Path, name: str, weights: int, integer: int
+) -> None:
+    """Asymmetric weights too: their zero points are folded, as oneDNN's kernels would ignore them."""
+    from torch.backends import cpu
+
+    if "AVX" not in cpu.get_cpu_capability():
+        pytest.skip("needs an x86 CPU")
+    result = quantized(name, weights, 8)
+    path = brecq.export(result, tmp_path / "m.pt2", "pt2").path
+    x = networks.inputs(networks.build(getattr(networks, name)), 4, seed=5)[0]
+    session = pt2_runtime.load(path)
+    assert session.kernels() is None
+    (found,) = session(x.numpy())
+    with torch.no_grad():
+        expected = complete(result).graph(x)
+    step = float(expected.max() - expected.min()) / 255
+    assert float((torch.from_numpy(found) - expected).abs().max()) < 2.5 * step
+    kernels = session.kernels()
+    assert kernels is not None
+    assert (kernels.integer, kernels.floating) == (integer, 0)
+
+
+def test_asymmetric_8_bit_weights_are_not_lowered(quantized, networks: ModuleType, tmp_path: Path) -> None:
+    result = quantized("ResNet", 8, 8, weight_scheme="asymmetric")
+    path = brecq.export(result, tmp_path / "m.pt2", "pt2").path
+    x = networks.inputs(networks.build(networks.ResNet), 4, seed=5)[0]
+    with torch.no_grad():
+        assert torch.equal(pt2_runtime.read(path).module()(x), complete(result).graph(x))
+    with pytest.raises(ExportError, match=r"asymmetric 8-bit weights .*--weight-scheme"):
+        pt2_runtime.compile_x86(path)
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "m.pt2").write_text("nothing")
+    with pytest.raises(ExportError, match="cannot load"):
+        pt2_runtime.compile_x86(tmp_path / "m.pt2")

@@ -81,7 +81,7 @@ class Task:
 
 TASKS = {
     "resnet20": Task(256, CIFAR_TEST, 100, 32),
-    "efficientnet_lite0": Task(64, 400, 40, 16),
+    "efficientnet_lite0": Task(32, 400, 40, 16),
 }
 
 
@@ -120,11 +120,11 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
         recipe = with_steps(Recipe.preset("fast"), options.steps or task.steps).replace(batch_size=task.batch_size)
         cells.append(Cell(name, "float", "", count, task.samples))
         for source in options.sources:
-            cells.append(DataCell(name, ROWS[source], "", count, task.samples, None, source))
+            cells.append(DataCell(name, ROWS[source], "", count, task.samples, None, source=source))
             for setting in options.settings:
                 for seed in options.seeds:
                     config = QuantConfig(*bits(setting), recipe=recipe, seed=seed)
-                    cells.append(DataCell(name, ROWS[source], setting, count, task.samples, config, source))
+                    cells.append(DataCell(name, ROWS[source], setting, count, task.samples, config, source=source))
     return cells
 
 

@@ -40,8 +40,11 @@ def use_device(name: str, threads: int | None) -> None:
         raise ConfigError(f"--device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices; use cpu")
 
 
-def check_output(folder: Path, *, resume: bool, force: bool, finished: bool, look: str) -> None:
-    """Raise `ConfigError` where `folder` must not be written to; create it. `look` says how to see a result there."""
+def check_output(folder: Path, *, resume: bool, force: bool, finished: bool = False, look: str = "") -> None:
+    """Raise `ConfigError` where `folder` must not be written to; create it.
+
+    `finished`: it holds a result and nothing to resume; `look` then says how to see it.
+    """
     if resume and force:
         raise ConfigError("--resume continues the run in the output folder, --force overwrites it; keep one")
     if folder.is_dir() and any(folder.iterdir()) and not (resume or force):

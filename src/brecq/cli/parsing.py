@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
@@ -196,26 +195,6 @@ def require_data(option: str, path: Path | None) -> None:
         from brecq.data.arrays import split_selector
 
         require_path(option, split_selector(path)[0])
-
-
-def writable_folder(folder: Path, *, resume: bool, force: bool) -> None:
-    """Create the output folder; raise `ConfigError` if it holds something that `resume` or `force` do not mean, or
-    cannot be written to."""
-    if resume and force:
-        raise ConfigError("--resume continues the run in the output folder, --force overwrites it; keep one")
-    if folder.is_dir() and any(folder.iterdir()) and not (resume or force):
-        raise ConfigError(
-            f"the output folder {str(folder)!r} is not empty; continue its run with --resume, overwrite its "
-            "result with --force, or name another folder"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to the output folder {str(folder)!r}: {error.strerror}; name another with -o"
-        ) from None
 
 
 def given(ctx: typer.Context, names: Sequence[str]) -> str | None:

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from brecq.cli import options as o
 from brecq.cli.bits import costs_table, draw_bits, tell_allocation
-from brecq.cli.inputs import override_preprocessing, tell, tell_data, tell_preprocessing, use_device
-from brecq.cli.parsing import given, parse_bit_list, require_data, require_path, writable_folder
+from brecq.cli.inputs import check_output, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
+from brecq.cli.parsing import given, parse_bit_list, require_data, require_path
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 from brecq.precision.budget import Budget, parse_budgets
@@ -224,7 +224,7 @@ def search(
             f"the search in {output} is finished; take its sensitivities over (brecq search {output} --budget … -o "
             "OTHER), or start anew with --force"
         )
-    writable_folder(output, resume=resume, force=force)
+    check_output(output, resume=resume, force=force)
     console = Console()
     use_device(device, threads)
     machine = None if hardware is None else load_hardware(hardware)

@@ -2,6 +2,7 @@
 
     python benchmarks/ablation.py
     python benchmarks/ablation.py --settings W4A4 --seeds 0 1 2 3 4
+    python benchmarks/ablation.py --base 'bias_lr=0 tuning=0' --only loss QDrop
     python benchmarks/ablation.py --also 'rounding_lr=0.05 batch_size=64' --also 'beta=10,2'
     python benchmarks/ablation.py --table
 
@@ -40,6 +41,7 @@ def arguments() -> argparse.Namespace:
     found.set_defaults(seeds=[0, 1, 2])
     found.add_argument("--networks", nargs="+", choices=CIFAR, default=CIFAR[:1])
     found.add_argument("--settings", nargs="+", default=["W2A32", "W2A4"], metavar="WxAy")
+    found.add_argument("--base", default="", metavar="'KEY=VALUE ...'", help="settings that all variants share")
     found.add_argument("--also", action="append", default=[], metavar="'KEY=VALUE ...'", help="one more variant")
     found.add_argument("--only", nargs="+", metavar="TEXT", help="variants whose name contains one of these")
     return found.parse_args()
@@ -73,7 +75,7 @@ def about_activations(recipe: Recipe, base: Recipe) -> bool:
 
 
 def list_cells(options: argparse.Namespace) -> list[Cell]:
-    base = with_steps(Recipe.preset("fast"), options.steps)
+    base = with_steps(parse_recipe("fast", options.base.split(), {}), options.steps)
     chosen = variants(base)
     if options.only:
         chosen = {name: recipe for name, recipe in chosen.items() if any(text in name for text in options.only)}

@@ -87,8 +87,11 @@ def global_average(codes: Tensor, source: Grid, grid: Grid) -> Tensor:
 
 
 def average(pool: Callable[[Tensor], Tensor], codes: Tensor, source: Grid, grid: Grid) -> Tensor:
-    """QLinearAveragePool: `pool` averages the dequantized values in float32."""
-    return quantize(pool(dequantize(codes, source)), grid)
+    """QLinearAveragePool: `pool` averages the dequantized values in float32.
+
+    Unlike QuantizeLinear, the kernel rounds after adding the zero point.
+    """
+    return _codes(torch.round(pool(dequantize(codes, source)) / single(grid.scale) + grid.zero_point), grid)
 
 
 def regrid(codes: Tensor, source: Grid, grid: Grid) -> Tensor:

@@ -154,8 +154,10 @@ def test_weight_only_results_run_in_float(networks: ModuleType, quantized: Quant
     result = quantized("ConcatNet", 3, 32)
     exported = brecq.export(result, tmp_path / "m.onnx")
     run = session.load(exported.path)
-    assert run.kernels().operators.keys() <= {"Conv", "FusedConv", "GlobalAveragePool", "MaxPool", "Concat", "Reshape",
-                                              "Gemm", "MatMulNBits", "Add", "Relu", "ReorderOutput", "ReorderInput"}  # fmt: skip
+    assert run.kernels().operators.keys() <= {
+        "Conv", "FusedConv", "GlobalAveragePool", "MaxPool", "Concat", "Reshape", "Gemm", "MatMulNBits", "Add", "Relu",
+        "ReorderOutput", "ReorderInput",
+    }  # fmt: skip
     x = networks.inputs(networks.build(networks.ConcatNet), 4, seed=4)[0]
     with torch.no_grad():
         assert np.abs(run(x.numpy())[0] - result.model(x).numpy()).max() < 1e-5

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from brecq.deploy.onnx.weight_only import ACCURACY_LEVEL
 from brecq.deploy.runtime import Kernels
 from brecq.errors import ConfigError, ExportError
 
@@ -90,9 +91,12 @@ class Session:
 
 
 def load(path: Path, threads: int = 1) -> Session:
-    """An exported file in ONNX Runtime; files with native weights get the setting that they need."""
-    native = _metadata(path).get("brecq.pack") == "native"
-    return Session(path, threads, {"session.disable_quant_qdq": "1"} if native else None)
+    """An exported file in ONNX Runtime, computing what was measured: float activations stay float in weight-only
+    layers, and files with native weights get the setting that they need."""
+    settings = {ACCURACY_LEVEL: "1"}
+    if _metadata(path).get("brecq.pack") == "native":
+        settings["session.disable_quant_qdq"] = "1"
+    return Session(path, threads, settings)
 
 
 def load_float(path: Path, threads: int = 1) -> Session:

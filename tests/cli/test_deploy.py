@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -101,6 +102,8 @@ def test_evaluate_on_integers(invoke: Invoke, saved: Path, images: Path, labels:
 
 def test_formats_are_listed(invoke: Invoke) -> None:
     text = " ".join(invoke("export", "--formats").stdout.split())
+    if importlib.util.find_spec("executorch") is None:
+        assert "'brecq[executorch]'" in text
     assert "onnx .onnx" in text
     assert "planes or cast or" in text
 

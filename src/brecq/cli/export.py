@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from brecq.cli.inputs import tell
 from brecq.cli.parsing import parse_format_options, require_path
@@ -72,7 +73,7 @@ def show_formats() -> None:
         try:
             options = "\n".join(f"{key}: {describe_type(kind)}" for key, kind in option_types(name).items())
         except ExportError:
-            options = f"(needs pip install 'brecq[{format.extra}]')"
+            options = escape(f"(needs pip install 'brecq[{format.extra}]')")
         table.add_row(name, format.suffix or "folder", format.summary, options)
     Console().print(table)
     raise typer.Exit

@@ -20,6 +20,9 @@ from brecq.graph.capture import capture
 Captured = Callable[[str], GraphModule]
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
+# Fixtures of a module run before the per-test fixture below: they too are on one thread.
+torch.set_num_threads(1)
+
 
 @pytest.fixture
 def shared_data() -> Path:

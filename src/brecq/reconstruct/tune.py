@@ -29,6 +29,10 @@ from brecq.reconstruct.streams import BATCH
 HELD_OUT = 8
 """One sample in so many is not learned from: what was learned is kept only if it lowers the loss on these."""
 
+PROBE, SLOWER = 0.25, 0.1
+"""After this share of the steps, learning that has not lowered that loss starts again at so much of its rate: a
+network that is nearly right needs smaller changes than one at 2 bits."""
+
 
 class Tuning:
     """Tunes a network whose blocks are finished.
@@ -75,16 +79,19 @@ class Tuning:
         """Learn for `steps` steps, leaving the network in hard mode, tuned if that lowered the held-out loss."""
         set_mode(self.network.graph, Mode.HARD)
         before, kept = self._held_loss(), self.mine.state()
-        optimizer = torch.optim.Adam(self._begin(), lr=self.recipe.tune_lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2
-        )
+        parameters, rate = self._begin(), self.recipe.tune_lr
+        optimizer = torch.optim.Adam(parameters)
         batch = min(self.recipe.batch_size, len(self.learned_from))
         batches = Sampler(len(self.learned_from), batch, self.generator)
+        probe = round(PROBE * steps)
         for step in range(steps):
+            if step == probe > 0 and not self._held_loss() < before:
+                rate *= SLOWER
+                optimizer = torch.optim.Adam(_start_again(parameters))
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
             index = self.learned_from[next(batches)]
             loss = self._step(index, optimizer)
-            schedule.step()
             if step % 10 == 9 or step == steps - 1:
                 on_step(step + 1, loss.item(), None)
         self._end()
@@ -143,3 +150,11 @@ class Tuning:
     def _held_loss(self) -> float:
         parts = self.held.split(BATCH)
         return sum(self._loss(self._outputs(part), part).item() * len(part) for part in parts) / len(self.held)
+
+
+@torch.no_grad()
+def _start_again(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """All of them are changes, and start at 0."""
+    for parameter in parameters:
+        parameter.zero_()
+    return parameters

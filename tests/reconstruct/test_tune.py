@@ -10,6 +10,7 @@ import torch
 from brecq.checkpoint.resume import RunState
 from brecq.progress import Progress
 from brecq.quant.fake_quant import Mode, set_mode
+from brecq.reconstruct import tune
 from brecq.reconstruct.passes import END_TO_END
 
 
@@ -67,6 +68,15 @@ def test_what_does_not_help_is_not_kept(lab, blocks) -> None:
     run = lab.run(tuning=0.5, tune_lr=50.0)  # destroys whatever it learns
     assert run.reports[-1].error_after == run.reports[-1].error_before
     assert lab.same(run, blocks)
+
+
+def test_a_rate_that_is_too_high_is_lowered(lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    rate = 1.0
+    helped = lab.run(tuning=5.0, tune_lr=rate).reports[-1]
+    assert helped.error_after < helped.error_before
+    monkeypatch.setattr(tune, "SLOWER", 1.0)
+    kept = lab.run(tuning=5.0, tune_lr=rate).reports[-1]
+    assert kept.error_after == kept.error_before
 
 
 def test_the_learning_rate_matters(lab, tuned) -> None:

@@ -74,9 +74,9 @@ def test_a_rate_that_is_too_high_is_lowered(lab, monkeypatch: pytest.MonkeyPatch
     rate = 1.0
     helped = lab.run(tuning=5.0, tune_lr=rate).reports[-1]
     assert helped.error_after < helped.error_before
-    monkeypatch.setattr(tune, "SLOWER", 1.0)
-    kept = lab.run(tuning=5.0, tune_lr=rate).reports[-1]
-    assert kept.error_after == kept.error_before
+    monkeypatch.setattr(tune, "PROBE", 0.0)
+    alone = lab.run(tuning=5.0, tune_lr=rate).reports[-1]
+    assert alone.error_after == alone.error_before
 
 
 def test_the_learning_rate_matters(lab, tuned) -> None:

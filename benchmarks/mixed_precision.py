@@ -15,6 +15,7 @@ bits. Rows:
     genetic         the paper's algorithm, on the same predicted loss
     no cross terms  exact, diagonal terms only
     diagonal Fisher exact, with the paper's equation 10 in place of the whole Fisher information
+    relative error  exact, on the relative error of each block's output: no Fisher information
     random          a random allocation that fills the budget; another one for each seed
     reconstructed   exact, with weights learned at every bit-width (60 steps) instead of rounded to nearest
 
@@ -50,11 +51,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "genetic": {"algorithm": "genetic"},
     "no cross terms": {"cross": False},
     "diagonal Fisher": {"metric": "fisher_diagonal"},
+    "relative error": {"metric": "relative"},
     "random": {"algorithm": "random"},
     "reconstructed": {"quality": "reconstructed"},
 }
 TABLE_STEPS = 60
-RECIPE = Recipe.preset("fast").replace(bias_lr=0.0, tuning=0.0)
+RECIPE = Recipe.preset("fast").replace(bias_lr=0.0, held_out=0.0, tuning=0.0)
 """Rounding alone, block by block: without the end-to-end tuning, which would take as long again."""
 
 

@@ -104,6 +104,8 @@ class Recipe:
         beta: exponent β of the regularizer, annealed linearly from the first to the second value.
         warmup: share of the steps without regularizer.
         keep_best: keep the hard-rounded state with the lowest loss seen, not the last one.
+        held_out: share of the samples that nothing is learned from, 128 at most: errors are measured on them, the best
+            state is chosen and the tuning is judged by them. With 0 they are measured on samples learned from.
         tuning: steps of the end-to-end tuning after the last block, as a multiple of `steps`; it learns all step sizes
             and biases together against the outputs of the float network. 0 leaves it out.
         tune_lr: Adam learning rate of the tuning, annealed to 0; relative, as step sizes are learned as logarithms.
@@ -129,6 +131,7 @@ class Recipe:
     beta: tuple[float, float] = (20.0, 2.0)
     warmup: float = 0.2
     keep_best: bool = True
+    held_out: float = 0.125
     tuning: float = 0.5
     tune_lr: float = 1e-2
     range_norm: float = 2.4
@@ -153,6 +156,7 @@ class Recipe:
             check_number(name, getattr(self, name), 0)
         for name in ("qdrop", "warmup"):
             check_number(name, getattr(self, name), 0, 1)
+        check_number("held_out", self.held_out, 0, 0.5)
         check_number("range_norm", self.range_norm, 1)
         if len(self.beta) != 2 or not self.beta[0] >= self.beta[1] >= 1:
             raise ConfigError(
@@ -187,7 +191,7 @@ _PRESETS = {
     "paper": Recipe(
         name="paper", steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000, step_lr=4e-4,
         step_space="linear", bias_lr=0.0, qdrop=0.0, loss="fisher", normalize_loss=False, rounding_penalty=0.01,
-        keep_best=False, tuning=0.0,
+        keep_best=False, held_out=0.0, tuning=0.0,
     ),
     "thorough": Recipe(name="thorough", steps=1_500),
 }  # fmt: skip

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize
+from brecq.reconstruct import passes
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.learnables import learnables
 from brecq.reconstruct.optimize import Reconstruction, initialize
-from brecq.reconstruct.sampler import Sampler
+from brecq.reconstruct.sampler import Sampler, hold_out, measured_on
 from brecq.reconstruct.streams import Streams
 
 CPU = torch.device("cpu")
@@ -23,6 +26,7 @@ VARIANTS = {
     "two stages": {"joint": False, "activation_steps": 12},
     "other rate of biases": {"bias_lr": 0.1},
     "other range": {"range_norm": 2.0, "range_candidates": 30},
+    "nothing held out": {"held_out": 0.0},
 }
 
 
@@ -58,14 +62,15 @@ def test_without_keep_best_the_last_state_is_kept(lab) -> None:
 
 
 def test_the_reported_error_is_that_of_the_finished_block(lab, fast) -> None:
-    """Samples are fewer than those the error is measured on: it can be computed anew."""
+    """It is measured on the samples that were held out."""
+    held = hold_out(96, 0.125, passes.seed_of(0, "held out"))
     cache = ActivationCache(CPU)
     streams = Streams(fast.network, lab.inputs(), cache)
     for block, report in zip(fast.network.blocks, fast.reports, strict=True):
         streams.advance("float", block)
         streams.advance("quantized", block)
-        (target,) = streams.read("float", block.outputs, slice(0, 96))
-        (output,) = streams.read("quantized", block.outputs, slice(0, 96))
+        (target,) = streams.read("float", block.outputs, held)
+        (output,) = streams.read("quantized", block.outputs, held)
         error = (output - target).double().square().sum() / target.double().square().sum()
         assert report.error_after == pytest.approx(error.item(), rel=1e-4)
         assert report.layers == block.layers
@@ -170,7 +175,7 @@ def test_everything_is_hard_afterwards(lab) -> None:
     mine = learnables(block.module, set())
     initialize(block, mine, streams, config.recipe, activations=True)
     calls: list[tuple[int, float, float | None]] = []
-    learner = Reconstruction(block, mine, streams, config.recipe, "joint", 0, False)
+    learner = Reconstruction(block, mine, streams, config.recipe, "joint", 0, False, hold_out(96, 0.125, 0))
     outcome = learner.run(20, lambda *call: calls.append(call))
     assert outcome.steps == 20
     assert [step for step, _, _ in calls] == [10, 20]
@@ -187,3 +192,39 @@ def test_batches_hold_every_sample_once_before_any_comes_again() -> None:
     drawn = torch.cat([next(sampler) for _ in range(5)])
     assert sorted(drawn[:10].tolist()) == sorted(drawn[10:].tolist()) == list(range(10))
     assert drawn[:10].tolist() != drawn[10:].tolist()
+
+
+@given(samples=st.integers(1, 2000), share=st.floats(0.001, 0.5), seed=st.integers(0, 5))
+def test_some_samples_are_held_out_and_some_are_not(samples: int, share: float, seed: int) -> None:
+    held = hold_out(samples, share, seed)
+    assert held.tolist() == sorted(set(held.tolist()))
+    assert (len(held) > 0) is (samples > 1)
+    assert len(held) <= min(samples - 1, 128, max(1, round(share * samples)))
+    assert torch.equal(measured_on(samples, held, seed), held if len(held) else torch.tensor([0]))
+    sampler = Sampler(samples, 7, torch.Generator().manual_seed(seed), held)
+    drawn = torch.cat([next(sampler) for _ in range(samples // 7 + 1)])
+    assert not set(drawn.tolist()) & set(held.tolist())
+
+
+def test_without_a_share_nothing_is_held_out() -> None:
+    held = hold_out(300, 0.0, 0)
+    assert len(held) == 0
+    assert len(measured_on(300, held, 0)) == 128
+    assert len(measured_on(50, held, 0)) == 50
+
+
+def test_what_is_held_out_is_not_learned_from(lab) -> None:
+    """Other inputs there lead to another error, not to other learning."""
+    changes = {"keep_best": False, "normalize_loss": False, "range_samples": 8}
+    (inputs,) = lab.inputs()
+    held = hold_out(len(inputs), 0.125, passes.seed_of(0, "held out"))
+    held = held[held >= 8]  # ranges are initialized on the first eight
+    learned_from = torch.tensor([i for i in range(8, len(inputs)) if i not in held])
+    runs = []
+    for changed in ([], held, learned_from):
+        other = inputs.clone()
+        other[changed] = inputs[changed].flip(-1) * 0.5
+        runs.append(lab.run(inputs=(other,), **changes))
+    assert runs[0].reports[0].error_after != runs[1].reports[0].error_after
+    assert lab.same(runs[0], runs[1])
+    assert not lab.same(runs[0], runs[2])

@@ -70,13 +70,13 @@ def test_what_does_not_help_is_not_kept(lab, blocks) -> None:
     assert lab.same(run, blocks)
 
 
-def test_a_rate_that_is_too_high_is_lowered(lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    rate = 1.0
-    helped = lab.run(tuning=5.0, tune_lr=rate).reports[-1]
-    assert helped.error_after < helped.error_before
-    monkeypatch.setattr(tune, "PROBE", 0.0)
-    alone = lab.run(tuning=5.0, tune_lr=rate).reports[-1]
-    assert alone.error_after == alone.error_before
+def test_the_rate_rises_and_falls_to_nothing() -> None:
+    rates = [tune.schedule(step, 200) for step in range(200)]
+    assert rates.index(max(rates)) == 19
+    assert rates[:20] == sorted(rates[:20])
+    assert rates[19:] == sorted(rates[19:], reverse=True)
+    assert rates[-1] < 1e-3 < rates[0]
+    assert [tune.schedule(0, 1), tune.schedule(0, 2)] == [1.0, 1.0]
 
 
 def test_the_learning_rate_matters(lab, tuned) -> None:

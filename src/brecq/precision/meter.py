@@ -20,6 +20,7 @@ from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct.learnables import Learnables
 from brecq.reconstruct.optimize import Reconstruction, StepHook
+from brecq.reconstruct.sampler import hold_out
 from brecq.reconstruct.streams import BATCH, Stream, Streams
 
 LEARNED_BELOW = 8
@@ -87,10 +88,10 @@ class BlockMeter:
                 if isinstance(variant, WeightFakeQuantize):
                     self._place(knob.name, variant)
                     mine.weights[knob.name] = (variant, self._weights[knob.name])
-            learner = Reconstruction(
-                self.block, mine, self.streams, self.config.recipe, "weights", seed, self.config.autocast == "bf16"
-            )
-            learner.run(self.config.recipe.steps, on_step)
+            recipe, bf16 = self.config.recipe, self.config.autocast == "bf16"
+            everything = hold_out(self.streams.samples, 0.0, seed)
+            learner = Reconstruction(self.block, mine, self.streams, recipe, "weights", seed, bf16, everything)
+            learner.run(recipe.steps, on_step)
             set_mode(self.block.module, Mode.FLOAT)
 
     @contextmanager

@@ -20,13 +20,10 @@ from brecq.graph.blocks import Block
 from brecq.quant import adaround, kernels
 from brecq.quant.fake_quant import FakeQuantize, Mode, set_mode
 from brecq.reconstruct.learnables import Learnables
-from brecq.reconstruct.sampler import Sampler
+from brecq.reconstruct.sampler import Sampler, measured_on
 from brecq.reconstruct.streams import BATCH, Streams
 
 Stage = Literal["joint", "weights", "activations", "rtn"]
-
-HARD_SAMPLES = 128
-"""Samples that the loss under hard rounding is measured on."""
 
 HARD_CHECKS = 3
 """How often per block it is measured while learning."""
@@ -63,10 +60,18 @@ def initialize(block: Block, mine: Learnables, streams: Streams, recipe: Recipe,
 
 
 class Reconstruction:
-    """Learns one block. `stage` says what: `weights`, `activations`, or both (`joint`)."""
+    """Learns one block. `stage` says what: `weights`, `activations`, or both (`joint`). `held`: samples left out."""
 
     def __init__(
-        self, block: Block, mine: Learnables, streams: Streams, recipe: Recipe, stage: Stage, seed: int, autocast: bool
+        self,
+        block: Block,
+        mine: Learnables,
+        streams: Streams,
+        recipe: Recipe,
+        stage: Stage,
+        seed: int,
+        autocast: bool,
+        held: Tensor,
     ) -> None:
         self.block, self.mine, self.streams, self.recipe, self.stage = block, mine, streams, recipe, stage
         self.device = streams.cache.device
@@ -81,8 +86,8 @@ class Reconstruction:
         self.biases = list(biases.values())
         self.drop = recipe.qdrop if streams.quantizes_activations else 0.0
         self.fisher = recipe.loss == "fisher"
-        chosen = torch.randperm(streams.samples, generator=torch.Generator().manual_seed(seed))
-        self.checked = chosen[: min(HARD_SAMPLES, streams.samples)].sort().values
+        self.held = held
+        self.checked = measured_on(streams.samples, held, seed)
 
     def run(self, steps: int, on_step: StepHook) -> Outcome:
         """Learn for `steps` steps, leaving the block in hard mode with the best state found."""
@@ -98,7 +103,7 @@ class Reconstruction:
                 best = (started, self._snapshot())
         checks = {round(steps * (i + 1) / HARD_CHECKS) - 1 for i in range(HARD_CHECKS)}
         hard: float | None = None
-        batches = Sampler(self.streams.samples, min(self.recipe.batch_size, self.streams.samples), self.generator)
+        batches = Sampler(self.streams.samples, self.recipe.batch_size, self.generator, self.held)
         for step in range(steps):
             loss = self._step(step, steps, next(batches), optimizer, scale)
             if step in checks and (self.recipe.keep_best or step == steps - 1):
@@ -171,7 +176,7 @@ class Reconstruction:
 
     @torch.no_grad()
     def hard_error(self) -> _Error:
-        """Loss and relative error with hard rounding on the held samples."""
+        """Loss and relative error with hard rounding on the samples that are not learned from."""
         self.streams.set_mode("quantized", self.block)
         loss, error, power = 0.0, 0.0, 0.0
         for index in self.checked.split(BATCH):

@@ -24,6 +24,7 @@ from brecq.reconstruct import fisher
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.learnables import Learnables, learnables
 from brecq.reconstruct.optimize import Reconstruction, Stage, initialize
+from brecq.reconstruct.sampler import hold_out
 from brecq.reconstruct.streams import Streams, run_batches
 from brecq.reconstruct.tune import Tuning
 from brecq.report import BlockReport
@@ -67,14 +68,15 @@ def run(
     names = [block.name for block in network.blocks]
     tuning = config.recipe.tuning_steps if config.method == "reconstruct" else 0
     later = len(names) * (sum(steps for _, steps in stages(config)) + tuning)
+    held = hold_out(len(inputs[0]), config.recipe.held_out, seed_of(config.seed, "held out"))
     for number, (stage, steps) in enumerate(stages(config)):
         later -= len(names) * steps
         progress.start(names, steps, later)
-        one = _Pass(network, inputs, config, cache, state, progress, number, stage, steps, shared)
+        one = _Pass(network, inputs, config, cache, state, progress, number, stage, steps, shared, held)
         reports += one.run()
         forwards += one.forwards
     if tuning:
-        reports.append(_tune(network, inputs, config, cache, state, progress, len(stages(config))))
+        reports.append(_tune(network, inputs, config, cache, state, progress, len(stages(config)), held))
         forwards += 0 if reports[-1].resumed else len(network.blocks)
     return reports, forwards
 
@@ -87,6 +89,7 @@ def _tune(
     state: RunState | None,
     progress: Progress,
     number: int,
+    held: Tensor,
 ) -> BlockReport:
     """The pass after the last: steps and biases of all blocks together."""
     mine = learnables(network.graph)
@@ -99,7 +102,7 @@ def _tune(
     else:
         began = time.perf_counter()
         seed = seed_of(config.seed, "tuning")
-        tuning = Tuning(network, mine, inputs, config.recipe, cache, seed, config.autocast == "bf16")
+        tuning = Tuning(network, mine, inputs, config.recipe, cache, seed, config.autocast == "bf16", held)
         outcome = tuning.run(steps, progress.step)
         seconds = time.perf_counter() - began
         report = BlockReport(END_TO_END, (), steps, outcome.before, outcome.after, seconds, "tuning")
@@ -162,8 +165,9 @@ class _Pass:
         stage: Stage,
         steps: int,
         frozen: set[ActivationFakeQuantize],
+        held: Tensor,
     ) -> None:
-        self.frozen = frozen
+        self.frozen, self.held = frozen, held
         self.network, self.inputs, self.config, self.cache = network, inputs, config, cache
         self.state, self.progress = state, progress
         self.number, self.stage, self.steps = number, stage, steps
@@ -205,7 +209,8 @@ class _Pass:
         began = time.perf_counter()
         initialize(block, mine, streams, config.recipe, activations=self.stage != "weights")
         seed = seed_of(config.seed, self.number, index)
-        learner = Reconstruction(block, mine, streams, config.recipe, self.stage, seed, config.autocast == "bf16")
+        bf16 = config.autocast == "bf16"
+        learner = Reconstruction(block, mine, streams, config.recipe, self.stage, seed, bf16, self.held)
         if self.stage == "rtn":
             error = learner.hard_error().relative
             before, after, steps = error, error, 0

@@ -23,15 +23,12 @@ from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.learnables import Learnables
 from brecq.reconstruct.optimize import Outcome, StepHook
-from brecq.reconstruct.sampler import Sampler
+from brecq.reconstruct.sampler import Sampler, measured_on
 from brecq.reconstruct.streams import BATCH
 
-HELD_OUT = 8
-"""One sample in so many is not learned from: what was learned is kept only if it lowers the loss on these."""
-
-PROBE, SLOWER = 0.25, 0.1
-"""After this share of the steps, learning that has not lowered that loss starts again at so much of its rate: a
-network that is nearly right needs smaller changes than one at 2 bits."""
+WARMUP = 0.1
+"""Share of the steps in which the learning rate rises: Adam's first steps are as long for numbers that do not matter
+as for those that do."""
 
 
 class Tuning:
@@ -39,7 +36,7 @@ class Tuning:
 
     Args:
         mine: all of its fake-quantizers, initialized. inputs: each [N, ...] on the CPU. cache: holds the inputs and
-            the float network's outputs meanwhile. autocast: run in bfloat16 while learning.
+            the float network's outputs meanwhile. autocast: run in bfloat16 while learning. held: samples left out.
     """
 
     def __init__(
@@ -51,14 +48,12 @@ class Tuning:
         cache: ActivationCache,
         seed: int,
         autocast: bool,
+        held: Tensor,
     ) -> None:
         self.network, self.mine, self.recipe, self.cache, self.autocast = network, mine, recipe, cache, autocast
-        self.seed = seed
-        self.generator = torch.Generator().manual_seed(seed)
         samples = len(inputs[0])
-        order = torch.randperm(samples, generator=self.generator)
-        self.held = order[: max(1, samples // HELD_OUT)].sort().values
-        self.learned_from = order[len(self.held) :] if samples > 1 else order
+        self.batches = Sampler(samples, recipe.batch_size, torch.Generator().manual_seed(seed), held)
+        self.checked = measured_on(samples, held, seed)
         self.inputs = [f"tuning input/{i}" for i in range(len(inputs))]
         self.targets: list[str] = []
         self._record(inputs)
@@ -76,26 +71,19 @@ class Tuning:
                 self.cache.put(name, start, value, samples)
 
     def run(self, steps: int, on_step: StepHook) -> Outcome:
-        """Learn for `steps` steps, leaving the network in hard mode, tuned if that lowered the held-out loss."""
+        """Learn for `steps` steps, leaving the network in hard mode: tuned, if that lowered the loss on the samples
+        that are not learned from."""
         set_mode(self.network.graph, Mode.HARD)
-        before, kept = self._held_loss(), self.mine.state()
-        parameters, rate = self._begin(), self.recipe.tune_lr
-        optimizer = torch.optim.Adam(parameters)
-        batch = min(self.recipe.batch_size, len(self.learned_from))
-        batches = Sampler(len(self.learned_from), batch, self.generator)
-        probe = round(PROBE * steps)
+        before, kept = self._checked_loss(), self.mine.state()
+        optimizer = torch.optim.Adam(self._begin())
         for step in range(steps):
-            if step == probe > 0 and not self._held_loss() < before:
-                rate *= SLOWER
-                optimizer = torch.optim.Adam(_start_again(parameters))
             for group in optimizer.param_groups:
-                group["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
-            index = self.learned_from[next(batches)]
-            loss = self._step(index, optimizer)
+                group["lr"] = self.recipe.tune_lr * schedule(step, steps)
+            loss = self._step(next(self.batches), optimizer)
             if step % 10 == 9 or step == steps - 1:
                 on_step(step + 1, loss.item(), None)
         self._end()
-        after = self._held_loss()
+        after = self._checked_loss()
         if not after < before:
             self.mine.restore(kept)
             after = before
@@ -147,14 +135,11 @@ class Tuning:
         return torch.stack(errors).mean()
 
     @torch.no_grad()
-    def _held_loss(self) -> float:
-        parts = self.held.split(BATCH)
-        return sum(self._loss(self._outputs(part), part).item() * len(part) for part in parts) / len(self.held)
+    def _checked_loss(self) -> float:
+        parts = self.checked.split(BATCH)
+        return sum(self._loss(self._outputs(part), part).item() * len(part) for part in parts) / len(self.checked)
 
 
-@torch.no_grad()
-def _start_again(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    """All of them are changes, and start at 0."""
-    for parameter in parameters:
-        parameter.zero_()
-    return parameters
+def schedule(step: int, steps: int) -> float:
+    """The learning rate's factor: a linear rise, and a cosine to 0."""
+    return min(1.0, (step + 1) / (WARMUP * steps)) * (1 + math.cos(math.pi * step / steps)) / 2

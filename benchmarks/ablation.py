@@ -59,6 +59,7 @@ def variants(base: Recipe) -> dict[str, Recipe]:
         "end-to-end tuning: none": base.replace(tuning=0.0),
         "blocks alone: neither biases nor tuning": base.replace(bias_lr=0.0, tuning=0.0),
         "weights first, then 1/4 more steps on activations": base.replace(joint=False, activation_steps=steps // 4),
+        "nothing held out": base.replace(held_out=0.0),
         "last state, not the best": base.replace(keep_best=False),
         **{f"rounding lr {lr:g}": base.replace(rounding_lr=lr) for lr in (1e-3, 1e-2, 3e-2, 1e-1)},
         **{f"step size lr {lr:g}": base.replace(step_lr=lr) for lr in (1e-3, 3e-3, 1e-2)},

@@ -39,8 +39,8 @@ class Learnables:
         """Take over what `state` returned, in hard mode."""
         for name, module in self.named().items():
             for key in _LEARNED:
-                if f"{name}.{key}" in state:
-                    setattr(module, key, state[f"{name}.{key}"])
+                if hasattr(module, key):
+                    setattr(module, key, state.get(f"{name}.{key}"))
             module.mode = Mode.HARD
 
 

@@ -26,9 +26,13 @@ from brecq.reconstruct.optimize import Outcome, StepHook
 from brecq.reconstruct.sampler import Sampler, measured_on
 from brecq.reconstruct.streams import BATCH
 
+CYCLES = (1.0, 0.2)
+"""Factors of the learning rate: the steps are divided among so many cycles, each kept only if it helps. A network at 2
+bits needs large changes; one that is nearly right is thrown far off by them, and gains from small ones."""
+
 WARMUP = 0.1
-"""Share of the steps in which the learning rate rises: Adam's first steps are as long for numbers that do not matter
-as for those that do."""
+"""Share of a cycle in which the learning rate rises: Adam's first steps are as long for numbers that do not matter as
+for those that do."""
 
 
 class Tuning:
@@ -71,25 +75,33 @@ class Tuning:
                 self.cache.put(name, start, value, samples)
 
     def run(self, steps: int, on_step: StepHook) -> Outcome:
-        """Learn for `steps` steps, leaving the network in hard mode: tuned, if that lowered the loss on the samples
-        that are not learned from."""
+        """Learn for `steps` steps, leaving the network in hard mode, with the state that has the lowest loss on the
+        samples that are not learned from."""
         set_mode(self.network.graph, Mode.HARD)
-        before, kept = self._checked_loss(), self.mine.state()
-        optimizer = torch.optim.Adam(self._begin())
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = self.recipe.tune_lr * schedule(step, steps)
-            loss = self._step(next(self.batches), optimizer)
-            if step % 10 == 9 or step == steps - 1:
-                on_step(step + 1, loss.item(), None)
-        self._end()
-        after = self._checked_loss()
-        if not after < before:
-            self.mine.restore(kept)
-            after = before
+        before = best = self._checked_loss()
+        kept = self.mine.state()
+        ends = [round(steps * (i + 1) / len(CYCLES)) for i in range(len(CYCLES))]
+        for factor, start, end in zip(CYCLES, [0, *ends], ends, strict=False):
+            self._cycle(factor * self.recipe.tune_lr, start, end, on_step)
+            after = self._checked_loss()
+            if after < best:
+                best, kept = after, self.mine.state()
+            else:
+                self.mine.restore(kept)
         for name in (*self.inputs, *self.targets):
             self.cache.drop(name)
-        return Outcome(before, after, steps)
+        return Outcome(before, best, steps)
+
+    def _cycle(self, rate: float, start: int, end: int, on_step: StepHook) -> None:
+        """Learn from step `start` to step `end`."""
+        optimizer = torch.optim.Adam(self._begin())
+        for step in range(start, end):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * schedule(step - start, end - start)
+            loss = self._step(next(self.batches), optimizer)
+            if step % 10 == 9 or step == end - 1:
+                on_step(step + 1, loss.item(), None)
+        self._end()
 
     def _step(self, index: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         try:
@@ -141,5 +153,5 @@ class Tuning:
 
 
 def schedule(step: int, steps: int) -> float:
-    """The learning rate's factor: a linear rise, and a cosine to 0."""
+    """The learning rate's factor in a cycle of `steps` steps: a linear rise, and a cosine to 0."""
     return min(1.0, (step + 1) / (WARMUP * steps)) * (1 + math.cos(math.pi * step / steps)) / 2

@@ -3,6 +3,7 @@
     python benchmarks/data_free.py
     python benchmarks/data_free.py --networks resnet20 --seeds 0 1 2
     python benchmarks/data_free.py --networks efficientnet_lite0 --sources real fast noise --settings W2A4
+    python benchmarks/data_free.py --networks resnet20 --seeds 0 1 2 --sources real fast --blocks-alone
     python benchmarks/data_free.py --table
 
 First and last layer at 8 bits, recipe `fast` with fewer steps. Distilled sets are made once, with seed 0, and kept in
@@ -17,7 +18,7 @@ import hashlib
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--settings", nargs="+", default=["W4A4", "W2A4"], metavar="WxAy")
     found.add_argument("--sources", nargs="+", choices=ROWS, default=list(ROWS), help="of the calibration data")
     found.add_argument("--calibration", type=int, metavar="N", help="calibration images")
+    found.add_argument("--blocks-alone", action="store_true", help="both with end-to-end tuning and without")
     return found.parse_args()
 
 
@@ -125,6 +127,10 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
                 for seed in options.seeds:
                     config = QuantConfig(*bits(setting), recipe=recipe, seed=seed)
                     cells.append(DataCell(name, ROWS[source], setting, count, task.samples, config, source=source))
+                    if options.blocks_alone:
+                        alone = replace(config, recipe=recipe.replace(tuning=0.0))
+                        row = f"{ROWS[source]}, without tuning"
+                        cells.append(DataCell(name, row, setting, count, task.samples, alone, source=source))
     return cells
 
 

@@ -15,6 +15,7 @@ bits. Rows:
     genetic         the paper's algorithm, on the same predicted loss
     no cross terms  exact, diagonal terms only
     diagonal Fisher exact, with the paper's equation 10 in place of the whole Fisher information
+    eight draws     exact, the Fisher information estimated with eight random vectors a sample instead of one
     relative error  exact, on the relative error of each block's output: no Fisher information
     random          a random allocation that fills the budget; another one for each seed
     reconstructed   exact, with weights learned at every bit-width (60 steps) instead of rounded to nearest
@@ -51,6 +52,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "genetic": {"algorithm": "genetic"},
     "no cross terms": {"cross": False},
     "diagonal Fisher": {"metric": "fisher_diagonal"},
+    "eight draws": {"draws": 8},
     "relative error": {"metric": "relative"},
     "random": {"algorithm": "random"},
     "reconstructed": {"quality": "reconstructed"},
@@ -77,7 +79,7 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--shares", type=float, nargs="+", default=(0.125, 0.25, 0.5, 0.625, 0.75), metavar="X")
     found.add_argument("--bits", type=int, nargs="+", default=(2, 3, 4, 8), metavar="N")
     found.add_argument("--hardware", default="edge-fpga", help="accelerator preset or TOML file, for latency")
-    found.add_argument("--rows", nargs="+", choices=ROWS, default=tuple(ROWS)[:-1])
+    found.add_argument("--rows", nargs="+", choices=ROWS, default=tuple(row for row in ROWS if row != "reconstructed"))
     found.add_argument("--calibration", type=int, default=512, metavar="N", help="calibration images")
     found.add_argument("--activations", type=int, default=8, metavar="N", help="bits; 32 quantizes weights alone")
     found.add_argument(
@@ -114,8 +116,8 @@ def list_cells(name: str, options: argparse.Namespace) -> Iterator[Cell]:
         for row in options.rows:
             for share, limit in limits.items():
                 settings = dict(ROWS[row])
-                quality = settings.pop("quality", "fast")
-                chosen_from = only(sensitivities(name, images, options.table_cross, quality), options.bits)
+                quality, draws = settings.pop("quality", "fast"), settings.pop("draws", 1)
+                chosen_from = only(sensitivities(name, images, options.table_cross, quality, draws), options.bits)
                 found = search(chosen_from, Budget(cost, limit), hardware=hardware, seed=seed, **settings)
                 tell(name, columns[share], row, found)
                 yield Cell(name, row, columns[share], options.calibration, samples, deliver(found, config))
@@ -138,15 +140,16 @@ def deliver(allocation: BitAllocation, config: QuantConfig) -> QuantConfig:
 
 
 @cache
-def sensitivities(name: str, images: int, cross: Cross, quality: Quality = "fast") -> SensitivityTable:
-    folder = RESULTS / "tables" / f"{name}-{images}-{cross}{'' if quality == 'fast' else f'-{quality}'}"
+def sensitivities(name: str, images: int, cross: Cross, quality: Quality = "fast", draws: int = 1) -> SensitivityTable:
+    parts = [name, images, cross, *([quality] if quality != "fast" else []), *([f"{draws}draws"] if draws > 1 else [])]
+    folder = RESULTS / "tables" / "-".join(map(str, parts))
     try:
         return SensitivityTable.load(folder)
     except CheckpointError:
         print(f"measuring the sensitivities of {name}", file=sys.stderr)
     config = QuantConfig(4, 8, recipe=RECIPE.replace(steps=TABLE_STEPS))
     data = calibration_data(name, images)
-    table = measure_sensitivity(network(name).model, data, config, quality=quality, cross=cross)
+    table = measure_sensitivity(network(name).model, data, config, quality=quality, cross=cross, draws=draws)
     table.save(folder)
     print(f"{len(table.terms)} terms, {table.block_forwards} block-forwards, {table.seconds:.0f} s", file=sys.stderr)
     return table

@@ -89,8 +89,8 @@ class BlockMeter:
                     self._place(knob.name, variant)
                     mine.weights[knob.name] = (variant, self._weights[knob.name])
             recipe, bf16 = self.config.recipe, self.config.autocast == "bf16"
-            everything = hold_out(self.streams.samples, 0.0, seed)
-            learner = Reconstruction(self.block, mine, self.streams, recipe, "weights", seed, bf16, everything)
+            nothing = hold_out(self.streams.samples, 0.0, seed)
+            learner = Reconstruction(self.block, mine, self.streams, recipe, "weights", seed, bf16, nothing)
             learner.run(recipe.steps, on_step)
             set_mode(self.block.module, Mode.FLOAT)
 

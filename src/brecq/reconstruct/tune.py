@@ -81,7 +81,7 @@ class Tuning:
         before = best = self._checked_loss()
         kept = self.mine.state()
         ends = [round(steps * (i + 1) / len(CYCLES)) for i in range(len(CYCLES))]
-        for factor, start, end in zip(CYCLES, [0, *ends], ends, strict=False):
+        for factor, start, end in zip(CYCLES, [0, *ends[:-1]], ends, strict=True):
             self._cycle(factor * self.recipe.tune_lr, start, end, on_step)
             after = self._checked_loss()
             if after < best:

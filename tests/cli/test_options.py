@@ -79,6 +79,7 @@ def test_every_field_of_the_configuration_can_be_reached() -> None:
         ({"recipe_settings": ["qdrop=0", "qdrop=1"]}, "qdrop is set twice"),
         ({"steps": 0}, "steps is 0"),
         ({"qdrop": 1.5}, "qdrop is 1.5"),
+        ({"recipe_settings": ["held_out=0.6"]}, "held_out is 0.6"),
         ({"memory_budget": "lots"}, "'lots'"),
     ],
 )

@@ -32,6 +32,7 @@ RECIPE = {
     "beta": ("10,3", (10.0, 3.0)),
     "warmup": ("0.5", 0.5),
     "keep_best": ("0", False),
+    "held_out": ("0.25", 0.25),
     "tuning": ("2", 2.0),
     "tune_lr": ("0.1", 0.1),
     "range_norm": ("2", 2.0),

@@ -16,9 +16,9 @@ class BlockReport:
     Attributes:
         layers: names of its weighted operators. steps: gradient steps made.
         error_before, error_after: mean squared error of the quantized block's output divided by the mean square of
-            the float output; rounded to nearest, and reconstructed. seconds: wall time. resumed: taken over from an
-            earlier run. stage: `joint`, `weights`, `activations`, `rtn`, or `sensitivity`: then the errors are the
-            greatest and the least of one weight or activation quantized alone.
+            the float output, on the samples held out; rounded to nearest, and reconstructed. seconds: wall time.
+            resumed: taken over from an earlier run. stage: `joint`, `weights`, `activations`, `rtn`, or `sensitivity`:
+            then the errors are the greatest and the least of one weight or activation quantized alone.
     """
 
     name: str

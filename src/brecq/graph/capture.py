@@ -187,10 +187,10 @@ def _smallest_failing(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, s
         if not inside or (not any(True for _ in modules[name].parameters()) and found is not None):
             continue
         args, kwargs = received[name]
+        plain = not kwargs and all(isinstance(value, Tensor) for value in args)
+        shapes = dynamic_shapes(args, batch_dim(2)) if plain else None
         try:
-            plain = not kwargs and all(isinstance(value, Tensor) for value in args)
-            shapes = dynamic_shapes(args, batch_dim(2)) if plain else None
             torch.export.export(modules[name], args, kwargs, dynamic_shapes=shapes, strict=False)
-        except Exception:
+        except Exception:  # the question is whether it fails; export raises whatever the module's code raises
             found = (name, type(modules[name]).__name__)
     return found

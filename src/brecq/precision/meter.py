@@ -20,7 +20,6 @@ from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct.learnables import Learnables
 from brecq.reconstruct.optimize import Reconstruction, StepHook
-from brecq.reconstruct.sampler import hold_out
 from brecq.reconstruct.streams import BATCH, Stream, Streams
 
 LEARNED_BELOW = 8
@@ -89,8 +88,7 @@ class BlockMeter:
                     self._place(knob.name, variant)
                     mine.weights[knob.name] = (variant, self._weights[knob.name])
             recipe, bf16 = self.config.recipe, self.config.autocast == "bf16"
-            nothing = hold_out(self.streams.samples, 0.0, seed)
-            learner = Reconstruction(self.block, mine, self.streams, recipe, "weights", seed, bf16, nothing)
+            learner = Reconstruction(self.block, mine, self.streams, recipe, "weights", seed, bf16)
             learner.run(recipe.steps, on_step)
             set_mode(self.block.module, Mode.FLOAT)
 

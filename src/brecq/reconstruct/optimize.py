@@ -20,7 +20,7 @@ from brecq.graph.blocks import Block
 from brecq.quant import adaround, kernels
 from brecq.quant.fake_quant import FakeQuantize, Mode, set_mode
 from brecq.reconstruct.learnables import Learnables
-from brecq.reconstruct.sampler import Sampler, measured_on
+from brecq.reconstruct.sampler import NONE, Sampler, measured_on
 from brecq.reconstruct.streams import BATCH, Streams
 
 Stage = Literal["joint", "weights", "activations", "rtn"]
@@ -71,7 +71,7 @@ class Reconstruction:
         stage: Stage,
         seed: int,
         autocast: bool,
-        held: Tensor,
+        held: Tensor = NONE,
     ) -> None:
         self.block, self.mine, self.streams, self.recipe, self.stage = block, mine, streams, recipe, stage
         self.device = streams.cache.device

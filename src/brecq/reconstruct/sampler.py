@@ -7,6 +7,9 @@ from torch import Tensor
 
 MOST_HELD_OUT = 128
 
+NONE = torch.empty(0, dtype=torch.int64)
+"""Indices of no samples: all are learned from."""
+
 
 def hold_out(samples: int, share: float, seed: int) -> Tensor:
     """Indices of samples that nothing is learned from, so that errors measured on them are those of new inputs.
@@ -23,9 +26,10 @@ class Sampler:
     Each is a tensor of `batch` indices, int64, on the CPU, or of all of them if there are fewer. None is in `held`.
     """
 
-    def __init__(self, samples: int, batch: int, generator: torch.Generator, held: Tensor | None = None) -> None:
-        apart = set() if held is None else set(held.tolist())
-        self.indices = torch.tensor([i for i in range(samples) if i not in apart])
+    def __init__(self, samples: int, batch: int, generator: torch.Generator, held: Tensor = NONE) -> None:
+        learned_from = torch.ones(samples, dtype=torch.bool)
+        learned_from[held] = False
+        self.indices = learned_from.nonzero().flatten()
         self.batch, self.generator = min(batch, len(self.indices)), generator
         self.order = torch.empty(0, dtype=torch.int64)
 

@@ -108,8 +108,8 @@ class Recipe:
             state is chosen and the tuning is judged by them. With 0 they are measured on samples learned from.
         tuning: steps of the end-to-end tuning after the last block, as a multiple of `steps`; it learns all step sizes
             and biases together against the outputs of the float network. 0 leaves it out.
-        tune_lr: Adam learning rate of the tuning's first half, a fifth of it in the second, each annealed to 0;
-            relative, as step sizes are learned as logarithms.
+        tune_lr: highest Adam learning rate of the tuning's first half, a fifth of it in the second, each annealed to
+            0; relative, as step sizes are learned as logarithms. It is lowered for networks that it would throw off.
         range_norm: exponent p of the Lp error that range initialization minimizes.
         range_candidates: shrink factors tried by range initialization.
         range_samples: calibration samples that activation ranges are initialized on.

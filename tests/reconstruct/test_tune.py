@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -65,18 +66,23 @@ def test_codes_stay_and_steps_and_biases_change(blocks, tuned) -> None:
 
 
 @pytest.mark.parametrize("bias_lr", [0.01, 0.0])
-def test_what_does_not_help_is_not_kept(lab, bias_lr: float) -> None:
-    run = lab.run(tuning=0.5, tune_lr=50.0, bias_lr=bias_lr)  # destroys whatever it learns
+def test_what_does_not_help_is_not_kept(lab, bias_lr: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "CYCLES", (5000.0,))
+    run = lab.run(tuning=0.5, bias_lr=bias_lr)
     assert run.reports[-1].error_after == run.reports[-1].error_before
     assert lab.same(run, lab.run(bias_lr=bias_lr))
 
 
-def test_a_cycle_that_does_harm_is_undone_and_the_next_helps(lab, blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cycle_that_does_harm_is_undone_and_the_next_helps(lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "CYCLES", (5000.0, 1.0))
     helped = lab.run(tuning=5.0).reports[-1]
     assert helped.error_after < helped.error_before
-    monkeypatch.setattr(tune, "CYCLES", (5000.0,))
-    assert lab.same(lab.run(tuning=5.0), blocks)
+
+
+def test_a_rate_that_would_throw_the_network_off_is_lowered(lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered = lab.run(tuning=5.0, tune_lr=0.5).reports[-1].error_after
+    monkeypatch.setattr(tune, "TRUST", math.inf)
+    assert lowered < lab.run(tuning=5.0, tune_lr=0.5).reports[-1].error_after / 3
 
 
 def test_the_rate_rises_and_falls_to_nothing() -> None:

@@ -34,6 +34,22 @@ WARMUP = 0.1
 """Share of a cycle in which the learning rate rises: Adam's first steps are as long for numbers that do not matter as
 for those that do."""
 
+TRUST = 0.1
+"""Share of the error that a step of random signs may add at the learning rate; where it adds more, the rate is lowered.
+At a rate of 0.01 such a step adds about a tenth to the error of ResNet-20, but doubles that of EfficientNet-lite0, a
+deep network whose depthwise convolutions have a step size for every nine weights."""
+
+DRAWS = 4
+"""Such steps that are tried."""
+
+TRUST = 0.1
+"""Share of the error that a step of random signs may add at the learning rate; where it adds more, the rate is lowered.
+At 0.01 such a step adds a tenth to the error of ResNet-20 and doubles that of EfficientNet-lite0, which has more layers
+and few weights in each of the many channels of its depthwise convolutions."""
+
+DRAWS = 4
+"""Random steps that are tried for that."""
+
 
 class Tuning:
     """Tunes a network whose blocks are finished.
@@ -57,6 +73,7 @@ class Tuning:
         self.network, self.mine, self.recipe, self.cache, self.autocast = network, mine, recipe, cache, autocast
         samples = len(inputs[0])
         self.batches = Sampler(samples, recipe.batch_size, torch.Generator().manual_seed(seed), held)
+        self.signs = torch.Generator().manual_seed(seed)
         self.checked = measured_on(samples, held, seed)
         self.inputs = [f"tuning input/{i}" for i in range(len(inputs))]
         self.targets: list[str] = []
@@ -80,9 +97,10 @@ class Tuning:
         set_mode(self.network.graph, Mode.HARD)
         before = best = self._checked_loss()
         kept = self.mine.state()
+        rate = self._trusted_rate(before)
         ends = [round(steps * (i + 1) / len(CYCLES)) for i in range(len(CYCLES))]
         for factor, start, end in zip(CYCLES, [0, *ends[:-1]], ends, strict=True):
-            self._cycle(factor * self.recipe.tune_lr, start, end, on_step)
+            self._cycle(factor * rate, start, end, on_step)
             after = self._checked_loss()
             if after < best:
                 best, kept = after, self.mine.state()
@@ -91,6 +109,19 @@ class Tuning:
         for name in (*self.inputs, *self.targets):
             self.cache.drop(name)
         return Outcome(before, best, steps)
+
+    @torch.no_grad()
+    def _trusted_rate(self, error: float) -> float:
+        """The recipe's learning rate, or the lower one at which random steps add `TRUST` times `error`, given that what
+        they add grows with the square of their length."""
+        kept, rate, added = self.mine.state(), self.recipe.tune_lr, 0.0
+        for _ in range(DRAWS):
+            for value in self._begin():
+                value += rate * (2.0 * torch.randint(2, value.shape, generator=self.signs) - 1.0).to(value.device)
+            added += (self._checked_loss() - error) / DRAWS
+            self.mine.restore(kept)
+        allowed = TRUST * error
+        return rate if added <= allowed else rate * math.sqrt(allowed / added)
 
     def _cycle(self, rate: float, start: int, end: int, on_step: StepHook) -> None:
         """Learn from step `start` to step `end`."""

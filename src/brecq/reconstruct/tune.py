@@ -35,20 +35,12 @@ WARMUP = 0.1
 for those that do."""
 
 TRUST = 0.1
-"""Share of the error that a step of random signs may add at the learning rate; where it adds more, the rate is lowered.
-At a rate of 0.01 such a step adds about a tenth to the error of ResNet-20, but doubles that of EfficientNet-lite0, a
-deep network whose depthwise convolutions have a step size for every nine weights."""
+"""Share of the error that a step of random signs may add at the learning rate; where it adds more, the rate is
+lowered. At 0.01 such a step adds a tenth to the error of ResNet-20, but doubles that of EfficientNet-lite0, a deep network
+whose depthwise convolutions have a step size for every nine weights."""
 
 DRAWS = 4
 """Such steps that are tried."""
-
-TRUST = 0.1
-"""Share of the error that a step of random signs may add at the learning rate; where it adds more, the rate is lowered.
-At 0.01 such a step adds a tenth to the error of ResNet-20 and doubles that of EfficientNet-lite0, which has more layers
-and few weights in each of the many channels of its depthwise convolutions."""
-
-DRAWS = 4
-"""Random steps that are tried for that."""
 
 
 class Tuning:
@@ -112,8 +104,8 @@ class Tuning:
 
     @torch.no_grad()
     def _trusted_rate(self, error: float) -> float:
-        """The recipe's learning rate, or the lower one at which random steps add `TRUST` times `error`, given that what
-        they add grows with the square of their length."""
+        """The recipe's learning rate, or the lower one at which random steps add `TRUST` times `error`: what they add
+        grows with the square of their length."""
         kept, rate, added = self.mine.state(), self.recipe.tune_lr, 0.0
         for _ in range(DRAWS):
             for value in self._begin():

@@ -109,7 +109,8 @@ class Tuning:
         kept, rate, added = self.mine.state(), self.recipe.tune_lr, 0.0
         for _ in range(DRAWS):
             for value in self._begin():
-                value += rate * (2.0 * torch.randint(2, value.shape, generator=self.signs) - 1.0).to(value.device)
+                signs = 2.0 * torch.randint(2, value.shape, generator=self.signs) - 1.0
+                value.add_(signs.to(value.device), alpha=rate)
             added += (self._checked_loss() - error) / DRAWS
             self.mine.restore(kept)
         allowed = TRUST * error

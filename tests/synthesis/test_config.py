@@ -14,6 +14,8 @@ from brecq.synthesis.config import DistillConfig
     ("changes", "message"),
     [
         ({"latent": "noise"}, "latent is 'noise'"),
+        ({"start": "photographs"}, "start is 'photographs'"),
+        ({"latent": "generator"}, "start is 'leaves', but a generator starts from noise; set start=noise"),
         ({"target": "label"}, "target is 'label'"),
         ({"steps": 0}, "steps is 0"),
         ({"batch_size": 1}, "batch_size is 1; it must be at least 2"),

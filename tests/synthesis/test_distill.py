@@ -22,6 +22,7 @@ from brecq.synthesis import distill as module
 from brecq.synthesis.distill import synthesize
 
 QUICK = DistillConfig(steps=30, batch_size=8)
+GENERATOR: dict[str, Any] = {"latent": "generator", "start": "noise", "lr": 0.1}
 
 
 class Recorder(Progress):
@@ -44,8 +45,9 @@ class Recorder(Progress):
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"latent": "pixels", "coarse": 0.0}, {"latent": "generator", "generator_width": 8}, {"target": "class"},
-        {"target": "entropy", "swing": False, "shift": 0, "flip": False}, {"smoothness": 0.01, "coarse": 1.0},
+        {}, {"latent": "pixels", "coarse": 0.0}, {**GENERATOR, "generator_width": 8}, {"target": "class"},
+        {"start": "noise"}, {"target": "entropy", "swing": False, "shift": 0, "flip": False},
+        {"smoothness": 0.01, "coarse": 1.0},
     ],
     ids=str,
 )  # fmt: skip
@@ -77,9 +79,8 @@ def test_a_setting_changes_the_result(resnet: nn.Module, preprocessing: Preproce
     changes: list[dict[str, Any]] = [
         {"seed": 1}, {"lr": 0.2}, {"coarse": 0.0}, {"input_weight": 0.0}, {"smoothness": 1.0}, {"swing": False},
         {"shift": 0}, {"flip": False}, {"target": "class"}, {"target": "class", "target_weight": 1.0},
-        {"target": "entropy"}, {"latent": "pixels"}, {"latent": "generator"},
-        {"latent": "generator", "generator_lr": 0.1}, {"latent": "generator", "generator_width": 4}, {"steps": 5},
-        {"batch_size": 2},
+        {"target": "entropy"}, {"latent": "pixels"}, {"start": "noise"}, GENERATOR,
+        {**GENERATOR, "generator_lr": 0.1}, {**GENERATOR, "generator_width": 4}, {"steps": 5}, {"batch_size": 2},
     ]  # fmt: skip
     results = {run(base.replace(**change)) for change in ({}, *changes)}
     assert len(results) == len(changes) + 1
@@ -89,8 +90,8 @@ def test_the_same_seed_gives_the_same_inputs_and_leaves_the_model_alone(
     resnet: nn.Module, preprocessing: Preprocessing
 ) -> None:
     state = copy.deepcopy(resnet.state_dict())
-    for latent in ("spectrum", "generator"):
-        config = QUICK.replace(steps=6, latent=latent)
+    for changes in ({}, GENERATOR):
+        config = QUICK.replace(steps=6, **changes)
         first = brecq.distill(resnet, 12, config, preprocessing=preprocessing)
         torch.manual_seed(99)  # whatever state the global generator is in
         second = brecq.distill(resnet, 12, config, preprocessing=preprocessing)
@@ -196,7 +197,7 @@ def test_a_diverging_run_ends_with_an_error(resnet: nn.Module) -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda(resnet: nn.Module, preprocessing: Preprocessing) -> None:
-    for latent in ("spectrum", "generator"):
-        made = synthesize(resnet, 8, QUICK.replace(latent=latent), preprocessing=preprocessing, device="cuda")
+    for changes in ({}, GENERATOR):
+        made = synthesize(resnet, 8, QUICK.replace(**changes), preprocessing=preprocessing, device="cuda")
         assert made.inputs.device.type == "cpu"
         assert made.batches[0].error_after < made.batches[0].error_before

@@ -11,13 +11,15 @@ from brecq.data.preprocessing import Preprocessing
 from brecq.errors import ConfigError
 from brecq.synthesis.config import DistillConfig
 from brecq.synthesis.inputs import InputSpec, input_spec
-from brecq.synthesis.latent import Generator, Pixels, Spectrum, make_latent, spectrum_scale
+from brecq.synthesis.latent import Generator, Pixels, Spectrum, make_latent
+from brecq.synthesis.spectrum import spectrum_scale
 
 LATENTS = ("spectrum", "pixels", "generator")
 
 
 def make(spec: InputSpec, latent: str, count: int = 4, **changes: object) -> Pixels | Generator:
-    config = DistillConfig(latent=latent, **{"coarse": 0.0, **changes})  # type: ignore[arg-type]
+    start = "noise" if latent == "generator" else "leaves"
+    config = DistillConfig(latent=latent, **{"coarse": 0.0, "start": start, **changes})  # type: ignore[arg-type]
     return make_latent(spec, count, config, torch.Generator().manual_seed(0))
 
 
@@ -57,6 +59,20 @@ def test_shapes_ranges_and_refinement(latent: str, size: tuple[int, int]) -> Non
     assert found().shape == (4, 3, *size)
     assert found().abs().max() <= 1.0001  # black and white are ±1
     assert not torch.equal(found()[0], found()[1])
+
+
+@pytest.mark.parametrize("latent", ["spectrum", "pixels"])
+@pytest.mark.parametrize("start", ["leaves", "noise"])
+def test_refinement_adds_what_was_learned_to_the_start(latent: str, start: str, preprocessing: Preprocessing) -> None:
+    spec = picture(preprocessing)
+    fine, coarse = (make(spec, latent, start=start, coarse=share) for share in (0.0, 0.5))
+    coarse.refine()
+    torch.testing.assert_close(coarse(), fine(), rtol=1e-3, atol=1e-4)  # nothing was learned
+    darker = make(spec, latent, start=start, coarse=0.5)
+    with torch.no_grad():
+        darker.values.copy_(darker._encode(darker() - 0.1))
+    darker.refine()
+    torch.testing.assert_close(darker(), spec.clip(fine() - 0.1), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("latent", LATENTS)

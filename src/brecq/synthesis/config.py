@@ -10,6 +10,7 @@ from brecq.config import check_choice, check_number
 from brecq.errors import ConfigError
 
 Latent = Literal["spectrum", "pixels", "generator"]
+Start = Literal["leaves", "noise"]
 Target = Literal["none", "class", "entropy"]
 
 
@@ -23,6 +24,8 @@ class DistillConfig:
         latent: what is optimized: the inputs' `spectrum` (Fourier coefficients in units of 1/f, as photographs have
             them), the `pixels` (ZeroQ), or latent vectors and a small `generator` for each batch (Genie); the
             generator draws pictures [3, height, width] only.
+        start: what a spectrum and pixels start from: for pictures dead `leaves`, random shapes that hide one another
+            and have the edges of photographs; or `noise`, as all other inputs do and a generator must.
         lr: Adam learning rate of coefficients, of pixels (both in units of the inputs' deviation) or of latent
             vectors; decayed to 0 along a cosine, once in the coarse steps and once in the others.
         generator_lr: that of the generator's weights. generator_width: its channels.
@@ -43,7 +46,8 @@ class DistillConfig:
     steps: int = 200
     batch_size: int = 32
     latent: Latent = "spectrum"
-    lr: float = 0.1
+    start: Start = "leaves"
+    lr: float = 0.03
     generator_lr: float = 0.01
     generator_width: int = 32
     coarse: float = 0.75
@@ -58,7 +62,10 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         check_choice("latent", self.latent, Latent)
+        check_choice("start", self.start, Start)
         check_choice("target", self.target, Target)
+        if self.latent == "generator" and self.start != "noise":
+            raise ConfigError(f"start is {self.start!r}, but a generator starts from noise; set start=noise")
         for name in ("steps", "generator_width"):
             check_number(name, getattr(self, name), 1)
         check_number("batch_size", self.batch_size, 2)  # statistics of one input say little
@@ -96,5 +103,5 @@ class DistillConfig:
 
 _PRESETS = {
     "fast": DistillConfig(name="fast"),
-    "full": DistillConfig(name="full", steps=500, coarse=0.0, latent="generator"),
+    "full": DistillConfig(name="full", steps=500, coarse=0.0, latent="generator", start="noise", lr=0.1),
 }

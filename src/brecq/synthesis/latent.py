@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 from brecq.errors import ConfigError
 from brecq.synthesis.config import DistillConfig
 from brecq.synthesis.inputs import InputSpec
+from brecq.synthesis.leaves import dead_leaves
+from brecq.synthesis.spectrum import from_spectrum, pink, to_spectrum
 
 LATENT_SIZE = 256
 _START = 4  # the generator's first picture has a quarter of the sides
@@ -26,15 +27,16 @@ def make_latent(spec: InputSpec, count: int, config: DistillConfig, generator: t
 
 
 class Pixels(nn.Module):
-    """The batch itself, from Gaussian noise. Cai et al., "ZeroQ" (CVPR 2020)."""
+    """The batch itself. Cai et al., "ZeroQ" (CVPR 2020), who start from noise."""
 
     def __init__(self, spec: InputSpec, count: int, config: DistillConfig, generator: torch.Generator) -> None:
         super().__init__()
         self._spec, self._lr = spec, config.lr
-        part = 2 if config.coarse else 1
-        self._sides = tuple(max(1, side // part) for side in spec.shape[1:])
-        noise = torch.randn(count, spec.shape[0], *self._sides, generator=generator)
-        self.values = nn.Parameter(self._encode(spec.clip(spec.restore(self._color(noise)))))
+        self._fine = self._coarse = spec.clip(spec.restore(self._start(count, config, generator)))
+        if config.coarse and len(spec.shape) > 1:
+            self._coarse = F.interpolate(self._fine, tuple(max(1, side // 2) for side in spec.shape[1:]), mode="area")
+        self._sides = tuple(self._coarse.shape[2:])
+        self.values = nn.Parameter(self._encode(self._coarse))
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer."""
@@ -45,18 +47,26 @@ class Pixels(nn.Module):
 
     @torch.no_grad()
     def refine(self) -> None:
-        """From half to full resolution."""
-        coarse, self._sides = self(), self._spec.shape[1:]
+        """From half to full resolution: what was learned is added to the start, whose fine detail is kept."""
+        learned = self() - self._coarse.to(self.values.device)
+        self._sides = self._spec.shape[1:]
         if self._sides:
-            mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[coarse.dim()]
-            coarse = F.interpolate(coarse, self._sides, mode=mode, align_corners=False)
-        self.values = nn.Parameter(self._encode(coarse))
+            mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[learned.dim()]
+            learned = F.interpolate(learned, self._sides, mode=mode, align_corners=False)
+        self.values = nn.Parameter(self._encode(self._spec.clip(self._fine.to(learned.device) + learned)))
 
     @torch.no_grad()
     def project(self) -> None:
         """Back into the valid range, after a step."""
         if self._spec.is_picture:
             self.values.copy_(self._encode(self._spec.clip(self())))
+
+    def _start(self, count: int, config: DistillConfig, generator: torch.Generator) -> Tensor:
+        """Standardized inputs [count, C, ...]."""
+        if self._spec.is_picture and config.start == "leaves":
+            height, width = self._spec.shape[1:]
+            return dead_leaves(count, height, width, int(torch.randint(2**31, (), generator=generator)))
+        return self._color(torch.randn(count, *self._spec.shape, generator=generator))
 
     def _color(self, noise: Tensor) -> Tensor:
         return noise
@@ -72,45 +82,21 @@ class Pixels(nn.Module):
 
 
 class Spectrum(Pixels):
-    """The Fourier coefficients of the batch, each in units of 1/f, from noise of that spectrum.
+    """The Fourier coefficients of the batch, each in units of 1/f, the amplitude that photographs have.
 
-    Photographs have amplitudes that fall as 1/f (Field 1987, "Relations between the statistics of natural images and
-    the response properties of cortical cells"). In these units a gradient step moves coarse structure as easily as
-    fine, where it fills pixels with high-frequency noise that no photograph has. Olah et al. 2017, "Feature
-    visualization", section "Preconditioning and parameterization".
+    In these units a gradient step moves coarse structure as easily as fine, where it fills pixels with high-frequency
+    noise that no photograph has. Olah et al. 2017, "Feature visualization", section "Preconditioning and
+    parameterization".
     """
 
     def _color(self, noise: Tensor) -> Tensor:
-        return self._decode(torch.view_as_real(torch.fft.rfftn(noise, dim=self._dims(noise), norm="ortho")))
+        return pink(noise)
 
     def _transform(self, standardized: Tensor) -> Tensor:
-        spectrum = torch.fft.rfftn(standardized, dim=self._dims(standardized), norm="ortho")
-        return torch.view_as_real(spectrum / spectrum_scale(self._sides).to(standardized.device))
+        return to_spectrum(standardized)
 
     def _decode(self, values: Tensor) -> Tensor:
-        spectrum = torch.view_as_complex(values) * spectrum_scale(self._sides).to(values.device)
-        return torch.fft.irfftn(spectrum, s=self._sides, dim=self._dims(spectrum), norm="ortho")
-
-    @staticmethod
-    def _dims(x: Tensor) -> tuple[int, ...]:
-        return tuple(range(2, x.dim()))
-
-
-@lru_cache
-def spectrum_scale(sides: tuple[int, ...]) -> Tensor:
-    """1/f for every coefficient of `torch.fft.rfftn`, such that white noise times it has variance 1 again.
-
-    f is in cycles a pixel; the constant has the frequency of the longest wave.
-    """
-    lowest = 1 / max(sides)
-
-    def falloff(last: Tensor) -> Tensor:
-        axes = [*(torch.fft.fftfreq(side) for side in sides[:-1]), last]
-        grid = torch.meshgrid(*axes, indexing="ij")
-        return 1 / torch.stack(grid).square().sum(0).sqrt().clamp_min(lowest)
-
-    power = falloff(torch.fft.fftfreq(sides[-1])).square().mean()
-    return falloff(torch.fft.rfftfreq(sides[-1])) / power.sqrt()
+        return from_spectrum(values, self._sides)
 
 
 class Generator(nn.Module):

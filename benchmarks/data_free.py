@@ -34,6 +34,7 @@ from brecq.data import Preprocessing, load_data, random_crops
 from brecq.progress import PlainProgress
 from brecq.synthesis.distill import synthesize
 from brecq.synthesis.inputs import input_spec
+from brecq.synthesis.leaves import dead_leaves
 from brecq.synthesis.match import measure_match
 from brecq.synthesis.norms import find_batch_norms, stored_moments, watch_inputs
 from brecq.synthesis.output import REPORT, save
@@ -45,7 +46,8 @@ FAST = DistillConfig.preset("fast")
 DISTILLED = {
     "fast": FAST,
     "full": DistillConfig.preset("full"),
-    "zeroq": FAST.replace(name="zeroq", latent="pixels", coarse=0.0, swing=False, shift=0, flip=False),
+    "from_noise": FAST.replace(name="from noise", start="noise"),
+    "zeroq": FAST.replace(name="zeroq", latent="pixels", start="noise", coarse=0.0, swing=False, shift=0, flip=False),
     "class": FAST.replace(name="class", target="class"),
     "entropy": FAST.replace(name="entropy", target="entropy"),
 }
@@ -53,9 +55,11 @@ ROWS = {
     "real": "real images",
     "fast": "distilled: `fast`",
     "full": "distilled: `full`",
-    "zeroq": "distilled: pixels, without coarse steps, swing, shifts and flips (ZeroQ)",
+    "from_noise": "distilled: `fast` from noise",
+    "zeroq": "distilled: pixels, from noise, without coarse steps, swing, shifts and flips (ZeroQ)",
     "class": "distilled: `fast` with a class for each image",
     "entropy": "distilled: `fast` with the entropy term",
+    "leaves": "dead leaves, not distilled",
     "other": "out-of-domain images, resized",
     "crops": "crops of twelve photographs",
     "noise": "Gaussian noise of the right mean and variance",
@@ -177,6 +181,8 @@ def calibration(name: str, source: str, count: int) -> tuple[Tensor, Values]:
 
         return random_crops(photos(CALIBRATION_PHOTOS), count, preprocessing, seed=0), {}
     spec = input_spec(network(name).model, preprocessing, None)
+    if source == "leaves":
+        return spec.clip(spec.restore(dead_leaves(count, *preprocessing.size, seed=0))), {}
     return spec.noise(count, torch.Generator().manual_seed(0)), {}
 
 

@@ -26,8 +26,9 @@ class DistillConfig:
             generator draws pictures [3, height, width] only.
         start: what a spectrum and pixels start from: for pictures dead `leaves`, random shapes that hide one another
             and have the edges of photographs; or `noise`, as all other inputs do and a generator must.
-        lr: Adam learning rate of coefficients, of pixels (both in units of the inputs' deviation) or of latent
-            vectors; decayed to 0 along a cosine, once in the coarse steps and once in the others.
+        lr: Adam learning rate of coefficients, of pixels (both in units of the inputs' deviation, and for 224×224 of
+            them: it grows as the fourth root where there are fewer) or of latent vectors; decayed to 0 along a
+            cosine, once in the coarse steps and once in the others.
         generator_lr: that of the generator's weights. generator_width: its channels.
         coarse: share of the steps made at half the height and width, at a quarter of the cost.
         input_weight: weight of the term that holds each channel of pictures at the mean and deviation that prepared

@@ -46,6 +46,7 @@ FAST = DistillConfig.preset("fast")
 DISTILLED = {
     "fast": FAST,
     "full": DistillConfig.preset("full"),
+    "generator": FAST.replace(name="generator", latent="generator", start="noise", lr=0.1, coarse=0.0, steps=500),
     "from_noise": FAST.replace(name="from noise", start="noise"),
     "zeroq": FAST.replace(name="zeroq", latent="pixels", start="noise", coarse=0.0, swing=False, shift=0, flip=False),
     "class": FAST.replace(name="class", target="class"),
@@ -55,6 +56,8 @@ ROWS = {
     "real": "real images",
     "fast": "distilled: `fast`",
     "full": "distilled: `full`",
+    "generator": FAST.replace(name="generator", latent="generator", start="noise", lr=0.1, coarse=0.0, steps=500),
+    "generator": "distilled: a generator, 500 steps (Genie)",
     "from_noise": "distilled: `fast` from noise",
     "zeroq": "distilled: pixels, from noise, without coarse steps, swing, shifts and flips (ZeroQ)",
     "class": "distilled: `fast` with a class for each image",

@@ -104,5 +104,5 @@ class DistillConfig:
 
 _PRESETS = {
     "fast": DistillConfig(name="fast"),
-    "full": DistillConfig(name="full", steps=500, coarse=0.0, latent="generator", start="noise", lr=0.1),
+    "full": DistillConfig(name="full", steps=500, coarse=0.5),
 }

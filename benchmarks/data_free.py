@@ -56,7 +56,6 @@ ROWS = {
     "real": "real images",
     "fast": "distilled: `fast`",
     "full": "distilled: `full`",
-    "generator": FAST.replace(name="generator", latent="generator", start="noise", lr=0.1, coarse=0.0, steps=500),
     "generator": "distilled: a generator, 500 steps (Genie)",
     "from_noise": "distilled: `fast` from noise",
     "zeroq": "distilled: pixels, from noise, without coarse steps, swing, shifts and flips (ZeroQ)",

@@ -25,10 +25,10 @@ class Watched(tune.Tuning):
 
     label = ""
 
-    def _trusted_rate(self, error: float) -> float:
-        rate = super()._trusted_rate(error)
+    def _trusted_rate(self, error: float, state: dict[str, Tensor]) -> float:
+        rate = super()._trusted_rate(error, state)
         full = self.recipe.tune_lr
-        added = "at most 0.1" if rate == full else f"{tune.TRUST * (full / rate) ** 2:.2f}"
+        added = f"at most {tune.TRUST:g}" if rate == full else f"{tune.TRUST * (full / rate) ** 2:.2f}"
         print(f"| {self.label} | {error:.4f} | {added} | {rate:.4f} |", flush=True)
         return rate
 

@@ -73,10 +73,12 @@ def test_what_does_not_help_is_not_kept(lab, bias_lr: float, monkeypatch: pytest
     assert lab.same(run, lab.run(bias_lr=bias_lr))
 
 
-def test_a_cycle_that_does_harm_is_undone_and_the_next_helps(lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cycle_that_does_harm_is_undone_and_the_next_helps(lab, blocks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "CYCLES", (5000.0, 1.0))
     helped = lab.run(tuning=5.0).reports[-1]
     assert helped.error_after < helped.error_before
+    monkeypatch.setattr(tune, "CYCLES", (5000.0,))
+    assert lab.same(lab.run(tuning=5.0), blocks)
 
 
 def test_a_rate_that_would_throw_the_network_off_is_lowered(lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ class Tuning:
         set_mode(self.network.graph, Mode.HARD)
         before = best = self._checked_loss()
         kept = self.mine.state()
-        rate = self._trusted_rate(before)
+        rate = self._trusted_rate(before, kept)
         ends = [round(steps * (i + 1) / len(CYCLES)) for i in range(len(CYCLES))]
         for factor, start, end in zip(CYCLES, [0, *ends[:-1]], ends, strict=True):
             self._cycle(factor * rate, start, end, on_step)
@@ -103,16 +103,15 @@ class Tuning:
         return Outcome(before, best, steps)
 
     @torch.no_grad()
-    def _trusted_rate(self, error: float) -> float:
+    def _trusted_rate(self, error: float, state: dict[str, Tensor]) -> float:
         """The recipe's learning rate, or the lower one at which random steps add `TRUST` times `error`: what they add
-        grows with the square of their length."""
-        kept, rate, added = self.mine.state(), self.recipe.tune_lr, 0.0
+        grows with the square of their length. Leaves what is learned in `state`."""
+        rate, added = self.recipe.tune_lr, 0.0
         for _ in range(DRAWS):
             for value in self._begin():
-                signs = 2.0 * torch.randint(2, value.shape, generator=self.signs) - 1.0
-                value.add_(signs.to(value.device), alpha=rate)
+                value.add_(torch.randint(2, value.shape, generator=self.signs).to(value) * 2 - 1, alpha=rate)
             added += (self._checked_loss() - error) / DRAWS
-            self.mine.restore(kept)
+            self.mine.restore(state)
         allowed = TRUST * error
         return rate if added <= allowed else rate * math.sqrt(allowed / added)
 

@@ -4,6 +4,7 @@
     python benchmarks/data_free.py --networks resnet20 --seeds 0 1 2
     python benchmarks/data_free.py --networks efficientnet_lite0 --sources real fast noise --settings W2A4
     python benchmarks/data_free.py --networks resnet20 --seeds 0 1 2 --sources real fast --blocks-alone
+    python benchmarks/data_free.py --networks squeezenet1_1 --settings W4A8 W4A4
     python benchmarks/data_free.py --table
 
 First and last layer at 8 bits, recipe `fast` with fewer steps. Distilled sets are made once, with seed 0, and kept in
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 from cells import Cell, Values, bits, parser, run_and_print, with_steps
-from common import CIFAR_TEST, DATA, calibration_data, network, quality, require, use_threads
+from common import CIFAR_TEST, DATA, IMAGENET, calibration_data, network, quality, require, use_threads
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -34,7 +35,6 @@ from brecq.data import Preprocessing, load_data, random_crops
 from brecq.progress import PlainProgress
 from brecq.synthesis.distill import synthesize
 from brecq.synthesis.inputs import input_spec
-from brecq.synthesis.leaves import dead_leaves
 from brecq.synthesis.match import measure_match
 from brecq.synthesis.norms import find_batch_norms, stored_moments, watch_inputs
 from brecq.synthesis.output import REPORT, save
@@ -51,6 +51,7 @@ DISTILLED = {
     "zeroq": FAST.replace(name="zeroq", latent="pixels", start="noise", coarse=0.0, swing=False, shift=0, flip=False),
     "class": FAST.replace(name="class", target="class"),
     "entropy": FAST.replace(name="entropy", target="entropy"),
+    "leaves": DistillConfig.preset("leaves"),
 }
 ROWS = {
     "real": "real images",
@@ -61,7 +62,7 @@ ROWS = {
     "zeroq": "distilled: pixels, from noise, without coarse steps, swing, shifts and flips (ZeroQ)",
     "class": "distilled: `fast` with a class for each image",
     "entropy": "distilled: `fast` with the entropy term",
-    "leaves": "dead leaves, not distilled",
+    "leaves": "`leaves`: dead leaves, not distilled",
     "other": "out-of-domain images, resized",
     "crops": "crops of twelve photographs",
     "noise": "Gaussian noise of the right mean and variance",
@@ -78,17 +79,19 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Task:
-    """How much is measured on a network."""
+    """How much is measured on a network, and whether it has batch norms, without which only `leaves` are made."""
 
     calibration: int
     samples: int
     steps: int
     batch_size: int
+    has_batch_norm: bool = True
 
 
 TASKS = {
     "resnet20": Task(256, CIFAR_TEST, 100, 32),
-    "efficientnet_lite0": Task(32, 400, 40, 16),
+    "efficientnet_lite0": Task(64, 800, 40, 16),
+    "squeezenet1_1": Task(64, 800, 40, 16, has_batch_norm=False),
 }
 
 
@@ -128,7 +131,10 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
         recipe = with_steps(Recipe.preset("fast"), options.steps or task.steps).replace(batch_size=task.batch_size)
         cells.append(Cell(name, "float", "", count, task.samples))
         for source in options.sources:
-            cells.append(DataCell(name, ROWS[source], "", count, task.samples, None, source=source))
+            if task.has_batch_norm:
+                cells.append(DataCell(name, ROWS[source], "", count, task.samples, None, source=source))
+            elif source in DISTILLED and source != "leaves":
+                continue
             for setting in options.settings:
                 for seed in options.seeds:
                     config = QuantConfig(*bits(setting), recipe=recipe, seed=seed)
@@ -183,14 +189,12 @@ def calibration(name: str, source: str, count: int) -> tuple[Tensor, Values]:
 
         return random_crops(photos(CALIBRATION_PHOTOS), count, preprocessing, seed=0), {}
     spec = input_spec(network(name).model, preprocessing, None)
-    if source == "leaves":
-        return spec.clip(spec.restore(dead_leaves(count, *preprocessing.size, seed=0))), {}
     return spec.noise(count, torch.Generator().manual_seed(0)), {}
 
 
 def out_of_domain(name: str, count: int, preprocessing: Preprocessing) -> Dataset:
     """CIFAR images for an ImageNet network and the other way round, resized."""
-    if name == "efficientnet_lite0":
+    if name in IMAGENET:
         return load_data(f"{require(DATA / 'cifar10.npz')}:x_train", preprocessing.replace(resize=None), count, 0)
     return load_data(require(DATA / "imagenet_calib"), preprocessing.replace(resize=min(preprocessing.size)), count, 0)
 

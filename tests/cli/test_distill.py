@@ -109,6 +109,23 @@ def test_a_model_without_preprocessing_is_distilled_by_its_example(
     assert not (tmp_path / "set" / "contact_sheet.png").exists()
 
 
+def test_pictures_for_a_model_without_batch_norm(
+    invoke: Invoke, network_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    untrained = f"{network_file}:build"  # its batch norms remember nothing
+    out = tmp_path / "out"
+    arguments = ("quantize", untrained, "--calib", "distilled", "--calib-size", "8", "--method", "rtn", "-o", out)
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    result = invoke(*arguments, "--distill-preset", "leaves")
+    assert result.exit_code == 0, result.output
+    assert "drawn without looking at the network" in result.stdout
+    assert np.load(out / "distilled" / "distilled.npz")["x"].shape == (8, 3, 16, 16)
+    with Image.open(out / "distilled" / "contact_sheet.png") as sheet:
+        assert sheet.size == (8 * 34 - 2, 32)
+
+
 def test_the_size_and_the_seed_are_heeded(invoke: Invoke, trained: str, tmp_path: Path) -> None:
     found = []
     for name, more in (("a", ()), ("b", ("--seed", "1")), ("c", ("--size", "12"))):
@@ -124,7 +141,7 @@ def test_the_size_and_the_seed_are_heeded(invoke: Invoke, trained: str, tmp_path
         (("--distill-set", "stesp=3"), "unknown setting 'stesp'"),
         (("--distill-set", "seed=3"), "unknown setting 'seed'"),
         (("--distill-set", "steps=few"), "--distill-set steps is 'few'; give a whole number"),
-        (("--distill-preset", "slow"), "preset is 'slow'; choose one of fast, full"),
+        (("--distill-preset", "slow"), "preset is 'slow'; choose one of fast, full, leaves"),
         (("--n", "1"), "n is 1; distill at least 2"),
         (("--resume", "--force"), "keep one"),
     ],

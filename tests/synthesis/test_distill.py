@@ -149,6 +149,28 @@ def test_a_network_that_says_what_it_takes(networks: ModuleType, preprocessing: 
         brecq.distill(model, 4, QUICK, shape=(3, 0))
 
 
+def test_pictures_that_are_only_drawn_need_no_batch_norm(networks: ModuleType, preprocessing: Preprocessing) -> None:
+    leaves = DistillConfig.preset("leaves").replace(batch_size=8)
+    model = networks.build(networks.ViT)
+    made = synthesize(model, 12, leaves, preprocessing=preprocessing)
+    assert made.inputs.shape == (12, 3, 16, 16)
+    assert (made.layers, made.batches) == ([], [])
+    low, high = preprocessing.valid_range
+    assert (made.inputs >= low).all()
+    assert (made.inputs <= high).all()
+    assert torch.equal(made.inputs, brecq.distill(model, 12, leaves, preprocessing=preprocessing))
+    assert not torch.equal(made.inputs, brecq.distill(model, 12, leaves.replace(seed=1), preprocessing=preprocessing))
+    assert len({tuple(picture.flatten().tolist()) for picture in made.inputs}) == 12
+    with pytest.raises(ConfigError, match=r"nothing says how a picture becomes an input \(3, 16, 16\)"):
+        brecq.distill(model, 4, leaves, shape=(3, 16, 16))
+
+
+def test_distillation_starts_from_the_pictures_that_are_drawn(resnet: nn.Module, preprocessing: Preprocessing) -> None:
+    drawn = brecq.distill(resnet, 8, DistillConfig.preset("leaves"), preprocessing=preprocessing)
+    still = DistillConfig(steps=1, coarse=0.0, lr=1e-9)
+    torch.testing.assert_close(brecq.distill(resnet, 8, still, preprocessing=preprocessing), drawn, rtol=0, atol=1e-4)
+
+
 def test_what_cannot_be_distilled(
     networks: ModuleType, resnet: nn.Module, preprocessing: Preprocessing, monkeypatch: pytest.MonkeyPatch
 ) -> None:

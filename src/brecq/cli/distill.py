@@ -61,6 +61,8 @@ def distill(
 ) -> None:
     """Make calibration inputs from MODEL alone, by matching the statistics that its batch norms remember.
 
+    Where it has none, `--distill-preset leaves` draws pictures of random shapes.
+
     brecq distill timm:resnet18 --n 1024 -o distilled/
     """
     config = parse_distillation(preset, settings or (), seed)
@@ -123,7 +125,8 @@ def run(
     finally:
         progress.close()
     save(folder, made, preprocessing)
-    console.print(match_table(made.layers))
+    if made.layers:
+        console.print(match_table(made.layers))
     sheet = "" if preprocessing is None else "; look at contact_sheet.png"
     tell(console, "distilled", f"{n} inputs in {format_seconds(made.seconds)}, saved in {folder}{sheet}")
     return made

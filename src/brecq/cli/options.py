@@ -161,7 +161,12 @@ Color = Annotated[
 
 DistillPreset = Annotated[
     str | None,
-    typer.Option("--distill-preset", metavar="NAME", help="fast (the default) or full.", rich_help_panel=_DATA),
+    typer.Option(
+        "--distill-preset",
+        metavar="NAME",
+        help="fast (the default), full, or leaves: pictures of random shapes.",
+        rich_help_panel=_DATA,
+    ),
 ]
 DistillSettings = Annotated[
     list[str] | None,

@@ -19,7 +19,7 @@ class DistillConfig:
     """How inputs are distilled. Start from `DistillConfig.preset(...)` and change fields with `replace`.
 
     Attributes:
-        steps: gradient steps per batch.
+        steps: gradient steps per batch; 0 only draws the pictures of `start=leaves`, which needs no batch norm.
         batch_size: inputs optimized together: their joint statistics are matched.
         latent: what is optimized: the inputs' `spectrum` (Fourier coefficients in units of 1/f, as photographs have
             them), the `pixels` (ZeroQ), or latent vectors and a small `generator` for each batch (Genie); the
@@ -67,14 +67,27 @@ class DistillConfig:
         check_choice("target", self.target, Target)
         if self.latent == "generator" and self.start != "noise":
             raise ConfigError(f"start is {self.start!r}, but a generator starts from noise; set start=noise")
-        for name in ("steps", "generator_width"):
-            check_number(name, getattr(self, name), 1)
+        check_number("steps", self.steps, 0)
+        check_number("generator_width", self.generator_width, 1)
         check_number("batch_size", self.batch_size, 2)  # statistics of one input say little
         for name in ("generator_lr", "input_weight", "smoothness", "target_weight", "shift"):
             check_number(name, getattr(self, name), 0)
         check_number("coarse", self.coarse, 0, 1)
         if not self.lr > 0:
             raise ConfigError(f"lr is {self.lr!r}; it must be positive")
+        if self.steps == 0:
+            self._check_drawn()
+
+    def _check_drawn(self) -> None:
+        """Nothing is set that pictures which are only drawn would ignore."""
+        if self.start != "leaves":
+            raise ConfigError(f"steps is 0, which leaves {self.start} as it is; set start=leaves, or steps")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("name", "steps", "batch_size", "start", "seed") and value != field.default:
+                raise ConfigError(
+                    f"steps is 0, so that {field.name}={value!r} would do nothing; drop it, or set steps"
+                )
 
     def replace(self, **changes: Any) -> DistillConfig:
         """A copy with `changes`; unknown names raise `ConfigError`."""
@@ -86,13 +99,15 @@ class DistillConfig:
 
     @classmethod
     def preset(cls, name: str) -> DistillConfig:
-        """`fast` (default; what a CPU can do) or `full`."""
+        """`fast` (default; what a CPU can do), `full`, or `leaves`: pictures drawn without looking at the network."""
         if name not in _PRESETS:
             raise ConfigError(f"distillation preset is {name!r}; choose one of {', '.join(_PRESETS)}")
         return _PRESETS[name]
 
     def describe(self) -> str:
         """One line for people."""
+        if self.steps == 0:
+            return f"{self.name}: pictures of dead leaves, drawn without looking at the network, seed {self.seed}"
         changed = "" if self.target == "none" else f", {self.target} term"
         steps = f"{self.steps} steps" + (f" ({self.coarse:.0%} of them coarse)" if self.coarse else "")
         return f"{self.name}: {self.latent}, {steps} a batch of {self.batch_size}{changed}, seed {self.seed}"
@@ -105,4 +120,5 @@ class DistillConfig:
 _PRESETS = {
     "fast": DistillConfig(name="fast"),
     "full": DistillConfig(name="full", steps=500, coarse=0.5),
+    "leaves": DistillConfig(name="leaves", steps=0),
 }

@@ -1,4 +1,4 @@
-"""`distill`: calibration inputs from the network alone, by matching what its batch norms remember."""
+"""`distill`: calibration inputs from the network alone, by matching what its batch norms remember, or only drawn."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from brecq.progress import Progress
 from brecq.reconstruct.memory import reuse_freed
 from brecq.report import BlockReport
 from brecq.synthesis.config import DistillConfig
-from brecq.synthesis.inputs import input_spec
+from brecq.synthesis.inputs import InputSpec, input_spec
 from brecq.synthesis.match import LayerMatch, measure_match
 from brecq.synthesis.optimize import optimize_batch
+from brecq.synthesis.start import start_inputs
 from brecq.synthesis.teacher import Teacher, prepare_teacher
 
 MOST_NOISE = 256
@@ -37,6 +38,8 @@ class Distilled:
             modules, how well the statistics are met, by Gaussian noise before and by the inputs after.
         config: as given. batches: per batch the loss before and after, and the time. seconds: of this run.
         run_state: the finished batches, kept until the inputs are saved.
+
+    Of pictures that are only drawn (`steps=0`) there are no layers, batches and state.
     """
 
     inputs: Tensor
@@ -59,7 +62,7 @@ def distill(
     progress: Progress | None = None,
     device: str | torch.device = "cpu",
 ) -> Tensor:
-    """Make `n` calibration inputs for a trained network with batch norm, without any data.
+    """Make `n` calibration inputs for a trained network without any data, from its batch norms unless `steps` is 0.
 
     Args:
         model: takes one floating-point input [N, C, ...]; it is left unchanged.
@@ -110,6 +113,8 @@ def synthesize(
     if resume and run_dir is None:
         raise ConfigError("resume=True needs run_dir: the folder of the run to continue")
     spec = input_spec(model, preprocessing, shape)
+    if config.steps == 0:
+        return Distilled(_draw(spec, n, config, progress), [], config, [], time.perf_counter() - began)
     teacher = prepare_teacher(model, spec, config, torch.device(device))
     slices = list(even_slices(n, config.batch_size))
     state = None
@@ -123,6 +128,21 @@ def synthesize(
         layers = _report(teacher, inputs, config)
     progress.close()
     return Distilled(inputs, layers, config, batches, time.perf_counter() - began, state)
+
+
+def _draw(spec: InputSpec, n: int, config: DistillConfig, progress: Progress) -> Tensor:
+    """Dead leaves, batch for batch, as distillation would start from."""
+    if not spec.is_picture:
+        raise ConfigError(
+            f"steps is 0, which only draws pictures, but nothing says how a picture becomes an input {spec.shape}; "
+            "give preprocessing=brecq.data.Preprocessing(...)"
+        )
+    progress.stage("drawing pictures")
+    inputs = torch.empty(n, *spec.shape)
+    for index, rows in enumerate(even_slices(n, config.batch_size)):
+        inputs[rows] = start_inputs(spec, rows.stop - rows.start, config, _generator(config, index))
+    progress.close()
+    return inputs
 
 
 def _batches(
@@ -140,9 +160,12 @@ def _batches(
             report = BlockReport(**{**stored, "layers": (), "resumed": True})
         else:
             began = time.perf_counter()
-            seed = config.seed * 1_000_003 + index  # no two batches of small seeds share one
             batch = optimize_batch(
-                teacher, rows.stop - rows.start, config, seed, lambda step, loss: progress.step(step, loss, None)
+                teacher,
+                rows.stop - rows.start,
+                config,
+                _generator(config, index),
+                lambda step, loss: progress.step(step, loss, None),
             )
             inputs[rows] = batch.inputs
             seconds = time.perf_counter() - began
@@ -160,6 +183,11 @@ def _report(teacher: Teacher, inputs: Tensor, config: DistillConfig) -> list[Lay
         measure_match(teacher.model, teacher.norms, values, config.batch_size) for values in (noise, inputs)
     )
     return [LayerMatch(name, *b, *a) for name, b, a in zip(teacher.norms, before, after, strict=True)]
+
+
+def _generator(config: DistillConfig, batch: int) -> torch.Generator:
+    """Of all that is random in a batch; no two batches of small seeds share one."""
+    return torch.Generator().manual_seed(config.seed * 1_000_003 + batch)
 
 
 def _name(rows: slice) -> str:

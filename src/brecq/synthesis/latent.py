@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from brecq.errors import ConfigError
 from brecq.synthesis.config import DistillConfig
 from brecq.synthesis.inputs import InputSpec
-from brecq.synthesis.leaves import dead_leaves
-from brecq.synthesis.spectrum import from_spectrum, pink, to_spectrum
+from brecq.synthesis.spectrum import from_spectrum, to_spectrum
+from brecq.synthesis.start import start_inputs
 
 REFERENCE = 224 * 224
 """Pixels of the pictures that learning rates are given for."""
@@ -46,7 +46,7 @@ class Pixels(nn.Module):
     def __init__(self, spec: InputSpec, count: int, config: DistillConfig, generator: torch.Generator) -> None:
         super().__init__()
         self._spec, self._lr = spec, config.lr * step_factor(spec)
-        self._fine = self._coarse = spec.clip(spec.restore(self._start(count, config, generator)))
+        self._fine = self._coarse = start_inputs(spec, count, config, generator)
         if config.coarse and len(spec.shape) > 1:
             self._coarse = F.interpolate(self._fine, tuple(max(1, side // 2) for side in spec.shape[1:]), mode="area")
         self._sides = tuple(self._coarse.shape[2:])
@@ -75,16 +75,6 @@ class Pixels(nn.Module):
         if self._spec.is_picture:
             self.values.copy_(self._encode(self._spec.clip(self())))
 
-    def _start(self, count: int, config: DistillConfig, generator: torch.Generator) -> Tensor:
-        """Standardized inputs [count, C, ...]."""
-        if self._spec.is_picture and config.start == "leaves":
-            height, width = self._spec.shape[1:]
-            return dead_leaves(count, height, width, int(torch.randint(2**31, (), generator=generator)))
-        return self._color(torch.randn(count, *self._spec.shape, generator=generator))
-
-    def _color(self, noise: Tensor) -> Tensor:
-        return noise
-
     def _encode(self, inputs: Tensor) -> Tensor:
         return self._transform(self._spec.standardize(inputs))
 
@@ -102,9 +92,6 @@ class Spectrum(Pixels):
     noise that no photograph has. Olah et al. 2017, "Feature visualization", section "Preconditioning and
     parameterization".
     """
-
-    def _color(self, noise: Tensor) -> Tensor:
-        return pink(noise)
 
     def _transform(self, standardized: Tensor) -> Tensor:
         return to_spectrum(standardized)

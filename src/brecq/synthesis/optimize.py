@@ -1,4 +1,4 @@
-"""One batch of distilled inputs: from noise to inputs whose statistics are those of the training data."""
+"""One batch of distilled inputs: from the start to inputs whose statistics are those of the training data."""
 
 from __future__ import annotations
 
@@ -35,18 +35,17 @@ class Batch:
 
 
 def optimize_batch(
-    teacher: Teacher, count: int, config: DistillConfig, seed: int, tell: Callable[[int, float], None]
+    teacher: Teacher, count: int, config: DistillConfig, generator: torch.Generator, tell: Callable[[int, float], None]
 ) -> Batch:
     """Distill `count` inputs.
 
     Args:
-        seed: of all that is random in this batch, drawn on the CPU: initial noise, classes, shifts and flips.
+        generator: of all that is random in this batch, on the CPU: start, classes, shifts and flips.
         tell: receives the steps done and the matching loss, now and then.
 
     Raises:
         ConfigError: the loss is no longer finite.
     """
-    generator = torch.Generator().manual_seed(seed)
     latent = make_latent(teacher.spec, count, config, generator).to(teacher.device)
     classes = torch.randint(max(teacher.classes, 1), (count,), generator=generator).to(teacher.device)
     stored = {name: Moments.of(module) for name, module in teacher.norms.items()}

@@ -15,7 +15,10 @@ from brecq.synthesis.config import DistillConfig
 from brecq.synthesis.inputs import InputSpec
 from brecq.synthesis.norms import find_batch_norms, watch_inputs
 
-_OTHERWISE = "calibrate on real data (--calib DIR); or on random crops of photographs (brecq.data.random_crops)"
+_OTHERWISE = (
+    "calibrate on real data (--calib DIR), on random crops of photographs (brecq.data.random_crops), or on pictures "
+    "of random shapes (the preset leaves), in this order of preference"
+)
 
 
 @dataclass(frozen=True)

@@ -210,8 +210,8 @@ def distilled(name: str, config: DistillConfig, count: int, preprocessing: Prepr
             model, count, config, preprocessing=preprocessing, run_dir=folder, resume=True, progress=progress
         )
         save(folder, made, preprocessing)
-        assert made.run_state is not None
-        made.run_state.clear()
+        if made.run_state is not None:
+            made.run_state.clear()
     report = json.loads((folder / REPORT).read_text())
     return load_data(folder, preprocessing, None, 0).inputs[0], {"seconds_to_distill": report["seconds"]}
 

@@ -17,7 +17,7 @@ from brecq.synthesis.norms import find_batch_norms, watch_inputs
 
 _OTHERWISE = (
     "calibrate on real data (--calib DIR), on random crops of photographs (brecq.data.random_crops), or on pictures "
-    "of random shapes (the preset leaves), in this order of preference"
+    "of random shapes (--distill-preset leaves), in this order of preference"
 )
 
 

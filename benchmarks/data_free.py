@@ -46,7 +46,7 @@ FAST = DistillConfig.preset("fast")
 DISTILLED = {
     "fast": FAST,
     "full": DistillConfig.preset("full"),
-    "coarse": FAST.replace(coarse=0.75),
+    "half_coarse": FAST.replace(coarse=0.5),
     "generator": FAST.replace(name="generator", latent="generator", start="noise", lr=0.1, coarse=0.0, steps=500),
     "from_noise": FAST.replace(name="from noise", start="noise"),
     "zeroq": FAST.replace(name="zeroq", latent="pixels", start="noise", coarse=0.0, swing=False, shift=0, flip=False),
@@ -58,7 +58,7 @@ ROWS = {
     "real": "real images",
     "fast": "distilled: `fast`",
     "full": "distilled: `full`",
-    "coarse": "distilled: `fast` with three quarters of the steps coarse",
+    "half_coarse": "distilled: `fast` with half of the steps coarse",
     "generator": "distilled: a generator, 500 steps (Genie)",
     "from_noise": "distilled: `fast` from noise",
     "zeroq": "distilled: pixels, from noise, without coarse steps, swing, shifts and flips (ZeroQ)",

@@ -51,7 +51,7 @@ class DistillConfig:
     lr: float = 0.03
     generator_lr: float = 0.01
     generator_width: int = 32
-    coarse: float = 0.5
+    coarse: float = 0.75
     input_weight: float = 1.0
     smoothness: float = 0.0
     target: Target = "none"
@@ -119,6 +119,6 @@ class DistillConfig:
 
 _PRESETS = {
     "fast": DistillConfig(name="fast"),
-    "full": DistillConfig(name="full", steps=500),
+    "full": DistillConfig(name="full", steps=500, coarse=0.5),
     "leaves": DistillConfig(name="leaves", steps=0),
 }

@@ -52,7 +52,7 @@ def describe(made: Distilled, preprocessing: Preprocessing | None) -> dict[str, 
         "config": made.config.to_dict(),
         "preprocessing": None if preprocessing is None else preprocessing.to_dict(),
         "samples": len(made.inputs),
-        "seconds": sum(batch.seconds for batch in made.batches),
+        "seconds": sum(batch.seconds for batch in made.batches) if made.batches else made.seconds,
         "layers": [dataclasses.asdict(layer) for layer in made.layers],
     }
 

@@ -135,8 +135,8 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
         for source in options.sources:
             if task.has_batch_norm:
                 cells.append(DataCell(name, ROWS[source], "", count, task.samples, None, source=source))
-            elif source in DISTILLED and source != "leaves":
-                continue
+            elif source in DISTILLED and DISTILLED[source].steps:
+                continue  # there is nothing to distill from
             for setting in options.settings:
                 for seed in options.seeds:
                     config = QuantConfig(*bits(setting), recipe=recipe, seed=seed)
@@ -212,8 +212,7 @@ def distilled(name: str, config: DistillConfig, count: int, preprocessing: Prepr
             model, count, config, preprocessing=preprocessing, run_dir=folder, resume=True, progress=progress
         )
         save(folder, made, preprocessing)
-        if made.run_state is not None:
-            made.run_state.clear()
+        made.forget_batches()
     report = json.loads((folder / REPORT).read_text())
     return load_data(folder, preprocessing, None, 0).inputs[0], {"seconds_to_distill": report["seconds"]}
 

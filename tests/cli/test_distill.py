@@ -118,6 +118,7 @@ def test_pictures_for_a_model_without_batch_norm(
     arguments = ("quantize", untrained, "--calib", "distilled", "--calib-size", "8", "--method", "rtn", "-o", out)
     result = invoke(*arguments)
     assert result.exit_code == 2
+    assert "as before training" in result.stderr
     result = invoke(*arguments, "--distill-preset", "leaves")
     assert result.exit_code == 0, result.output
     assert "drawn without looking at the network" in result.stdout

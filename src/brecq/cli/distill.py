@@ -91,8 +91,7 @@ def distill(
         resume=resume,
         device=device,
     )
-    if made.run_state is not None:
-        made.run_state.clear()
+    made.forget_batches()
 
 
 def run(

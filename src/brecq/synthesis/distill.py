@@ -49,6 +49,11 @@ class Distilled:
     seconds: float
     run_state: RunState | None = field(default=None, repr=False)
 
+    def forget_batches(self) -> None:
+        """Remove the finished batches: the inputs are saved, or handed over."""
+        if self.run_state is not None:
+            self.run_state.clear()
+
 
 def distill(
     model: nn.Module,
@@ -87,8 +92,7 @@ def distill(
         model, n, config, preprocessing=preprocessing, shape=shape, run_dir=run_dir, resume=resume, progress=progress,
         device=device,
     )  # fmt: skip
-    if made.run_state is not None:
-        made.run_state.clear()
+    made.forget_batches()
     return made.inputs
 
 

@@ -1,5 +1,6 @@
 # make demo   environment, installation, and a real ImageNet network quantized before your eyes
 # make test   environment, installation, the tests
+# make test-slow  the tests that take longer, and only these
 # make lint   ruff (rules and format) and mypy
 # make format ruff's fixes and formatting, applied
 # make clean  removes the environment
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-slow lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +20,9 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from brecq import QuantConfig, Recipe
-from brecq.progress import format_seconds
+from brecq.cli.render import format_seconds
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Values = dict[str, float]

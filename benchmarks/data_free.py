@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 import brecq
 from brecq import Dataset, DistillConfig, QuantConfig, Recipe
+from brecq.cli.progress import PlainProgress
 from brecq.data import Preprocessing, load_data, random_crops
-from brecq.progress import PlainProgress
 from brecq.synthesis.distill import synthesize
 from brecq.synthesis.inputs import input_spec
 from brecq.synthesis.match import measure_match

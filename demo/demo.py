@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torchvision.models import SqueezeNet1_1_Weights
 
 import brecq
-from brecq.cli.render import make_table, megabytes
+from brecq.cli.progress import make_progress
+from brecq.cli.render import format_seconds, make_table, megabytes
 from brecq.data import Dataset, Preprocessing, load_data, random_crops, read_image
-from brecq.progress import format_seconds, make_progress
 
 CROPS = 256  # calibration inputs
 STEPS = 100  # gradient steps per block; more of both gets closer to float

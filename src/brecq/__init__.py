@@ -6,6 +6,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from brecq.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from brecq.config import LayerRule, QuantConfig, Recipe
     from brecq.data.dataset import Dataset
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 # Huge pages for large CPU tensors: fake-quantized activations are new memory in every step, and most of the time of
 # a fused kernel goes into page faults without them (benchmarks/fake_quant.py). Read by PyTorch at its first use.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "quantize": "pipeline",

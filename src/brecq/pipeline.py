@@ -16,9 +16,9 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 from brecq.checkpoint.directory import versions
 from brecq.checkpoint.resume import RunState, fingerprint
 from brecq.config import QuantConfig
+from brecq.converted import ranges
 from brecq.data.collect import collect
 from brecq.data.dataset import Dataset
-from brecq.deploy import ranges
 from brecq.errors import ConfigError
 from brecq.graph import ops
 from brecq.graph.blocks import Network, extract

@@ -13,7 +13,7 @@ from brecq.checkpoint import directory
 from brecq.checkpoint.resume import RunState
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors, stored_bytes
 from brecq.config import QuantConfig
-from brecq.deploy.ranges import FloatRange
+from brecq.converted.ranges import FloatRange
 from brecq.graph.convert import example_inputs, to_program
 from brecq.graph.submodule import Submodule
 from brecq.report import Report

@@ -12,9 +12,9 @@ import torch
 
 import brecq
 from brecq import QuantResult
+from brecq.converted.grids import QUANTIZE, grid_of
+from brecq.converted.plan import CLAMPS, float_operators
 from brecq.deploy.complete import complete
-from brecq.deploy.grids import QUANTIZE, grid_of
-from brecq.deploy.plan import CLAMPS, float_operators
 from brecq.errors import CheckpointError, ExportError
 
 Quantized = Callable[..., QuantResult]

@@ -28,6 +28,7 @@ from torch.export import ExportedProgram
 
 from brecq.checkpoint.tensors import Stored, decode, encode
 from brecq.errors import CheckpointError
+from brecq.version import __version__
 
 FORMAT = "brecq"
 FORMAT_VERSION = 1
@@ -46,13 +47,7 @@ class Checkpoint:
 
 def versions() -> dict[str, str]:
     """Versions of what determines the result."""
-    found = {}
-    for package in ("brecq", "torch", "torchao"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # brecq run from its sources, not installed
-            found[package] = "unknown"
-    return found
+    return {"brecq": __version__, **{package: metadata.version(package) for package in ("torch", "torchao")}}
 
 
 def write(

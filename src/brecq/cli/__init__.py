@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import warnings
@@ -26,6 +25,7 @@ from brecq.cli.quantize import quantize as _quantize
 from brecq.cli.search import search as _search
 from brecq.cli.verify import verify as _verify
 from brecq.errors import BrecqError
+from brecq.version import __version__
 
 ERROR_STATUS = 2
 
@@ -90,11 +90,7 @@ app.command("profile")(_profile)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        try:
-            version = importlib.metadata.version("brecq")
-        except importlib.metadata.PackageNotFoundError:
-            version = "(not installed)"
-        typer.echo(f"brecq {version}")
+        typer.echo(f"brecq {__version__}")
         raise typer.Exit
 
 

@@ -19,9 +19,8 @@ from brecq.cli.inputs import (
     use_device,
 )
 from brecq.cli.parsing import parse_distillation, require_path
-from brecq.cli.render import match_table
-from brecq.progress import format_seconds, make_progress
-from brecq.synthesis import DISTILLED
+from brecq.cli.progress import make_progress
+from brecq.cli.render import format_seconds, match_table
 from brecq.synthesis.config import DistillConfig
 
 if TYPE_CHECKING:
@@ -132,4 +131,8 @@ def run(
 
 
 def _is_finished(output: Path) -> bool:
-    return (output / DISTILLED).exists() and not (output / "blocks").exists()
+    if not output.is_dir() or (output / "blocks").exists():
+        return False
+    from brecq.data.load import DISTILLED
+
+    return (output / DISTILLED).exists()

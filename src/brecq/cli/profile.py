@@ -12,10 +12,10 @@ from brecq.cli import options as o
 from brecq.cli.inputs import tell
 from brecq.cli.inspect import choose_inputs
 from brecq.cli.parsing import parse_size, require_path
+from brecq.cli.progress import make_progress
 from brecq.cli.render import make_table
 from brecq.config import FLOAT
 from brecq.errors import ConfigError
-from brecq.progress import make_progress
 
 
 def profile(

@@ -26,10 +26,10 @@ from brecq.cli.inputs import (
     use_device,
 )
 from brecq.cli.parsing import given, parse_distillation, require_data, require_path
+from brecq.cli.progress import make_progress
 from brecq.cli.render import ResultRow, describe_evaluation, result_table, short_count
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
-from brecq.progress import make_progress
 from brecq.synthesis.config import DistillConfig
 
 if TYPE_CHECKING:

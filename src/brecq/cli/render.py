@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from brecq.progress import format_seconds
-
 if TYPE_CHECKING:
     from brecq import Benchmark, Evaluation, Verification
     from brecq.deploy.compare import CodesCompared
@@ -167,6 +165,18 @@ def match_table(layers: Sequence[LayerMatch], most: int = 12) -> Table:
     mean = [sum(column) / len(layers) for column in zip(*columns, strict=True)]
     table.add_row(f"mean of all {len(layers)}", *(f"{value:.3f}" for value in mean), style="bold")
     return table
+
+
+def format_seconds(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 07 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def megabytes(size: int) -> str:

@@ -15,10 +15,10 @@ from brecq.cli import options as o
 from brecq.cli.bits import costs_table, draw_bits, tell_allocation
 from brecq.cli.inputs import check_output, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.parsing import given, parse_bit_list, require_data, require_path
+from brecq.cli.progress import make_progress
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 from brecq.precision.budget import Budget, parse_budgets
-from brecq.progress import make_progress
 
 if TYPE_CHECKING:
     from brecq.precision.hardware import HardwareModel

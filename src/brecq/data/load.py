@@ -17,7 +17,9 @@ from brecq.data.images import IMAGE_SUFFIXES, UnreadableError, is_image, map_ord
 from brecq.data.labels import find_csv, from_csv, from_folders
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import DataError
-from brecq.synthesis import DISTILLED
+
+DISTILLED = "distilled.npz"
+"""A folder with this file was written by `brecq distill`: it is the data, the pictures beside it are not."""
 
 
 def load_data(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from brecq.deploy import rewrite
-from brecq.deploy.grids import DEQUANTIZE, QUANTIZE, Grid, grid_of
-from brecq.deploy.plan import tensors_to_complete
-from brecq.deploy.ranges import resolve
+from brecq.converted import rewrite
+from brecq.converted.grids import DEQUANTIZE, QUANTIZE, Grid, grid_of
+from brecq.converted.plan import tensors_to_complete
+from brecq.converted.ranges import resolve
 from brecq.errors import ExportError
 from brecq.graph import ops
 from brecq.graph.convert import to_program

@@ -24,8 +24,8 @@ from torch.fx import GraphModule
 
 from brecq.checkpoint.directory import sync
 from brecq.checkpoint.tensors import PackedWeight, Stored, collect_tensors
+from brecq.converted.layers import quantized_activations, weighted_layers
 from brecq.deploy.formats import Exported, some
-from brecq.deploy.layers import quantized_activations, weighted_layers
 from brecq.errors import ExportError
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from executorch.exir import to_edge_transform_and_lower
 from torch.fx import GraphModule, Node
 
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
+from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, grid_of, quantized_as
 from brecq.deploy.complete import complete
 from brecq.deploy.executorch_runtime import Session
 from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported, some
-from brecq.deploy.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, grid_of, quantized_as
 from brecq.errors import ExportError
 from brecq.graph import ops
 from brecq.graph.fold import add_constant

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch.fx import GraphModule
 
-from brecq.deploy import rewrite
-from brecq.deploy.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
+from brecq.converted import rewrite
+from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
 from brecq.graph.convert import to_program
 from brecq.graph.fold import fold_constants
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
+from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, grid_of
 from brecq.deploy.complete import Completed, added_note, as_converted, complete
 from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported
-from brecq.deploy.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, grid_of
 from brecq.deploy.planes import pack_plane, plane_widths
 from brecq.graph.convert import to_program
 from brecq.graph.fold import add_constant

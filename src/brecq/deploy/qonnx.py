@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-import brecq
 from brecq.deploy.complete import as_converted
 from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported, some
@@ -23,6 +22,7 @@ from brecq.deploy.onnx import tidy
 from brecq.deploy.onnx.build import Builder, array, brecq_nodes, integer
 from brecq.deploy.onnx.neutral import neutral
 from brecq.errors import ConfigError, ExportError
+from brecq.version import __version__
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -57,7 +57,7 @@ def write(result: QuantResult, path: Path, *, preset: Preset = "any", batch: int
     if preset == "finn":
         _check_finn(model.graph)
     _lower(model)
-    model.producer_name, model.producer_version, model.graph.name = "brecq", brecq.__version__, "brecq"
+    model.producer_name, model.producer_version, model.graph.name = "brecq", __version__, "brecq"
     proto = ir.to_proto(model)
     try:
         onnx.checker.check_model(proto)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from brecq.converted.plan import float_operators
 from brecq.data.dataset import Dataset
 from brecq.deploy.compare import CodesCompared, CodesTally, Comparison, Tally
 from brecq.deploy.complete import Completed
 from brecq.deploy.formats import Format
-from brecq.deploy.plan import float_operators
 from brecq.deploy.runtime import Kernels, Runner, open_file
 from brecq.deploy.simulate import IntegerModel, simulate
 from brecq.errors import ConfigError, DataError, ExportError

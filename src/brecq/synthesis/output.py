@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from brecq.data.load import DISTILLED
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import DataError
-from brecq.synthesis import DISTILLED
 from brecq.synthesis.distill import Distilled
 
 SHEET, REPORT = "contact_sheet.png", "distilled.json"

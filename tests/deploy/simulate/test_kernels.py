@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from brecq.deploy.grids import Grid
+from brecq.converted.grids import Grid
 from brecq.deploy.simulate import kernels
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")

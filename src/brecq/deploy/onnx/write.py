@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_ir as ir
 
-import brecq
 from brecq.deploy.complete import Completed, added_note, complete
 from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported
@@ -18,6 +17,7 @@ from brecq.deploy.onnx.lower import lower
 from brecq.deploy.onnx.neutral import neutral
 from brecq.deploy.onnx.packing import PACKS, Pack, requirements
 from brecq.errors import ConfigError, ExportError
+from brecq.version import __version__
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -61,10 +61,10 @@ def write(result: QuantResult, path: Path, *, pack: Pack = "planes") -> Exported
 
 def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: Pack) -> None:
     """Say in the file's metadata where it comes from and how its inputs are prepared."""
-    model.producer_name, model.producer_version = "brecq", brecq.__version__
+    model.producer_name, model.producer_version = "brecq", __version__
     model.graph.name = "brecq"
     facts = {
-        "brecq.version": brecq.__version__,
+        "brecq.version": __version__,
         "brecq.config": json.dumps(result.config.to_dict()),
         "brecq.data_digest": result.report.data_digest,
         "brecq.pack": pack,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import openvino
 
-import brecq
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
 from brecq.deploy.complete import added_note, complete
 from brecq.deploy.files import replacing
@@ -16,6 +15,7 @@ from brecq.deploy.formats import Exported, some
 from brecq.deploy.onnx.neutral import neutral
 from brecq.deploy.openvino.translate import translate
 from brecq.errors import ExportError
+from brecq.version import __version__
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -38,7 +38,7 @@ def write(result: QuantResult, path: Path) -> Exported:
     widths = _widths(result)
     completed = complete(result)
     model = translate(neutral(completed))
-    model.set_rt_info(brecq.__version__, ["brecq", "version"])
+    model.set_rt_info(__version__, ["brecq", "version"])
     model.set_rt_info(json.dumps(result.metadata.get("preprocessing")), ["brecq", "preprocessing"])
     weights = path.with_suffix(".bin")
     with replacing(path) as new_path, replacing(weights) as new_weights:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from brecq.deploy.grids import Grid
+from brecq.converted.grids import Grid
 
 EXACT_FLOAT32 = 2**24
 """Sums of integers below this are exact in float32, in any order."""

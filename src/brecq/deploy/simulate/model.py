@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
+from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, constant, grid_of
 from brecq.deploy.complete import Completed, complete
-from brecq.deploy.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, constant, grid_of
 from brecq.deploy.simulate import kernels
 from brecq.deploy.simulate.values import Codes, Constant, Pending, real
 from brecq.graph import ops

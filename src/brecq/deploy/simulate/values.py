@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from brecq.deploy.grids import Grid
+from brecq.converted.grids import Grid
 from brecq.deploy.simulate import kernels
 from brecq.quant.affine import per_channel
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from brecq.deploy import rewrite
-from brecq.deploy.grids import Grid, activations
-from brecq.deploy.plan import tensors_to_complete
+from brecq.converted import rewrite
+from brecq.converted.grids import Grid, activations
+from brecq.converted.plan import tensors_to_complete
 from brecq.errors import CheckpointError
 from brecq.graph import ops
 from brecq.quant.affine import IntRange

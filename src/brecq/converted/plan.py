@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from brecq.deploy.grids import POOLS, QUANTIZE, activations, is_integer_layer, is_join, quantized_as
+from brecq.converted.grids import POOLS, QUANTIZE, activations, is_integer_layer, is_join, quantized_as
 from brecq.graph import ops
 
 CLAMPS = {

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from brecq import progress as module
-from brecq.progress import Clock, LiveProgress, PlainProgress, Progress, describe_block, format_seconds, make_progress
+from brecq.cli import progress as module
+from brecq.cli.progress import Clock, LiveProgress, PlainProgress, describe_block, make_progress
+from brecq.cli.render import format_seconds
+from brecq.progress import Progress
 from brecq.report import BlockReport, ScopeEntry
 
 HIDE, SHOW, ERASE = "\x1b[?25l", "\x1b[?25h", "\x1b[2K"

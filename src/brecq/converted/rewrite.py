@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from brecq.deploy.grids import DEQUANTIZE, QUANTIZE, Grid, grid_of
-from brecq.deploy.plan import CLAMPS, computes_on_codes
+from brecq.converted.grids import DEQUANTIZE, QUANTIZE, Grid, grid_of
+from brecq.converted.plan import CLAMPS, computes_on_codes
 from brecq.graph import ops
 
 aten = ops.aten

@@ -1,0 +1,1 @@
+"""A converted program read and rewritten: what it quantizes, on which grids, and what could be besides."""

@@ -1,0 +1,69 @@
+"""The order of the rooms in src/brecq: which package may import which. docs/architecture.md draws it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1] / "src" / "brecq"
+
+MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but the command line
+    "errors": "",
+    "version": "",
+    "report": "",
+    "config": "errors",
+    "progress": "report",
+    "data": "errors",
+    "quant": "errors",
+    "evaluation": "data errors",
+    "sources": "data errors",
+    "graph": "config errors quant report",
+    "converted": "errors graph quant",
+    "checkpoint": "errors graph version",
+    "reconstruct": "checkpoint config errors graph progress quant report",
+    "result": "checkpoint config converted graph report",
+    "precision": "checkpoint config data errors graph progress quant reconstruct report",
+    "synthesis": "checkpoint config data errors evaluation progress reconstruct report",
+    "deploy": "checkpoint converted data errors evaluation graph quant result version",
+    "pipeline": "checkpoint config converted data errors graph precision progress quant reconstruct report result",
+    "cli": "brecq config data deploy errors graph pipeline precision progress report result sources synthesis version",
+    "__main__": "cli",
+}
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Modules of brecq that a file imports, wherever in it, also for type checking alone."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "brecq")
+        elif isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "brecq":
+            for alias in node.names:  # a name may be a module of the package
+                whole = f"{node.module}.{alias.name}"
+                yield whole if (SOURCE.parent / whole.replace(".", "/")).with_suffix(".py").exists() else node.module
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else module
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_packages_import_only_what_stands_below_them() -> None:
+    TopologicalSorter({name: below.split() for name, below in MAY_IMPORT.items()}).prepare()  # raises on a cycle
+    wrong = {
+        f"{module_of(file)} imports {module}"
+        for file in SOURCE.rglob("*.py")
+        for module in imports(file)
+        if file != SOURCE / "__init__.py"
+        and room(module) not in {room(module_of(file)), *MAY_IMPORT[room(module_of(file))].split()}
+    }
+    assert not wrong
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module_of(file): set(imports(file)) for file in SOURCE.rglob("*.py") if file != SOURCE / "__init__.py"}
+    TopologicalSorter({module: reads - {module} for module, reads in graph.items()}).prepare()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from brecq.data.dataset import Dataset, check_labels
 from brecq.errors import DataError
+from brecq.forward import BATCH, evaluating
 
 OUTPUT_KEYS = ("logits", "out")
 
@@ -46,7 +46,7 @@ def evaluate(
     dataset: Dataset | Iterable[Dataset],
     *,
     reference: nn.Module | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     device: torch.device | str = "cpu",
 ) -> Evaluation:
     """Run `model`, and `reference` beside it, over `dataset` in eval mode without gradients.
@@ -66,9 +66,7 @@ def evaluate(
     models = [model] if reference is None else [model, reference]
     for each in models:
         each.to(device)
-    with torch.inference_mode(), contextlib.ExitStack() as stack:
-        for each in models:
-            stack.enter_context(_eval_mode(each))
+    with torch.inference_mode(), evaluating(*models):
         for part in (dataset,) if isinstance(dataset, Dataset) else dataset:
             checked = False
             for inputs, labels in part.batches(batch_size):
@@ -169,16 +167,3 @@ def _check_labels(part: Dataset, output: Tensor) -> None:
             "labels go with [N, classes] only: give the data without labels"
         )
     check_labels(part, output.shape[1])
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    # exported programs refuse `eval()`, and their mode is fixed: set the flag instead
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -2,27 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from brecq.data import Dataset, check
-from brecq.data.dataset import even_slices
 from brecq.errors import DataError
 
 
 def dataset(n: int = 5, **changes: object) -> Dataset:
     values: dict[str, object] = {"inputs": (torch.randn(n, 3, 4, 4),), "labels": torch.arange(n)}
     return Dataset(**(values | changes))  # type: ignore[arg-type]
-
-
-@given(count=st.integers(1, 200), size=st.integers(1, 70))
-def test_even_slices_cover_everything_once(count: int, size: int) -> None:
-    slices = list(even_slices(count, size))
-    lengths = [s.stop - s.start for s in slices]
-    assert [i for s in slices for i in range(count)[s]] == list(range(count))
-    assert max(lengths) <= size
-    assert max(lengths) - min(lengths) <= 1
-    assert len(slices) == -(-count // size)
 
 
 def test_batches_hold_all_samples_in_order() -> None:

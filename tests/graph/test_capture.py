@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from brecq.errors import CaptureError
-from brecq.graph.capture import capture, evaluating
+from brecq.graph.capture import capture
 
 ALL = [
     "ResNet", "MobileNet", "SENet", "ConcatNet", "ViT", "UNet", "Functional", "TwoBranch", "FPN", "Signal",
@@ -56,16 +56,6 @@ def test_leaves_the_model_alone(networks: ModuleType) -> None:
     after = model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) and after[name].dtype == value.dtype for name, value in before.items())
-
-
-def test_evaluating_restores_modes_after_an_error() -> None:
-    model = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
-    model[0].eval()
-    with pytest.raises(RuntimeError, match="mat1 and mat2"), evaluating(model):
-        model(torch.randn(1, 7))
-    with evaluating(model):
-        assert not model[1].training
-    assert [module.training for module in model.modules()] == [True, False, True]
 
 
 def test_batches_of_one(captured, networks: ModuleType) -> None:

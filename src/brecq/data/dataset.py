@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from brecq.errors import DataError
+from brecq.forward import even_slices
 
 
 @dataclass(frozen=True)
@@ -76,18 +77,6 @@ class Dataset:
         return sha.hexdigest()
 
 
-def even_slices(count: int, size: int) -> Iterator[slice]:
-    """Cut `count` samples into as few slices of at most `size` as possible, their lengths differing by at most one.
-
-    A remainder of one is avoided that way: exported programs are often specialized to batches of two or more.
-    """
-    if size < 1:
-        raise DataError(f"the batch size is {size}; it must be at least 1")
-    parts = -(-count // size)
-    for part in range(parts):
-        yield slice(part * count // parts, (part + 1) * count // parts)
-
-
 def check(dataset: Dataset, num_classes: int | None = None, like: tuple[Tensor, ...] | None = None) -> None:
     """Raise `DataError` for NaN or infinite inputs, labels out of range, and shapes unlike the network's.
 
@@ -105,11 +94,11 @@ def check(dataset: Dataset, num_classes: int | None = None, like: tuple[Tensor, 
     for position, tensor in enumerate(dataset.inputs):
         if not tensor.is_floating_point():
             continue
-        for start in range(0, len(tensor), 64):
-            rows = tensor[start : start + 64]
+        for part in even_slices(len(tensor)):
+            rows = tensor[part]
             finite = torch.isfinite(rows).flatten(1).all(1) if rows.ndim > 1 else torch.isfinite(rows)
             if not finite.all():
-                bad = start + int((~finite).nonzero()[0])
+                bad = part.start + int((~finite).nonzero()[0])
                 where = f" of input {position}" if len(dataset.inputs) > 1 else ""
                 raise DataError(
                     f"{describe_sample(dataset, bad)}{where} holds NaN or infinite values; "

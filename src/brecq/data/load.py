@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from brecq.data.arrays import load_npz, split_selector
-from brecq.data.dataset import Dataset, check, even_slices
+from brecq.data.dataset import Dataset, check
 from brecq.data.images import IMAGE_SUFFIXES, UnreadableError, is_image, map_ordered, read_image
 from brecq.data.labels import find_csv, from_csv, from_folders
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import DataError
+from brecq.forward import even_slices
 
 DISTILLED = "distilled.npz"
 """A folder with this file was written by `brecq distill`: it is the data, the pictures beside it are not."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from brecq.errors import CaptureError
+from brecq.forward import evaluating
 from brecq.graph import fold, ops
 
 MAX_BATCH = 65_536
@@ -44,18 +44,6 @@ def capture(model: nn.Module, example_inputs: Sequence[Any]) -> GraphModule:
     fold.relax_views(graph)
     _mark_sources(graph)
     return graph
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; afterwards each of its modules is in the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def example_batch(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from brecq.errors import ConfigError
-from brecq.graph.capture import evaluating
-
-_BATCH = 64
+from brecq.forward import evaluating, even_slices
 
 
 class Submodule:
@@ -56,10 +54,10 @@ class Submodule:
 
         handle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
         try:
-            batches = range(0, len(inputs[0]), _BATCH)
+            batches = list(even_slices(len(inputs[0])))
             with evaluating(self.model):
-                for start in batches:
-                    self.model(*(value[start : start + _BATCH] for value in inputs))
+                for rows in batches:
+                    self.model(*(value[rows] for value in inputs))
         finally:
             handle.remove()
         if len(calls) != len(batches):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from brecq.checkpoint.resume import RunState, fingerprint
-from brecq.data.dataset import even_slices
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import ConfigError
+from brecq.forward import even_slices
 from brecq.progress import Progress
 from brecq.reconstruct.memory import reuse_freed
 from brecq.report import BlockReport

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from brecq.data.dataset import even_slices
+from brecq.forward import even_slices
 from brecq.synthesis.norms import batch_moments, stored_moments, watch_inputs
 
 

@@ -1,0 +1,45 @@
+"""Running networks over many samples: in eval mode, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from brecq.errors import DataError
+
+BATCH = 64
+"""Samples that a network or block is run on at a time, where nobody asked for another number."""
+
+
+def even_slices(count: int, size: int = BATCH) -> Iterator[slice]:
+    """Cut `count` samples into as few slices of at most `size` as possible, their lengths differing by at most one.
+
+    A remainder of one is avoided that way: exported programs are often specialized to batches of two or more.
+
+    Raises:
+        DataError: `size` is below 1.
+    """
+    if size < 1:
+        raise DataError(f"the batch size is {size}; it must be at least 1")
+    parts = -(-count // size)
+    for part in range(parts):
+        yield slice(part * count // parts, (part + 1) * count // parts)
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """The models in eval mode; afterwards each of their modules is in the mode that it was in.
+
+    The flags are set one by one: exported programs refuse `eval()` (their mode is fixed), and a model's own `train()`
+    may do more than that, such as merging weights, which nothing here would undo.
+    """
+    training = [module for model in models for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -21,7 +21,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "evaluation": "data errors forward",
     "sources": "data errors",
     "graph": "config errors forward quant report",
-    "converted": "errors graph quant",
+    "converted": "errors forward graph quant",
     "checkpoint": "errors graph version",
     "reconstruct": "checkpoint config errors graph progress quant report",
     "result": "checkpoint config converted graph report",

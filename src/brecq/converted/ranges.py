@@ -18,6 +18,7 @@ from brecq.converted import rewrite
 from brecq.converted.grids import Grid, activations
 from brecq.converted.plan import tensors_to_complete
 from brecq.errors import CheckpointError
+from brecq.forward import even_slices
 from brecq.graph import ops
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode
@@ -67,9 +68,8 @@ def record(
     for observer in observers.values():
         observer.mode = Mode.OBSERVE
     run = _Recorder(program, observers)
-    for start in range(0, min(len(inputs[0]), SAMPLES), _BATCH):
-        stop = min(start + _BATCH, SAMPLES)
-        run.run(*(value[start:stop].to(device) for value in inputs))
+    for rows in even_slices(min(len(inputs[0]), SAMPLES), _BATCH):
+        run.run(*(value[rows].to(device) for value in inputs))
     positions = {node: position for position, node in enumerate(activations(program.graph))}
     found = []
     for node, observer in observers.items():

@@ -1,4 +1,4 @@
-"""Rewrites of a program that change nothing it computes: guards dropped, pooling named, clamps folded."""
+"""Rewrites of a program that change nothing it computes: pooling named, clamps folded."""
 
 from __future__ import annotations
 
@@ -22,17 +22,6 @@ _HOISTED = {
     aten.max_pool2d.default,
 }  # fmt: skip
 """Operators that a quantizer may be put in front of: elements of their input reach the output unchanged."""
-
-
-def drop_guards(module: GraphModule) -> None:
-    """Remove the input checks that an exported program's module begins with."""
-    for node in list(module.graph.nodes):
-        checks = node.op == "call_module" and "guard" in str(node.target)
-        if checks or (node.op == "call_function" and ops.op_name(node).startswith("_assert")):
-            module.graph.erase_node(node)
-    module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    module.recompile()
 
 
 def gather_quantizers(module: GraphModule) -> None:

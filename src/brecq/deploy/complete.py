@@ -15,6 +15,7 @@ from brecq.converted.ranges import resolve
 from brecq.errors import ExportError
 from brecq.graph import ops
 from brecq.graph.convert import to_program
+from brecq.graph.fold import drop_guards
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -104,7 +105,7 @@ def as_converted(result: QuantResult) -> Completed:
 
 def _program(result: QuantResult) -> GraphModule:
     graph = to_program(result.converted, result.example_inputs).module()
-    rewrite.drop_guards(graph)
+    drop_guards(graph)
     return graph
 
 

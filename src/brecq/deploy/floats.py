@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from torch.fx import GraphModule
 
-from brecq.converted import rewrite
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
 from brecq.graph.convert import to_program
-from brecq.graph.fold import fold_constants
+from brecq.graph.fold import drop_guards, fold_constants
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 def float_graph(result: QuantResult) -> GraphModule:
     """The network of a result with float weights and no quantizers."""
     graph = to_program(result.converted, result.example_inputs).module()
-    rewrite.drop_guards(graph)
+    drop_guards(graph)
     for node in list(graph.graph.nodes):
         if node.target is QUANTIZE:
             for dequantizer in list(node.users):

@@ -82,24 +82,12 @@ def _export(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
                 shapes = dynamic_shapes(inputs, dim)
                 program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
                 module = program.run_decompositions({}).module()
-                _drop_guards(module)
+                fold.drop_guards(module)
                 _detach(module)
                 return module
             except Exception as error:  # torch.export raises many unrelated types
                 reason = error
     raise CaptureError(_explain(model, inputs, reason)) from reason
-
-
-def _drop_guards(module: GraphModule) -> None:
-    """Remove the input check that `.module()` inserts: blocks and other batch sizes run without it."""
-    for node in list(module.graph.nodes):
-        if (node.op == "call_module" and "guard" in str(node.target)) or (
-            node.op == "call_function" and "assert" in str(node.target)
-        ):
-            module.graph.erase_node(node)
-    module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    module.recompile()
 
 
 def _detach(module: GraphModule) -> None:

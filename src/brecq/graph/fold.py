@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from brecq.graph.ops import aten, kind
+from brecq.graph.ops import aten, kind, op_name
 
 _BATCH_NORMS = {aten._native_batch_norm_legit_no_training.default, aten.native_batch_norm.default}
 _RANDOM = {aten.dropout.default, aten.rand.default, aten.randn.default, aten.bernoulli.default}
@@ -47,6 +47,18 @@ def add_constant(graph: GraphModule, name: str, value: Tensor, before: Node) -> 
         node = graph.graph.get_attr(unique)
     node.meta["val"] = value
     return node
+
+
+def drop_guards(module: GraphModule) -> None:
+    """Remove the input checks that an exported program's module begins with: blocks and other batch sizes run
+    without them."""
+    for node in list(module.graph.nodes):
+        checks = node.op == "call_module" and "guard" in str(node.target)
+        if checks or (node.op == "call_function" and "assert" in op_name(node)):
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
 
 
 def normalize_batch_norm(module: GraphModule) -> None:

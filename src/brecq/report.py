@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,7 +39,8 @@ class ScopeEntry:
         weights, inputs, output: e.g. `4 bit asymmetric` or `float`; weights have a scale per output channel,
             activations one per tensor. `weights` is empty without any; a layer's `output` is what leaves its
             activation function.
-        reason: why something stays in float, empty otherwise.
+        reason: why something stays in float, or has other bits than the rest; empty otherwise.
+        parameters: numbers in the weights and constants that it reads; those that several read count for the first.
     """
 
     op: str
@@ -51,6 +51,7 @@ class ScopeEntry:
     inputs: str
     output: str
     reason: str = ""
+    parameters: int = 0
 
 
 @dataclass
@@ -87,13 +88,3 @@ class Report:
         scope = [ScopeEntry(**entry) for entry in values.pop("scope")]
         blocks = [BlockReport(**{**entry, "layers": tuple(entry["layers"])}) for entry in values.pop("blocks")]
         return cls(scope=scope, blocks=blocks, **values)
-
-
-def summarize(scope: list[ScopeEntry]) -> dict[str, Counter[str]]:
-    """How many layers have which weights and inputs, and why operators stay in float."""
-    layers = [entry for entry in scope if entry.weights]
-    return {
-        "weights": Counter(entry.weights for entry in layers),
-        "inputs": Counter(entry.inputs for entry in layers),
-        "float": Counter(f"{entry.kind}: {entry.reason}" for entry in scope if entry.reason),
-    }

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
 from brecq.config import LayerRule, QuantConfig
+from brecq.graph.capture import capture
 from brecq.graph.partition import partition
 from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
 from brecq.graph.scope import scope
-from brecq.report import ScopeEntry, summarize
+from brecq.report import ScopeEntry
 
 
 def entries(captured, name: str, **changes: object) -> dict[str, ScopeEntry]:
@@ -41,6 +46,10 @@ def test_other_operators_and_reasons(captured) -> None:
     assert attention.reason == "a product of two activations, no weight"
     assert found["layer_norm"].reason == "normalization"
     assert found["layer_norm"].output.startswith("4 bit")
+    assert found["gelu"].reason == "activation function of a layer, quantized behind it"
+    assert {e.reason for e in found.values() if e.kind == "add"} == {"a sum that no layer reads as it is"}
+    assert found["patch"].reason == "first layer (first_last)"
+    assert found["head"].reason == "last layer (first_last)"
     assert "view" not in {entry.kind for entry in found.values()}  # data movement computes nothing
 
 
@@ -54,10 +63,40 @@ def test_reasons_of_float_layers(captured) -> None:
     assert (half.inputs, half.reason) == ("float", "activations: 32 bits asked for")
 
 
-def test_a_summary_counts_layers_and_reasons(captured) -> None:
-    rules = (LayerRule.parse("layer1.0.conv1", "float"),)
-    config = QuantConfig(weights=4, activations=4, rules=rules)
-    graph = prepare(captured("ResNet"), BrecqQuantizer(config))
-    counts = summarize(scope(graph, partition(graph)))
-    assert sorted(counts["weights"].values()) == [1, 2, 6]
-    assert counts["float"]["conv2d: 32 bits asked for"] == 1
+class Tokens(nn.Module):
+    """A little of everything that stays in float; the embedding's weight is the head's, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.memory = nn.GRU(8, 8, batch_first=True)
+        self.up = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.memory(self.embed(ids))[0]
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        x = x + F.silu(self.up(x)) * (ids > 3).unsqueeze(-1)
+        return self.head(F.interpolate(x.transpose(1, 2), scale_factor=2.0, mode="linear").transpose(1, 2))
+
+
+def test_every_operator_in_float_says_why() -> None:
+    model = Tokens().eval()
+    graph = prepare(capture(model, (torch.randint(11, (2, 5)),)), BrecqQuantizer(QuantConfig()))
+    found = {entry.kind: entry for entry in scope(graph, partition(graph))}
+    assert all(entry.reason for entry in found.values() if "float" in (entry.weights, entry.inputs, entry.output))
+    assert found["embedding"].reason == "a look-up of rows in a table, no arithmetic"
+    assert found["gru"].reason == "recurrent, computed in float step by step"
+    assert found["mean"].reason == "pooling or reduction, computed in float"
+    assert found["rsqrt"].reason == found["pow"].reason == "computed in float, element by element"
+    assert found["gt"].reason == "whole numbers or truth values, nothing to quantize"
+    assert found["upsample_linear1d"].reason == "interpolation, computed in float"
+    assert found["linear"].inputs.startswith("8 bit")  # what the recurrent layer returns is quantized
+    counted = sum(entry.parameters for entry in scope(graph, partition(graph)))
+    assert counted == sum(parameter.numel() for parameter in model.parameters())  # tied ones once
+
+
+def test_what_a_concatenation_joins_on_one_grid_stays_on_it(captured) -> None:
+    entry = next(entry for entry in entries(captured, "ConcatNet").values() if entry.kind == "cat")
+    assert (entry.inputs, entry.output, entry.reason) == ("4 bit asymmetric", "4 bit asymmetric", "")

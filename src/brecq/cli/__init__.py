@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
@@ -22,6 +21,7 @@ from brecq.cli.inspect import inspect as _inspect
 from brecq.cli.parsing import join_pairs
 from brecq.cli.profile import profile as _profile
 from brecq.cli.quantize import quantize as _quantize
+from brecq.cli.render import make_console
 from brecq.cli.search import search as _search
 from brecq.cli.verify import verify as _verify
 from brecq.errors import BrecqError
@@ -46,7 +46,7 @@ class _Group(TyperGroup):
             if os.environ.get("BRECQ_DEBUG", "0") not in ("", "0"):
                 raise
             message = " ".join(str(error).split())
-            Console(stderr=True).print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
+            make_console(stderr=True).print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
             raise typer.Exit(ERROR_STATUS) from None
 
 
@@ -55,7 +55,7 @@ def _show_warning(otherwise: Callable[..., None]) -> Callable[..., None]:
 
     def show(message: Any, category: Any, filename: str, *rest: Any) -> None:
         if Path(filename).is_relative_to(Path(__file__).parents[1]):
-            Console(stderr=True).print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
+            make_console(stderr=True).print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
         else:
             otherwise(message, category, filename, *rest)
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from brecq.cli.inputs import tell
 from brecq.cli.parsing import require_path
-from brecq.cli.render import describe_kernels, latency_table, megabytes
+from brecq.cli.render import describe_kernels, latency_table, make_console, megabytes
 
 
 def benchmark(
@@ -40,7 +39,7 @@ def benchmark(
 
     import brecq
 
-    console = Console(quiet=as_json)
+    console = make_console(quiet=as_json)
     result = brecq.load(path)
     measured = brecq.benchmark(
         result, file, format=format, batches=batches or (1, 16), runs=runs, threads=threads, seconds=seconds

@@ -20,7 +20,7 @@ from brecq.cli.inputs import (
 )
 from brecq.cli.parsing import parse_distillation, require_path
 from brecq.cli.progress import make_progress
-from brecq.cli.render import format_seconds, match_table
+from brecq.cli.render import format_seconds, make_console, match_table
 from brecq.synthesis.config import DistillConfig
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def distill(
 
     from brecq.sources import load_source
 
-    console = Console()
+    console = make_console()
     use_device(device, threads)
     source = load_source(spec, weights, trust_pickle=trust_pickle)
     preprocessing = override_preprocessing(source.preprocessing, changes)

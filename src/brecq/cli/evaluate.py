@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from brecq.cli import options as o
 from brecq.cli.inputs import EvaluationData, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.parsing import require_data, require_path
-from brecq.cli.render import describe_evaluation
+from brecq.cli.render import describe_evaluation, make_console
 from brecq.errors import BrecqError, ConfigError, SourceError
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def evaluate(
     from brecq.data import Preprocessing, check
     from brecq.graph.submodule import Submodule
 
-    console = Console(quiet=as_json)
+    console = make_console(quiet=as_json)
     use_device(device, threads)
     result = brecq.load(path)
     stored = result.metadata.get("preprocessing")

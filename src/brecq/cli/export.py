@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from brecq.cli.inputs import tell
 from brecq.cli.parsing import parse_format_options, require_path
-from brecq.cli.render import megabytes
+from brecq.cli.render import make_console, megabytes
 
 
 def export(
@@ -51,7 +50,7 @@ def export(
     import brecq
     from brecq.deploy.sizes import ideal_bytes
 
-    console = Console()
+    console = make_console()
     result = brecq.load(path)
     tell(console, "result", str(path))
     exported = brecq.export(result, output, format, **chosen)
@@ -75,5 +74,5 @@ def show_formats() -> None:
         except ExportError:
             options = escape(f"(needs pip install 'brecq[{format.extra}]')")
         table.add_row(name, format.suffix or "folder", format.summary, options)
-    Console().print(table)
+    make_console().print(table)
     raise typer.Exit

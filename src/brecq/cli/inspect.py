@@ -7,12 +7,11 @@ import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from brecq.cli import options as o
 from brecq.cli.inputs import tell
 from brecq.cli.parsing import parse_size, require_path
-from brecq.cli.render import block_table, scope_table, short_count
+from brecq.cli.render import block_table, make_console, scope_table, short_count
 from brecq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(inspection), indent=2))
         return
-    console = Console()
+    console = make_console()
     tell(console, "model", source.name)
     tell(console, "input", ", ".join(" × ".join(map(str, tensor.shape[1:])) for tensor in inputs))
     parameters = sum(block.parameters for block in inspection.blocks)

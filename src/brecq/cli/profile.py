@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from brecq.cli import options as o
 from brecq.cli.inputs import tell
 from brecq.cli.inspect import choose_inputs
 from brecq.cli.parsing import parse_size, require_path
 from brecq.cli.progress import make_progress
-from brecq.cli.render import make_table
+from brecq.cli.render import make_console, make_table
 from brecq.config import FLOAT
 from brecq.errors import ConfigError
 
@@ -47,7 +46,7 @@ def profile(
     from brecq.sources import load_source
 
     source = load_source(spec, weights, trust_pickle=trust_pickle, pretrained=False)
-    console = Console()
+    console = make_console()
     tell(console, "model", source.name)
     progress = make_progress(console)
     table = measure_latency(

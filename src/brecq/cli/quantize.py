@@ -27,7 +27,7 @@ from brecq.cli.inputs import (
 )
 from brecq.cli.parsing import given, parse_distillation, require_data, require_path
 from brecq.cli.progress import make_progress
-from brecq.cli.render import ResultRow, describe_evaluation, result_table, short_count
+from brecq.cli.render import ResultRow, describe_evaluation, make_console, result_table, short_count
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 from brecq.synthesis.config import DistillConfig
@@ -204,7 +204,7 @@ def quantize(
         threads=threads,
         distillation=choose_distillation(calib, distill_preset, distill_settings, seed),
     )
-    run(job, Console())
+    run(job, make_console())
 
 
 def choose_distillation(

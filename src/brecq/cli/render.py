@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -26,6 +27,16 @@ class ResultRow:
     evaluation: Evaluation | None
     size: int | None
     seconds: float | None
+
+
+PIPE_WIDTH = 10_000
+"""Columns where nobody looks: in a file or pipe a line of a table stays one line."""
+
+
+def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """Where commands print: as wide as the terminal, without any wrapping elsewhere."""
+    console = Console(stderr=stderr, quiet=quiet)
+    return console if console.is_terminal else Console(stderr=stderr, quiet=quiet, width=PIPE_WIDTH)
 
 
 def make_table(title: str, columns: Sequence[str], numeric: Iterable[str] = ()) -> Table:
@@ -74,8 +85,13 @@ def describe_evaluation(evaluation: Evaluation) -> str:
 
 
 def scope_table(entries: Sequence[ScopeEntry], full: bool = False) -> Table:
-    """The quantization scope: a line per kind of treatment, or with `full` a line per op."""
-    table = make_table("Quantization scope", ["ops", "weights", "inputs", "output", "why"])
+    """The quantization scope: a line per kind of treatment, or with `full` a line per op.
+
+    The share is that of all weights and other parameters, each counted where it is read first.
+    """
+    columns = ("ops", "share\n%", "weights", "inputs", "output", "why")
+    table = make_table("Quantization scope", columns, numeric=("share\n%",))
+    total = sum(entry.parameters for entry in entries)
     groups: dict[object, list[ScopeEntry]] = {}
     for entry in entries:
         treatment = (entry.kind, entry.weights, entry.inputs, entry.output, entry.reason)
@@ -85,7 +101,9 @@ def scope_table(entries: Sequence[ScopeEntry], full: bool = False) -> Table:
         layers = list(dict.fromkeys(member.layer for member in members if member.layer))
         named = f" ({layers[0]})" if len(layers) == 1 else ""
         ops = f"{first.op}{named}" if full else f"{len(members)} {first.kind}{named}"
-        table.add_row(ops, first.weights, first.inputs, first.output, first.reason)
+        parameters = sum(member.parameters for member in members)
+        share = f"{100 * parameters / total:.1f}" if parameters else ""
+        table.add_row(ops, share, first.weights, first.inputs, first.output, first.reason)
     return table
 
 

@@ -16,6 +16,7 @@ from brecq.cli.bits import costs_table, draw_bits, tell_allocation
 from brecq.cli.inputs import check_output, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.parsing import given, parse_bit_list, require_data, require_path
 from brecq.cli.progress import make_progress
+from brecq.cli.render import make_console
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 from brecq.precision.budget import Budget, parse_budgets
@@ -225,7 +226,7 @@ def search(
             "OTHER), or start anew with --force"
         )
     check_output(output, resume=resume, force=force)
-    console = Console()
+    console = make_console()
     use_device(device, threads)
     machine = None if hardware is None else load_hardware(hardware)
     if measurement is not None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from brecq.cli import options as o
 from brecq.cli.inputs import EvaluationData, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.parsing import require_data, require_path
-from brecq.cli.render import codes_table, comparison_table, describe_kernels
+from brecq.cli.render import codes_table, comparison_table, describe_kernels, make_console
 
 if TYPE_CHECKING:
     from brecq.deploy.verify import Verification
@@ -63,7 +63,7 @@ def verify(
     import brecq
     from brecq.data import Preprocessing, check
 
-    console = Console(quiet=as_json)
+    console = make_console(quiet=as_json)
     use_device("cpu", threads)
     result = brecq.load(path)
     stored = result.metadata.get("preprocessing")

@@ -29,9 +29,12 @@ from brecq.config import FLOAT, QuantConfig, Scheme
 from brecq.errors import ConfigError
 from brecq.graph import ops
 from brecq.graph.dataflow import layer_names
+from brecq.graph.ends import first_layers, last_layers
 from brecq.quant.affine import IntRange
 
 ANNOTATION = "quantization_annotation"
+END = "brecq_end"
+"""Marks a layer whose width is that of the `first` or `last` layers."""
 
 _POOLING = {ops.aten.avg_pool2d.default, ops.aten.adaptive_avg_pool2d.default, ops.aten.mean.dim}
 
@@ -63,6 +66,7 @@ class Placement:
         tensors: bits of each quantized tensor. groups: tensors that share one quantizer, per tensor its leader.
         edges: (`input` placement) bits of the tensor that enters each weighted operator.
         own_weights, own_inputs: names of layers whose width `first_last` or a rule decides, not the general setting.
+        ends: `first` or `last`, of the layers whose width `first_last` decides.
     """
 
     layers: dict[Node, str]
@@ -73,6 +77,7 @@ class Placement:
     edges: dict[Node, int] = field(default_factory=dict)
     own_weights: set[str] = field(default_factory=set)
     own_inputs: set[str] = field(default_factory=set)
+    ends: dict[Node, str] = field(default_factory=dict)
 
 
 def plan(graph: GraphModule, config: QuantConfig) -> Placement:
@@ -92,11 +97,12 @@ def plan(graph: GraphModule, config: QuantConfig) -> Placement:
             raise ConfigError(
                 f"no layer matches {rule.pattern!r}; there are {', '.join(list(weighted.values())[:8])}, ..."
             )
-    edge_layers = _first(weighted) | _last(graph, weighted)
+    ends = dict.fromkeys(first_layers(graph, weighted), "first") | dict.fromkeys(last_layers(graph, weighted), "last")
     for node, name in weighted.items():
         bits = [config.weights, config.activations]
-        if config.first_last is not None and node in edge_layers:
+        if config.first_last is not None and node in ends:
             bits = [old if old == FLOAT else config.first_last for old in bits]
+            placement.ends[node] = ends[node]
             placement.own_weights.add(name)
             placement.own_inputs.add(name)
         for rule in config.rules:
@@ -104,6 +110,7 @@ def plan(graph: GraphModule, config: QuantConfig) -> Placement:
                 bits = [new or old for new, old in zip((rule.weights, rule.activations), bits, strict=True)]
                 placement.own_weights |= {name} if rule.weights else set()
                 placement.own_inputs |= {name} if rule.activations else set()
+                placement.ends.pop(node, None)
         constant = isinstance(node.args[1], Node) and node.args[1].op == "get_attr"
         placement.weight_bits[node] = bits[0] if constant else FLOAT
         placement.input_bits[node] = bits[1] if constant else FLOAT
@@ -112,38 +119,6 @@ def plan(graph: GraphModule, config: QuantConfig) -> Placement:
     else:
         _place_outputs(graph, placement, config)
     return placement
-
-
-def _first(weighted: dict[Node, str]) -> set[Node]:
-    """Layers that a network input reaches before any other layer."""
-    first = set()
-    for node in weighted:
-        stack, seen = [node.args[0]], set()
-        while stack:
-            current = stack.pop()
-            if not isinstance(current, Node) or current in seen or current in weighted or ops.is_size(current):
-                continue
-            seen.add(current)
-            if current.op == "placeholder" and current.meta["val"].is_floating_point():
-                first.add(node)
-            stack.extend(current.all_input_nodes)
-    return first or {next(iter(weighted))}
-
-
-def _last(graph: GraphModule, weighted: dict[Node, str]) -> set[Node]:
-    """Layers that reach a network output before any other layer."""
-    output = next(node for node in graph.graph.nodes if node.op == "output")
-    last, stack, seen = set(), list(output.all_input_nodes), set()
-    while stack:
-        current = stack.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        if current in weighted:
-            last.add(current)
-        else:
-            stack.extend(current.all_input_nodes)
-    return last
 
 
 def _place_inputs(placement: Placement) -> None:
@@ -249,7 +224,10 @@ def _through_scaling(node: Node) -> list[Node]:
 def _origin(node: Node) -> Node:
     """The tensor that data movement led here."""
     while node.op == "call_function" and node.target in ops.MOVEMENT and isinstance(node.args[0], Node):
-        node = node.args[0]
+        source = node.args[0]
+        if not ops.is_tensor(source) and source.target not in ops.MOVEMENT:
+            return node  # one of several results that an operator computes (a recurrent layer's)
+        node = source
     return node
 
 
@@ -316,6 +294,8 @@ class BrecqQuantizer(Quantizer):
             if bits != FLOAT:
                 weight: Any = layer.args[1]
                 inputs[layer][weight] = self._weight(layer, bits)
+        for node, end in placement.ends.items():
+            node.meta[END] = end
         for node in model.graph.nodes:
             if node in inputs or node in outputs:
                 node.meta[ANNOTATION] = QuantizationAnnotation(

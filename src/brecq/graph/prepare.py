@@ -54,10 +54,11 @@ def fake_quantize_node(graph: GraphModule, node: Node | Any) -> Any:
 
 def input_quantizer(graph: GraphModule, layer: Node) -> ActivationFakeQuantize | None:
     """The fake-quantizer whose grid the input of a layer is on, seen through data movement and concatenation."""
-    return _grid_of(graph, layer.args[0])
+    return grid_of(graph, layer.args[0])
 
 
-def _grid_of(graph: GraphModule, node: Any) -> ActivationFakeQuantize | None:
+def grid_of(graph: GraphModule, node: Any) -> ActivationFakeQuantize | None:
+    """The fake-quantizer whose grid a tensor is on, seen through data movement and concatenation."""
     while isinstance(node, Node):
         module = fake_quantize_node(graph, node)
         if module is not None:
@@ -65,7 +66,7 @@ def _grid_of(graph: GraphModule, node: Any) -> ActivationFakeQuantize | None:
         if node.op != "call_function":
             return None
         if node.target in ops.CONCAT:
-            grids = {_grid_of(graph, part) for part in node.args[0]}  # type: ignore[union-attr]
+            grids = {grid_of(graph, part) for part in node.args[0]}  # type: ignore[union-attr]
             return grids.pop() if len(grids) == 1 else None
         if node.target not in ops.MOVEMENT:
             return None
@@ -178,4 +179,4 @@ def _weight_of(layer: Node) -> str:
     return str(resolve(layer.args[1]).target)  # type: ignore[arg-type]
 
 
-__all__ = ["fake_quantize_node", "input_quantizer", "prepare"]
+__all__ = ["fake_quantize_node", "grid_of", "input_quantizer", "prepare"]

@@ -5,20 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 
 from brecq.graph import ops
 from brecq.graph.dataflow import Dataflow, resolve
+from brecq.graph.fold import get_tensor
 from brecq.graph.partition import BlockSpec
-from brecq.graph.placement import activation_end
-from brecq.graph.prepare import fake_quantize_node, input_quantizer
+from brecq.graph.placement import END, activation_end
+from brecq.graph.prepare import fake_quantize_node, grid_of, input_quantizer
 from brecq.report import ScopeEntry
+
+_REASONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("a look-up of rows in a table, no arithmetic", ("embedding",)),
+    ("recurrent, computed in float step by step", ("gru", "lstm", "rnn")),
+    ("normalization", ("norm", "softmax", "logsumexp")),
+    ("a product of two activations, no weight", ("matmul", "mm", "bmm", "baddbmm", "attention", "einsum", "dot")),
+    ("pooling or reduction, computed in float",
+     ("pool", "mean", "sum", "var", "std", "amax", "amin", "max", "min", "median", "prod", "topk")),
+    ("interpolation, computed in float", ("upsample", "interpolate", "grid")),
+)  # fmt: skip
+"""Why an operator without a weight of its own computes in float, by words in its name."""
 
 
 def scope(prepared: GraphModule, specs: Sequence[BlockSpec]) -> list[ScopeEntry]:
     """One entry per operator that computes on activations, in program order."""
     flow = Dataflow(prepared)
     block_of = {position: spec.name for spec in specs for position in range(spec.start, spec.stop)}
+    functions = {
+        member for node, layer in zip(flow.ops, flow.layers, strict=True) if layer for member in _between(node)
+    }
+    counted: set[str] = set()
     entries = []
     for position, node in enumerate(flow.ops):
         layer = flow.layers[position]
@@ -26,6 +43,13 @@ def scope(prepared: GraphModule, specs: Sequence[BlockSpec]) -> list[ScopeEntry]
             continue
         weights = _weights(prepared, node) if layer else ""
         inputs = _inputs(prepared, node)
+        output = _output(prepared, activation_end(node) if layer else node)
+        if layer:
+            reason = _layer_reason(node, weights, inputs)
+        elif node in functions:
+            reason = "activation function of a layer, quantized behind it"
+        else:
+            reason = _reason(node, inputs, output)
         entries.append(
             ScopeEntry(
                 op=node.name,
@@ -34,11 +58,26 @@ def scope(prepared: GraphModule, specs: Sequence[BlockSpec]) -> list[ScopeEntry]
                 kind=ops.kind(node) or ops.op_name(node),
                 weights=weights,
                 inputs=inputs,
-                output=_output(prepared, activation_end(node) if layer else node),
-                reason=_reason(node, bool(layer), weights, inputs),
+                output=output,
+                reason=reason,
+                parameters=_parameters(prepared, node, counted),
             )
         )
     return entries
+
+
+def _between(layer: Node) -> list[Node]:
+    """The operators of the activation function behind a layer, if what leaves it is quantized."""
+    end = activation_end(layer)
+    if end is layer or not any(user.op == "call_module" for user in end.users):
+        return []
+    found, stack = {end}, [end]
+    while stack:
+        for source in stack.pop().all_input_nodes:
+            if source is not layer and source not in found and source.target in ops.ELEMENTWISE:
+                found.add(source)
+                stack.append(source)
+    return list(found)
 
 
 def _weights(graph: GraphModule, node: Node) -> str:
@@ -50,38 +89,66 @@ def _inputs(graph: GraphModule, node: Node) -> str:
     if ops.kind(node):
         module = input_quantizer(graph, node)
         return "float" if module is None else module.describe()
-    grids = {
+    grids = [
         "float" if module is None else module.describe()
         for source in node.all_input_nodes
-        if not ops.is_size(source) and resolve(source).op != "get_attr"
-        for module in [_direct(graph, source)]
-    }
-    return ", ".join(sorted(grids)) or "float"
-
-
-def _direct(graph: GraphModule, node: Node) -> Any:
-    while True:
-        module = fake_quantize_node(graph, node)
-        if module is not None or node.op != "call_function" or node.target not in ops.MOVEMENT:
-            return module if module is not None and module.enabled else None
-        node = node.args[0]  # type: ignore[assignment]
+        if not ops.is_size(source) and resolve(source).op != "get_attr" and _is_float(source)
+        for module in [grid_of(graph, source)]
+    ]
+    return ", ".join(sorted(set(grids))) or ("integers" if node.all_input_nodes else "")
 
 
 def _output(graph: GraphModule, node: Node) -> str:
+    if not _is_float(node):
+        return "integers"
     readers = [fake_quantize_node(graph, user) for user in node.users]
-    found = {module.describe() for module in readers if module is not None}
+    found = {module.describe() for module in readers if module is not None and module.enabled}
+    if not found and (module := grid_of(graph, node)) is not None:
+        found = {module.describe()}
     return ", ".join(sorted(found)) or "float"
 
 
-def _reason(node: Node, layer: bool, weights: str, inputs: str) -> str:
-    if layer:
-        weight: Any = node.args[1]
-        if weights == "float":
-            computed = resolve(weight).op != "get_attr"
-            return "its weight is computed from activations" if computed else "32 bits asked for"
-        return "activations: 32 bits asked for" if inputs == "float" else ""
-    if node.target in (ops.aten.matmul.default, ops.aten.bmm.default, ops.aten.scaled_dot_product_attention.default):
-        return "a product of two activations, no weight"
-    if "norm" in ops.op_name(node) or "softmax" in ops.op_name(node):
-        return "normalization"
-    return ""
+def _is_float(node: Node) -> bool:
+    value: Any = node.meta.get("val")
+    if isinstance(value, (list, tuple)):
+        value = next((part for part in value if isinstance(part, torch.Tensor)), None)
+    return not isinstance(value, torch.Tensor) or value.is_floating_point()
+
+
+def _parameters(graph: GraphModule, node: Node, counted: set[str]) -> int:
+    """Numbers in the constants that an operator reads; those that several read count for the first."""
+    names = {str(source.target) for source in map(resolve, node.all_input_nodes) if source.op == "get_attr"} - counted
+    counted |= names
+    values = [get_tensor(graph, name) for name in names]
+    return sum(value.numel() for value in values if isinstance(value, torch.Tensor))
+
+
+def _layer_reason(node: Node, weights: str, inputs: str) -> str:
+    weight: Any = node.args[1]
+    if weights == "float":
+        computed = resolve(weight).op != "get_attr"
+        return "its weight is computed from activations" if computed else "32 bits asked for"
+    end = f"{node.meta[END]} layer (first_last)" if END in node.meta else ""
+    return "activations: 32 bits asked for" if inputs == "float" else end
+
+
+def _reason(node: Node, inputs: str, output: str) -> str:
+    """Why an operator without a weight computes in float; empty if all that it reads and writes is quantized."""
+    name = ops.op_name(node)
+    if output == "integers":
+        return "whole numbers or truth values, nothing to quantize"
+    if not any(isinstance(source.meta.get("val"), (torch.Tensor, list, tuple)) for source in node.all_input_nodes):
+        return "a constant"
+    grids = {*inputs.split(", "), output}
+    if node.target in ops.CONCAT or (node.target in ops.ADD and len(node.all_input_nodes) > 1):
+        if "float" not in grids:
+            return ""
+        if output == "float" and node.target in ops.ADD:
+            return "a sum that no layer reads as it is"
+        return "not all that it joins is quantized"
+    for reason, words in _REASONS:
+        if any(word in name for word in words):
+            return reason
+    if node.target in ops.ELEMENTWISE:
+        return "computed in float, element by element"
+    return f"computed in float: brecq has no integer form of {name}"

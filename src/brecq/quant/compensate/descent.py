@@ -1,0 +1,45 @@
+"""Coordinate descent (COMQ, Zhang et al. 2024): each code in turn the best one given all others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from brecq.quant.compensate.grid import Grid
+from brecq.quant.compensate.rounding import COLUMNS
+
+
+def descend(codes: Tensor, target: Tensor, gram: Tensor, grid: Grid) -> Tensor:
+    """One pass over all columns; (w − q)·H·(w − q)ᵀ never grows.
+
+    Args:
+        codes: [G, R, K]. target: w, [G, R, K]. gram: H, [G, K, K], its diagonal positive. All float64.
+
+    Returns:
+        Codes, float64 [G, R, K].
+    """
+    codes = codes.clone()
+    scale, zero_point = (value.expand_as(codes) for value in grid.steps())
+    residual = (target - grid.values(codes)) @ gram
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    size = codes.shape[2]
+    for first in range(0, size, COLUMNS):
+        last = min(first + COLUMNS, size)
+        local = residual[:, :, first:last].clone()
+        moved = torch.empty_like(local)
+        for j in range(first, last):
+            s, z, code = scale[:, :, j], zero_point[:, :, j], codes[:, :, j]
+            best = (code - z) * s + local[:, :, j - first] / diagonal[:, j, None]
+            new = ((best / s).round() + z).clamp(grid.range.low, grid.range.high)
+            step = (new - code) * s
+            moved[:, :, j - first] = step
+            codes[:, :, j] = new
+            local[:, :, j - first :] -= step[:, :, None] * gram[:, None, j, j:last]
+        residual -= moved @ gram[:, first:last]
+    return codes
+
+
+def optimum(codes: Tensor, target: Tensor, gram: Tensor, grid: Grid) -> Tensor:
+    """For each weight the real value that is best given all other codes, float64 [G, R, K]."""
+    values = grid.values(codes)
+    return values + (target - values) @ gram / gram.diagonal(dim1=1, dim2=2)[:, None]

@@ -1,0 +1,154 @@
+"""What a weighted operator does to its input, seen as a matrix product: patches of the input, rows of the weight.
+
+A convolution is the linear layer on its patches. Groups stay apart: patches are [G, K, n] and rows [G, R, K], for G
+groups of R output channels, each with K inputs; output channel g·R + r is row r of group g. A transposed convolution
+is a convolution with the flipped kernel over its input with zeros in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Ints = int | Sequence[int]
+
+BLOCK = 1 << 22
+"""Elements of the largest block of patches: 16 MB."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One use of a weight. Kernel and what belongs to it have one entry a spatial dimension; a linear layer has none.
+
+    Attributes:
+        groups: G. kernel, stride, dilation: sizes.
+        before, after: zeros added to the input in front and behind, negative: elements cut off.
+        insert: distance of the input's elements once zeros are inserted between them; 1 inserts none.
+        transposed: the weight is [in, out/G, *kernel] and its kernel flipped.
+    """
+
+    groups: int
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    insert: tuple[int, ...] = ()
+    transposed: bool = False
+
+    @classmethod
+    def linear(cls) -> Geometry:
+        return cls(1)
+
+    @classmethod
+    def conv(
+        cls, kernel: Sequence[int], stride: Ints = 1, padding: Ints | str = 0, dilation: Ints = 1, groups: int = 1
+    ) -> Geometry:
+        """The arguments of `torch.nn.functional.conv1d`, `conv2d` and `conv3d`; `kernel` is the kernel's size."""
+        dims = len(kernel)
+        dilation = _each(dilation, dims)
+        if padding == "same":  # an odd zero is added behind
+            total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+            before, after = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+        else:
+            before = after = _each(0 if isinstance(padding, str) else padding, dims)
+        return cls(groups, tuple(kernel), _each(stride, dims), dilation, before, after, (1,) * dims)
+
+    @classmethod
+    def conv_transpose(
+        cls,
+        kernel: Sequence[int],
+        stride: Ints = 1,
+        padding: Ints = 0,
+        output_padding: Ints = 0,
+        groups: int = 1,
+        dilation: Ints = 1,
+    ) -> Geometry:
+        """The arguments of `torch.nn.functional.conv_transpose1d`, `conv_transpose2d` and `conv_transpose3d`."""
+        dims = len(kernel)
+        dilation = _each(dilation, dims)
+        reach = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, _each(padding, dims), strict=True)]
+        after = [r + extra for r, extra in zip(reach, _each(output_padding, dims), strict=True)]
+        ones = (1,) * dims
+        return cls(
+            groups, tuple(kernel), ones, dilation, tuple(reach), tuple(after), _each(stride, dims), transposed=True
+        )
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """[G, R, K] of a weight, or of anything of its shape."""
+        if not self.transposed:
+            return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
+        inputs, outputs, *kernel = weight.shape
+        split = weight.reshape(self.groups, inputs // self.groups, outputs, *kernel)
+        return split.flip(tuple(range(3, split.dim()))).transpose(1, 2).flatten(2)
+
+    def weight(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `rows`: a tensor of the weight's `shape`."""
+        if not self.transposed:
+            return rows.reshape(shape)
+        inputs, outputs, *kernel = shape
+        split = rows.reshape(self.groups, outputs, inputs // self.groups, *kernel).transpose(1, 2)
+        return split.flip(tuple(range(3, split.dim()))).reshape(shape)
+
+    def patches(self, x: Tensor, every: int = 1, offset: int = 0) -> Iterator[Tensor]:
+        """The columns that the rows are multiplied with, float32 [G, K, n], in blocks of at most `BLOCK` elements.
+
+        Args:
+            x: the layer's input, as the operator takes it (a batch dimension may be missing).
+            every, offset: take of every so many positions along each spatial dimension one; all of them by default.
+        """
+        x = x.detach().to(torch.float32)
+        if not self.kernel:
+            rows = x.reshape(-1, x.shape[-1])
+            for part in rows.split(max(1, BLOCK // max(1, rows.shape[1]))):
+                yield part.T[None]
+            return
+        if x.dim() == len(self.kernel) + 1:
+            x = x[None]
+        places = [self._places(extent, i, every, offset) for i, extent in enumerate(x.shape[2:])]
+        samples = max(1, BLOCK // max(1, x.shape[1] * prod(self.kernel) * prod(len(place) for place in places)))
+        for part in x.split(samples):
+            yield from self._blocks(self._padded(part), places)
+
+    def _blocks(self, x: Tensor, places: list[range]) -> Iterator[Tensor]:
+        """Patches at `places` of padded samples, cut along the first dimension where one sample is too many."""
+        channels, taps = x.shape[1], prod(self.kernel)
+        x = x.transpose(0, 1)  # [C, N, *spatial]
+        line = channels * taps * x.shape[1] * prod(len(place) for place in places[1:])
+        lines = max(1, BLOCK // max(1, line))
+        for first in range(0, len(places[0]), lines):
+            part = [places[0][first : first + lines], *places[1:]]
+            block = x.new_empty(channels, taps, x.shape[1], *(len(place) for place in part))
+            for tap, at in enumerate(product(*(range(size) for size in self.kernel))):
+                shifts = [d * i for d, i in zip(self.dilation, at, strict=True)]
+                index = (slice(p.start + s, p.stop + s, p.step) for p, s in zip(part, shifts, strict=True))
+                block[:, tap] = x[(slice(None), slice(None), *index)]
+            yield block.view(self.groups, channels // self.groups * taps, -1)
+
+    def _places(self, extent: int, i: int, every: int, offset: int) -> range:
+        """Where patches begin along spatial dimension i of `extent` input elements, padded."""
+        padded = (extent - 1) * self.insert[i] + 1 + self.before[i] + self.after[i]
+        outputs = (padded - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i] + 1
+        step = self.stride[i]
+        return range(offset % min(every, outputs) * step, outputs * step, every * step)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        if any(step > 1 for step in self.insert):
+            sizes = [(extent - 1) * step + 1 for extent, step in zip(x.shape[2:], self.insert, strict=True)]
+            spread = x.new_zeros(*x.shape[:2], *sizes)
+            spread[(slice(None), slice(None), *(slice(None, None, step) for step in self.insert))] = x
+            x = spread
+        ends = [end for pair in zip(self.before, self.after, strict=True) for end in reversed(pair)]
+        return F.pad(x, ends[::-1]) if any(ends) else x
+
+
+def _each(value: Ints, dims: int) -> tuple[int, ...]:
+    """One number for every dimension: ATen's lists of one stand for all."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * dims if len(values) == 1 else values

@@ -1,0 +1,78 @@
+"""Second moments of a layer's inputs: all that the best codes of its weight depend on.
+
+    H = E[x_q x_qᵀ],   B = E[x_f x_qᵀ]      x_q: patches of the layer's input, x_f: those in the float network
+
+The layer's output error is E‖w·x_f − q·x_q‖² = q·H·qᵀ − 2·w·B·qᵀ + const. A bias that may change takes the mean
+of the error upon itself; what is left depends on the central moments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from brecq.quant.compensate.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Per group of the layer. float64.
+
+    Attributes:
+        gram: H [G, K, K]. cross: B [G, K, K], rows from x_f, columns from x_q.
+        mean, float_mean: E[x_q] and E[x_f], [G, K].
+    """
+
+    gram: Tensor
+    cross: Tensor
+    mean: Tensor
+    float_mean: Tensor
+
+    def central(self) -> Moments:
+        """Covariances in place of second moments, for a layer whose bias makes up for the mean error."""
+        outer = self.mean[:, :, None] * self.mean[:, None]
+        return Moments(
+            self.gram - outer,
+            self.cross - self.float_mean[:, :, None] * self.mean[:, None],
+            self.mean,
+            self.float_mean,
+        )
+
+    def bias_shift(self, rows: Tensor, quantized: Tensor) -> Tensor:
+        """E[w·x_f − q·x_q] of weights [G, R, K]: what to add to the bias; float64 [G·R]."""
+        wanted = (rows.to(self.mean) * self.float_mean[:, None]).sum(2)
+        return (wanted - (quantized.to(self.mean) * self.mean[:, None]).sum(2)).flatten()
+
+
+class MomentSum:
+    """Adds up the moments of a layer over batches, and over all the places where the layer is used."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sums: list[Tensor] = []
+
+    def add(self, geometry: Geometry, x_q: Tensor, x_f: Tensor | None = None, every: int = 1, offset: int = 0) -> None:
+        """One batch: the layer's input in the quantized network and, where it differs, in the float network.
+
+        `every` and `offset` choose output positions, see `Geometry.patches`. Products are accumulated in float32
+        within a block of patches, in float64 over blocks.
+        """
+        reference = None if x_f is None else geometry.patches(x_f, every, offset)
+        for q in geometry.patches(x_q, every, offset):
+            f = q if reference is None else next(reference)
+            gram = q @ q.mT
+            cross = gram if reference is None else f @ q.mT
+            mean = q.sum(2)
+            parts = [gram, cross, mean, mean if reference is None else f.sum(2)]
+            if not self._sums:
+                self._sums = [torch.zeros_like(part, dtype=torch.float64) for part in parts]
+            for total, part in zip(self._sums, parts, strict=True):
+                total += part
+            self.count += q.shape[2]
+
+    def moments(self) -> Moments:
+        """Means over everything that was added."""
+        assert self.count, "no input was added"
+        return Moments(*(total / self.count for total in self._sums))

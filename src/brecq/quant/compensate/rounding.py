@@ -1,0 +1,46 @@
+"""Error-compensated rounding (GPTQ, Frantar et al. 2022): what rounding does to one weight, others make good."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from brecq.quant.compensate.grid import Grid
+
+COLUMNS = 128
+"""Columns whose errors are handed on together: one matrix product for all later ones."""
+
+
+def compensated_rounding(target: Tensor, gram: Tensor, grid: Grid) -> Tensor:
+    """Codes q with a small error (w − q)·H·(w − q)ᵀ, column by column in the order of falling H_jj.
+
+    Each column is rounded to nearest, and the columns that are still open take the value that is best given those
+    that are rounded: w_{k≥j} −= (w_j − q_j)/U_jj·U_{j,k≥j}, with H⁻¹ = UᵀU.
+
+    Args:
+        target: w, [G, R, K]. gram: H, [G, K, K], positive definite. Both float64.
+
+    Returns:
+        Codes, float64 [G, R, K].
+    """
+    order = gram.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    size = order.shape[1]
+    sorted_gram = gram.gather(1, order[:, :, None].expand_as(gram)).gather(2, order[:, None].expand_as(gram))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(sorted_gram))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    columns = order[:, None].expand_as(target)
+    open_ = target.gather(2, columns)
+    scale, zero_point = (value.expand_as(target).gather(2, columns) for value in grid.steps())
+    codes = torch.empty_like(open_)
+    for first in range(0, size, COLUMNS):
+        last = min(first + COLUMNS, size)
+        errors = open_.new_empty(*open_.shape[:2], last - first)
+        for j in range(first, last):
+            s, z = scale[:, :, j], zero_point[:, :, j]
+            code = ((open_[:, :, j] / s).round() + z).clamp(grid.range.low, grid.range.high)
+            codes[:, :, j] = code
+            error = (open_[:, :, j] - (code - z) * s) / upper[:, j, j, None]
+            errors[:, :, j - first] = error
+            open_[:, :, j + 1 : last] -= error[:, :, None] * upper[:, None, j, j + 1 : last]
+        open_[:, :, last:] -= errors @ upper[:, first:last, last:]
+    return torch.empty_like(codes).scatter_(2, columns, codes)

@@ -25,6 +25,7 @@ from brecq.graph.blocks import Network, extract
 from brecq.graph.capture import capture, example_batch
 from brecq.graph.convert import convert
 from brecq.graph.dataflow import Dataflow
+from brecq.graph.noise import SAMPLES, tensor_noise
 from brecq.graph.partition import BlockSpec, partition
 from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
@@ -106,6 +107,7 @@ def quantize(
 
     progress.stage("converting")
     set_mode(prepared, Mode.HARD)
+    noise = tensor_noise(prepared, [value[:SAMPLES].to(device) for value in inputs])
     converted = convert(prepared)
     recipe = config.recipe
     left = ranges.record(converted, inputs, device, recipe.range_norm, recipe.range_candidates)
@@ -115,6 +117,7 @@ def quantize(
     report = Report(
         entries, reports, config.to_dict(), time.perf_counter() - began, versions(), data.digest(), forwards,
         samples=len(data), notes=notes, allocation=None if allocation is None else allocation.to_dict(),
+        tensors=noise,
     )  # fmt: skip
     progress.close()
     return QuantResult(converted, report, config, example_batch(inputs), wrapped=target, run_state=state, ranges=left)

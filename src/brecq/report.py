@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,32 @@ class ScopeEntry:
     parameters: int = 0
 
 
+@dataclass(frozen=True)
+class TensorNoise:
+    """A layer's output, behind its activation function, in the quantized network against the float one.
+
+    Attributes:
+        signal, noise: sums of squares of the float values and of the differences, over a few calibration samples.
+        low, high: range of the float values. counts: their histogram, in bins of equal width from `low` to `high`.
+        grid: the smallest and the largest value that quantization keeps; `None` for a tensor that stays in float.
+    """
+
+    layer: str
+    signal: float
+    noise: float
+    low: float
+    high: float
+    counts: list[int]
+    grid: tuple[float, float] | None
+
+    @property
+    def sqnr(self) -> float:
+        """Signal-to-quantization-noise ratio in dB, infinite without noise."""
+        if self.noise == 0:
+            return math.inf
+        return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -math.inf
+
+
 @dataclass
 class Report:
     """Everything that is known about a run.
@@ -64,6 +91,7 @@ class Report:
         block_forwards: forward passes of single blocks over the calibration set, learning aside.
         notes: facts worth knowing, e.g. which implementation of the fake-quantizers ran.
         allocation: the bits of each layer, as a search chose them (`BitAllocation.to_dict`); `None` without.
+        tensors: how far each layer's output is from the float network's.
     """
 
     scope: list[ScopeEntry]
@@ -76,6 +104,7 @@ class Report:
     samples: int = 0
     notes: list[str] = field(default_factory=list)
     allocation: dict[str, Any] | None = None
+    tensors: list[TensorNoise] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, ready for JSON."""
@@ -87,4 +116,8 @@ class Report:
         values = dict(values)
         scope = [ScopeEntry(**entry) for entry in values.pop("scope")]
         blocks = [BlockReport(**{**entry, "layers": tuple(entry["layers"])}) for entry in values.pop("blocks")]
-        return cls(scope=scope, blocks=blocks, **values)
+        tensors = [
+            TensorNoise(**{**entry, "grid": None if entry["grid"] is None else tuple(entry["grid"])})
+            for entry in values.pop("tensors", [])  # results of brecq 0.1.0 have none
+        ]
+        return cls(scope=scope, blocks=blocks, tensors=tensors, **values)

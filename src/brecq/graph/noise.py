@@ -1,0 +1,97 @@
+"""How far each tensor of the quantized network is from the float network's, layer by layer, on a few samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_arg
+
+from brecq.graph.dataflow import Dataflow
+from brecq.graph.placement import activation_end
+from brecq.graph.prepare import fake_quantize_node
+from brecq.report import TensorNoise
+
+SAMPLES = 16
+BINS = 48
+_BATCH = 4
+
+
+@torch.no_grad()
+def tensor_noise(prepared: GraphModule, inputs: Sequence[Tensor]) -> list[TensorNoise]:
+    """Compare every layer's output, behind its activation function, with the float network's.
+
+    Args:
+        prepared: its fake-quantizers in hard mode. inputs: each [N, ...], on the graph's device; the first 16 count.
+    """
+    flow = Dataflow(prepared)
+    ends = {activation_end(node): layer for node, layer in zip(flow.ops, flow.layers, strict=True) if layer}
+    run = _Pairs(prepared, ends)
+    for start in range(0, min(len(inputs[0]), SAMPLES), _BATCH):
+        stop = min(start + _BATCH, SAMPLES)
+        run.run(*(value[start:stop] for value in inputs), enable_io_processing=False)
+    return [run.tallies[node].result(layer, _grid(prepared, node)) for node, layer in ends.items()]
+
+
+def _grid(graph: GraphModule, node: Node) -> tuple[float, float] | None:
+    """The smallest and the largest value on the grid of a tensor; `None` for one that stays in float."""
+    for user in node.users:
+        module: Any = fake_quantize_node(graph, user)
+        if module is not None and module.enabled:
+            scale, zero_point = (value.item() for value in module.calculate_qparams())
+            return (module.quant_min - zero_point) * scale, (module.quant_max - zero_point) * scale
+    return None
+
+
+class _Tally:
+    """Sums over batches; the histogram's bins are those of the first batch."""
+
+    def __init__(self) -> None:
+        self.signal = self.noise = 0.0
+        self.edges: tuple[float, float] | None = None
+        self.counts = torch.zeros(BINS)
+
+    def add(self, expected: Tensor, found: Tensor) -> None:
+        expected, found = expected.float(), found.float()
+        self.signal += expected.double().square().sum().item()
+        self.noise += (expected - found).double().square().sum().item()
+        if self.edges is None:
+            low, high = expected.aminmax()
+            self.edges = low.item(), high.item()
+        self.counts += torch.histc(expected.clamp(*self.edges), BINS, *self.edges).cpu()
+
+    def result(self, layer: str, grid: tuple[float, float] | None) -> TensorNoise:
+        assert self.edges is not None, "the network ran on at least one batch"
+        counts = [int(count) for count in self.counts]
+        return TensorNoise(layer, self.signal, self.noise, *self.edges, counts, grid)
+
+
+class _Pairs(Interpreter):
+    """Runs the float and the quantized network side by side: each node's value is a pair (float, quantized)."""
+
+    def __init__(self, prepared: GraphModule, tallied: Sequence[Node] | dict[Node, str]) -> None:
+        super().__init__(prepared)
+        self.tallies = {node: _Tally() for node in tallied}
+        self.side = 0
+
+    def run_node(self, n: Node) -> Any:
+        if n.op == "placeholder":
+            value = super().run_node(n)
+            return value, value
+        pair = []
+        for self.side in (0, 1):
+            pair.append(super().run_node(n))
+        if n in self.tallies:
+            self.tallies[n].add(*pair)
+        return tuple(pair)
+
+    def map_nodes_to_values(self, args: Any, n: Node) -> Any:
+        return map_arg(args, lambda node: self.env[node][self.side])
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        # the modules of a prepared graph are its fake-quantizers
+        return args[0] if self.side == 0 else super().call_module(target, args, kwargs)

@@ -1,0 +1,156 @@
+"""The charts of a page: SVG drawn by matplotlib, in colors that follow the page's light or dark theme."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from brecq.page.facts import Layer
+from brecq.report import BlockReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FIRST, SECOND, FAINT = "#010203", "#010204", "#010205", "#010206"
+"""Stand-ins that become CSS variables in the SVG."""
+
+_VARIABLES = {INK: "var(--ink)", FIRST: "var(--first)", SECOND: "var(--second)", FAINT: "var(--faint)"}
+
+_STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "brecq", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT, "xtick.color": INK, "ytick.color": INK, "grid.color": FAINT, "grid.linewidth": 0.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
+}  # fmt: skip
+
+
+def block_errors(blocks: Sequence[BlockReport]) -> str:
+    """Per block the error of rounding to nearest and after reconstruction, on a logarithmic axis."""
+    height = 0.8 + 0.22 * len(blocks)
+    with _Chart(7.2, height) as chart:
+        axes = chart.axes
+        rows = range(len(blocks))
+        before = [max(block.error_before, 1e-12) for block in blocks]
+        after = [max(block.error_after, 1e-12) for block in blocks]
+        axes.hlines(rows, after, before, color=FAINT, linewidth=2)
+        axes.plot(before, rows, "o", color=SECOND, markersize=5, label="before")
+        axes.plot(after, rows, "o", color=FIRST, markersize=5, label="after")
+        axes.set_xscale("log")
+        axes.set_yticks(list(rows), [block.name for block in blocks])
+        axes.set_ylim(len(blocks) - 0.5, -0.5)
+        axes.set_xlabel("squared error ÷ mean square of the float output")
+        axes.grid(axis="x")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    return chart.svg("Error of each block before and after reconstruction")
+
+
+def sqnr_along(layers: Sequence[Layer]) -> str:
+    """SQNR of each layer's output, in program order."""
+    known = [layer for layer in layers if layer.sqnr is not None]
+    with _Chart(7.2, 3.0) as chart:
+        axes = chart.axes
+        axes.plot([layer.sqnr for layer in known], color=FIRST, marker="o", markersize=3, linewidth=1.2)
+        axes.set_ylabel("SQNR, dB")
+        _names(axes, known)
+        axes.grid(axis="y")
+    return chart.svg("Signal-to-quantization-noise ratio of each layer's output")
+
+
+def bytes_per_layer(layers: Sequence[Layer]) -> str:
+    """Stored bytes of each layer's weight, its bits written above the bar."""
+    with _Chart(7.2, 3.0) as chart:
+        axes = chart.axes
+        sizes = [layer.bytes / 1024 for layer in layers]
+        axes.bar(range(len(layers)), sizes, color=[SECOND if layer.bits > 8 else FIRST for layer in layers])
+        if len(layers) <= 64:
+            for position, layer in enumerate(layers):
+                bits = "fp" if layer.bits > 8 else str(layer.bits)
+                axes.annotate(bits, (position, sizes[position]), ha="center", va="bottom", fontsize=6)
+        axes.set_ylabel("weight, KiB")
+        _names(axes, layers)
+        axes.grid(axis="y")
+    return chart.svg("Stored size of each layer's weight; the numbers are bits")
+
+
+def histograms(layer: Layer) -> str:
+    """How often each weight code is used, and the layer's output with the range of its grid."""
+    with _Chart(7.2, 1.7, columns=2) as chart:
+        left, right = chart.columns
+        if layer.codes:
+            left.bar(range(layer.code_low, layer.code_low + len(layer.codes)), layer.codes, width=0.9, color=FIRST)
+            left.set_xlabel(f"weight code, {layer.weights}")
+        else:
+            left.set_axis_off()
+        noise = layer.noise
+        if noise is not None:
+            width = max(noise.high - noise.low, 1e-12) / len(noise.counts)
+            at = [noise.low + (i + 0.5) * width for i in range(len(noise.counts))]
+            right.bar(at, [math.log10(1 + count) for count in noise.counts], width=width, color=SECOND)
+            for bound in noise.grid or ():
+                right.axvline(bound, color=INK, linewidth=1, linestyle="--")
+            right.set_xlabel("output" + (", dashed: range of the grid" if noise.grid else ", stays in float"))
+            right.set_ylabel("log₁₀(1 + n)")
+    return chart.svg(f"Histograms of {layer.name}: weight codes and output values")
+
+
+class _Chart:
+    """A figure in the page's style; `svg` gives it as text once the `with` block is left."""
+
+    def __init__(self, width: float, height: float, columns: int = 1) -> None:
+        self.size, self.count = (width, height), columns
+        self.text = ""
+
+    def __enter__(self) -> _Chart:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+
+        self._style = rc_context(_STYLE)
+        self._style.__enter__()
+        self.figure: Figure = Figure(figsize=self.size, layout="constrained")
+        found = self.figure.subplots(1, self.count, squeeze=False)[0]
+        self.columns: list[Axes] = list(found)
+        self.axes = self.columns[0]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            stream = io.StringIO()
+            self.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+            self.text = stream.getvalue()
+        self._style.__exit__(None, None, None)
+
+    def svg(self, label: str) -> str:
+        """The picture as an `<svg>` element with `label` for those who cannot see it."""
+        text = self.text[self.text.index("<svg") :]
+        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        for color, variable in _VARIABLES.items():
+            text = text.replace(color, variable)
+        text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt" width="[\d.]+pt"', "", text)
+        # identifiers are unique in a drawing, not in a page of several
+        salt = f"{abs(hash_of(label)):x}"
+        text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{salt}-", text)
+        return text.replace("<svg", f'<svg role="img" aria-label="{_escape(label)}"', 1)
+
+
+def hash_of(text: str) -> int:
+    """The same number for the same text in every process."""
+    import zlib
+
+    return zlib.crc32(text.encode())
+
+
+def _escape(text: str) -> str:
+    import html
+
+    return html.escape(text, quote=True)
+
+
+def _names(axes: Axes, layers: Sequence[Layer]) -> None:
+    every = max(1, len(layers) // 48 + (len(layers) % 48 > 0) if len(layers) > 48 else 1)
+    shown = list(range(0, len(layers), every))
+    axes.set_xticks(shown, [layers[i].name for i in shown], rotation=90, fontsize=6)
+    axes.set_xlim(-0.8, len(layers) - 0.2)

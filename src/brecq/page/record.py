@@ -1,0 +1,71 @@
+"""What a run measured beside the result itself: kept in its folder, so that the page can be written again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from brecq.errors import CheckpointError
+
+RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of the final table. `metrics`: by name, e.g. `top-1 %`; `size` in bytes, `seconds` wall time."""
+
+    name: str
+    metrics: dict[str, float]
+    size: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Changed:
+    """An input whose decision is another one after quantization.
+
+    `picture` is a JPEG as base64; decisions are class numbers, `label` is `None` without labels.
+    """
+
+    picture: str
+    label: int | None
+    floating: int
+    quantized: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """`command` repeats the run; `samples` were evaluated; pictures are JPEG files as base64."""
+
+    command: str = ""
+    rows: list[Row] = field(default_factory=list)
+    samples: int = 0
+    calibration: list[str] = field(default_factory=list)
+    changed: list[Changed] = field(default_factory=list)
+    compared: int = 0
+
+    def save(self, folder: Path) -> None:
+        """Write it into `folder`."""
+        text = json.dumps(dataclasses.asdict(self), indent=1)
+        (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Record:
+        """Read it from `folder`; empty where there is none.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        file = folder / RECORD
+        if not file.is_file():
+            return cls()
+        try:
+            values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            rows = [Row(**row) for row in values.pop("rows")]
+            changed = [Changed(**each) for each in values.pop("changed")]
+            return cls(rows=rows, changed=changed, **values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{file} is damaged: {error}; delete it, and the page is written without it") from error

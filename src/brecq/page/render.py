@@ -1,0 +1,158 @@
+"""The page itself: facts and charts put into the template. It loads nothing from the network and runs on any browser."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from brecq.errors import CheckpointError
+from brecq.graph.noise import SAMPLES
+from brecq.page import charts
+from brecq.page.facts import Facts, Layer, gather
+from brecq.page.record import Record
+from brecq.progress import format_seconds
+from brecq.result import QuantResult
+
+PAGE = "report.html"
+WORST = 6
+LEVELS = 5
+
+_SECTIONS = {
+    "outcome": "Outcome", "network": "Network", "blocks": "Blocks", "tensors": "Along the network", "sizes": "Size",
+    "worst": "Worst layers", "float": "In float", "pictures": "Pictures", "settings": "Settings",
+}  # fmt: skip
+
+
+def write_page(result: QuantResult, file: Path | str, record: Record | None = None) -> Path:
+    """Write the report of `result` to `file`: one HTML page without anything outside of it.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    file = Path(file)
+    try:
+        file.write_text(page(result, record or Record()), encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write {file}: {error.strerror}; name another file") from error
+    return file
+
+
+def page(result: QuantResult, record: Record) -> str:
+    """The report of `result` as HTML."""
+    facts = gather(result)
+    drawn = {
+        "blocks": Markup(charts.block_errors(facts.blocks)) if facts.blocks else "",
+        "sqnr": Markup(charts.sqnr_along(facts.layers)) if any(x.sqnr is not None for x in facts.layers) else "",
+        "bytes": Markup(charts.bytes_per_layer(facts.layers)),
+    }
+    worst = sorted((layer for layer in facts.layers if layer.sqnr is not None), key=lambda layer: layer.sqnr or 0.0)
+    environment = _environment()
+    loader = environment.loader
+    assert loader is not None
+    style, script = (Markup(loader.get_source(environment, name)[0]) for name in ("style.css", "report.js"))
+    present = {
+        "blocks": bool(drawn["blocks"]), "tensors": bool(drawn["sqnr"]), "worst": bool(worst),
+        "pictures": bool(record.calibration or record.changed),
+    }  # fmt: skip
+    text = environment.get_template("report.html.j2").render(
+        title=_title(result),
+        summary=_summary(result),
+        sections=[(key, name) for key, name in _SECTIONS.items() if present.get(key, True)],
+        facts=facts,
+        report=result.report,
+        record=record,
+        metrics=list(dict.fromkeys(name for row in record.rows for name in row.metrics)),
+        quantized=sum(layer.bits <= 8 for layer in facts.layers),
+        output_sqnr=facts.layers[-1].sqnr if facts.layers else None,
+        groups=[(name, list(members)) for name, members in groupby(enumerate(facts.layers), lambda x: x[1].block)],
+        levels=_levels(facts.layers),
+        charts=drawn,
+        noise_samples=min(SAMPLES, result.report.samples),
+        worst=[(layer, Markup(charts.histograms(layer))) for layer in worst[:WORST]],
+        layers_json=Markup(_embedded([_numbers(layer) for layer in facts.layers])),
+        style=style,
+        script=script,
+    )
+    return text
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("brecq.page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters.update(number=_number, bytes=_bytes, seconds=format_seconds, tail=_tail)
+    return environment
+
+
+def _title(result: QuantResult) -> str:
+    source = (result.metadata.get("source") or {}).get("spec")
+    config = result.config
+    return f"{source or 'A network'} at W{config.weights}A{config.activations}"
+
+
+def _summary(result: QuantResult) -> str:
+    config = result.config
+    how = "rounded to nearest" if config.method == "rtn" else f"reconstructed {config.granularity} by {config.granularity}"
+    mixed = ", bits per layer from a search" if result.report.allocation is not None else ""
+    return f"Weights of {config.weights} bits, activations of {config.activations} bits{mixed}, {how}."
+
+
+def _levels(layers: Sequence[Layer]) -> dict[str, list[int | str]]:
+    """The color of each layer, 0 to 4, under each of the three orders; empty where nothing is known."""
+    errors = [None if layer.sqnr is None else -layer.sqnr for layer in layers]
+    sizes = [math.log(layer.bytes) if layer.bytes else None for layer in layers]
+    return {"sqnr": _ranked(errors), "bits": [_bits_level(layer.bits) for layer in layers], "bytes": _ranked(sizes)}
+
+
+def _bits_level(bits: int) -> int:
+    return next((level for level, most in enumerate((2, 3, 4, 8)) if bits <= most), LEVELS - 1)
+
+
+def _ranked(values: Sequence[float | None]) -> list[int | str]:
+    known = [value for value in values if value is not None]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    width = (high - low) or 1.0
+    return ["" if v is None else min(LEVELS - 1, int(LEVELS * (v - low) / width)) for v in values]
+
+
+def _numbers(layer: Layer) -> dict[str, Any]:
+    """What a click on a layer shows."""
+    rows = [
+        ("kind", layer.kind), ("block", layer.block), ("weights", layer.weights), ("inputs", layer.inputs),
+        ("output", layer.output), ("parameters", f"{layer.parameters:,}"), ("stored", _bytes(layer.bytes)),
+    ]  # fmt: skip
+    if layer.noise is not None:
+        rows.append(("SQNR of the output", "no noise" if layer.sqnr is None else f"{layer.sqnr:.1f} dB"))
+        rows.append(("float output", f"{layer.noise.low:.4g} to {layer.noise.high:.4g}"))
+        if layer.noise.grid is not None:
+            rows.append(("grid of the output", "{:.4g} to {:.4g}".format(*layer.noise.grid)))
+    if layer.reason:
+        rows.append(("why", layer.reason))
+    return {"name": layer.name, "numbers": rows, "codes": layer.codes}
+
+
+def _embedded(values: Any) -> str:
+    """JSON that can stand inside a script element."""
+    return json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _number(value: float, digits: int = 2) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "∞"
+
+
+def _bytes(size: int) -> str:
+    if size < 10_000:
+        return f"{size:,} B"
+    return f"{size / 1000:.0f} kB" if size < 1_000_000 else f"{size / 1e6:.2f} MB"
+
+
+def _tail(name: str, block: str) -> str:
+    """A layer's name without its block's."""
+    return name.removeprefix(f"{block}.") or name

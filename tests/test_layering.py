@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "brecq"
 
 MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but the command line
     "errors": "",
+    "units": "",
     "version": "",
     "report": "",
     "forward": "errors",
@@ -28,8 +29,10 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "precision": "checkpoint config data errors graph progress quant reconstruct report",
     "synthesis": "checkpoint config data errors evaluation forward progress reconstruct report",
     "deploy": "checkpoint converted data errors evaluation graph quant result version",
+    "page": "checkpoint converted data errors graph report result units",
     "pipeline": "checkpoint config converted data errors graph precision progress quant reconstruct report result",
-    "cli": "brecq config data deploy errors graph pipeline precision progress report result sources synthesis version",
+    "cli": "brecq config data deploy errors graph page pipeline precision progress report result sources synthesis "
+    "units version",
     "__main__": "cli",
 }
 

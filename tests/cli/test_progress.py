@@ -13,9 +13,9 @@ from rich.console import Console
 
 from brecq.cli import progress as module
 from brecq.cli.progress import Clock, LiveProgress, PlainProgress, describe_block, make_progress
-from brecq.cli.render import format_seconds
 from brecq.progress import Progress
 from brecq.report import BlockReport, ScopeEntry
+from brecq.units import format_seconds
 
 HIDE, SHOW, ERASE = "\x1b[?25l", "\x1b[?25h", "\x1b[2K"
 """Terminal codes: hide and show the cursor, erase the line."""

@@ -22,6 +22,8 @@ from brecq.cli.parsing import join_pairs
 from brecq.cli.profile import profile as _profile
 from brecq.cli.quantize import quantize as _quantize
 from brecq.cli.render import make_console
+from brecq.cli.report import compare as _compare
+from brecq.cli.report import report as _report
 from brecq.cli.search import search as _search
 from brecq.cli.verify import verify as _verify
 from brecq.errors import BrecqError
@@ -81,6 +83,8 @@ app.command("quantize", cls=_PairsCommand)(_quantize)
 app.command("evaluate")(_evaluate)
 app.command("distill")(_distill)
 app.command("inspect", cls=_PairsCommand)(_inspect)
+app.command("report")(_report)
+app.command("compare")(_compare)
 app.command("export")(_export)
 app.command("verify")(_verify)
 app.command("benchmark")(_benchmark)

@@ -20,8 +20,9 @@ from brecq.cli.inputs import (
 )
 from brecq.cli.parsing import parse_distillation, require_path
 from brecq.cli.progress import make_progress
-from brecq.cli.render import format_seconds, make_console, match_table
+from brecq.cli.render import make_console, match_table
 from brecq.synthesis.config import DistillConfig
+from brecq.units import format_seconds
 
 if TYPE_CHECKING:
     from torch import nn

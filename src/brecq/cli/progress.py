@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from rich.live import Live
 from rich.text import Text
 
-from brecq.cli.render import format_seconds, scope_table
+from brecq.cli.render import scope_table
 from brecq.progress import Progress
+from brecq.units import format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console

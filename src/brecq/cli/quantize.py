@@ -28,6 +28,7 @@ from brecq.cli.inputs import (
 from brecq.cli.parsing import given, parse_distillation, require_data, require_path
 from brecq.cli.progress import make_progress
 from brecq.cli.render import ResultRow, describe_evaluation, make_console, result_table, short_count
+from brecq.cli.report import write_run_page
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 from brecq.synthesis.config import DistillConfig
@@ -296,6 +297,7 @@ def run(job: Job, console: Console) -> None:
     rows += quantized_rows(job, source.model, calibration, evaluation, result)
     console.print(result_table(rows))
     tell(console, "saved", str(job.output))
+    write_run_page(console, result, job.output, rows, calibration, evaluation, source.model, preprocessing, job.device)
 
 
 def distilled_calibration(

@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from brecq.units import format_seconds, megabytes, short_count
+
 if TYPE_CHECKING:
     from brecq import Benchmark, Evaluation, Verification
     from brecq.deploy.compare import CodesCompared
@@ -183,32 +185,6 @@ def match_table(layers: Sequence[LayerMatch], most: int = 12) -> Table:
     mean = [sum(column) / len(layers) for column in zip(*columns, strict=True)]
     table.add_row(f"mean of all {len(layers)}", *(f"{value:.3f}" for value in mean), style="bold")
     return table
-
-
-def format_seconds(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 07 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def megabytes(size: int) -> str:
-    """`18.60`, `0.0107`: two decimals, or three digits of what is smaller."""
-    return f"{size / 1e6:.2f}" if size >= 1e6 else f"{size / 1e6:.3g}"
-
-
-def short_count(number: float) -> str:
-    """`812`, `8.13 k`, `11.7 M`, `1.81 G`."""
-    for unit in ("", " k", " M", " G"):
-        if abs(number) < 999.5 or unit == " G":
-            break
-        number /= 1000
-    return f"{number:.3g}{unit}"
 
 
 def _measured(row: ResultRow, name: str, digits: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
+import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brecq.page.facts import Layer
 from brecq.report import BlockReport
@@ -20,7 +22,7 @@ INK, FIRST, SECOND, FAINT = "#010203", "#010204", "#010205", "#010206"
 
 _VARIABLES = {INK: "var(--ink)", FIRST: "var(--first)", SECOND: "var(--second)", FAINT: "var(--faint)"}
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "brecq", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": FAINT, "xtick.color": INK, "ytick.color": INK, "grid.color": FAINT, "grid.linewidth": 0.5,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
@@ -53,7 +55,7 @@ def sqnr_along(layers: Sequence[Layer]) -> str:
     known = [layer for layer in layers if layer.sqnr is not None]
     with _Chart(7.2, 3.0) as chart:
         axes = chart.axes
-        axes.plot([layer.sqnr for layer in known], color=FIRST, marker="o", markersize=3, linewidth=1.2)
+        axes.plot([layer.sqnr or 0.0 for layer in known], color=FIRST, marker="o", markersize=3, linewidth=1.2)
         axes.set_ylabel("SQNR, dB")
         _names(axes, known)
         axes.grid(axis="y")
@@ -97,6 +99,21 @@ def histograms(layer: Layer) -> str:
     return chart.svg(f"Histograms of {layer.name}: weight codes and output values")
 
 
+def size_against(metric: str, points: Sequence[tuple[int, float, str]]) -> str:
+    """Size of the weights against a metric, a point for each result; results that no other beats are joined."""
+    with _Chart(7.2, 3.6) as chart:
+        axes = chart.axes
+        front = [p for p in points if not any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in points)]
+        axes.plot([size / 1e6 for size, *_ in sorted(front)], [value for _, value, _ in sorted(front)], color=FAINT)
+        axes.plot([size / 1e6 for size, *_ in points], [value for _, value, _ in points], "o", color=FIRST)
+        for size, value, name in points:
+            axes.annotate(name, (size / 1e6, value), textcoords="offset points", xytext=(6, 4), fontsize=7)
+        axes.set_xlabel("weights, MB")
+        axes.set_ylabel(metric)
+        axes.grid()
+    return chart.svg(f"Size of the weights against {metric}")
+
+
 class _Chart:
     """A figure in the page's style; `svg` gives it as text once the `with` block is left."""
 
@@ -131,26 +148,13 @@ class _Chart:
             text = text.replace(color, variable)
         text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt" width="[\d.]+pt"', "", text)
         # identifiers are unique in a drawing, not in a page of several
-        salt = f"{abs(hash_of(label)):x}"
+        salt = f"{zlib.crc32(label.encode()):x}"
         text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{salt}-", text)
-        return text.replace("<svg", f'<svg role="img" aria-label="{_escape(label)}"', 1)
-
-
-def hash_of(text: str) -> int:
-    """The same number for the same text in every process."""
-    import zlib
-
-    return zlib.crc32(text.encode())
-
-
-def _escape(text: str) -> str:
-    import html
-
-    return html.escape(text, quote=True)
+        return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
 
 
 def _names(axes: Axes, layers: Sequence[Layer]) -> None:
-    every = max(1, len(layers) // 48 + (len(layers) % 48 > 0) if len(layers) > 48 else 1)
+    every = -(-len(layers) // 48)
     shown = list(range(0, len(layers), every))
     axes.set_xticks(shown, [layers[i].name for i in shown], rotation=90, fontsize=6)
     axes.set_xlim(-0.8, len(layers) - 0.2)

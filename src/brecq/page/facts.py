@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 from brecq.checkpoint.tensors import IntegerTensor, PackedWeight, Stored, collect_tensors, stored_bytes
-from brecq.deploy.layers import weighted_layers
+from brecq.converted.layers import weighted_layers
 from brecq.report import BlockReport, ScopeEntry, TensorNoise
 from brecq.result import QuantResult
 

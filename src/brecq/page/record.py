@@ -68,4 +68,6 @@ class Record:
             changed = [Changed(**each) for each in values.pop("changed")]
             return cls(rows=rows, changed=changed, **values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{file} is damaged: {error}; delete it, and the page is written without it") from error
+            raise CheckpointError(
+                f"{file} is damaged: {error}; delete it, and the page is written without it"
+            ) from error

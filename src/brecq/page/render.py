@@ -1,4 +1,4 @@
-"""The page itself: facts and charts put into the template. It loads nothing from the network and runs on any browser."""
+"""The page itself: facts and charts put into the template. It loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from markupsafe import Markup
 from brecq.errors import CheckpointError
 from brecq.graph.noise import SAMPLES
 from brecq.page import charts
-from brecq.page.facts import Facts, Layer, gather
+from brecq.page.facts import Layer, gather
 from brecq.page.record import Record
-from brecq.progress import format_seconds
 from brecq.result import QuantResult
+from brecq.units import format_seconds
 
 PAGE = "report.html"
 WORST = 6
@@ -36,9 +36,17 @@ def write_page(result: QuantResult, file: Path | str, record: Record | None = No
     Raises:
         CheckpointError: the file cannot be written.
     """
-    file = Path(file)
+    return write_text(Path(file), page(result, record or Record()))
+
+
+def write_text(file: Path, text: str) -> Path:
+    """Write a page.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
     try:
-        file.write_text(page(result, record or Record()), encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"cannot write {file}: {error.strerror}; name another file") from error
     return file
@@ -53,16 +61,13 @@ def page(result: QuantResult, record: Record) -> str:
         "bytes": Markup(charts.bytes_per_layer(facts.layers)),
     }
     worst = sorted((layer for layer in facts.layers if layer.sqnr is not None), key=lambda layer: layer.sqnr or 0.0)
-    environment = _environment()
-    loader = environment.loader
-    assert loader is not None
-    style, script = (Markup(loader.get_source(environment, name)[0]) for name in ("style.css", "report.js"))
     present = {
         "blocks": bool(drawn["blocks"]), "tensors": bool(drawn["sqnr"]), "worst": bool(worst),
         "pictures": bool(record.calibration or record.changed),
     }  # fmt: skip
-    text = environment.get_template("report.html.j2").render(
-        title=_title(result),
+    return render(
+        "report.html.j2",
+        title=" at ".join(title(result)),
         summary=_summary(result),
         sections=[(key, name) for key, name in _SECTIONS.items() if present.get(key, True)],
         facts=facts,
@@ -77,29 +82,32 @@ def page(result: QuantResult, record: Record) -> str:
         noise_samples=min(SAMPLES, result.report.samples),
         worst=[(layer, Markup(charts.histograms(layer))) for layer in worst[:WORST]],
         layers_json=Markup(_embedded([_numbers(layer) for layer in facts.layers])),
-        style=style,
-        script=script,
     )
-    return text
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("brecq.page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+def render(template: str, **values: Any) -> str:
+    """A template of this package with the page's style and script."""
+    loader = PackageLoader("brecq.page")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters.update(number=_number, bytes=_bytes, seconds=format_seconds, tail=_tail)
-    return environment
+    style, script = (Markup(loader.get_source(environment, name)[0]) for name in ("style.css", "report.js"))
+    return environment.get_template(template).render(style=style, script=script, **values)
 
 
-def _title(result: QuantResult) -> str:
+def title(result: QuantResult) -> tuple[str, str]:
+    """The network's name, and its bits such as `W4A8`."""
     source = (result.metadata.get("source") or {}).get("spec")
-    config = result.config
-    return f"{source or 'A network'} at W{config.weights}A{config.activations}"
+    mixed = " mixed" if result.report.allocation is not None else ""
+    return source or "A network", f"W{result.config.weights}A{result.config.activations}{mixed}"
 
 
 def _summary(result: QuantResult) -> str:
     config = result.config
-    how = "rounded to nearest" if config.method == "rtn" else f"reconstructed {config.granularity} by {config.granularity}"
+    how = (
+        "rounded to nearest"
+        if config.method == "rtn"
+        else f"reconstructed {config.granularity} by {config.granularity}"
+    )
     mixed = ", bits per layer from a search" if result.report.allocation is not None else ""
     return f"Weights of {config.weights} bits, activations of {config.activations} bits{mixed}, {how}."
 
@@ -107,7 +115,7 @@ def _summary(result: QuantResult) -> str:
 def _levels(layers: Sequence[Layer]) -> dict[str, list[int | str]]:
     """The color of each layer, 0 to 4, under each of the three orders; empty where nothing is known."""
     errors = [None if layer.sqnr is None else -layer.sqnr for layer in layers]
-    sizes = [math.log(layer.bytes) if layer.bytes else None for layer in layers]
+    sizes = [float(layer.bytes) or None for layer in layers]
     return {"sqnr": _ranked(errors), "bits": [_bits_level(layer.bits) for layer in layers], "bytes": _ranked(sizes)}
 
 
@@ -116,10 +124,9 @@ def _bits_level(bits: int) -> int:
 
 
 def _ranked(values: Sequence[float | None]) -> list[int | str]:
-    known = [value for value in values if value is not None]
-    low, high = min(known, default=0.0), max(known, default=1.0)
-    width = (high - low) or 1.0
-    return ["" if v is None else min(LEVELS - 1, int(LEVELS * (v - low) / width)) for v in values]
+    """A fifth of the known values in each level: one outlier does not take the color from all others."""
+    order = sorted({value for value in values if value is not None})
+    return ["" if value is None else LEVELS * order.index(value) // len(order) for value in values]
 
 
 def _numbers(layer: Layer) -> dict[str, Any]:

@@ -3,7 +3,7 @@ const layers = JSON.parse(document.getElementById("layers").textContent);
 const network = document.querySelector(".network");
 const details = document.getElementById("details");
 const cells = [...document.querySelectorAll(".cell")];
-const meaning = { sqnr: "small to large error; without color: not measured", bits: "few to many bits", bytes: "small to large" };
+const meaning = { sqnr: "small to large error, a fifth of the layers each", bits: "few to many bits", bytes: "small to large, a fifth of the layers each" };
 
 function color(key) {
   network.dataset.color = key;

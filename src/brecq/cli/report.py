@@ -1,0 +1,115 @@
+"""`brecq report` and `brecq compare`: results as HTML pages."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from brecq.cli.inputs import tell
+from brecq.cli.parsing import require_path
+from brecq.cli.render import make_console
+from brecq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import nn
+
+    from brecq.cli.inputs import EvaluationData
+    from brecq.cli.render import ResultRow
+    from brecq.data import Dataset, Preprocessing
+    from brecq.result import QuantResult
+
+PAGE, COMPARISON = "report.html", "compare.html"
+
+
+def report(
+    path: Annotated[Path, typer.Argument(metavar="RESULT", help="The folder that `brecq quantize` wrote.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The page. Default: report.html in RESULT.")
+    ] = None,
+) -> None:
+    """Write the report of a saved RESULT as one HTML page.
+
+    brecq report out/
+    """
+    require_path("RESULT", path)
+
+    import brecq
+    from brecq.page.record import Record
+    from brecq.page.render import write_page
+
+    page = write_page(brecq.load(path), output or path / PAGE, Record.load(path))
+    tell(make_console(), "saved", str(page))
+
+
+def write_run_page(
+    console: Console,
+    result: QuantResult,
+    folder: Path,
+    rows: Sequence[ResultRow],
+    calibration: Dataset,
+    evaluation: EvaluationData | None,
+    model: nn.Module,
+    preprocessing: Preprocessing | None,
+    device: str,
+) -> None:
+    """Keep what a run measured in its folder, and write its page there."""
+    from brecq.page import pictures
+    from brecq.page.record import Changed, Record, Row
+    from brecq.page.render import write_page
+
+    shown: list[str] = []
+    changed: list[Changed] = []
+    compared = samples = 0
+    if preprocessing is not None:
+        shown = pictures.thumbnails(calibration.inputs[0], preprocessing)
+    if evaluation is not None:
+        samples = max((row.evaluation.samples for row in rows if row.evaluation is not None), default=0)
+        part = evaluation.parts[0]
+        changed, compared = pictures.changed_decisions(model, result.model, part, preprocessing, device)
+    kept = [Row(row.name, measured(row), row.size, row.seconds) for row in rows]
+    record = Record(shlex.join(["brecq", *sys.argv[1:]]), kept, samples, shown, changed, compared)
+    record.save(folder)
+    tell(console, "report", str(write_page(result, folder / PAGE, record)))
+
+
+def measured(row: ResultRow) -> dict[str, float]:
+    """What was measured of a network, by the name it is shown under; infinite values are left out."""
+    found = row.evaluation
+    if found is None:
+        return {}
+    values = {"top-1 %": found.top1, "top-5 %": found.top5, "agreement %": found.agreement, "SQNR dB": found.sqnr}
+    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def compare(
+    paths: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Folders that `brecq quantize` wrote.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page.")] = Path(COMPARISON),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Put several saved results side by side on one HTML page.
+
+    brecq compare w8/ w4/ w2/
+    """
+    if len(paths) < 2:
+        raise ConfigError("one result is nothing to compare; give at least two folders")
+    for path in paths:
+        require_path("RESULT", path)
+    if output.exists() and not force:
+        raise ConfigError(f"{str(output)!r} exists; replace it with --force, or name another file with -o")
+
+    import brecq
+    from brecq.page.compare import compare_page, shortest_names
+    from brecq.page.record import Record
+    from brecq.page.render import write_text
+
+    names = shortest_names(paths)
+    results = [(name, brecq.load(path), Record.load(path)) for name, path in zip(names, paths, strict=True)]
+    write_text(output, compare_page(results))
+    tell(make_console(), "saved", str(output))

@@ -1,0 +1,29 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+
+def format_seconds(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 07 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def megabytes(size: int) -> str:
+    """`18.60`, `0.0107`: two decimals, or three digits of what is smaller."""
+    return f"{size / 1e6:.2f}" if size >= 1e6 else f"{size / 1e6:.3g}"
+
+
+def short_count(number: float) -> str:
+    """`812`, `8.13 k`, `11.7 M`, `1.81 G`."""
+    for unit in ("", " k", " M", " G"):
+        if abs(number) < 999.5 or unit == " G":
+            break
+        number /= 1000
+    return f"{number:.3g}{unit}"

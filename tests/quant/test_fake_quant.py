@@ -10,7 +10,6 @@ from brecq.errors import DataError
 from brecq.quant import affine
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import (
-    DEAD_CHANNEL,
     ActivationFakeQuantize,
     BiasFakeQuantize,
     Mode,
@@ -113,14 +112,6 @@ def test_learning_starts_at_the_float_weight_and_ends_at_the_learned_codes() -> 
     assert torch.equal(module(w), nearest)
 
 
-def test_a_dead_channel_keeps_a_step_that_leaves_room_for_its_bias() -> None:
-    w = torch.randn(3, 8)
-    w[1] = 0
-    module = weight(w)
-    assert module.scale.min() >= DEAD_CHANNEL * module.scale.max() * (1 - 1e-6)
-    assert not hard(module)(w)[1].any()
-
-
 def test_activations_are_initialized_on_what_was_observed() -> None:
     torch.manual_seed(0)
     x = torch.rand(1000) * 3
@@ -208,6 +199,50 @@ def test_biases_are_multiples_of_the_product_of_the_steps() -> None:
     with torch.no_grad():
         theta.add_(3.0)
     assert not torch.equal(module(bias), rounded)  # it follows the step that is being learned
+
+
+@pytest.mark.parametrize("qscheme", [AFFINE, SYMMETRIC, torch.per_tensor_symmetric])
+@pytest.mark.parametrize("dead", [0.0, 1e-30, 1e-12, 1e-6])
+def test_weight_steps_are_raised_until_every_bias_has_its_code(dead: float, qscheme: torch.qscheme) -> None:
+    w, x, bias = torch.randn(6, 20), torch.rand(32, 20), torch.tensor([1.0, -20.0, 0.1, 0.0, 3e4, -1e-9])
+    w[::2] *= dead
+    inputs, weights = hard(activation(x, 8)), hard(weight(w, 8, qscheme))
+    module = hard(BiasFakeQuantize(inputs, weights))
+    fine = weights.scale.clone()
+    module.make_room(bias)
+    step = inputs.scale.double() * weights.scale.double()
+    codes = module.integers(bias)
+    assert codes.abs().max() < 2**30
+    assert ((codes * step - bias.double()).abs() <= step * 0.500001).all()
+    torch.testing.assert_close(module(bias), bias, rtol=1e-6, atol=step.max().item() / 2)
+    if qscheme is not torch.per_tensor_symmetric:
+        assert torch.equal(weights.scale[1::2], fine[1::2])  # the others keep their steps
+    assert ((weights(w) - w).abs() <= weights.scale.view(-1, 1) * 1.5).all()
+    raised = weights.scale.clone()
+    module.make_room(bias)
+    assert torch.equal(weights.scale, raised)
+
+
+def test_room_is_made_again_for_smaller_input_steps_and_learned_codes_follow() -> None:
+    w, bias = torch.randn(3, 50) * torch.tensor([[1.0], [1e-7], [1e-3]]), torch.tensor([0.5, 2.0, 1.0])
+    inputs, weights = hard(activation(torch.rand(64), 8)), hard(weight(w, 8))
+    module = hard(BiasFakeQuantize(inputs, weights))
+    module.make_room(bias)
+    weights.end_learning(weights.integers(w))
+    before = weights(w)
+    inputs.end_learning(inputs.scale / 1000)  # learning, or tuning, shrank it
+    assert module.integers(bias)[1] == module.range.high  # saturated
+    module.make_room(bias)
+    assert module.integers(bias).abs().max() < 2**29
+    assert ((weights(w) - before).abs() <= weights.scale.view(-1, 1) * 0.501).all()
+    assert torch.equal(weights(w)[0], before[0])
+
+
+def test_room_waits_for_steps_that_are_not_set() -> None:
+    inputs = ActivationFakeQuantize(IntRange.activations(8), torch.per_tensor_affine)
+    module = BiasFakeQuantize(inputs, weight(torch.zeros(2, 3)))
+    module.make_room(torch.ones(2))
+    BiasFakeQuantize(None, weight(torch.zeros(2, 3))).make_room(torch.ones(2))
 
 
 def test_a_bias_is_learned_and_rounded() -> None:

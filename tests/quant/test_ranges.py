@@ -9,7 +9,7 @@ from torch import Tensor
 from brecq.errors import DataError, SourceError
 from brecq.quant import ranges as module
 from brecq.quant.affine import IntRange, fake_quantize, per_channel
-from brecq.quant.ranges import MIN_SCALE, activation_range, weight_range
+from brecq.quant.ranges import MIN_SCALE, ZERO_SCALE, activation_range, weight_range
 
 seeds = st.integers(0, 2**31)
 signed = st.builds(IntRange.weights, st.integers(2, 8), st.booleans())
@@ -132,13 +132,28 @@ def test_constant_channels(bits: int, symmetric: bool) -> None:
     restored = fake_quantize(w, scale[:, None], zero_point[:, None], range)
     # One value and zero fit on any grid, but the candidates are discrete: within 1 %.
     torch.testing.assert_close(restored, w, rtol=0.01, atol=MIN_SCALE)
-    assert scale[0] == MIN_SCALE
+    assert scale[0] == torch.tensor(ZERO_SCALE)
 
 
 def test_a_weight_without_elements_per_channel() -> None:
     scale, zero_point = weight_range(torch.zeros(3, 0), IntRange(-2, 1))
-    assert torch.equal(scale, torch.full((3,), MIN_SCALE))
+    assert torch.equal(scale, torch.full((3,), ZERO_SCALE))
     assert zero_point.shape == (3,)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("exponent", [-110, -70, -40, 40, 100])
+def test_steps_scale_with_the_values_however_tiny_or_large(exponent: int, symmetric: bool) -> None:
+    x = random_weight(3, 4, 200)
+    factor = 2.0**exponent
+    for range in (IntRange.weights(8, symmetric), IntRange.weights(2, symmetric)):
+        (scale, zero_point), (scaled, shifted) = (weight_range(v, range, 0, symmetric) for v in (x, x * factor))
+        assert torch.equal(scaled, scale * factor)
+        assert torch.equal(shifted, zero_point)
+    rows, range = x.flatten(), IntRange.activations(8)
+    scale, _ = activation_range(rows, rows.min(), rows.max(), range, symmetric)
+    scaled, _ = activation_range(rows * factor, rows.min() * factor, rows.max() * factor, range, symmetric)
+    assert scaled == scale * factor
 
 
 def test_without_samples_the_full_range_is_kept() -> None:

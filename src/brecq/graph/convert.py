@@ -23,7 +23,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 from brecq.errors import BrecqError, CaptureError
 from brecq.graph.capture import batch_dim, dynamic_shapes
 from brecq.graph.fold import get_tensor
-from brecq.quant.fake_quant import BiasFakeQuantize
+from brecq.quant.fake_quant import BiasFakeQuantize, WeightFakeQuantize
 
 decomposed = torch.ops.quantized_decomposed
 
@@ -40,6 +40,7 @@ class _Constant:
 
     value: Tensor
     exact: bool  # the value is already on the integer grid: a fake-quantizer's, not an observer's
+    codes: Tensor | None = None  # where the fake-quantizer knows them
 
 
 def convert(prepared: GraphModule) -> GraphModule:
@@ -172,7 +173,10 @@ def _bake(module: GraphModule) -> dict[str, _Constant]:
             names[key] = name = _free_name(origin, (targets - {origin}) | taken | constants.keys())
             exact = isinstance(observer, FakeQuantizeBase)
             value = observer(values[source]) if exact else values[source]
-            constants[name] = _Constant(value.detach(), exact)
+            codes = None
+            if isinstance(observer, (BiasFakeQuantize, WeightFakeQuantize)):
+                codes = observer.integers(values[source])
+            constants[name] = _Constant(value.detach(), exact, codes)
             _set_buffer(module, name, value.detach())
         with module.graph.inserting_before(node):
             attribute = module.graph.get_attr(names[key])
@@ -263,6 +267,8 @@ def _quantize(name: str, constant: _Constant, operator: Any, qparams: Sequence[A
     """
     scale, zero_point, *axis, low, high, dtype = qparams
     value = constant.value
+    if constant.codes is not None:
+        return _checked(name, constant.codes.to(dtype), value, operator, qparams)
     if axis:
         shape = [1] * value.dim()
         shape[axis[0]] = -1
@@ -278,6 +284,11 @@ def _quantize(name: str, constant: _Constant, operator: Any, qparams: Sequence[A
         limit = torch.full((), direction, dtype=torch.float32, device=value.device)
         near = (torch.nextafter(steps.float(), limit).double() + zero_point).clamp(low, high).to(dtype)
         codes = torch.where(wrong, near, codes)
+    return _checked(name, codes, value, operator, qparams)
+
+
+def _checked(name: str, codes: Tensor, value: Tensor, operator: Any, qparams: Sequence[Any]) -> Tensor:
+    """`codes`, if they dequantize to `value` bit for bit."""
     restored = DEQUANTIZE[operator](codes, *qparams)
     if torch.equal(restored, value):
         return codes

@@ -21,6 +21,7 @@ from brecq.errors import ConfigError
 from brecq.graph import ops
 from brecq.graph.dataflow import resolve
 from brecq.graph.fold import get_tensor
+from brecq.graph.placement import output_axis
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, WeightFakeQuantize
 
@@ -159,12 +160,8 @@ def _add_bias_quantizers(graph: GraphModule) -> None:
         if not isinstance(weight, WeightFakeQuantize) or not weight.enabled:
             continue
         inputs = input_quantizer(graph, layer)
-        if (
-            weight.per_channel
-            and weight.ch_axis != 0
-            and get_tensor(graph, _weight_of(layer)).shape[weight.ch_axis] != bias.meta["val"].numel()
-        ):
-            inputs = None  # scales shared between groups: one step per bias element is not defined
+        if weight.per_channel and not _is_per_output(graph, layer, weight.ch_axis):
+            inputs = None  # scales of inputs, or shared between groups: a bias element has no step of its own
         name = f"{str(bias.target).replace('.', '_')}_fake_quantize"
         while hasattr(graph, name):
             name += "_"
@@ -175,8 +172,10 @@ def _add_bias_quantizers(graph: GraphModule) -> None:
         layer.args = (*layer.args[:2], node, *layer.args[3:])
 
 
-def _weight_of(layer: Node) -> str:
-    return str(resolve(layer.args[1]).target)  # type: ignore[arg-type]
+def _is_per_output(graph: GraphModule, layer: Node, axis: int) -> bool:
+    """True if the weight's `axis` counts the layer's outputs, one by one."""
+    weight = get_tensor(graph, str(resolve(layer.args[1]).target))  # type: ignore[arg-type]
+    return axis == output_axis(layer) and weight.shape[axis] == layer.args[2].meta["val"].numel()  # type: ignore[union-attr]
 
 
 __all__ = ["fake_quantize_node", "grid_of", "input_quantizer", "prepare"]

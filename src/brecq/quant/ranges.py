@@ -13,8 +13,12 @@ from torch import Tensor
 from brecq.errors import DataError, SourceError
 from brecq.quant.affine import IntRange
 
-MIN_SCALE = torch.finfo(torch.float32).eps
-"""Smallest step, that of PyTorch's observers: its reciprocal, and products with other steps, are normal numbers."""
+MIN_SCALE = torch.finfo(torch.float32).tiny
+"""Smallest step: a normal number whose reciprocal is one too."""
+
+ZERO_SCALE = torch.finfo(torch.float32).eps
+"""Step of what is zero everywhere, that of PyTorch's observers: any step is exact there, and a layer's bias, whose
+step is a multiple of it, stays fine."""
 
 _CHUNK = 1 << 18
 """Elements searched at a time: few enough for the working buffers to stay in the cache."""
@@ -33,7 +37,7 @@ def weight_range(
 
     Returns:
         `scale` [C] float32, at least `MIN_SCALE`, and `zero_point` [C] float32, whole numbers inside `range`:
-        zero is always a code. A channel that is all zero gets `MIN_SCALE`.
+        zero is always a code. A channel that is all zero gets `ZERO_SCALE`.
 
     Raises:
         SourceError: the weight holds NaN or infinite values.
@@ -50,11 +54,13 @@ def weight_range(
     scales, zero_points = _candidates(low, high, range, symmetric, candidates)
     if not symmetric and candidates > 1:
         scales, zero_points = _shifted(scales, zero_points, range)
+    unit = _unit(low, high)
     best = torch.empty(rows.shape[0], dtype=torch.long, device=rows.device)
     step = max(1, _CHUNK // max(1, rows.shape[1]))
     for first in torch.arange(0, rows.shape[0], step).tolist():
         part = slice(first, first + step)
-        errors = _errors(rows[part], scales[:, part, None], zero_points[:, part, None], range, p)
+        steps = (scales[:, part] / unit[part])[..., None]
+        errors = _errors(rows[part] / unit[part, None], steps, zero_points[:, part, None], range, p)
         best[part] = errors.argmin(0)
     channel = torch.arange(rows.shape[0], device=rows.device)
     return scales[best, channel], zero_points[best, channel]
@@ -91,9 +97,11 @@ def activation_range(
             "observed; check the calibration data and that the network gives finite outputs on it"
         )
     scales, zero_points = _candidates(low, high, range, symmetric, candidates)
+    unit = _unit(low, high)
     errors = torch.zeros(candidates, 1, dtype=torch.float64, device=samples.device)
     for part in samples.detach().reshape(-1).split(_CHUNK):
-        errors += _errors(part.to(torch.float32)[None], scales[:, :, None], zero_points[:, :, None], range, p)
+        steps = (scales / unit)[:, :, None]
+        errors += _errors(part.to(torch.float32)[None] / unit, steps, zero_points[:, :, None], range, p)
     best = errors.argmin(0)[0]
     return scales[best, 0], zero_points[best, 0]
 
@@ -114,8 +122,15 @@ def _candidates(low: Tensor, high: Tensor, range: IntRange, symmetric: bool, can
         # Shrinking moves both ends by the same factor, so the zero point is the same for every factor.
         share = torch.where(scale > 0, -low / scale.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
         zero_point = (range.low + share.round()).clamp(range.low, range.high)
-    scales = (factors * scale).to(torch.float32).clamp(min=MIN_SCALE)
+    scales = torch.where(scale > 0, (factors * scale).to(torch.float32).clamp(min=MIN_SCALE), ZERO_SCALE)
     return scales, zero_point.to(torch.float32).expand_as(scales)
+
+
+def _unit(low: Tensor, high: Tensor) -> Tensor:
+    """A power of two near the larger end of each range (1 for an empty one): in such units the p-th powers of the
+    errors of tiny and of huge values neither vanish nor overflow, and nothing else changes."""
+    exponent = torch.frexp(torch.maximum(-low, high)).exponent
+    return torch.ldexp(torch.ones_like(high), exponent.clamp(-125, 125))
 
 
 def _shifted(scales: Tensor, zero_points: Tensor, range: IntRange) -> tuple[Tensor, Tensor]:

@@ -60,3 +60,11 @@ def learnables(graph: GraphModule, done: Collection[nn.Module] = ()) -> Learnabl
             kind: dict[str, Any] = found.weights if isinstance(module, WeightFakeQuantize) else found.biases
             kind[name] = (module, get_tensor(graph, str(source.target)))
     return found
+
+
+def make_room(graph: GraphModule) -> None:
+    """Give every bias of a block (or the network) steps that its codes fit; call it whenever steps have been set."""
+    for node in graph.graph.nodes:
+        module, source = fake_quantize_node(graph, node), node.args[0] if node.args else None
+        if isinstance(module, BiasFakeQuantize) and isinstance(source, Node) and source.op == "get_attr":
+            module.make_room(get_tensor(graph, str(source.target)))

@@ -18,8 +18,8 @@ from torch import Tensor
 from brecq.config import Recipe
 from brecq.graph.blocks import Block
 from brecq.quant import adaround, kernels
-from brecq.quant.fake_quant import FakeQuantize, Mode, set_mode
-from brecq.reconstruct.learnables import Learnables
+from brecq.quant.fake_quant import ActivationFakeQuantize, FakeQuantize, Mode, set_mode
+from brecq.reconstruct.learnables import Learnables, make_room
 from brecq.reconstruct.sampler import NONE, Sampler, measured_on
 from brecq.reconstruct.streams import BATCH, Streams
 
@@ -46,8 +46,12 @@ def initialize(block: Block, mine: Learnables, streams: Streams, recipe: Recipe,
         if module.scale is None:
             module.initialize(weight, recipe.range_norm, recipe.range_candidates)
     waiting = [module for module in mine.activations.values() if not module.initialized]
-    if not activations or not waiting:
-        return
+    if activations and waiting:
+        _observe(block, waiting, streams, recipe)
+    make_room(block.module)
+
+
+def _observe(block: Block, waiting: list[ActivationFakeQuantize], streams: Streams, recipe: Recipe) -> None:
     set_mode(block.module, Mode.FLOAT)
     for module in waiting:
         module.mode = Mode.OBSERVE
@@ -92,7 +96,7 @@ class Reconstruction:
     def run(self, steps: int, on_step: StepHook) -> Outcome:
         """Learn for `steps` steps, leaving the block in hard mode with the best state found."""
         before = self.hard_error()
-        scale = max(before.loss, 1e-12)
+        scale = before.loss or 1.0
         if not (self.weights or self.activations or self.biases):
             return Outcome(before.relative, before.relative, 0)
         best = (before, self._snapshot(untouched=True))

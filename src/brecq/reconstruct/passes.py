@@ -22,7 +22,7 @@ from brecq.progress import Progress
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, set_mode
 from brecq.reconstruct import fisher
 from brecq.reconstruct.cache import ActivationCache
-from brecq.reconstruct.learnables import Learnables, learnables
+from brecq.reconstruct.learnables import Learnables, learnables, make_room
 from brecq.reconstruct.optimize import Reconstruction, Stage, initialize
 from brecq.reconstruct.sampler import hold_out
 from brecq.reconstruct.streams import Streams, run_batches
@@ -195,6 +195,7 @@ class _Pass:
             else:
                 assert streams is not None
                 report = self._reconstruct(index, mine, streams)
+            make_room(block.module)  # steps shrink, and biases grow, while they are learned
             if streams is not None:
                 streams.advance("quantized", block)
                 streams.release(index)

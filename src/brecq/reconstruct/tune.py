@@ -21,7 +21,7 @@ from brecq.errors import BrecqError
 from brecq.graph.blocks import Network
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct.cache import ActivationCache
-from brecq.reconstruct.learnables import Learnables
+from brecq.reconstruct.learnables import Learnables, make_room
 from brecq.reconstruct.optimize import Outcome, StepHook
 from brecq.reconstruct.sampler import Sampler, measured_on
 from brecq.reconstruct.streams import BATCH
@@ -98,6 +98,7 @@ class Tuning:
                 best, kept = after, self.mine.state()
             else:
                 self.mine.restore(kept)
+        make_room(self.network.graph)
         for name in (*self.inputs, *self.targets):
             self.cache.drop(name)
         return Outcome(before, best, steps)
@@ -164,7 +165,7 @@ class Tuning:
         """Squared error divided by the target's mean square, mean over the outputs."""
         targets = [self.cache.get(name, index) for name in self.targets]
         errors = [
-            F.mse_loss(output.float(), target) / target.square().mean().clamp(min=1e-30)
+            F.mse_loss(output.float(), target) / target.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
             for output, target in zip(outputs, targets, strict=True)
         ]
         return torch.stack(errors).mean()

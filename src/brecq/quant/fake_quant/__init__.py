@@ -12,11 +12,10 @@ from torch import nn
 from brecq.quant.fake_quant.activation import OBSERVED_VALUES, ActivationFakeQuantize
 from brecq.quant.fake_quant.base import BaseFakeQuantize, Mode
 from brecq.quant.fake_quant.bias import BIAS_RANGE, BiasFakeQuantize
-from brecq.quant.fake_quant.weight import DEAD_CHANNEL, WeightFakeQuantize
+from brecq.quant.fake_quant.weight import WeightFakeQuantize
 
 __all__ = [
     "BIAS_RANGE",
-    "DEAD_CHANNEL",
     "OBSERVED_VALUES",
     "ActivationFakeQuantize",
     "BaseFakeQuantize",

@@ -7,14 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brecq.quant import affine
+from brecq.quant import ranges
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant.activation import ActivationFakeQuantize
 from brecq.quant.fake_quant.base import BaseFakeQuantize, Mode
 from brecq.quant.fake_quant.weight import WeightFakeQuantize
 
-BIAS_RANGE = IntRange(-(2**30), 2**30)
+BIAS_RANGE = IntRange(1 - 2**30, 2**30 - 1)
 """Bias codes stay inside int32 with room for the accumulator."""
+
+ROOM = 2.0**28
+"""Largest code of a bias that `make_room` had to make room for: its steps may still shrink to a quarter."""
 
 
 class BiasFakeQuantize(BaseFakeQuantize):
@@ -52,6 +55,32 @@ class BiasFakeQuantize(BaseFakeQuantize):
         assert inputs is not None, "a bias behind a float input has no step"
         return (inputs.step_size() * weight.step_size()).detach()
 
+    @torch.no_grad()
+    def make_room(self, bias: Tensor) -> None:
+        """Raise the weight's steps where the codes of `bias` would leave `BIAS_RANGE`, or the step float32's normal
+        range.
+
+        Weights so small beside their bias lose nothing that counts: half a raised step for each of K weights, at
+        inputs of 255 steps, is K·2⁻²¹ of the bias at most. Steps that are not set yet are left for a later call.
+        """
+        inputs, weight = self.sources
+        if not self.enabled or inputs is None or not inputs.initialized or weight.scale is None:
+            return
+        size, step = self.value(bias).detach().abs().double(), inputs.step_size().detach().double()
+        if weight.scale.numel() == 1:
+            size = size.amax().reshape(1)
+        too_large = size >= self.range.high * step * weight.scale.double()
+        least = torch.where(too_large, size / (ROOM * step), ranges.MIN_SCALE / step)
+        weight.raise_steps(least.float())
+
+    @torch.no_grad()
+    def integers(self, bias: Tensor) -> Tensor:
+        """The codes of `bias`, int32 [C]. In float64: beyond 2²³ steps, float32 misses the nearest one."""
+        inputs, weight = self.sources
+        assert inputs is not None, "a bias behind a float input has no codes"
+        step = inputs.step_size().double() * weight.step_size().double()
+        return (self.value(bias).double() / step).round().clamp(self.range.low, self.range.high).to(torch.int32)
+
     def begin_learning(self, bias: Tensor) -> nn.Parameter:
         """Start from the current value; returns the parameter to optimize (without effect if all of `bias` is 0)."""
         self.theta = nn.Parameter(torch.zeros_like(bias, dtype=torch.float32))
@@ -76,8 +105,7 @@ class BiasFakeQuantize(BaseFakeQuantize):
         value = self.value(bias)
         if not self.active:
             return value
-        scale = self.step_size()
-        rounded = affine.fake_quantize(value.detach(), scale, torch.zeros_like(scale), self.range)
+        rounded = self.integers(bias).to(torch.float32) * self.step_size()
         return rounded + (value - value.detach()) if value.requires_grad else rounded  # straight-through gradient
 
     def describe(self) -> str:

@@ -11,9 +11,6 @@ from brecq.quant import adaround, affine, ranges
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant.base import BaseFakeQuantize, Mode
 
-DEAD_CHANNEL = 1e-5
-"""Smallest step of a channel, relative to the largest of its layer."""
-
 
 class WeightFakeQuantize(BaseFakeQuantize):
     """Fake-quantizes a weight, per channel along `axis` (or as a whole), with learned rounding.
@@ -49,10 +46,24 @@ class WeightFakeQuantize(BaseFakeQuantize):
     def initialize(self, w: Tensor, p: float, candidates: int) -> None:
         """Choose scale and zero point for the weight `w` by range search."""
         rows, axis = (w, self.ch_axis) if self.per_channel else (w.reshape(1, -1), 0)
-        scale, self.zero_point = ranges.weight_range(rows, self.range, axis, self.symmetric, p, candidates)
-        # A (nearly) dead channel's tiny step would leave no room for its bias, whose step is a multiple of it.
-        self.scale = scale.clamp(min=DEAD_CHANNEL * scale.max().item())
+        self.scale, self.zero_point = ranges.weight_range(rows, self.range, axis, self.symmetric, p, candidates)
         self.codes = self._base = self.v = None
+
+    @torch.no_grad()
+    def raise_steps(self, least: Tensor) -> None:
+        """Make the steps [C] at least `least` [C] (or [1]); codes that are fixed are rounded to the larger steps."""
+        assert self.scale is not None, "initialize was not called"
+        assert self.zero_point is not None
+        if bool((self.scale >= least).all()):
+            return
+        raised = torch.maximum(self.scale, least)
+        if self.codes is not None:
+            ratio, zero_point = self.scale / raised, self.zero_point
+            if self.per_channel:
+                ratio = affine.per_channel(ratio, self.codes.dim(), self.ch_axis)
+                zero_point = affine.per_channel(zero_point, self.codes.dim(), self.ch_axis)
+            self.codes = (((self.codes - zero_point) * ratio).round() + zero_point).to(torch.int8)
+        self.scale = raised
 
     def begin_learning(self, w: Tensor) -> nn.Parameter:
         """Start AdaRound from rounding to nearest, or from `start`; returns the logits to optimize."""

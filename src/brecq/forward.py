@@ -1,11 +1,12 @@
-"""Running networks over many samples: in eval mode, batch by batch."""
+"""Running networks over many samples: in eval mode, batch by batch, inputs by position or by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from brecq.errors import DataError
 
@@ -43,3 +44,22 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+Inputs = Sequence[Tensor] | Mapping[str, Tensor]
+"""What a network is called with: tensors by position, or by the names of its `forward`'s parameters."""
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """The network's output."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def tensors(inputs: Inputs) -> tuple[Tensor, ...]:
+    """The input tensors in order."""
+    return tuple(inputs.values() if isinstance(inputs, Mapping) else inputs)
+
+
+def like(inputs: Inputs, values: Sequence[Tensor]) -> Inputs:
+    """`values` in the place of the tensors of `inputs`."""
+    return dict(zip(inputs, values, strict=True)) if isinstance(inputs, Mapping) else tuple(values)

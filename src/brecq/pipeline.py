@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from brecq.config import QuantConfig
 from brecq.converted import ranges
 from brecq.data.collect import collect
 from brecq.data.dataset import Dataset
+from brecq.data.signature import Signature
 from brecq.errors import ConfigError
+from brecq.forward import Inputs, tensors
 from brecq.graph import ops
 from brecq.graph.blocks import Network, extract
 from brecq.graph.capture import capture, example_batch
@@ -62,7 +64,8 @@ def quantize(
     Args:
         model: any module that `torch.export` can capture; it is left unchanged.
         calibration: inputs like those the network will see, unlabeled: a tensor [N, ...], an iterable of batches
-            (tensors, tuples of the model's positional inputs), a `DataLoader`, or a `Dataset`.
+            (tensors, tuples of the model's positional inputs, dictionaries by the names of its parameters), a
+            `DataLoader`, or a `Dataset`; see `brecq.data.collect`.
         config: bits, placement, granularity, recipe, seed; 4-bit weights and 8-bit activations by default.
         quantizer: a PT2E quantizer that decides what is quantized in place of `config`'s bits and placement.
         allocation: bits per layer from `brecq.search`; they replace those of `config`, its rules excepted.
@@ -86,12 +89,15 @@ def quantize(
     began = time.perf_counter()
     if resume and run_dir is None:
         raise ConfigError("resume=True needs run_dir: the folder of the run to continue")
-    data = collect(calibration, None)
-    target = Submodule(model, submodule, data.inputs) if submodule is not None else None
-    network_model, inputs = (model, data.inputs) if target is None else (target.module, target.inputs)
+    data = collect(calibration, None, model=model)
+    if data.origin:
+        progress.note(f"inputs: {data.origin}")
+    target = Submodule(model, submodule, data.arguments()) if submodule is not None else None
+    network_model, arguments = (model, data.arguments()) if target is None else (target.module, target.inputs)
+    inputs = tensors(arguments)
 
     progress.stage("capturing the network")
-    prepared, specs = _prepare(network_model, example_batch(inputs), config, quantizer, allocation)
+    prepared, specs = _prepare(network_model, example_batch(arguments), config, quantizer, allocation)
     started = start_from(prepared, learned or {})
     prepared.to(device)
     entries = scope(prepared, specs)
@@ -112,6 +118,8 @@ def quantize(
     recipe = config.recipe
     left = ranges.record(converted, inputs, device, recipe.range_norm, recipe.range_candidates)
     notes = [f"fake quantization kernels: {kernels.backend()}"]
+    if data.origin:
+        notes.append(f"inputs: {data.origin}")
     if started:
         notes.append(f"{started} weights started from the codes that the sensitivity table learned")
     report = Report(
@@ -120,7 +128,8 @@ def quantize(
         tensors=noise,
     )  # fmt: skip
     progress.close()
-    return QuantResult(converted, report, config, example_batch(inputs), wrapped=target, run_state=state, ranges=left)
+    examples = tensors(example_batch(arguments))
+    return QuantResult(converted, report, config, examples, wrapped=target, run_state=state, ranges=left)
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,7 @@ class Inspection:
 
 def inspect(
     model: nn.Module,
-    example_inputs: Sequence[Tensor],
+    example_inputs: Inputs,
     config: QuantConfig | None = None,
     *,
     quantizer: Quantizer | None = None,
@@ -153,10 +162,13 @@ def inspect(
 ) -> Inspection:
     """The blocks and the quantization scope of a network, without quantizing it.
 
+    Args:
+        example_inputs: each [N, ...]: positional inputs, or a dictionary by the names of `forward`'s parameters.
+
     Raises:
-        ConfigError, CaptureError, PartitionError.
+        ConfigError, DataError, CaptureError, PartitionError.
     """
-    inputs: tuple[Tensor, ...] = tuple(example_inputs)
+    inputs = Signature(model).order(example_inputs)
     if submodule is not None:
         target = Submodule(model, submodule, inputs)
         model, inputs = target.module, target.inputs
@@ -173,7 +185,7 @@ def inspect(
 
 def _prepare(
     model: nn.Module,
-    examples: tuple[Tensor, ...],
+    examples: Inputs,
     config: QuantConfig,
     quantizer: Quantizer | None,
     allocation: BitAllocation | None = None,

@@ -20,6 +20,9 @@ class Progress:
     def stage(self, text: str) -> None:
         """The run turned to `text`, such as "capturing the network"."""
 
+    def note(self, text: str) -> None:
+        """A fact worth knowing that is settled now, such as which part of the data went where."""
+
     def scope(self, entries: Sequence[ScopeEntry]) -> None:
         """It is settled what will be quantized, and how."""
 

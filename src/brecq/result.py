@@ -14,7 +14,7 @@ from brecq.checkpoint.resume import RunState
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors, stored_bytes
 from brecq.config import QuantConfig
 from brecq.converted.ranges import FloatRange
-from brecq.graph.convert import example_inputs, to_program
+from brecq.graph.convert import example_inputs, to_module, to_program
 from brecq.graph.submodule import Submodule
 from brecq.report import Report
 
@@ -93,7 +93,7 @@ def load(path: Path | str) -> QuantResult:
     saved = directory.read(path)
     ranges = saved.manifest.get("ranges")  # results of brecq 0.1.0 have none
     return QuantResult(
-        saved.program.module(),
+        to_module(saved.program),
         Report.from_dict(saved.report),
         QuantConfig.from_dict(saved.manifest["config"]),
         example_inputs(saved.program),

@@ -74,6 +74,9 @@ class ConsoleProgress(Progress):
         self._name = ""
         self._loss = ""
 
+    def note(self, text: str) -> None:
+        self._print(Text(text))
+
     def scope(self, entries: Sequence[ScopeEntry]) -> None:
         self.console.print(scope_table(entries))
 

@@ -3,50 +3,57 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from brecq.data.dataset import Dataset, check
+from brecq.data.signature import LABEL_KEYS, Layout, Signature
 from brecq.errors import DataError
-
-LABEL_KEYS = ("label", "labels", "y", "target", "targets")
 
 
 def collect(
-    data: Iterable[Any] | Tensor | Dataset, size: int | None, like: tuple[Tensor, ...] | None = None
+    data: Iterable[Any] | Tensor | Dataset,
+    size: int | None,
+    like: tuple[Tensor, ...] | None = None,
+    model: nn.Module | None = None,
 ) -> Dataset:
     """The first `size` samples of `data` (`None`: all), in order, on the CPU, floating point as float32.
 
-    `data` is a `Dataset`, a tensor [N, ...], a `torch.utils.data.Dataset` (of samples), or an iterable such as a
-    `DataLoader` or a list. Its elements are batches: tensors, tuples of tensors (a last one of integers, one a
-    sample, is the labels), or dictionaries (labels under `label`, `labels`, `y`, `target` or `targets`). Elements are
-    taken for single samples when their label is a single number, or when they lack one dimension of `like`.
-    An iterator is read only as far as needed. With fewer samples than asked for all are used, with a warning.
+    `data` is a `Dataset`, a tensor [N, ...], a dictionary, a `torch.utils.data.Dataset` (of samples), or an iterable
+    such as a `DataLoader` or a list. Its elements are batches: tensors, tuples of tensors, or dictionaries. What of
+    them is an input and what a label is decided by the signature of the `model`'s `forward`: dictionaries by their
+    keys (labels under `label`, `labels`, `y`, `target` or `targets`), tuples by position, a part that `forward` has no
+    place for being the label. Elements are taken for single samples when a part of them is a single number, or when
+    they lack one dimension of `like`. An iterator is read only as far as needed. With fewer samples than asked for
+    all are used, with a warning.
 
     Args:
         like: inputs that the network takes; their shapes after the first dimension must agree.
+        model: the network; without one, integers with one number a sample at the end of a tuple are labels.
 
     Raises:
-        DataError: no samples, elements of other types or of unequal shapes, NaN or infinite values.
+        DataError: no samples, elements of other types or of unequal shapes, NaN or infinite values, keys that
+            `forward` does not know, inputs that it needs and that are missing.
     """
     if size is not None and size < 1:
         raise DataError(f"the number of samples is {size}; ask for at least 1")
-    if isinstance(data, (str, Path)):
-        raise DataError(f"data is the path {str(data)!r}; read it with brecq.data.load_data first")
-    if isinstance(data, Dataset):
-        dataset = data if size is None or len(data) <= size else data.subset(slice(0, size))
-    elif isinstance(data, (Tensor, np.ndarray)):
-        tensor = _to_tensor(data, "the data", pixels=True)
-        if not tensor.ndim:
-            raise DataError(f"the data is the single number {tensor.item()}; give a tensor [N, ...]")
-        dataset = Dataset((tensor[:size],))
-    else:
-        dataset = _gather(data, size, like)
+    parts: list[Dataset] = []
+    for position, part in enumerate(stream(data, like, model)):
+        if parts:
+            _check_alike(parts[0], part, position)
+        parts.append(part)
+        if size is not None and sum(map(len, parts)) >= size:
+            break
+    if not parts:
+        raise DataError("the data holds no samples; give at least one (an exhausted generator is empty, too)")
+    dataset = parts[0] if len(parts) == 1 else _join(parts)
+    if size is not None and len(dataset) > size:
+        dataset = dataset.subset(slice(0, size))
     if size is not None and len(dataset) < size:
         warnings.warn(
             f"the data holds {len(dataset)} samples, fewer than the {size} asked for: using all", stacklevel=2
@@ -55,100 +62,160 @@ def collect(
     return dataset
 
 
-def _gather(data: Iterable[Any], size: int | None, like: tuple[Tensor, ...] | None) -> Dataset:
-    if isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+def stream(
+    data: Iterable[Any] | Tensor | Dataset, like: tuple[Tensor, ...] | None = None, model: nn.Module | None = None
+) -> Iterator[Dataset]:
+    """The batches of `data`, as `collect` takes them, one after the other; an element may be a `Dataset`, too."""
+    if isinstance(data, (str, Path)):
+        raise DataError(f"data is the path {str(data)!r}; read it with brecq.data.load_data first")
+    signature = None if model is None else Signature(model)
+    samples = isinstance(data, torch.utils.data.IterableDataset)
+    if isinstance(data, (Dataset, Tensor, np.ndarray, Mapping)):
+        data = (data,)
+    elif isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         # map-style datasets need not stop iterating: `for x in dataset` relies on IndexError
         data, samples = map(data.__getitem__, range(len(data))), True
-    else:
-        samples = isinstance(data, torch.utils.data.IterableDataset)
-    if not isinstance(data, Iterable):
+    elif not isinstance(data, Iterable):
         raise DataError(f"the data is a {type(data).__name__}; give a tensor [N, ...] or an iterable of batches")
-    batches: list[tuple[list[Tensor], Tensor | None]] = []
-    count = 0
+    layout: Layout | None = None
     for position, element in enumerate(data):
-        inputs, labels = _split(element, f"element {position} of the data")
-        if samples or (labels is not None and labels.ndim == 0) or _lacks_batch(inputs, like):
-            inputs = [x[None] for x in inputs]
-            labels = labels.reshape(1) if labels is not None and labels.numel() == 1 else labels
-        if not all(x.ndim for x in inputs):
-            raise DataError(f"element {position} of the data is a single number; give batches [B, ...]")
-        if batches:
-            _check_alike(batches[0], (inputs, labels), position)
-        batches.append((inputs, labels))
-        count += len(inputs[0])
-        if size is not None and count >= size:
-            break
-    if not batches:
-        raise DataError("the data holds no samples; give at least one (an exhausted generator is empty, too)")
-    columns = [torch.cat(column)[:size] for column in zip(*(inputs for inputs, _ in batches), strict=True)]
-    targets = [target for _, target in batches if target is not None]
-    return Dataset(tuple(columns), torch.cat(targets)[:size] if targets else None)
+        if isinstance(element, Dataset):
+            yield element if signature is None else signature.bind(element)
+            continue
+        name = f"element {position} of the data"
+        parts = _batched(_parts(element, signature, name), samples, like, name)
+        layout = layout or _layout(parts, signature, name)
+        yield _dataset(parts, layout, signature, name)
 
 
-def _split(element: Any, name: str) -> tuple[list[Tensor], Tensor | None]:
-    """Inputs and labels of one element; labels of any integer type and shape [B] or []."""
+Parts = dict[str, Any] | dict[int, Any]
+"""What an element of the data holds, by name or by position: tensors on the CPU, other things as they are."""
+
+
+def _parts(element: Any, signature: Signature | None, name: str) -> Parts:
+    if hasattr(element, "_asdict") and signature is not None and signature.knows(element._fields):
+        element = element._asdict()  # a named tuple whose names are those of `forward`
     if isinstance(element, Mapping):
-        labels = [value for key, value in element.items() if key in LABEL_KEYS and value is not None]
-        values = [value for key, value in element.items() if key not in LABEL_KEYS]
-        if len(labels) > 1:
-            raise DataError(f"{name} has several labels ({', '.join(map(str, element))}); keep one of them")
-    elif isinstance(element, (tuple, list)):
-        values, labels = list(element), []
-        if len(values) > 1 and _is_label(values[-1], values[0]):
-            labels = [values.pop()]
+        found: Parts = {key: value for key, value in element.items() if value is not None}
     else:
-        values, labels = [element], []
-    if not values:
+        found = dict(enumerate(element if isinstance(element, (tuple, list)) else (element,)))
+    if not found:
         raise DataError(f"{name} holds no inputs; give tensors, tuples (input, label) or dictionaries of tensors")
-    inputs = [_to_tensor(value, name, pixels=True) for value in values]
-    return inputs, _to_tensor(labels[0], f"the label of {name}") if labels else None
+    return {key: _to_tensor(value, name) for key, value in found.items()}  # type: ignore[return-value]
+
+
+def _batched(parts: Parts, samples: bool, like: tuple[Tensor, ...] | None, name: str) -> Parts:
+    """A batch dimension for single samples."""
+    tensors = [value for value in parts.values() if isinstance(value, Tensor)]
+    if not samples and len(tensors) == len(parts) == 1 and not tensors[0].ndim:
+        raise DataError(f"{name} is a single number; give batches [B, ...]")
+    lacking = like is not None and [x.ndim for x in tensors[: len(like)]] == [x.ndim - 1 for x in like]
+    if samples or lacking or not all(x.ndim for x in tensors):
+        return {key: x[None] if isinstance(x, Tensor) else x for key, x in parts.items()}  # type: ignore[return-value]
+    return parts
+
+
+def _layout(parts: Parts, signature: Signature | None, name: str) -> Layout:
+    names = [key for key in parts if isinstance(key, str)]
+    if names and signature is not None:
+        return signature.by_name(names, name)
+    if signature is not None:
+        return signature.by_place(list(parts.values()), name)
+    if names:
+        labels = [key for key in names if key in LABEL_KEYS]
+        if len(labels) > 1:
+            raise DataError(f"{name} has several labels ({', '.join(labels)}); keep one of them")
+        return Layout(tuple(key for key in names if key not in labels), labels[0] if labels else None)
+    values = list(parts.values())
+    labelled = len(values) > 1 and _is_label(values[-1], values[0])
+    return Layout(tuple(range(len(values) - labelled)), len(values) - 1 if labelled else None)
 
 
 def _is_label(value: Any, first: Any) -> bool:
-    if isinstance(value, (int, np.integer)):
-        return True
-    if not isinstance(value, (Tensor, np.ndarray)):
-        return False
-    tensor = torch.as_tensor(value)
-    # a second input of token ids has the shape of the first one, labels have one number a sample
-    return not (tensor.is_floating_point() or tensor.is_complex()) and (
-        not tensor.ndim or tensor.ndim < np.ndim(first)
-    )
+    """Integers, one number a sample: a second input of token ids would have the shape of the first one."""
+    return isinstance(value, Tensor) and not value.is_floating_point() and value.ndim < max(np.ndim(first), 2)
 
 
-def _to_tensor(value: Any, name: str, *, pixels: bool = False) -> Tensor:
-    if not isinstance(value, (Tensor, np.ndarray, np.generic, int, float)):
+def _dataset(parts: Parts, layout: Layout, signature: Signature | None, name: str) -> Dataset:
+    """One element, laid out as the first one was."""
+    values: dict[Any, Any] = dict(parts)
+    expected = {*layout.inputs, *(() if layout.label is None else (layout.label,))}
+    if expected - {layout.label} == values.keys() - {layout.label} and expected != values.keys():
+        raise DataError(f"{name} and element 0 of the data differ in whether they have labels; give all or none")
+    if expected != values.keys():
         raise DataError(
-            f"{name} is a {type(value).__name__}; give tensors, tuples (input, label) or dictionaries of them"
+            f"{name} holds the parts {_listed(values)}, element 0 {_listed(expected)}; give the same in all"
         )
+    inputs = [_to_input(values[place], name) for place in layout.inputs]
+    labels, origin = values.get(layout.label), layout.describe(signature)
+    if isinstance(labels, Tensor) and labels.ndim > 1 and labels.numel() == len(inputs[0]):
+        labels = labels.flatten()
+    if layout.label is not None and not is_class_index(labels):
+        labels, origin = None, f"{origin}: no class index, left out"
+    keys = tuple(place for place in layout.inputs if isinstance(place, str))
+    if keys and signature is not None and signature.only_by_position:
+        keys = ()
+    return Dataset(tuple(inputs), labels, keys=keys, origin=origin)
+
+
+def is_class_index(value: Any) -> bool:
+    """True for integers, one a sample: what can be compared with the largest of the scores."""
+    if not isinstance(value, Tensor) or value.ndim != 1:
+        return False
+    return not value.is_floating_point() and value.dtype != torch.bool
+
+
+def _to_tensor(value: Any, name: str) -> Any:
+    """A tensor on the CPU, floating point as float32, where the value is one or an array; otherwise as it is."""
+    if not isinstance(value, (Tensor, np.ndarray, np.generic, int, float)):
+        return value
     try:
         tensor = torch.as_tensor(value).detach().cpu()
     except TypeError as error:
         raise DataError(f"{name} has type {getattr(value, 'dtype', type(value))}; give numbers") from error
     if tensor.is_complex():
         raise DataError(f"{name} is {tensor.dtype}; give real numbers")
-    if pixels and tensor.dtype == torch.uint8 and tensor.ndim >= 3:
-        raise DataError(
-            f"{name} holds uint8 pixels of shape {list(tensor.shape)}; normalize them to float32 [N, 3, H, W] first "
-            "(brecq.data.Preprocessing does)"
-        )
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _lacks_batch(inputs: list[Tensor], like: tuple[Tensor, ...] | None) -> bool:
-    return like is not None and [x.ndim for x in inputs] == [x.ndim - 1 for x in like]
+def _to_input(value: Any, name: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise DataError(
+            f"{name} is a {type(value).__name__}; give tensors, tuples (input, label) or dictionaries of them"
+        )
+    if value.dtype == torch.uint8 and value.ndim >= 3:
+        raise DataError(
+            f"{name} holds uint8 pixels of shape {list(value.shape)}; normalize them to float32 [N, 3, H, W] first "
+            "(brecq.data.Preprocessing does)"
+        )
+    return value
 
 
-def _check_alike(
-    first: tuple[list[Tensor], Tensor | None], other: tuple[list[Tensor], Tensor | None], position: int
-) -> None:
-    shapes = [[list(x.shape[1:]) for x in inputs] for inputs, _ in (first, other)]
+def _listed(places: Iterable[Any]) -> str:
+    return ", ".join(sorted(str(place) for place in places))
+
+
+def _join(parts: list[Dataset]) -> Dataset:
+    columns = zip(*(part.inputs for part in parts), strict=True)
+    labels = [part.labels for part in parts if part.labels is not None]
+    return Dataset(
+        tuple(torch.cat(column) for column in columns),
+        torch.cat(labels) if labels else None,
+        [name for part in parts for name in part.names],
+        [file for part in parts for file in part.skipped],
+        parts[0].keys,
+        parts[0].origin,
+    )
+
+
+def _check_alike(first: Dataset, other: Dataset, position: int) -> None:
+    shapes = [[list(x.shape[1:]) for x in part.inputs] for part in (first, other)]
     if shapes[0] != shapes[1]:
         raise DataError(
             f"samples in element {position} of the data have shape {shapes[1]}, those in element 0 {shapes[0]}; "
             "bring all to one size"
         )
-    if (first[1] is None) != (other[1] is None):
+    if (first.labels is None) != (other.labels is None) or first.keys != other.keys:
         raise DataError(
             f"element {position} of the data and element 0 differ in whether they have labels; give all or none"
         )

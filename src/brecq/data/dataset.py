@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from brecq.errors import DataError
-from brecq.forward import even_slices
+from brecq.forward import Inputs, even_slices
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,22 @@ class Dataset:
         labels: class indices, int64 [N], or `None`.
         names: one per sample (file names), or empty.
         skipped: what could not be read and why, `NAME: REASON`.
+        keys: names of the parameters of the network's `forward` that the inputs go to; empty: by position.
+        origin: what of the data went where, in words; empty where there was nothing to decide.
     """
 
     inputs: tuple[Tensor, ...]
     labels: Tensor | None = None
     names: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    keys: tuple[str, ...] = ()
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if not self.inputs or not all(isinstance(x, Tensor) and x.ndim for x in self.inputs):
             raise DataError("a dataset needs at least one input tensor of shape [N, ...]")
+        if self.keys and len(self.keys) != len(self.inputs):
+            raise DataError(f"there are {len(self.inputs)} inputs and {len(self.keys)} keys; give one of each")
         counts = {"inputs": len(self.inputs[0])}
         counts |= {f"input {i}": len(x) for i, x in enumerate(self.inputs[1:], 1)}
         if self.labels is not None:
@@ -60,7 +66,14 @@ class Dataset:
             tuple(x[index] for x in self.inputs),
             None if self.labels is None else self.labels[index],
             [self.names[i] for i in positions] if self.names else [],
+            keys=self.keys,
+            origin=self.origin,
         )
+
+    def arguments(self, inputs: Sequence[Tensor] | None = None) -> Inputs:
+        """What the network is called with: its inputs (by default all samples) by name or by position."""
+        inputs = self.inputs if inputs is None else inputs
+        return dict(zip(self.keys, inputs, strict=True)) if self.keys else tuple(inputs)
 
     def batches(self, size: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
         """Inputs and labels in order, in nearly equal batches of at most `size`."""
@@ -70,6 +83,7 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256 over dtypes, shapes and bytes of inputs and labels: equal data, equal digest, whatever the names."""
         sha = hashlib.sha256()
+        sha.update(",".join(self.keys).encode())
         for tensor in (*self.inputs, *(() if self.labels is None else (self.labels,))):
             sha.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
             for row in tensor.split(64):

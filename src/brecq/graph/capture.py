@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,24 +17,24 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from brecq.errors import CaptureError
-from brecq.forward import evaluating
+from brecq.forward import Inputs, call, evaluating, like, tensors
 from brecq.graph import fold, ops
 
 MAX_BATCH = 65_536
 
 
-def capture(model: nn.Module, example_inputs: Sequence[Any]) -> GraphModule:
+def capture(model: nn.Module, example_inputs: Inputs) -> GraphModule:
     """Export `model` with `torch.export`; dimension 0 of every input tensor is the dynamic batch.
 
     Args:
         model: any module; it is exported in eval mode and left unchanged.
-        example_inputs: positional inputs; tensors of shape [N, ...] with the same N of at least 2.
+        example_inputs: positional inputs, or inputs by name; tensors of shape [N, ...] with the same N of at least 2.
 
     Raises:
         CaptureError: the model cannot be exported; the message names the module and what to do.
     """
-    inputs = tuple(example_inputs)
-    _check_inputs(inputs)
+    inputs = example_inputs if isinstance(example_inputs, Mapping) else tuple(example_inputs)
+    _check_inputs(tensors(inputs))
     with evaluating(model):
         graph = _export(model, inputs)
     fold.normalize_batch_norm(graph)
@@ -46,9 +46,11 @@ def capture(model: nn.Module, example_inputs: Sequence[Any]) -> GraphModule:
     return graph
 
 
-def example_batch(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def example_batch(inputs: Inputs) -> Inputs:
     """A batch of two to capture with; a single sample is repeated."""
-    return tuple(value[:2] if len(value) > 1 else value.repeat(2, *[1] * (value.dim() - 1)) for value in inputs)
+    values = tensors(inputs)
+    few = [value[:2] if len(value) > 1 else value.repeat(2, *[1] * (value.dim() - 1)) for value in values]
+    return like(inputs, few)
 
 
 def batch_dim(low: int = 1) -> Any:
@@ -71,7 +73,7 @@ def _check_inputs(inputs: tuple[Any, ...]) -> None:
         )
 
 
-def _export(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
+def _export(model: nn.Module, inputs: Inputs) -> GraphModule:
     reason: Exception | None = None
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -79,8 +81,10 @@ def _export(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
         for low in (1, 2):
             dim = batch_dim(low)
             try:
-                shapes = dynamic_shapes(inputs, dim)
-                program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+                args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
+                places = dynamic_shapes(tensors(inputs), dim)
+                shapes = dict(zip(kwargs, places, strict=True)) if kwargs else places
+                program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
                 module = program.run_decompositions({}).module()
                 fold.drop_guards(module)
                 _detach(module)
@@ -122,7 +126,7 @@ def _mark_sources(module: GraphModule) -> None:
             node.meta["source_fn_stack"] = [(node.name, _FUNCTIONS[node.target])]
 
 
-def _explain(model: nn.Module, inputs: tuple[Any, ...], reason: Exception | None) -> str:
+def _explain(model: nn.Module, inputs: Inputs, reason: Exception | None) -> str:
     """Name the smallest submodule that fails on its own, by running the model eagerly and exporting its parts."""
     first_line = next((line for line in str(reason).splitlines() if line.strip()), type(reason).__name__)
     try:
@@ -142,7 +146,7 @@ def _explain(model: nn.Module, inputs: tuple[Any, ...], reason: Exception | None
     )
 
 
-def _smallest_failing(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, str] | None:
+def _smallest_failing(model: nn.Module, inputs: Inputs) -> tuple[str, str] | None:
     received: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     hooks = [
         module.register_forward_pre_hook(
@@ -152,7 +156,7 @@ def _smallest_failing(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, s
     ]
     try:
         with torch.no_grad():
-            model(*inputs)
+            call(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()

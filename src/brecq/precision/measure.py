@@ -85,11 +85,13 @@ def measure_sensitivity(
     progress = progress or Progress()
     began = time.perf_counter()
     _check(config, bits, activation_bits, quality, cross, draws, resume and run_dir is None)
-    data = collect(calibration, None)
+    data = collect(calibration, None, model=model)
+    if data.origin:
+        progress.note(f"inputs: {data.origin}")
 
     progress.stage("capturing the network")
     quantizer = BrecqQuantizer(config)
-    prepared = prepare(capture(model, example_batch(data.inputs)), quantizer)
+    prepared = prepare(capture(model, example_batch(data.arguments())), quantizer)
     specs = partition(prepared, config.granularity, config.blocks)
     network = extract(prepared, specs)
     assert quantizer.placement is not None

@@ -53,7 +53,9 @@ class IntegerModel(nn.Module):
         }
 
     @torch.no_grad()
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        """Inputs by position, or by the names of `completed.inputs`."""
+        inputs += tuple(named[name] for name in self.completed.inputs[len(inputs) :]) if named else ()
         return real(_Integers(self.graph, self._constants, None).run(*inputs))
 
     @torch.no_grad()

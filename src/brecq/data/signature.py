@@ -1,0 +1,208 @@
+"""What a network's `forward` takes, and which part of a batch is which of its inputs, or the labels.
+
+Batches that are dictionaries are matched by name. Of tuples the parts go by position, and only what `forward` has no
+place for can be a label; where it has room for a label that nobody asked it to take, the network itself is asked.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from brecq.data.dataset import Dataset
+from brecq.errors import DataError
+from brecq.forward import Inputs, evaluating
+
+LABEL_KEYS = ("label", "labels", "y", "target", "targets")
+
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which parts of a batch are inputs, and which is the label: their keys in a dictionary, or places in a tuple.
+
+    Attributes:
+        inputs: in the order of `forward`'s parameters. label: `None` without.
+    """
+
+    inputs: tuple[str, ...] | tuple[int, ...]
+    label: str | int | None = None
+
+    def describe(self, signature: Signature | None) -> str:
+        """What went where; empty for a single input that nothing lies beside."""
+        names = list(map(str, self.inputs))
+        named = isinstance(self.inputs[0], str)
+        if not named and signature is not None:
+            names = [*signature.by_position, *names[len(signature.by_position) :]][: len(names)]
+        found = f"{', '.join(names)} by {'name' if named else 'position'}" if named or len(names) > 1 else ""
+        if self.label is None:
+            return found
+        label = repr(self.label) if named else "the last part of each batch"
+        return f"{found}{'; ' if found else ''}{label} taken as the label, not given to the network"
+
+
+class Signature:
+    """The parameters of a network's `forward`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = unwrap(model)
+        try:
+            parameters = list(inspect.signature(self.model.forward).parameters.values())
+        except (TypeError, ValueError):  # scripted modules: anything goes, and the call itself will tell
+            parameters = [inspect.Parameter(name, kind) for name, kind in (
+                ("args", inspect.Parameter.VAR_POSITIONAL), ("kwargs", inspect.Parameter.VAR_KEYWORD))]  # fmt: skip
+        kinds = {parameter.kind for parameter in parameters}
+        self.any_position = inspect.Parameter.VAR_POSITIONAL in kinds
+        self.any_name = inspect.Parameter.VAR_KEYWORD in kinds
+        own = [p for p in parameters if p.kind in (*_BY_POSITION, inspect.Parameter.KEYWORD_ONLY)]
+        self.names = [p.name for p in own]
+        self.required = {p.name for p in own if p.default is p.empty}
+        self.only_by_position = [p.name for p in own if p.kind is p.POSITIONAL_ONLY]
+        # an option such as `return_dict=True` is no place for a tensor
+        self.by_position = [
+            p.name for p in own if p.kind in _BY_POSITION and (p.default is p.empty or p.default is None)
+        ]
+        text = ", ".join(f"{p}".partition(":")[0].partition("=")[0] + ("" if p.name in self.required or "*" in f"{p}"
+                         else "=…") for p in parameters)  # fmt: skip
+        self.text = f"{type(self.model).__name__}.forward({text})"
+
+    def by_name(self, given: Collection[str], where: str) -> Layout:
+        """The layout of a dictionary with the keys `given`.
+
+        Raises:
+            DataError: a key that `forward` does not know, one that it needs and does not get, several labels.
+        """
+        labels = [key for key in given if key in LABEL_KEYS and key not in self.required]
+        if len(labels) > 1:
+            raise DataError(f"{where} has several labels ({', '.join(labels)}); keep one of them")
+        keys = [key for key in given if key not in labels]
+        unknown = [key for key in keys if key not in self.names and not self.any_name]
+        if unknown:
+            raise DataError(
+                f"{where} holds {_quoted(unknown)}, and {self.text} takes no such input; "
+                "leave it out, or name it as forward does"
+            )
+        missing = [name for name in self.names if name in self.required and name not in keys]
+        if missing:
+            raise DataError(f"{where} holds {_quoted(keys)}, but {self.text} needs {_quoted(missing)} too")
+        keys.sort(key=lambda key: self.names.index(key) if key in self.names else len(self.names))
+        if any(key in self.only_by_position for key in keys) and keys != self.names[: len(keys)]:
+            raise DataError(f"{where} holds {_quoted(keys)}, but {self.text} takes inputs by position: give tuples")
+        return Layout(tuple(keys), labels[0] if labels else None)
+
+    def by_place(self, parts: Sequence[object], where: str) -> Layout:
+        """The layout of a tuple with the `parts`, each a batch of one or more samples.
+
+        Raises:
+            DataError: too few or too many parts, or a last one that may be an input or a label.
+        """
+        count = len(parts)
+        needed = [name for name in self.names if name in self.required]
+        keyword = [name for name in needed if name not in self.by_position]
+        if keyword or count < len(needed):
+            missing = keyword or needed[count:]
+            raise DataError(
+                f"{where} has {_parts(count)}, but {self.text} needs {_quoted(missing)} too; "
+                "give tuples with one part per input, or dictionaries"
+            )
+        most = count if self.any_position else len(self.by_position)
+        if count > most + 1:
+            raise DataError(
+                f"{where} has {_parts(count)}, but {self.text} takes {most} and one label; drop the others"
+            )
+        if count > most:
+            return Layout(tuple(range(count - 1)), count - 1)
+        if count == 1 or count <= len(needed):
+            return Layout(tuple(range(count)))
+        name = self.by_position[count - 1] if count <= len(self.by_position) else ""
+        if name in LABEL_KEYS or self._changes_nothing(parts):
+            return Layout(tuple(range(count - 1)), count - 1)
+        if self._runs(parts[:-1]) is None:
+            return Layout(tuple(range(count)))
+        raise DataError(
+            f"{where} has {_parts(count)}, and {self.text} also runs without the last one: it may be an input or a "
+            f"label; give dictionaries ({{{', '.join(f'{n!r}: …' for n in self.by_position[:count]) or '…'}}}), "
+            "or a brecq.Dataset"
+        )
+
+    def bind(self, dataset: Dataset) -> Dataset:
+        """The dataset with its inputs in the order of `forward`.
+
+        Raises:
+            DataError: `forward` does not take them.
+        """
+        if not dataset.keys:
+            needed, room = [name for name in self.names if name in self.required], len(self.by_position)
+            count = len(dataset.inputs)
+            if count < len(needed) or (count > room and not self.any_position):
+                raise DataError(
+                    f"the data has {count} input{'s' if count > 1 else ''} by position, and {self.text} takes "
+                    f"{len(needed) if count < len(needed) else room}; give one tensor for each"
+                )
+            return dataset
+        layout = self.by_name(dataset.keys, "the data")
+        if layout.label is not None:
+            raise DataError(f"the input {layout.label!r} of the data would be a label for {self.text}; rename it")
+        order = [dataset.keys.index(str(key)) for key in layout.inputs]
+        keys = () if self.only_by_position else tuple(map(str, layout.inputs))
+        inputs = tuple(dataset.inputs[place] for place in order)
+        return replace(dataset, inputs=inputs, keys=keys, origin=dataset.origin or layout.describe(self))
+
+    def order(self, inputs: Inputs) -> Inputs:
+        """Inputs by name in the order of `forward`; by position as they are.
+
+        Raises:
+            DataError: `forward` does not take them.
+        """
+        if not isinstance(inputs, Mapping):
+            return tuple(inputs)
+        return self.bind(Dataset(tuple(inputs.values()), keys=tuple(inputs))).arguments()
+
+    def knows(self, names: Collection[str]) -> bool:
+        """True if all `names` are parameters of `forward`, or say that they are labels."""
+        return all(name in self.names or name in LABEL_KEYS for name in names)
+
+    def _changes_nothing(self, parts: Sequence[object]) -> bool:
+        """True if the network cannot take the last part, or computes the same without it."""
+        found, without = self._runs(parts), self._runs(parts[:-1])
+        if found is None or without is None:
+            return without is not None
+        return len(found) == len(without) and all(
+            a.shape == b.shape and torch.equal(a, b) for a, b in zip(found, without, strict=True)
+        )
+
+    @torch.no_grad()
+    def _runs(self, parts: Sequence[object]) -> list[Tensor] | None:
+        """The outputs on a sample or two of a batch, `None` if the network does not take them."""
+        place = next((value for value in (*self.model.parameters(), *self.model.buffers())), torch.zeros(()))
+        few = [part[:2].to(place.device) if isinstance(part, Tensor) and part.ndim else part for part in parts]
+        try:
+            with evaluating(self.model):
+                return [x for x in torch.utils._pytree.tree_leaves(self.model(*few)) if isinstance(x, Tensor)]
+        except Exception:  # the question is whether it runs; a network's code raises whatever it likes
+            return None
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside wrappers whose own `forward` takes anything: compiled, parallel, or an adapter's."""
+    seen: set[int] = set()
+    while id(model) not in seen:
+        seen.add(id(model))
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        model = model if inner is None else inner
+    return model
+
+
+def _quoted(names: Collection[str]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+def _parts(count: int) -> str:
+    return f"{count} part{'' if count == 1 else 's'}"

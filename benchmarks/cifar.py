@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from cells import Cell, Values, bits, describe_steps, parser, run_and_print, with_steps
+from cells import Cell, bits, describe_steps, parser, run_and_print, with_steps
 from common import CIFAR, CIFAR_CALIBRATION, CIFAR_TEST, measure, use_threads
 
 from brecq import QuantConfig, Recipe
@@ -33,7 +33,7 @@ def main() -> None:
         "seconds": ("seconds to quantize", 1.0, 0),
         "cpu_seconds": ("processor seconds to quantize", 1.0, 0),
     }
-    run_and_print(options, list_cells(options), measure_cell, measures)
+    run_and_print(options, list_cells(options), measure, measures)
 
 
 def arguments() -> argparse.Namespace:
@@ -67,10 +67,6 @@ def configure(name: str, setting: str, seed: int, options: argparse.Namespace) -
         return "rounding to nearest", replace(config, method="rtn")
     recipe = with_steps(Recipe.preset(name), options.steps, options.paper_steps if name == "paper" else 1.0)
     return f"{name} ({describe_steps(recipe)})", replace(config, recipe=recipe)
-
-
-def measure_cell(cell: Cell) -> Values:
-    return measure(cell.network, cell.calibration, cell.samples, cell.config)
 
 
 if __name__ == "__main__":

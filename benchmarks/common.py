@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from cells import Cell
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -146,12 +147,12 @@ def quality(name: str, model: nn.Module, samples: int) -> dict[str, float]:
     return {key: value for key, value in values.items() if value is not None and value != float("inf")}
 
 
-def measure(name: str, calibration: int, samples: int, config: brecq.QuantConfig | None) -> dict[str, float]:
+def measure(cell: Cell) -> dict[str, float]:
     """Quantize (without `config`: leave in float) and evaluate."""
-    if config is None:
-        return quality(name, network(name).model, samples)
-    result, cost = quantized(name, calibration, config)
-    return {**cost, **quality(name, result.model, samples)}
+    if cell.config is None:
+        return quality(cell.network, network(cell.network).model, cell.samples)
+    result, cost = quantized(cell.network, cell.calibration, cell.config)
+    return {**cost, **quality(cell.network, result.model, cell.samples)}
 
 
 def use_threads(threads: int | None) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
-from cells import Cell, Values, bits, describe_steps, parser, run_and_print, with_steps
+from cells import Cell, bits, describe_steps, parser, run_and_print, with_steps
 from common import CIFAR, CIFAR_CALIBRATION, CIFAR_TEST, IMAGENET, IMAGENET_TEST, measure, use_threads
 
 from brecq import QuantConfig, Recipe
@@ -32,7 +32,7 @@ MEASURES = {
 def main() -> None:
     options = arguments()
     use_threads(options.threads)
-    run_and_print(options, list_cells(options), measure_cell, MEASURES)
+    run_and_print(options, list_cells(options), measure, MEASURES)
 
 
 def arguments() -> argparse.Namespace:
@@ -68,10 +68,6 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
                     config = QuantConfig(weights, activations, granularity=granularity, recipe=recipe, seed=seed)
                     cells.append(Cell(network, row, granularity, *sizes, config))
     return cells
-
-
-def measure_cell(cell: Cell) -> Values:
-    return measure(cell.network, cell.calibration, cell.samples, cell.config)
 
 
 if __name__ == "__main__":

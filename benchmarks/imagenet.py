@@ -81,7 +81,7 @@ def measure_apart(cell: Cell, threads: int | None) -> Values:
 def measure_here(cell: Cell, threads: int | None) -> Values:
     use_threads(threads)
     if cell.config is None:
-        return measure(cell.network, cell.calibration, cell.samples, None)
+        return measure(cell)
     result, cost = quantized(cell.network, cell.calibration, cell.config)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 1 if sys.platform == "darwin" else 1024

@@ -33,7 +33,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from cells import RESULTS, Cell, Results, Values, parser, run, tables
+from cells import RESULTS, Cell, Results, parser, run, tables
 from common import CIFAR, CIFAR_TEST, IMAGENET, IMAGENET_TEST, calibration_data, measure, network, use_threads
 
 from brecq import Accelerator, BitAllocation, QuantConfig, Recipe, SensitivityTable, measure_sensitivity, search
@@ -68,7 +68,7 @@ def main() -> None:
     results = Results(options.results)
     cells = [cell for name in options.networks for cell in list_cells(name, options)]
     if not options.table:
-        run(cells, results, measure_cell)
+        run(cells, results, measure)
     print(tables(cells, results, MEASURES))
 
 
@@ -166,10 +166,6 @@ def only(table: SensitivityTable, bits: tuple[int, ...]) -> SensitivityTable:
 def tell(name: str, column: str, row: str, found: BitAllocation) -> None:
     bits = " ".join(str(layer.weights) for layer in found.layers.values())
     print(f"{name} {column} {row}: predicted {found.loss:.4g}, bits {bits}", file=sys.stderr)
-
-
-def measure_cell(cell: Cell) -> Values:
-    return measure(cell.network, cell.calibration, cell.samples, cell.config)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,13 +18,9 @@ from brecq.checkpoint.tensors import PackedWeight, collect_tensors
 from brecq.deploy.formats import Exported
 from brecq.errors import ExportError
 
+Quantized = Callable[..., QuantResult]
+
 pytest.importorskip("compressed_tensors", reason="needs compressed-tensors: pip install 'brecq[compressed-tensors]'")
-
-
-def quantized(networks: ModuleType, name: str = "ViT", weights: int = 4, **options: Any) -> QuantResult:
-    model = networks.build(getattr(networks, name))
-    config = QuantConfig(**{"weights": weights, "activations": 32, "method": "rtn"} | options)
-    return brecq.quantize(model, networks.inputs(model, 8)[0], config)
 
 
 def export(result: QuantResult, path: Path, **options: Any) -> Exported:
@@ -51,9 +47,9 @@ def read(folder: Path) -> dict[str, Tensor]:
     [(2, "symmetric"), (3, "symmetric"), (4, "symmetric"), (4, "asymmetric"), (8, "symmetric"), (8, "asymmetric")],
 )
 def test_the_package_reads_our_weights_bit_for_bit(
-    networks: ModuleType, tmp_path: Path, bits: int, scheme: str
+    quantized: Quantized, tmp_path: Path, bits: int, scheme: str
 ) -> None:
-    result = quantized(networks, weights=bits, weight_scheme=scheme, rules=(LayerRule("blocks.1.fc1", weights=32),))
+    result = quantized("ViT", bits, 32, weight_scheme=scheme, rules=(LayerRule("blocks.1.fc1", weights=32),))
     export(result, tmp_path / "out")
     ours = collect_tensors(result.converted)
     theirs = read(tmp_path / "out")
@@ -118,10 +114,10 @@ class Tied(nn.Module):
     ],
 )
 def test_what_the_format_cannot_hold_is_refused_before_writing(
-    networks: ModuleType, tmp_path: Path, name: str, options: dict[str, Any], message: str
+    quantized: Quantized, tmp_path: Path, name: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ExportError, match=message):
-        export(quantized(networks, name, **options), tmp_path / "out")
+        export(quantized(name, **{"activations": 32} | options), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -133,8 +129,8 @@ def test_a_weight_tied_to_an_embedding_is_refused(tmp_path: Path) -> None:
         export(result, tmp_path / "out")
 
 
-def test_files_that_cannot_be_read_or_written(networks: ModuleType, tmp_path: Path) -> None:
-    result = quantized(networks)
+def test_files_that_cannot_be_read_or_written(quantized: Quantized, tmp_path: Path) -> None:
+    result = quantized("ViT", 4, 32)
     with pytest.raises(ExportError, match=r"cannot read .*nothing\.json"):
         export(result, tmp_path / "out", model_config=str(tmp_path / "nothing.json"))
     (tmp_path / "list.json").write_text("[]")

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import brecq
-from brecq import QuantConfig, QuantResult
+from brecq import QuantResult
 from brecq.deploy.complete import complete
 from brecq.deploy.formats import Exported
 from brecq.errors import ExportError
 
+Quantized = Callable[..., QuantResult]
+
 pytest.importorskip("openvino", reason="needs openvino: pip install 'brecq[openvino]'")
-
-
-def quantized(networks: ModuleType, name: str, weights: int, activations: int, **options: Any) -> QuantResult:
-    model = networks.build(getattr(networks, name))
-    config = QuantConfig(weights=weights, activations=activations, method="rtn", **options)
-    return brecq.quantize(model, networks.inputs(model, 8)[0], config)
 
 
 def run(networks: ModuleType, name: str, exported: Exported) -> tuple[np.ndarray, torch.Tensor, dict[str, str]]:
@@ -44,11 +40,11 @@ def run(networks: ModuleType, name: str, exported: Exported) -> tuple[np.ndarray
     ],
 )
 def test_every_layer_runs_on_integers_and_agrees_with_the_program(
-    networks: ModuleType, tmp_path: Path, name: str, weights: int, activations: int, layers: int
+    networks: ModuleType, quantized: Quantized, tmp_path: Path, name: str, weights: int, activations: int, layers: int
 ) -> None:
     from brecq.deploy.openvino import runtime
 
-    result = quantized(networks, name, weights, activations)
+    result = quantized(name, weights, activations)
     exported = brecq.export(result, tmp_path / "m.xml", "openvino")
     output, x, kernels = run(networks, name, exported)
     assert len(kernels) == layers
@@ -61,18 +57,20 @@ def test_every_layer_runs_on_integers_and_agrees_with_the_program(
 
 
 @pytest.mark.parametrize("bits", [2, 3])
-def test_weights_take_their_true_bits_on_disk(networks: ModuleType, tmp_path: Path, bits: int) -> None:
-    result = quantized(networks, "UNet", bits, 8)
+def test_weights_take_their_true_bits_on_disk(quantized: Quantized, tmp_path: Path, bits: int) -> None:
+    result = quantized("UNet", bits, 8)
     exported = brecq.export(result, tmp_path / "m.xml", "openvino")
     assert {file.name for file in exported.files} == {"m.xml", "m.bin"} == {file.name for file in tmp_path.iterdir()}
     assert (tmp_path / "m.bin").stat().st_size < result.weight_bytes() * 1.05
     assert exported.size == sum(file.stat().st_size for file in tmp_path.iterdir())
 
 
-def test_weight_only_results_keep_packed_weights_and_float_kernels(networks: ModuleType, tmp_path: Path) -> None:
+def test_weight_only_results_keep_packed_weights_and_float_kernels(
+    networks: ModuleType, quantized: Quantized, tmp_path: Path
+) -> None:
     from brecq.deploy.openvino import runtime
 
-    result = quantized(networks, "ViT", 4, 32)
+    result = quantized("ViT", 4, 32)
     exported = brecq.export(result, tmp_path / "m.xml", "openvino")
     output, x, kernels = run(networks, "ViT", exported)
     assert not any(map(runtime.is_integer, kernels.values()))
@@ -82,8 +80,8 @@ def test_weight_only_results_keep_packed_weights_and_float_kernels(networks: Mod
     assert (tmp_path / "m.bin").stat().st_size < result.weight_bytes() * 1.05
 
 
-def test_what_openvino_cannot_run_is_refused_before_writing(networks: ModuleType, tmp_path: Path) -> None:
-    asymmetric = quantized(networks, "ResNet", 8, 8, weight_scheme="asymmetric")
+def test_what_openvino_cannot_run_is_refused_before_writing(quantized: Quantized, tmp_path: Path) -> None:
+    asymmetric = quantized("ResNet", 8, 8, weight_scheme="asymmetric")
     with pytest.raises(ExportError, match=r"and 6 more are asymmetric at 8 bits.*--weight-scheme"):
         brecq.export(asymmetric, tmp_path / "m.xml", "openvino")
     with pytest.raises(ExportError, match=r"ends in \.xml"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,18 +12,14 @@ import pytest
 import torch
 
 import brecq
-from brecq import QuantConfig, QuantResult
+from brecq import QuantResult
 from brecq.errors import ConfigError, ExportError
+
+Quantized = Callable[..., QuantResult]
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'brecq[onnx]'")
 
 SYMMETRIC = {"weight_scheme": "symmetric", "activation_scheme": "symmetric"}
-
-
-def quantized(networks: ModuleType, name: str, weights: int, activations: int, **options: Any) -> QuantResult:
-    model = networks.build(getattr(networks, name))
-    config = QuantConfig(weights=weights, activations=activations, method="rtn", **options)
-    return brecq.quantize(model, networks.inputs(model, 8)[0], config)
 
 
 def execute(path: Path, x: np.ndarray) -> tuple[np.ndarray, Any]:
@@ -40,9 +37,15 @@ def execute(path: Path, x: np.ndarray) -> tuple[np.ndarray, Any]:
     [("ResNet", 3, 4, SYMMETRIC), ("UNet", 5, 6, {})],
 )
 def test_qonnx_executes_what_was_measured(
-    networks: ModuleType, tmp_path: Path, name: str, weights: int, activations: int, options: dict[str, Any]
+    networks: ModuleType,
+    quantized: Quantized,
+    tmp_path: Path,
+    name: str,
+    weights: int,
+    activations: int,
+    options: dict[str, Any],
 ) -> None:
-    result = quantized(networks, name, weights, activations, **options)
+    result = quantized(name, weights, activations, **options)
     exported = brecq.export(result, tmp_path / "m.onnx", "qonnx", batch=3)
     x = networks.inputs(networks.build(getattr(networks, name)), 3, seed=5)[0]
     output, _ = execute(exported.path, x.numpy())
@@ -51,8 +54,8 @@ def test_qonnx_executes_what_was_measured(
     np.testing.assert_allclose(output, expected, atol=1e-6 * np.abs(expected).max())
 
 
-def test_the_preset_for_finn_writes_zero_points_of_0_and_true_widths(networks: ModuleType, tmp_path: Path) -> None:
-    result = quantized(networks, "ResNet", 3, 4, **SYMMETRIC)
+def test_the_preset_for_finn_writes_zero_points_of_0_and_true_widths(quantized: Quantized, tmp_path: Path) -> None:
+    result = quantized("ResNet", 3, 4, **SYMMETRIC)
     path = brecq.export(result, tmp_path / "m.onnx", "qonnx", preset="finn").path
     graph = onnx.load(path).graph
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
@@ -74,12 +77,12 @@ def test_the_preset_for_finn_writes_zero_points_of_0_and_true_widths(networks: M
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
 
 
-def test_what_finn_does_not_take_is_refused_before_writing(networks: ModuleType, tmp_path: Path) -> None:
-    result = quantized(networks, "ResNet", 4, 8)
+def test_what_finn_does_not_take_is_refused_before_writing(quantized: Quantized, tmp_path: Path) -> None:
+    result = quantized("ResNet", 4, 8)
     message = r"7 weights \(layer1.*--weight-scheme symmetric and 1 activations \(x\) with --activation-scheme symm"
     with pytest.raises(ExportError, match=message):
         brecq.export(result, tmp_path / "m.onnx", "qonnx", preset="finn")
-    weight_only = quantized(networks, "ResNet", 4, 32, weight_scheme="symmetric")
+    weight_only = quantized("ResNet", 4, 32, weight_scheme="symmetric")
     with pytest.raises(ExportError, match="--activation-bits"):
         brecq.export(weight_only, tmp_path / "m.onnx", "qonnx", preset="finn")
     with pytest.raises(ConfigError, match="'fin'; choose one of any, finn"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,10 +21,18 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip 
 LINEAR = 9  # of the vision transformer
 
 
-def quantized(networks: ModuleType, name: str, weights: int, **options: Any) -> tuple[QuantResult, np.ndarray]:
-    model = networks.build(getattr(networks, name))
-    config = QuantConfig(weights=weights, activations=32, method="rtn", **options)
-    return brecq.quantize(model, networks.inputs(model, 8)[0], config), networks.inputs(model, 3, seed=5)[0].numpy()
+Case = Callable[..., tuple[QuantResult, np.ndarray]]
+
+
+@pytest.fixture(scope="session")
+def weight_only(networks: ModuleType, quantized: Callable[..., QuantResult]) -> Case:
+    """`weight_only("ViT", 4)`: a network with quantized weights alone, and inputs."""
+
+    def get(name: str, weights: int, **config: Any) -> tuple[QuantResult, np.ndarray]:
+        x = networks.inputs(networks.build(getattr(networks, name)), 3, seed=5)[0]
+        return quantized(name, weights, 32, **config), x.numpy()
+
+    return get
 
 
 def run(path: Path, x: np.ndarray, level: str = "1") -> tuple[np.ndarray, Any]:
@@ -50,9 +59,9 @@ def widths(graph: Any) -> Counter[int]:
     ],
 )
 def test_every_linear_layer_becomes_matmulnbits(
-    networks: ModuleType, tmp_path: Path, bits: int, pack: str, scheme: str, kernels: dict[int, int]
+    weight_only: Case, tmp_path: Path, bits: int, pack: str, scheme: str, kernels: dict[int, int]
 ) -> None:
-    result, x = quantized(networks, "ViT", bits, weight_scheme=scheme)
+    result, x = weight_only("ViT", bits, weight_scheme=scheme)
     exported = brecq.export(result, tmp_path / "m.onnx", pack=pack)
     output, graph = run(exported.path, x)
     assert widths(graph) == kernels
@@ -62,9 +71,9 @@ def test_every_linear_layer_becomes_matmulnbits(
     assert any(f"{LINEAR} linear layers" in note and "accuracy_level" in note for note in exported.notes)
 
 
-def test_the_default_accuracy_level_rounds_activations(networks: ModuleType, tmp_path: Path) -> None:
+def test_the_default_accuracy_level_rounds_activations(weight_only: Case, tmp_path: Path) -> None:
     """Why the note is there: should ONNX Runtime change its default, the documentation must change."""
-    result, x = quantized(networks, "ViT", 4)
+    result, x = weight_only("ViT", 4)
     path = brecq.export(result, tmp_path / "m.onnx").path
     exact, _ = run(path, x)
     rounded, _ = run(path, x, "4")
@@ -75,8 +84,10 @@ def test_the_default_accuracy_level_rounds_activations(networks: ModuleType, tmp
 
 
 @pytest.mark.parametrize("bits", [3])
-def test_convolution_weights_are_packed_and_run_in_float(networks: ModuleType, tmp_path: Path, bits: int) -> None:
-    result, x = quantized(networks, "UNet", bits)
+def test_convolution_weights_are_packed_and_run_in_float(
+    networks: ModuleType, weight_only: Case, tmp_path: Path, bits: int
+) -> None:
+    result, x = weight_only("UNet", bits)
     exported = brecq.export(result, tmp_path / "m.onnx")
     output, graph = run(exported.path, x)
     with torch.no_grad():

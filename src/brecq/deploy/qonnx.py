@@ -19,7 +19,7 @@ from brecq.deploy.complete import as_converted
 from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported, some
 from brecq.deploy.onnx import tidy
-from brecq.deploy.onnx.build import Builder, array, brecq_nodes, integer
+from brecq.deploy.onnx.build import Builder, brecq_nodes, integer, value_of, width_of
 from brecq.deploy.onnx.neutral import neutral
 from brecq.errors import ConfigError, ExportError
 from brecq.version import __version__
@@ -90,7 +90,7 @@ def _check_finn(graph: ir.Graph) -> None:
     weights = [
         str(node.inputs[0].name)  # type: ignore[union-attr]
         for node in brecq_nodes(graph, "DequantizeConstant")
-        if _values(node, 2).any()
+        if value_of(node.inputs[2]).any()
     ]
     activations = [
         str(node.inputs[0].name)  # type: ignore[union-attr]
@@ -118,7 +118,7 @@ def _lower(model: ir.Model) -> None:
         _lower_constant(build, node)
     for node in brecq_nodes(graph, "Quantize"):
         signed, zero_point = _signedness(node)
-        bits = _bits(node)
+        bits = width_of(node)
         scale = np.array(node.attributes["scale"].as_float(), np.float32)
         source = node.inputs[0]
         assert source is not None
@@ -140,12 +140,12 @@ def _lower(model: ir.Model) -> None:
 
 
 def _lower_constant(build: Builder, node: ir.Node) -> None:
-    codes, scale, zero_point = (_values(node, index) for index in range(3))
+    codes, scale, zero_point = (value_of(node.inputs[index]) for index in range(3))
     shape = [1] * codes.ndim
     if integer(node, "axis") >= 0:
         shape[integer(node, "axis")] = -1
     scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
-    low, bits, name = integer(node, "low"), _bits(node), str(node.inputs[0].name)  # type: ignore[union-attr]
+    low, bits, name = integer(node, "low"), width_of(node), str(node.inputs[0].name)  # type: ignore[union-attr]
     value = build.constant(f"{name}_value", (codes.astype(np.int64) - zero_point).astype(np.float32) * scale)
     if bits > 8:  # a bias, on the grid of the accumulator
         build.replace(node, value)
@@ -181,16 +181,6 @@ def _replace_by_quant(
 
 def _signedness(node: ir.Node) -> tuple[int, int]:
     """`signed` and zero point of an activation: codes around the middle of their range are signed ones around 0."""
-    zero_point, low, bits = integer(node, "zero_point"), integer(node, "low"), _bits(node)
+    zero_point, low, bits = integer(node, "zero_point"), integer(node, "low"), width_of(node)
     middle = 1 << (bits - 1)
     return (1, 0) if low == 0 and zero_point == middle else (int(low < 0), zero_point)
-
-
-def _bits(node: ir.Node) -> int:
-    return max(2, (integer(node, "high") - integer(node, "low")).bit_length())
-
-
-def _values(node: ir.Node, index: int) -> np.ndarray:
-    found = array(node.inputs[index])
-    assert found is not None
-    return found

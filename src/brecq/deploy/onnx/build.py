@@ -81,6 +81,13 @@ def array(value: ir.Value | None) -> np.ndarray | None:
     return None if tensor is None else tensor.numpy()
 
 
+def value_of(value: ir.Value | None) -> np.ndarray:
+    """The constant that a value surely holds."""
+    found = array(value)
+    assert found is not None
+    return found
+
+
 def producer(value: ir.Value | None, op: str, domain: str = "") -> ir.Node | None:
     """The node that makes `value`, if it is an `op`."""
     node = None if value is None else value.producer()
@@ -101,6 +108,11 @@ def only_reader(value: ir.Value) -> ir.Node | None:
 def integer(node: ir.Node, name: str) -> int:
     """An integer attribute."""
     return int(node.attributes[name].as_int())
+
+
+def width_of(node: ir.Node) -> int:
+    """The width of one of brecq's own quantizers or constants."""
+    return max(2, (integer(node, "high") - integer(node, "low")).bit_length())
 
 
 def brecq_nodes(graph: ir.Graph, op: str) -> list[ir.Node]:

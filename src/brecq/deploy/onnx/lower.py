@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from brecq.deploy.onnx import packing, tidy, weight_only
-from brecq.deploy.onnx.build import Builder, array, brecq_nodes, integer, only_reader, producer, readers
+from brecq.deploy.onnx.build import Builder, brecq_nodes, integer, only_reader, producer, readers, value_of, width_of
 from brecq.deploy.onnx.neutral import DOMAIN
 from brecq.deploy.onnx.packing import Pack
 from brecq.errors import ExportError
@@ -19,7 +19,7 @@ from brecq.errors import ExportError
 
 def _weight_widths(graph: ir.Graph) -> set[int]:
     """Bit-widths of the weights of a neutral graph."""
-    return {_bits(node) for node in brecq_nodes(graph, "DequantizeConstant") if not _is_wide(node)}
+    return {width_of(node) for node in brecq_nodes(graph, "DequantizeConstant") if not _is_wide(node)}
 
 
 def _check(graph: ir.Graph) -> None:
@@ -72,8 +72,8 @@ def lower(model: ir.Model, pack: Pack) -> set[int]:
 
 def _lower_constant(build: Builder, node: ir.Node, pack: Pack) -> None:
     codes, zero_point = _codes(node)
-    name, axis, bits = str(node.inputs[0].name), integer(node, "axis"), _bits(node)  # type: ignore[union-attr]
-    scale = _array(node.inputs[1])
+    name, axis, bits = str(node.inputs[0].name), integer(node, "axis"), width_of(node)  # type: ignore[union-attr]
+    scale = value_of(node.inputs[1])
     is_fused = weight_only.is_fused(node)
     is_native = not _is_wide(node) and (pack == "native" or (is_fused and pack == "cast"))
     if _is_wide(node):
@@ -111,7 +111,7 @@ def _product_of_steps(build: Builder, bias: ir.Node, scale: np.ndarray) -> ir.Va
     if x is None or weight is None:
         return None
     steps, step = weight.inputs[1], np.array(x.attributes["scale"].as_float(), np.float32)
-    if steps is None or not np.array_equal(_array(steps) * step, scale):
+    if steps is None or not np.array_equal(value_of(steps) * step, scale):
         return None
     return build.node(bias, "Mul", [steps, build.constant("scale", step)], None, ir.DataType.FLOAT, scale.shape)
 
@@ -151,19 +151,15 @@ def _reads_codes(node: ir.Node) -> bool:
     return producer(node.inputs[0], "Dequantize", DOMAIN) is not None
 
 
-def _bits(node: ir.Node) -> int:
-    return max(2, (integer(node, "high") - integer(node, "low")).bit_length())
-
-
 def _is_wide(node: ir.Node) -> bool:
     """True for int32 biases."""
-    return _bits(node) > 8
+    return width_of(node) > 8
 
 
 def _codes(node: ir.Node) -> tuple[np.ndarray, np.ndarray]:
     """Codes and zero points of a constant, the latter broadcasting to the former."""
-    codes = _array(node.inputs[0])
-    return codes, _broadcast(_array(node.inputs[2]), codes.ndim, integer(node, "axis"))
+    codes = value_of(node.inputs[0])
+    return codes, _broadcast(value_of(node.inputs[2]), codes.ndim, integer(node, "axis"))
 
 
 def _broadcast(values: np.ndarray | None, ndim: int, axis: int) -> np.ndarray:
@@ -172,9 +168,3 @@ def _broadcast(values: np.ndarray | None, ndim: int, axis: int) -> np.ndarray:
     if axis >= 0:
         shape[axis] = -1
     return values.reshape(shape)
-
-
-def _array(value: ir.Value | None) -> np.ndarray:
-    found = array(value)
-    assert found is not None
-    return found

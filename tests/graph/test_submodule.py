@@ -67,8 +67,7 @@ class Scaled(nn.Module):
         ("", "no submodule ''"),
         ("twice", "'twice' is called 2 times per forward pass"),
         ("unused", "'unused' is called 0 times per forward pass"),
-        ("keyword", "called with 1 keyword arguments"),
-        ("number", r"\['Tensor', 'int'\]; only positional tensors"),
+        ("number", "called with factor=int; only tensors can be recorded"),
     ],
 )
 def test_errors(name: str, message: str) -> None:
@@ -76,3 +75,34 @@ def test_errors(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Submodule(model, name, (torch.randn(3, 4),))
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_records_and_replaces_what_is_called_by_name() -> None:
+    model = Several()
+    x = torch.randn(3, 4)
+    found = Submodule(model, "keyword", (x,))
+    torch.testing.assert_close(found.inputs["input"], model.twice(model.twice(x)))
+    torch.testing.assert_close(found.put_back(found.module)(x), model(x))
+
+
+def test_arguments_that_are_defaults_are_left_out() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x, None, y=x + 1, cache=False)
+
+    class Inner(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor | None = None, y: object = None, cache: bool = False) -> Tensor:
+            return x - y if mask is None else mask
+
+    class TensorsOnly(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x - y
+
+    model, x = Outer(), torch.randn(3, 4)
+    found = Submodule(model, "inner", (x,))
+    assert list(found.inputs) == ["x", "y"]
+    torch.testing.assert_close(found.put_back(TensorsOnly())(x), model(x))

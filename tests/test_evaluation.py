@@ -72,7 +72,9 @@ def test_regression_has_no_agreement() -> None:
     assert result.sqnr == pytest.approx(10 * math.log10(4))
 
 
-@pytest.mark.parametrize("wrap", [lambda t: {"aux": -t, "out": t}, lambda t: (t, None), lambda t: {"logits": t}])
+@pytest.mark.parametrize(
+    "wrap", [lambda t: {"aux": -t, "out": t}, lambda t: (t, None), lambda t: {"logits": t}, lambda t: {"scores": t}]
+)
 def test_wrapped_outputs(wrap: object) -> None:
     class Wrapped(Fixed):
         def forward(self, rows: Tensor) -> Tensor:
@@ -130,8 +132,60 @@ def test_bad_inputs() -> None:
         evaluate(model, rows(3), reference=Fixed(torch.zeros(3, 4)))
     with pytest.raises(DataError, match="no samples"):
         evaluate(model, iter([]))
-    with pytest.raises(DataError, match="output is of shape"):
-        evaluate(Total(), rows(3))
+    with pytest.raises(DataError, match=r"returns \[\]: labels go with"):
+        evaluate(Total(), rows(3, torch.arange(3)))
+    with pytest.raises(DataError, match="output is NoneType; there is no tensor"):
+        evaluate(Nothing(), rows(3))
+    with pytest.raises(DataError, match="no output '7'; the model returns"):
+        evaluate(model, rows(3), output=7)
+    with pytest.raises(DataError, match=r"class_axis is 3, and the scores have shape \[3, 3\]"):
+        evaluate(model, rows(3), class_axis=3)
+
+
+class Nothing(nn.Module):
+    def forward(self, rows: Tensor) -> None:
+        return None
+
+
+class Detector(nn.Module):
+    """Boxes, scores of each and features, none of them named."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x[:, :4] + self.noise, x[:, 4:] * (1 + self.noise), x.flatten(1)
+
+
+def test_several_outputs_have_a_ratio_each_and_no_agreement() -> None:
+    data = Dataset((torch.randn(6, 9, 5),), torch.arange(6) % 5)
+    found = evaluate(Detector(0.1), Dataset(data.inputs), reference=Detector(0.0))
+    assert list(found.outputs) == ["0", "1", "2"]
+    assert found.outputs["1"] == pytest.approx(20.0, abs=1e-4)
+    assert found.outputs["2"] == math.inf
+    assert found.sqnr == min(found.outputs.values())
+    assert found.agreement is None
+    assert found.scored == ""
+    with pytest.raises(DataError, match=r"returns 0 \[6, 4, 5\], .*say which output they are \(output=\.\.\.\)"):
+        evaluate(Detector(0.1), data)
+    chosen = evaluate(Detector(0.1), Dataset(data.inputs), reference=Detector(0.0), output=1)
+    assert chosen.agreement == 100.0
+    assert chosen.scored == "output '1', largest of 5 along axis 2, 5 positions a sample"
+
+
+def test_another_axis_of_classes() -> None:
+    first, second = torch.randn(4, 7, 5), torch.randn(4, 7, 5)
+    result = evaluate(Fixed(first), rows(4), reference=Fixed(second), class_axis=1)
+    assert result.agreement == pytest.approx(float((first.argmax(1) == second.argmax(1)).float().mean() * 100))
+    assert result.scored == "largest of 7 along axis 1, 5 positions a sample"
+
+
+def test_batches_of_any_kind() -> None:
+    model, x, y = nn.Linear(6, 7), torch.randn(10, 6), torch.arange(10) % 7
+    whole = evaluate(model, Dataset((x,), y))
+    for data in ([(x[:4], y[:4]), (x[4:], y[4:])], [{"input": x, "labels": y}]):
+        assert evaluate(model, data).top1 == whole.top1
 
 
 class Total(nn.Module):

@@ -31,7 +31,8 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "synthesis": "checkpoint config data errors evaluation forward logits progress reconstruct report",
     "deploy": "checkpoint converted data errors evaluation graph logits quant result version",
     "page": "checkpoint converted data errors graph report result units",
-    "pipeline": "checkpoint config converted data errors forward graph precision progress quant reconstruct report result",
+    "pipeline": "checkpoint config converted data errors forward graph precision progress quant reconstruct report "
+    "result",
     "cli": "brecq config data deploy errors graph page pipeline precision progress report result sources synthesis "
     "units version",
     "__main__": "cli",

@@ -219,6 +219,8 @@ class QuantConfig:
         autocast: run convolutions and linear layers in bfloat16 while reconstructing.
         memory_budget: bytes that cached activations may take on the device and in host memory together; the rest
             goes to memory-mapped files. `None` uses half of what is free.
+        class_axis: of the network's scores, where they are neither [N, classes], [N, classes, H, W] nor
+            [N, tokens, classes]: Fisher information and agreement need it.
         seed: of every random choice.
     """
 
@@ -235,6 +237,7 @@ class QuantConfig:
     recipe: Recipe = field(default_factory=lambda: Recipe.preset("fast"))
     autocast: Autocast = "off"
     memory_budget: int | None = None
+    class_axis: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -247,6 +250,8 @@ class QuantConfig:
             ("granularity", Granularity), ("method", Method), ("autocast", Autocast),
         ):  # fmt: skip
             check_choice(name, getattr(self, name), choices)
+        if self.class_axis == 0:
+            raise ConfigError("class_axis is 0, which counts samples; give the axis of classes, such as 1 or -1")
         if self.memory_budget is not None:
             check_number("memory_budget", self.memory_budget, 0)
         if self.weights == FLOAT and self.activations == FLOAT and not self.rules:

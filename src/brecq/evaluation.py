@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from brecq import logits
+from brecq.data.collect import stream
 from brecq.data.dataset import Dataset, check_labels
 from brecq.errors import DataError
-from brecq.forward import BATCH, evaluating
-
-OUTPUT_KEYS = ("logits", "out")
+from brecq.forward import BATCH, call, evaluating
 
 
 @dataclass
@@ -24,13 +24,17 @@ class Evaluation:
 
     Attributes:
         samples: inputs evaluated.
-        top1, top5: percent of samples whose label has the largest, or one of the five largest, logits; `None`
+        top1, top5: percent of samples whose label has the largest, or one of the five largest, scores; `None`
             without labels, `top5` also with five classes or fewer.
         agreement: percent of predictions (samples, or pixels or tokens) equal to the reference's; `None` without
             a reference or with outputs that are no class scores.
         sqnr: signal-to-quantization-noise ratio of the outputs against the reference's, in dB: 10·log10(Σr² / Σ(r-y)²)
-            over all samples; infinite where the outputs are identical; `None` without a reference.
+            over all samples; infinite where the outputs are identical; `None` without a reference. Of several outputs
+            it is the lowest.
         seconds: wall time, the reference's included.
+        outputs: the ratio of each output by name (or place, in a tuple); empty if there is only one.
+        scored: the output that top-1, top-5 and agreement are of, and along which axis; empty where that is plain
+            (one output [N, classes]) or there are no class scores.
     """
 
     samples: int
@@ -39,95 +43,140 @@ class Evaluation:
     agreement: float | None = None
     sqnr: float | None = None
     seconds: float = 0.0
+    outputs: dict[str, float] = field(default_factory=dict)
+    scored: str = ""
 
 
 def evaluate(
     model: nn.Module,
-    dataset: Dataset | Iterable[Dataset],
+    data: Dataset | Iterable[Any] | Tensor,
     *,
     reference: nn.Module | None = None,
     batch_size: int = BATCH,
     device: torch.device | str = "cpu",
+    output: str | int | None = None,
+    class_axis: int | None = None,
 ) -> Evaluation:
-    """Run `model`, and `reference` beside it, over `dataset` in eval mode without gradients.
+    """Run `model`, and `reference` beside it, over `data` in eval mode without gradients.
 
-    Outputs are class scores [N, classes], dense scores [N, classes, H, W], or sequences [N, tokens, classes]; of a
-    dictionary the entry `logits` or `out` counts, of a tuple the first tensor. Labels go with [N, classes] only.
+    Top-1 and agreement are of class scores: those of a network that returns one tensor, or the entry `logits` or
+    `out` of several; other networks have an SQNR for each of their outputs only. Scores are [N, classes], maps
+    [N, classes, H, W] or sequences [N, tokens, classes]. Labels go with [N, classes] only.
 
     Args:
-        dataset: or an iterable of parts of it (`brecq.data.iter_data`), for data larger than memory.
+        data: a `Dataset`, or whatever `brecq.quantize` takes, read batch by batch: it may be larger than memory.
         device: both networks and the batches are moved there; the networks stay there.
+        output: name, or place in a tuple, of the output that holds class scores, where that is none of these.
+        class_axis: the axis of classes, where the scores have another layout.
 
     Raises:
-        DataError: labels that are out of range or do not go with the output, NaN in the output, no tensor in it.
+        DataError: labels that are out of range or do not go with the output, NaN in the output, no tensor in it, no
+            such `output` or `class_axis`.
     """
-    tally = _Tally()
+    tally = _Tally(None if output is None else str(output), class_axis)
     start = time.perf_counter()
     models = [model] if reference is None else [model, reference]
     for each in models:
         each.to(device)
     with torch.inference_mode(), evaluating(*models):
-        for part in (dataset,) if isinstance(dataset, Dataset) else dataset:
-            checked = False
+        for part in stream(data, model=model):
             for inputs, labels in part.batches(batch_size):
-                inputs = tuple(x.to(device) for x in inputs)
-                output = scores(model(*inputs), len(inputs[0]))
-                if labels is not None and not checked:
-                    _check_labels(part, output)
-                    checked = True
-                tally.add(output, labels, None if reference is None else scores(reference(*inputs), len(inputs[0])))
+                arguments = part.arguments([x.to(device) for x in inputs])
+                expected = None if reference is None else call(reference, arguments)
+                tally.add(call(model, arguments), part, labels, expected, len(inputs[0]))
     return tally.result(time.perf_counter() - start)
 
 
 class _Tally:
     """Sums over batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: str | None, axis: int | None) -> None:
+        self.output, self.axis = output, axis
         self.samples = self.labelled = self.top1 = self.top5 = self.predictions = self.agreeing = 0
-        self.signal = self.noise = 0.0
-        self.has_top5 = self.has_reference = False
+        self.signal: dict[str, float] = {}
+        self.noise: dict[str, float] = {}
+        self.scored, self.has_top5 = "", False
 
-    def add(self, output: Tensor, labels: Tensor | None, expected: Tensor | None) -> None:
-        if torch.isnan(output).any():
-            raise DataError(
-                f"the model's output for samples {self.samples} to {self.samples + len(output) - 1} holds NaN; "
-                "check its weights and the preprocessing"
-            )
-        self.samples += len(output)
+    def add(self, output: Any, part: Dataset, labels: Tensor | None, reference: Any, batch: int) -> None:
+        found = _outputs(output, "model", self.samples, batch)
+        name = self._scores(found, batch)
+        axis = None if name is None else self._axis(found[name])
+        if name is not None and axis is not None and not self.scored:
+            what = logits.describe(found[name], axis)
+            shown = f"output {name!r}" if len(found) > 1 else ""
+            self.scored = ", ".join(filter(None, (shown, what)))
         if labels is not None:
-            labels = labels.to(output.device)
-            best = output.topk(min(5, output.shape[1]), dim=1).indices
-            hits = best == labels[:, None]
-            self.labelled += len(labels)
-            self.top1 += int(hits[:, 0].sum())
-            self.top5 += int(hits.sum())
-            self.has_top5 = output.shape[1] > 5
-        if expected is not None:
-            if expected.shape != output.shape:
+            self._add_labels(found, name, axis, part, labels)
+        if reference is not None:
+            expected = _outputs(reference, "reference", self.samples, batch)
+            if len(expected) == len(found):  # programs of some runtimes return tuples where the network has names
+                expected = dict(zip(found, expected.values(), strict=True))
+            shapes = [{key: list(value.shape) for key, value in each.items()} for each in (found, expected)]
+            if shapes[0] != shapes[1]:
                 raise DataError(
-                    f"the model's output has shape {list(output.shape)}, the reference's {list(expected.shape)}; "
+                    f"the model's output has shape {_shapes(shapes[0])}, the reference's {_shapes(shapes[1])}; "
                     "compare networks with equal outputs"
                 )
-            self.has_reference = True
-            axis = class_axis(output)
-            if axis is not None:
-                same = output.argmax(axis) == expected.argmax(axis)
+            if name is not None and axis is not None:
+                same = found[name].argmax(axis) == expected[name].argmax(axis)
                 self.predictions += same.numel()
                 self.agreeing += int(same.sum())
-            self.signal += float(expected.double().square().sum())
-            self.noise += float((expected.double() - output.double()).square().sum())
+            for key, value in expected.items():
+                self.signal[key] = self.signal.get(key, 0.0) + float(value.double().square().sum())
+                noise = (value.double() - found[key].double()).square().sum()
+                self.noise[key] = self.noise.get(key, 0.0) + float(noise)
+        self.samples += batch
+
+    def _scores(self, found: Mapping[str, Tensor], batch: int) -> str | None:
+        if self.output is not None and self.output not in found:
+            raise DataError(f"there is no output {self.output!r}; the model returns {_listed(found)}")
+        name = logits.classifier(found) if self.output is None else self.output
+        if name is not None and (not found[name].ndim or len(found[name]) != batch):
+            if self.output is None:
+                return None
+            raise DataError(f"the output {name!r} has shape {list(found[name].shape)}, no scores of {batch} samples")
+        return name
+
+    def _axis(self, scores: Tensor) -> int | None:
+        try:
+            return logits.class_axis(scores, self.axis)
+        except ValueError as error:
+            raise DataError(f"{error}; give an axis of classes") from error
+
+    def _add_labels(
+        self, found: Mapping[str, Tensor], name: str | None, axis: int | None, part: Dataset, labels: Tensor
+    ) -> None:
+        if name is None or axis is None or found[name].ndim != 2:
+            several = len(found) > 1 and name is None
+            raise DataError(
+                f"there is one label a sample, and the model returns {_listed(found)}: labels go with scores "
+                f"[N, classes] only; {'say which output they are (output=...), or ' if several else ''}"
+                "give the data without labels"
+            )
+        scores = found[name]
+        if not self.labelled:
+            check_labels(part, scores.shape[1])
+        labels = labels.to(scores.device)
+        best = scores.topk(min(5, scores.shape[1]), dim=1).indices
+        hits = best == labels[:, None]
+        self.labelled += len(labels)
+        self.top1 += int(hits[:, 0].sum())
+        self.top5 += int(hits.sum())
+        self.has_top5 = scores.shape[1] > 5
 
     def result(self, seconds: float) -> Evaluation:
         if not self.samples:
             raise DataError("there is nothing to evaluate on: the data holds no samples")
-        result = Evaluation(self.samples, seconds=seconds)
+        result = Evaluation(self.samples, seconds=seconds, scored=self.scored)
         if self.labelled:
             result.top1 = 100 * self.top1 / self.labelled
             result.top5 = 100 * self.top5 / self.labelled if self.has_top5 else None
         if self.predictions:
             result.agreement = 100 * self.agreeing / self.predictions
-        if self.has_reference:
-            result.sqnr = sqnr(self.signal, self.noise)
+        ratios = {name: sqnr(self.signal[name], self.noise[name]) for name in self.signal}
+        if ratios:
+            result.sqnr = min(ratios.values())
+            result.outputs = ratios if len(ratios) > 1 else {}
         return result
 
 
@@ -138,32 +187,24 @@ def sqnr(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
-def class_axis(output: Tensor) -> int | None:
-    if output.ndim < 2:
-        return None
-    axis = -1 if output.ndim == 3 else 1
-    return axis if output.shape[axis] > 1 else None
+def _outputs(output: Any, whose: str, start: int, batch: int) -> dict[str, Tensor]:
+    """The tensors that a network returned, as float."""
+    found = {name: value.float() for name, value in logits.named_outputs(output).items()}
+    if not found:
+        raise DataError(f"the {whose}'s output is {type(output).__name__}; there is no tensor in it to evaluate")
+    for name, value in found.items():
+        if torch.isnan(value).any():
+            which = f" {name!r}" if len(found) > 1 else ""
+            raise DataError(
+                f"the {whose}'s output{which} for samples {start} to {start + batch - 1} holds NaN; "
+                "check its weights and the preprocessing"
+            )
+    return found
 
 
-def scores(output: Any, batch: int) -> Tensor:
-    """The tensor in a network's output, as float on its device."""
-    found = output
-    if isinstance(output, Mapping):
-        found = next((output[key] for key in OUTPUT_KEYS if key in output), next(iter(output.values()), None))
-    elif isinstance(output, (tuple, list)):
-        found = next((part for part in output if isinstance(part, Tensor)), None)
-    if not isinstance(found, Tensor) or not found.ndim or len(found) != batch:
-        shape = f"of shape {list(found.shape)}" if isinstance(found, Tensor) else f"{type(output).__name__}"
-        raise DataError(
-            f"the network's output is {shape}; accuracy and agreement need a tensor [{batch}, classes, ...]"
-        )
-    return found.float()
+def _listed(outputs: Mapping[str, Tensor]) -> str:
+    return _shapes({name: list(value.shape) for name, value in outputs.items()})
 
 
-def _check_labels(part: Dataset, output: Tensor) -> None:
-    if output.ndim != 2:
-        raise DataError(
-            f"the output has shape {list(output.shape)}, and there is one label a sample; "
-            "labels go with [N, classes] only: give the data without labels"
-        )
-    check_labels(part, output.shape[1])
+def _shapes(shapes: Mapping[str, list[int]]) -> str:
+    return ", ".join(f"{name} {shape}".strip() for name, shape in shapes.items())

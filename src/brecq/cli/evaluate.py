@@ -55,6 +55,10 @@ def evaluate(
             "--integer", help="Evaluate what integer hardware computes, code for code.", rich_help_panel="The model"
         ),
     ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The output with class scores, of several.", rich_help_panel="The model"),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(metavar="N", min=1, help="Samples at a time.", rich_help_panel="The run")
     ] = 64,
@@ -113,13 +117,22 @@ def evaluate(
     quantized = brecq.simulate(result) if integer else result.model
     if submodule is not None and float_model is not None:
         quantized = Submodule(float_model, submodule, dataset.parts[0].subset(slice(0, 2)).inputs).put_back(quantized)
-    measured = brecq.evaluate(quantized, dataset, reference=float_model, batch_size=batch_size, device=device)
+    measured = brecq.evaluate(
+        quantized, dataset, reference=float_model, batch_size=batch_size, device=device, output=output,
+        class_axis=result.config.class_axis,
+    )  # fmt: skip
     if as_json:
         # JSON has no infinity: an output identical to the reference's has the SQNR null and the agreement 100
-        values = {k: v if v is None or math.isfinite(v) else None for k, v in dataclasses.asdict(measured).items()}
-        typer.echo(json.dumps(values))
+        typer.echo(json.dumps(finite(dataclasses.asdict(measured))))
     else:
         tell(console, "on integers" if integer else "quantized", describe_evaluation(measured))
+
+
+def finite(value: Any) -> Any:
+    """Numbers that JSON does not have become null."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def choose_reference(

@@ -296,6 +296,9 @@ def run(job: Job, console: Console) -> None:
     rows[0] = dataclasses.replace(rows[0], size=result.float_bytes())
     rows += quantized_rows(job, source.model, calibration, evaluation, result)
     console.print(result_table(rows))
+    last = rows[-1].evaluation
+    if last is not None and (last.scored or last.outputs):  # not plain class scores
+        tell(console, "measured", describe_evaluation(last))
     tell(console, "saved", str(job.output))
     write_run_page(console, result, job.output, rows, calibration, evaluation, source.model, preprocessing, job.device)
 
@@ -325,13 +328,13 @@ def quantized_rows(
     name = "reconstructed" if learned else "rounding to nearest"
     if evaluation is None:
         return [ResultRow(name, None, size, result.report.seconds)]
-    rows = []
+    rows, axis = [], job.config.class_axis
     if learned:
         config = dataclasses.replace(result.config, method="rtn")  # an allocation's bits included
         nearest = brecq.quantize(model, calibration, config, submodule=job.submodule, device=job.device)
-        measured = brecq.evaluate(nearest.model, evaluation, reference=model, device=job.device)
+        measured = brecq.evaluate(nearest.model, evaluation, reference=model, device=job.device, class_axis=axis)
         rows.append(ResultRow("rounding to nearest", measured, size, nearest.report.seconds))
-    measured = brecq.evaluate(result.model, evaluation, reference=model, device=job.device)
+    measured = brecq.evaluate(result.model, evaluation, reference=model, device=job.device, class_axis=axis)
     rows.append(ResultRow(name, measured, size, result.report.seconds))
     return rows
 

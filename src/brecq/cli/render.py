@@ -73,16 +73,20 @@ def result_table(rows: Sequence[ResultRow]) -> Table:
 
 def describe_evaluation(evaluation: Evaluation) -> str:
     """`top-1 82.20 %, agreement with float 96.10 %, …`: what was measured, on one line."""
+    of = f" ({evaluation.scored})" if evaluation.scored else ""
     parts = [
-        f"{name} {value:.{digits}f} {unit}"
-        for name, value, digits, unit in (
-            ("top-1", evaluation.top1, 2, "%"),
-            ("top-5", evaluation.top5, 2, "%"),
-            ("agreement with float", evaluation.agreement, 2, "%"),
-            ("SQNR", evaluation.sqnr, 1, "dB"),
+        f"{name} {value:.{digits}f} {unit}{note}"
+        for name, value, digits, unit, note in (
+            ("top-1", evaluation.top1, 2, "%", of),
+            ("top-5", evaluation.top5, 2, "%", ""),
+            ("agreement with float", evaluation.agreement, 2, "%", of),
+            ("SQNR", evaluation.sqnr, 1, "dB", ""),
         )
         if value is not None
     ]
+    if evaluation.outputs:
+        each = ", ".join(f"output {name} {value:.1f}" for name, value in evaluation.outputs.items())
+        parts[-1] += f" (the lowest of {each}{'' if evaluation.agreement is not None else '; no class scores'})"
     return ", ".join([*parts, f"{evaluation.samples} samples in {format_seconds(evaluation.seconds)}"])
 
 

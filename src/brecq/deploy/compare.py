@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brecq.evaluation import class_axis
+from brecq import logits
 
 SAME = 1e-3
 """Difference in output steps up to which values count as equal."""
@@ -22,8 +22,8 @@ class Comparison:
         identical: percent of output values that are equal up to a thousandth of an output step: float outputs may
             differ in their last bits, a different code cannot hide there.
         largest, mean: absolute difference, in output steps.
-        agreement: percent of predictions (samples, or pixels or tokens) that are equal; `None` where the outputs are
-            no class scores.
+        agreement: percent of predictions (samples, or pixels or tokens) that are equal; `None` where no output holds
+            class scores (`brecq.logits.classifier`).
     """
 
     identical: float
@@ -33,9 +33,10 @@ class Comparison:
 
 
 class Tally:
-    """Collects outputs batch by batch. `steps` holds the unit of each output tensor."""
+    """Collects outputs batch by batch. `steps` holds the unit of each output tensor, `names` what each is called."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str] = ("",), class_axis: int | None = None) -> None:
+        self.names, self.class_axis = names, class_axis
         self.values = self.equal = self.predictions = self.agreeing = 0
         self.largest = self.sum = 0.0
 
@@ -46,11 +47,14 @@ class Tally:
             self.equal += int((difference <= SAME).sum())
             self.largest = max(self.largest, float(difference.max()))
             self.sum += float(difference.sum())
-            axis = class_axis(ours)
-            if axis is not None:
-                same = ours.argmax(axis) == theirs.argmax(axis)
-                self.predictions += same.numel()
-                self.agreeing += int(same.sum())
+        outputs = dict(zip(self.names, zip(found, expected, strict=True), strict=True))
+        name = logits.classifier({key: ours for key, (ours, _) in outputs.items()})
+        axis = None if name is None else logits.class_axis(outputs[name][0], self.class_axis)
+        if name is not None and axis is not None:
+            ours, theirs = outputs[name]
+            same = ours.argmax(axis) == theirs.argmax(axis)
+            self.predictions += same.numel()
+            self.agreeing += int(same.sum())
 
     def result(self) -> Comparison:
         agreement = 100 * self.agreeing / self.predictions if self.predictions else None

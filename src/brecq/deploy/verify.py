@@ -19,6 +19,7 @@ from brecq.deploy.formats import Format
 from brecq.deploy.runtime import Kernels, Runner, open_file
 from brecq.deploy.simulate import IntegerModel, simulate
 from brecq.errors import ConfigError, DataError, ExportError
+from brecq.logits import named_outputs
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -109,7 +110,7 @@ class _Run:
 
     def __init__(self, runner: Runner, simulator: IntegerModel, result: QuantResult, bisect: bool) -> None:
         self.runner, self.simulator, self.converted, self.bisect = runner, simulator, result.converted, bisect
-        self.simulator_tally, self.quantized_tally, self.completion_tally = Tally(), Tally(), Tally()
+        self.class_axis = result.config.class_axis
         self.codes = CodesTally()
         self.samples = 0
         self.steps: list[float] = []
@@ -119,11 +120,14 @@ class _Run:
         arrays = [value.numpy() for value in inputs]
         found = [torch.from_numpy(output) for output in self.runner(*arrays)]
         expected = _outputs(self.simulator(*inputs))
-        quantized = _outputs(self.converted(*inputs))
+        named = named_outputs(self.converted(*inputs))
+        quantized = list(named.values())
         shapes = [[list(output.shape) for output in outputs] for outputs in (found, expected)]
         if shapes[0] != shapes[1]:
             raise ExportError(f"the file's outputs have shapes {shapes[0]}, the result's {shapes[1]}; export it again")
         if not self.steps:
+            tallies = [Tally(list(named), self.class_axis) for _ in range(3)]
+            self.simulator_tally, self.quantized_tally, self.completion_tally = tallies
             self.steps = [max(float(value.max() - value.min()) / 255, 1e-12) for value in quantized]
         self.simulator_tally.add(found, expected, self.steps)
         self.quantized_tally.add(found, quantized, self.steps)

@@ -269,7 +269,7 @@ class _Survey:
             self.progress.stage("measuring the Fisher information of every block")
             generator = torch.Generator().manual_seed(seed_of(self.config.seed, "sensitivity"))
             for draw in range(self.draws):
-                fisher.sketch(self.network, self.data.inputs, self.cache, generator, draw)
+                fisher.sketch(self.network, self.data.inputs, self.cache, generator, draw, self.config.class_axis)
             self.forwards += self.draws * len(blocks)
             streams = FloatStreams(self.network, self.data.inputs, self.cache, Mode.FLOAT)
         learned = self.quality == "reconstructed"

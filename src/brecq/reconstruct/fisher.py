@@ -9,11 +9,14 @@ on average, on the scale that all blocks share.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from brecq import logits
 from brecq.errors import DataError
 from brecq.graph.blocks import Network, Values
 from brecq.quant.fake_quant import Mode, set_mode
@@ -27,6 +30,7 @@ def measure(
     labels: Tensor | None,
     cache: ActivationCache,
     generator: torch.Generator,
+    class_axis: int | None = None,
 ) -> None:
     """Store in `cache`, under `fisher/<name>`, the weights of every block output: g², float32, the output's shape,
     mean 1 over each sample.
@@ -34,13 +38,14 @@ def measure(
     Args:
         inputs: each [N, ...] on the CPU. labels: int64 [N] to use instead of sampled ones.
         generator: CPU generator that labels are sampled with.
+        class_axis: of the logits, see `brecq.logits.class_axis`.
 
     Raises:
-        DataError: the network's output is not a tensor of logits [N, C, ...].
+        DataError: the network's output holds no logits, or they have not one label each.
     """
 
-    def objective(logits: Tensor, part: slice) -> Tensor:
-        return log_likelihood(logits, None if labels is None else labels[part], generator)
+    def objective(output: Any, part: slice) -> Tensor:
+        return log_likelihood(output, None if labels is None else labels[part], generator, class_axis)
 
     for name, start, value, gradient in _gradients(network, inputs, cache.device, objective):
         weight = torch.ones_like(value) if gradient is None else normalized(gradient.square())
@@ -48,7 +53,12 @@ def measure(
 
 
 def sketch(
-    network: Network, inputs: tuple[Tensor, ...], cache: ActivationCache, generator: torch.Generator, draw: int = 0
+    network: Network,
+    inputs: tuple[Tensor, ...],
+    cache: ActivationCache,
+    generator: torch.Generator,
+    draw: int = 0,
+    class_axis: int | None = None,
 ) -> None:
     """Store in `cache`, under `gradient<draw>/<name>`, a random vector g of every block output with E[g gᵀ] = F,
     float32, the output's shape.
@@ -57,11 +67,11 @@ def sketch(
     signs u. Unlike a sampled label, every class counts in every sample, which leaves far less noise.
 
     Raises:
-        DataError: the network's output is not a tensor of logits [N, C, ...].
+        DataError: the network's output holds no logits.
     """
 
-    def objective(logits: Tensor, part: slice) -> Tensor:
-        flat = _positions(logits, "a sensitivity table can only be measured for class scores")
+    def objective(output: Any, part: slice) -> Tensor:
+        flat = positions(output, class_axis, "a sensitivity table can only be measured for class scores")
         p = flat.detach().softmax(-1)
         signs = torch.randint(2, p.shape, generator=generator).to(p) * 2 - 1
         direction = p.sqrt() * signs - p * (p.sqrt() * signs).sum(-1, keepdim=True)
@@ -76,7 +86,7 @@ def _gradients(
     network: Network,
     inputs: tuple[Tensor, ...],
     device: torch.device,
-    objective: Callable[[Tensor, slice], Tensor],
+    objective: Callable[[Any, slice], Tensor],
 ) -> Iterator[tuple[str, int, Tensor, Tensor | None]]:
     """For each batch and block output of the float network: its name, the first sample, the output, and the gradient
     of the objective (a sum over samples) with respect to it, `None` where it does not depend on it."""
@@ -89,7 +99,7 @@ def _gradients(
         with torch.enable_grad():
             for block in network.blocks:
                 values.update(block(values))
-            loss = objective(network.output(values), part)
+            loss = objective(_structured(network, network.output(values)), part)
             gradients = torch.autograd.grad(loss, [values[name] for name in names], allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):
             yield name, start, values[name].detach(), gradient
@@ -105,20 +115,40 @@ def normalized(weight: Tensor) -> Tensor:
     return weight / mean.view(-1, *[1] * (weight.dim() - 1))
 
 
-def log_likelihood(logits: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-    """Σ log p(y) over samples (and positions), differentiable, 0-dim; y given, or sampled from softmax(logits)."""
-    flat = _positions(logits, "use loss='plain'")
+def log_likelihood(
+    output: Any, labels: Tensor | None, generator: torch.Generator, class_axis: int | None = None
+) -> Tensor:
+    """Σ log p(y) over samples (and positions), differentiable, 0-dim; y given, or sampled from the softmax."""
+    flat = positions(output, class_axis, "use loss='plain'")
     if labels is None:
         probabilities = flat.detach().softmax(-1).cpu()
         target = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
     else:
         target = labels.reshape(-1)
+        if len(target) != len(flat):
+            raise DataError(
+                f"there are {len(target)} labels and {len(flat)} positions with scores; use fisher_labels='sampled'"
+            )
     return -F.cross_entropy(flat, target.to(flat.device), reduction="sum")
 
 
-def _positions(logits: Tensor, remedy: str) -> Tensor:
-    """Logits [N, C, ...] as float32 [positions, C]; the `remedy` is for the error where there are none."""
-    if not isinstance(logits, Tensor) or logits.dim() < 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+def positions(output: Any, class_axis: int | None, remedy: str) -> Tensor:
+    """The logits in a network's output as float32 [positions, C]; the `remedy` is for errors where there are none."""
+    outputs = logits.named_outputs(output)
+    name = logits.classifier(outputs)
+    try:
+        axis = None if name is None else logits.class_axis(outputs[name], class_axis)
+    except ValueError as error:
+        raise DataError(f"{error}; give an axis of classes") from error
+    if name is None or axis is None:
+        found = ", ".join(f"{key} {list(value.shape)}".strip() for key, value in outputs.items())
         raise DataError(f"Fisher information needs a network that returns logits [N, C, ...], not {found}; {remedy}")
-    return logits.movedim(1, -1).flatten(0, -2).float()
+    return outputs[name].movedim(axis, -1).flatten(0, -2).float()
+
+
+def _structured(network: Network, output: Any) -> Any:
+    """The network's output with the names that it gives its parts."""
+    codegen: Any = network.graph.graph._codegen
+    spec = codegen.pytree_info.out_spec if hasattr(codegen, "pytree_info") else None
+    leaves = list(output) if isinstance(output, tuple) else [output]
+    return pytree.tree_unflatten(leaves, spec) if spec is not None and spec.num_leaves == len(leaves) else output

@@ -59,7 +59,7 @@ def run(
         progress.stage("measuring the Fisher information of every block")
         generator = torch.Generator().manual_seed(seed_of(config.seed, "fisher"))
         given = labels if config.recipe.fisher_labels == "given" else None
-        fisher.measure(network, inputs, given, cache, generator)
+        fisher.measure(network, inputs, given, cache, generator, config.class_axis)
         forwards += len(network.blocks)
     shared = _shared(network)
     if shared:

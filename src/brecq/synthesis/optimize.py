@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from brecq.errors import ConfigError
-from brecq.evaluation import scores
+from brecq.logits import scores
 from brecq.synthesis.config import DistillConfig
 from brecq.synthesis.inputs import InputSpec
 from brecq.synthesis.latent import Generator, Pixels, make_latent
@@ -99,10 +99,11 @@ def other_terms(inputs: Tensor, logits: object, classes: Tensor, spec: InputSpec
         loss = loss + config.input_weight * input_loss(spec.standardize(inputs))
     if config.smoothness:
         loss = loss + config.smoothness * total_variation(inputs)
-    if config.target == "class":
-        loss = loss + config.target_weight * class_loss(scores(logits, len(inputs)), classes)
-    elif config.target == "entropy":
-        loss = loss + config.target_weight * entropy_loss(scores(logits, len(inputs)))
+    if config.target != "none":
+        found = scores(logits)
+        assert found is not None  # the teacher was tried
+        term = class_loss(found, classes) if config.target == "class" else entropy_loss(found)
+        loss = loss + config.target_weight * term
     return loss
 
 

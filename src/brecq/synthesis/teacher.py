@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from brecq.errors import BrecqError, ConfigError
-from brecq.evaluation import scores
+from brecq.errors import ConfigError
+from brecq.logits import scores
 from brecq.synthesis.config import DistillConfig
 from brecq.synthesis.inputs import InputSpec
 from brecq.synthesis.norms import find_batch_norms, watch_inputs
@@ -83,10 +83,7 @@ def _try(model: nn.Module, spec: InputSpec, device: torch.device, scale: int) ->
 
 def _classes(output: Any, config: DistillConfig) -> int:
     """Number of classes where the output is logits [2, classes], otherwise 0."""
-    try:
-        logits: Tensor | None = scores(output, 2)
-    except BrecqError:
-        logits = None
+    logits = scores(output)
     if logits is not None and logits.dim() == 2 and logits.shape[1] > 1:
         return int(logits.shape[1])
     if config.target != "none":

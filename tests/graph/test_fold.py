@@ -51,6 +51,30 @@ def test_batch_norm_folds_into_every_kind_of_layer(layer, norm, shape, bias: boo
     torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+class Tokens(nn.Module):
+    """A batch norm over the tokens of [N, T, C], with T = C, and one over its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.tokens, self.b, self.channels = (
+            nn.Linear(4, 4),
+            nn.BatchNorm1d(4),
+            nn.Linear(4, 6),
+            nn.BatchNorm1d(6),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.channels(self.b(self.tokens(self.a(x))).transpose(1, 2))
+
+
+def test_batch_norm_stays_where_it_normalizes_another_dimension(networks: ModuleType) -> None:
+    model = networks.build(Tokens)
+    x = torch.randn(5, 4, 4)
+    graph = capture(model, (x[:2],))
+    assert targets(graph).count("batch_norm") == 2
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 class ReadTwice(nn.Module):
     """The convolution's output is used in front of its batch norm too."""
 

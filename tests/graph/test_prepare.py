@@ -9,15 +9,25 @@ import torch
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+from torchao.quantization.pt2e.quantizer import (
+    DerivedQuantizationSpec,
+    FixedQParamsQuantizationSpec,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-from brecq.config import QuantConfig
+import brecq
+from brecq.config import QuantConfig, Recipe
+from brecq.converted.grids import QUANTIZE
 from brecq.errors import ConfigError
 from brecq.graph import ops
 from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import fake_quantize_node, input_quantizer, prepare
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize, set_mode
+from brecq.reconstruct.learnables import learnables
 
 EVERYTHING = ["ResNet", "MobileNet", "SENet", "ConcatNet", "ViT", "UNet", "TwoBranch", "FPN", "Signal", "Recurrent"]
 
@@ -144,3 +154,56 @@ def test_observers_of_other_quantizers_become_ours(captured) -> None:
 def test_what_cannot_be_learned_is_an_error(captured, inputs: QuantizationSpec, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         prepare(captured("ResNet"), Convolutions(inputs, None))
+
+
+class Shared(Quantizer):
+    """A fixed grid behind the first ReLU, a shared one on both inputs of each addition, int32 biases derived from the
+    other two."""
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        nodes = [node for node in model.graph.nodes if node.op == "call_function"]
+        relu = next(node for node in nodes if "relu" in node.name)
+        fixed = FixedQParamsQuantizationSpec(torch.uint8, 1 / 64, 3, 0, 255, torch.per_tensor_affine)
+        relu.meta["quantization_annotation"] = QuantizationAnnotation({}, fixed, _annotated=True)
+        for node in nodes:
+            inputs = {}
+            if node.target is ops.aten.add.Tensor:
+                first, second = node.args
+                inputs = {first: spec(HistogramObserver), second: SharedQuantizationSpec((first, node))}
+            elif ops.kind(node) == "linear":
+                x, w, b = node.args
+                eight = spec(MinMaxObserver, dtype=torch.int8, quant_min=-127, quant_max=127)
+                derived = DerivedQuantizationSpec([(x, node), (w, node)], lambda _: None, torch.int32)
+                inputs = {x: spec(HistogramObserver), w: eight, b: derived}
+            if inputs:
+                node.meta["quantization_annotation"] = QuantizationAnnotation(inputs, None, _annotated=True)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        self.validated = True
+
+
+def test_fixed_shared_and_derived_specs(captured, networks: ModuleType) -> None:
+    quantizer = Shared()
+    graph = prepare(captured("ResNet"), quantizer)
+    assert quantizer.validated
+    nodes = list(graph.graph.nodes)
+    relu = next(node for node in nodes if node.op == "call_function" and "relu" in node.name)
+    fixed = fake_quantize_node(graph, next(iter(relu.users)))
+    assert (fixed.scale.item(), fixed.zero_point.item(), fixed.fixed) == (1 / 64, 3, True)
+    for node in nodes:
+        if node.target is ops.aten.add.Tensor:
+            assert fake_quantize_node(graph, node.args[0]) is fake_quantize_node(graph, node.args[1]) is not None
+    linear = next(node for node in nodes if ops.kind(node) == "linear")
+    quantizers = [fake_quantize_node(graph, argument) for argument in linear.args]
+    assert [type(q) for q in quantizers] == [ActivationFakeQuantize, WeightFakeQuantize, BiasFakeQuantize]
+    assert quantizers[2].sources == tuple(quantizers[:2])
+    named = learnables(graph).activations
+    assert fixed not in named.values()
+    assert quantizers[0] in named.values()
+    model = networks.build(networks.ResNet)
+    config = QuantConfig(recipe=Recipe(steps=2))
+    with torch.enable_grad():
+        result = brecq.quantize(model, networks.inputs(model, samples=8), config, quantizer=Shared())
+    steps = {node.args[1] for node in result.converted.graph.nodes if node.target is QUANTIZE and node.args[2] == 3}
+    assert 1 / 64 in steps

@@ -16,8 +16,8 @@ from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 import brecq
 from brecq.config import QuantConfig, Recipe
 from brecq.evaluation import sqnr
-from brecq.graph.convert import decomposed
 from brecq.graph.fold import get_tensor
+from brecq.graph.pt2e import decomposed
 
 RTN = QuantConfig(8, 8, method="rtn")
 LEARNED = QuantConfig(8, 8, recipe=Recipe(steps=12, tuning=1.0, tune_lr=0.05, bias_lr=0.05))

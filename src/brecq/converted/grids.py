@@ -9,8 +9,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from brecq.graph import ops
-from brecq.graph.convert import decomposed
 from brecq.graph.fold import get_tensor
+from brecq.graph.pt2e import decomposed
 
 QUANTIZE = decomposed.quantize_per_tensor.default
 DEQUANTIZE = decomposed.dequantize_per_tensor.default

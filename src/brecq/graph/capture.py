@@ -6,19 +6,17 @@ No operator writes in place, so a block can never overwrite an activation that a
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from brecq.errors import CaptureError
 from brecq.forward import Inputs, call, evaluating, like, tensors
-from brecq.graph import fold, ops
+from brecq.graph import fold
 
 MAX_BATCH = 65_536
 
@@ -42,7 +40,6 @@ def capture(model: nn.Module, example_inputs: Inputs) -> GraphModule:
     fold.fold_batch_norm(graph)
     fold.drop_no_ops(graph)
     fold.relax_views(graph)
-    _mark_sources(graph)
     return graph
 
 
@@ -100,30 +97,6 @@ def _detach(module: GraphModule) -> None:
         for name, value in owner._parameters.items():
             if value is not None:
                 owner._parameters[name] = nn.Parameter(value.detach(), requires_grad=False)
-
-
-_FUNCTIONS: dict[Any, Any] = {
-    ops.aten.add.Tensor: operator.add, ops.aten.mul.Tensor: operator.mul, ops.aten.cat.default: torch.cat,
-    ops.aten.conv1d.default: F.conv1d, ops.aten.conv2d.default: F.conv2d, ops.aten.linear.default: F.linear,
-    ops.aten.relu.default: F.relu, ops.aten.hardtanh.default: F.hardtanh, ops.aten.max_pool2d.default: F.max_pool2d,
-    ops.aten.adaptive_avg_pool2d.default: F.adaptive_avg_pool2d, ops.aten.avg_pool2d.default: F.avg_pool2d,
-}  # fmt: skip
-
-
-def _mark_sources(module: GraphModule) -> None:
-    """Note for each operator the module or function it came from, as some PT2E quantizers look for.
-
-    Without it they go by module names, and stumble where a model calls one `ReLU` twice.
-    """
-    for node in module.graph.nodes:
-        stack = list((node.meta.get("nn_module_stack") or {}).items())
-        call, (_, kind) = stack[-1] if stack else ("", ("", ""))  # a second call has another key, `...relu@1`
-        qualified = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-        source = getattr(nn, qualified.rpartition(".")[2], None) if qualified.startswith("torch.nn.modules.") else None
-        if node.op == "call_function" and source is not None:
-            node.meta["source_fn_stack"] = [(call, source)]
-        elif node.target in _FUNCTIONS:
-            node.meta["source_fn_stack"] = [(node.name, _FUNCTIONS[node.target])]
 
 
 def _explain(model: nn.Module, inputs: Inputs, reason: Exception | None) -> str:

@@ -1,8 +1,8 @@
 """Convert: the prepared graph becomes a reference program with integer weights and quantize/dequantize operators.
 
-PT2E's `convert_pt2e` places the operators; the integer constants are computed here. PT2E's own folding divides in
-float32, so that int32 biases beyond 2^23 miss their code and saturated ones change sign, and it keeps the float
-copies of all weights below the root module.
+`pt2e` places the operators; the integer constants are computed here. PT2E's own folding divides in float32, so that
+int32 biases beyond 2^23 miss their code and saturated ones change sign, and it keeps the float copies of all weights
+below the root module.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+from torchao.quantization.pt2e import FakeQuantizeBase
 
 from brecq.errors import BrecqError, CaptureError
+from brecq.graph import pt2e
 from brecq.graph.capture import batch_dim, dynamic_shapes
 from brecq.graph.fold import get_tensor
+from brecq.graph.pt2e import decomposed
 from brecq.quant.fake_quant import BiasFakeQuantize, WeightFakeQuantize
-
-decomposed = torch.ops.quantized_decomposed
 
 DEQUANTIZE = {
     decomposed.quantize_per_channel.default: decomposed.dequantize_per_channel.default,
@@ -57,15 +56,10 @@ def convert(prepared: GraphModule) -> GraphModule:
     module = _shallow_copy(prepared)
     _remove_disabled(module)
     constants = _bake(module)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = convert_pt2e(module, fold_quantize=False)
+    module = pt2e.convert_observers(module)
     _fold(module, constants)
     module.graph.eliminate_dead_code()
-    # A new GraphModule takes over only what its graph reads, and allows eval(), which PT2E forbids.
-    converted = GraphModule(module, module.graph)
-    converted.meta.pop("_observed_graph_module_attrs", None)
-    return converted.eval()
+    return GraphModule(module, module.graph).eval()  # a new one takes over only what its graph reads
 
 
 def to_program(converted: nn.Module, example_inputs: Sequence[Any]) -> ExportedProgram:
@@ -123,18 +117,8 @@ def _shallow_copy(prepared: GraphModule) -> GraphModule:
     return module
 
 
-def _observers(module: GraphModule) -> list[tuple[Node, nn.Module]]:
-    found = []
-    for node in module.graph.nodes:
-        if node.op == "call_module":
-            target = module.get_submodule(str(node.target))
-            if isinstance(target, (FakeQuantizeBase, ObserverBase)):
-                found.append((node, target))
-    return found
-
-
 def _remove_disabled(module: GraphModule) -> None:
-    for node, observer in _observers(module):
+    for node, observer in pt2e.observers(module):
         if not getattr(observer, "enabled", True):
             source: Any = node.args[0]
             if isinstance(observer, BiasFakeQuantize) and observer.learned is not None:
@@ -162,7 +146,7 @@ def _add_learned(module: GraphModule, node: Node, value: Tensor) -> Node:
 def _bake(module: GraphModule) -> dict[str, _Constant]:
     """Give each fake-quantizer of a constant a float attribute of its own, which `_fold` turns into integers."""
     values = _constant_values(module)
-    readers = [(node, observer) for node, observer in _observers(module) if node.args[0] in values]
+    readers = [(node, observer) for node, observer in pt2e.observers(module) if node.args[0] in values]
     nodes = {node for node, _ in readers}
     targets = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
     plain: set[Node] = set()

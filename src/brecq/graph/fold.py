@@ -120,7 +120,8 @@ def _ancestors(node: Node) -> list[Node]:
 
 @torch.no_grad()
 def fold_batch_norm(module: GraphModule) -> None:
-    """Fold each batch norm whose input is a weighted operator with no other user into that operator's weight."""
+    """Fold each batch norm into the weighted operator in front of it, where nothing else would change by that: its
+    output has no other user, its weight and bias no other reader, and the norm's channels are its outputs."""
     users: dict[str, int] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
@@ -128,16 +129,24 @@ def fold_batch_norm(module: GraphModule) -> None:
     for norm in list(module.graph.nodes):
         if norm.target is not aten.batch_norm.default:
             continue
-        layer, gamma, beta, mean, var = norm.args[:5]
-        if kind(layer) is None or len(layer.users) != 1 or layer.args[1].op != "get_attr":
+        layer, *statistics = norm.args[:5]
+        if kind(layer) is None or len(layer.users) != 1 or not _normalizes_outputs(layer):
             continue
-        weight_node = layer.args[1]
-        bias = layer.args[2] if len(layer.args) > 2 else None
-        shared = [constant for constant in (weight_node, bias) if constant and users.get(str(constant.target)) != 1]
-        if shared:  # what other calls share must keep its values
+        if any(node is not None and node.op != "get_attr" for node in statistics):
             continue
-        _fold_one(module, layer, norm, [gamma, beta, mean, var])
+        constants = [node for node in layer.args[1:3] if node is not None]
+        if all(node.op == "get_attr" and users[str(node.target)] == 1 for node in constants):
+            _fold_one(module, layer, norm, statistics)
     _clean(module)
+
+
+def _normalizes_outputs(layer: Node) -> bool:
+    """True if dimension 1 of a layer's output, that of a batch norm's channels, counts the layer's outputs.
+
+    A linear layer's are the last dimension, which is dimension 1 of [N, C] but not of [N, T, C]; an unbatched
+    convolution's dimension 0. Both have it there when the output has as many dimensions as the weight.
+    """
+    return bool(layer.meta["val"].dim() == layer.args[1].meta["val"].dim())  # type: ignore[union-attr]
 
 
 def _fold_one(module: GraphModule, layer: Node, norm: Node, statistics: list[Node | None]) -> None:

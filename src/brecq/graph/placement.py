@@ -17,17 +17,11 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e import ObserverBase
-from torchao.quantization.pt2e.quantizer import (
-    QuantizationAnnotation,
-    QuantizationSpec,
-    Quantizer,
-    SharedQuantizationSpec,
-)
+from torchao.quantization.pt2e.quantizer import Quantizer
 
 from brecq.config import FLOAT, QuantConfig, Scheme
 from brecq.errors import ConfigError
-from brecq.graph import ops
+from brecq.graph import ops, pt2e
 from brecq.graph.dataflow import layer_names
 from brecq.graph.ends import first_layers, last_layers
 from brecq.quant.affine import IntRange
@@ -37,24 +31,6 @@ END = "brecq_end"
 """Marks a layer whose width is that of the `first` or `last` layers."""
 
 _POOLING = {ops.aten.avg_pool2d.default, ops.aten.adaptive_avg_pool2d.default, ops.aten.mean.dim}
-
-
-class SpecObserver(ObserverBase):
-    """Holds the place of a fake-quantizer between PT2E's prepare and ours."""
-
-    def __init__(self, **spec: object) -> None:
-        super().__init__(dtype=spec["dtype"])
-        self.spec = spec
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-    def calculate_qparams(self, **_: object) -> None:
-        raise AssertionError("replaced before it is asked")
-
-
-class PerChannelSpecObserver(SpecObserver):
-    """The same for weights: PT2E passes `ch_axis` only to classes with PerChannel in their names."""
 
 
 @dataclass
@@ -277,59 +253,31 @@ class BrecqQuantizer(Quantizer):
         inputs: dict[Node, dict[Node, Any]] = defaultdict(dict)
         outputs: dict[Node, Any] = {}
         leaders: dict[Node, Node] = {}
+        symmetric = self.config.activation_scheme == "symmetric"
         for node in model.graph.nodes:
             if node in placement.tensors:
                 group = placement.groups[node]
-                spec = self._activation(placement.tensors[node])
-                outputs[node] = SharedQuantizationSpec(leaders[group]) if group in leaders else spec
+                spec = pt2e.activation_spec(IntRange.activations(placement.tensors[node]), symmetric)
+                outputs[node] = pt2e.shared_with(leaders[group]) if group in leaders else spec
                 leaders.setdefault(group, node)
         edges: dict[Node, Node] = {}
         for layer, bits in placement.edges.items():
             tensor = _tensor(layer)
             first = edges.setdefault(tensor, layer)
-            inputs[layer][tensor] = (
-                self._activation(bits) if first is layer else SharedQuantizationSpec((tensor, first))
-            )
+            spec = pt2e.activation_spec(IntRange.activations(bits), symmetric)
+            inputs[layer][tensor] = spec if first is layer else pt2e.shared_with((tensor, first))
         for layer, bits in placement.weight_bits.items():
             if bits != FLOAT:
+                whole = is_symmetric(self.config.weight_scheme, bits)
                 weight: Any = layer.args[1]
-                inputs[layer][weight] = self._weight(layer, bits)
-        for node, end in placement.ends.items():
-            node.meta[END] = end
+                inputs[layer][weight] = pt2e.weight_spec(IntRange.weights(bits, whole), whole, output_axis(layer))
         for node in model.graph.nodes:
             if node in inputs or node in outputs:
-                node.meta[ANNOTATION] = QuantizationAnnotation(
-                    input_qspec_map=dict(inputs.get(node, {})),
-                    output_qspec=outputs.get(node),
-                    _annotated=True,
-                )
+                pt2e.annotate(node, inputs.get(node, {}), outputs.get(node))
         return model
 
     def validate(self, model: GraphModule) -> None:
         """Nothing to check: `plan` only asks for what brecq can do."""
-
-    def _activation(self, bits: int) -> QuantizationSpec:
-        symmetric = self.config.activation_scheme == "symmetric"
-        range = IntRange.activations(bits)
-        return QuantizationSpec(
-            dtype=torch.uint8,
-            quant_min=range.low,
-            quant_max=range.high,
-            qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
-            observer_or_fake_quant_ctr=SpecObserver,
-        )
-
-    def _weight(self, layer: Node, bits: int) -> QuantizationSpec:
-        symmetric = is_symmetric(self.config.weight_scheme, bits)
-        range = IntRange.weights(bits, symmetric)
-        return QuantizationSpec(
-            dtype=torch.int8,
-            quant_min=range.low,
-            quant_max=range.high,
-            qscheme=torch.per_channel_symmetric if symmetric else torch.per_channel_affine,
-            ch_axis=output_axis(layer),
-            observer_or_fake_quant_ctr=PerChannelSpecObserver,
-        )
 
 
 def is_symmetric(scheme: Scheme, bits: int) -> bool:

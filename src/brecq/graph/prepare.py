@@ -1,24 +1,21 @@
-"""Prepare: PT2E puts observers where a quantizer annotated; they become brecq's fake-quantizers.
+"""Prepare: where a PT2E quantizer annotated a graph, brecq's fake-quantizers are put.
 
-Any PT2E quantizer decides the places and the integer ranges. Afterwards every weight has one `WeightFakeQuantize`
+Any such quantizer decides the places and the integer ranges. Afterwards every weight has one `WeightFakeQuantize`
 (also when several layers share it), every quantized activation an `ActivationFakeQuantize`, and every bias beside a
 quantized weight a `BiasFakeQuantize`.
 """
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase
-from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from torchao.quantization.pt2e.quantizer import Quantizer
 
 from brecq.errors import ConfigError
-from brecq.graph import ops
+from brecq.graph import ops, pt2e
 from brecq.graph.dataflow import resolve
 from brecq.graph.fold import get_tensor
 from brecq.graph.placement import output_axis
@@ -32,9 +29,7 @@ def prepare(captured: GraphModule, quantizer: Quantizer) -> GraphModule:
     Raises:
         ConfigError: the quantizer asks for something that brecq cannot learn (dynamic or float quantization).
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        prepared = prepare_pt2e(captured, quantizer)
+    prepared = pt2e.insert_observers(captured, quantizer)
     _replace_observers(prepared)
     _share_weight_quantizers(prepared)
     _add_bias_quantizers(prepared)
@@ -78,20 +73,15 @@ def grid_of(graph: GraphModule, node: Any) -> ActivationFakeQuantize | None:
 def _replace_observers(graph: GraphModule) -> None:
     """Swap each observer module for our fake-quantizer; one observer at several places stays one quantizer."""
     replacements: dict[nn.Module, nn.Module | None] = {}
-    for node in list(graph.graph.nodes):
-        if node.op != "call_module":
-            continue
-        observer = graph.get_submodule(str(node.target))
-        if not isinstance(observer, (FakeQuantizeBase, ObserverBase)):
-            continue
+    for node, observer in pt2e.observers(graph):
         if observer not in replacements:
             replacements[observer] = _fake_quantizer(node, observer)
         module = replacements[observer]
         if module is None:
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
             graph.graph.erase_node(node)
             continue
-        source = node.args[0]
+        source: Any = node.args[0]
         node.meta["val"] = source.meta.get("val")
         name = _name_of(graph, module, source)
         setattr(graph, name, module)
@@ -107,39 +97,32 @@ def _name_of(graph: GraphModule, module: nn.Module, source: Node) -> str:
     return name
 
 
-def _fake_quantizer(node: Node, observer: Any) -> nn.Module | None:
+def _fake_quantizer(node: Node, observer: nn.Module) -> nn.Module | None:
     """Our counterpart of an observer; `None` for biases, which get their own quantizer later."""
-    spec = getattr(observer, "spec", None) or _spec_of(observer)
+    spec = pt2e.spec_of(observer)
     source: Any = node.args[0]
-    reader = next(iter(node.users), None)
-    if spec["dtype"] not in (torch.int8, torch.uint8):
+    if spec.dtype not in (torch.int8, torch.uint8):
         if source.op == "get_attr":
             return None
         raise ConfigError(
-            f"the quantizer asks for {spec['dtype']} at {source.name!r}; brecq quantizes to int8 and uint8 ranges"
+            f"the quantizer asks for {spec.dtype} at {source.name!r}; brecq quantizes to int8 and uint8 ranges"
         )
-    if spec["is_dynamic"]:
+    if spec.dynamic:
         raise ConfigError(
             f"the quantizer asks for dynamic quantization at {source.name!r}; brecq learns fixed step sizes: "
             "configure the quantizer for static quantization"
         )
-    info = torch.iinfo(spec["dtype"])
-    low = info.min if spec["quant_min"] is None else spec["quant_min"]
-    high = info.max if spec["quant_max"] is None else spec["quant_max"]
-    scheme = spec["qscheme"]
-    if source.op == "get_attr" and reader is not None and ops.kind(reader):
-        return WeightFakeQuantize(IntRange(low, high), scheme, spec.get("ch_axis") or 0)
-    if scheme in (torch.per_channel_affine, torch.per_channel_symmetric):
+    range = IntRange(spec.low, spec.high)
+    if source.op == "get_attr" and all(ops.kind(reader) and reader.args[1] is node for reader in node.users):
+        return WeightFakeQuantize(range, spec.qscheme, spec.axis or 0)
+    if spec.per_channel:
         raise ConfigError(
             f"the quantizer asks for a scale per channel at activation {source.name!r}; brecq learns one per tensor"
         )
-    return ActivationFakeQuantize(IntRange(low, high), scheme, dtype=spec["dtype"])
-
-
-def _spec_of(observer: Any) -> dict[str, Any]:
-    names = ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis", "is_dynamic")
-    inner = getattr(observer, "activation_post_process", observer)
-    return {name: getattr(observer, name, getattr(inner, name, None)) for name in names}
+    module = ActivationFakeQuantize(range, spec.qscheme, dtype=spec.dtype)
+    if spec.fixed is not None:
+        module.fix(*spec.fixed)
+    return module
 
 
 def _share_weight_quantizers(graph: GraphModule) -> None:

@@ -55,6 +55,8 @@ def learnables(graph: GraphModule, done: Collection[nn.Module] = ()) -> Learnabl
         seen.add(module)  # one module can be at several places: in front of a concatenation, for a shared weight
         name, source = str(node.target), node.args[0]
         if isinstance(module, ActivationFakeQuantize):
+            if module.fixed:
+                continue
             found.activations[name] = module
         elif isinstance(source, Node) and source.op == "get_attr":
             kind: dict[str, Any] = found.weights if isinstance(module, WeightFakeQuantize) else found.biases

@@ -129,7 +129,8 @@ def _shared(network: Network) -> set[ActivationFakeQuantize]:
     """Quantizers of tensors that blocks apart make and a concatenation joins: no single block may decide on them."""
     users: Counter[ActivationFakeQuantize] = Counter()
     for block in network.blocks:
-        users.update({m for m in block.module.modules() if isinstance(m, ActivationFakeQuantize) and m.enabled})
+        found = {m for m in block.module.modules() if isinstance(m, ActivationFakeQuantize)}
+        users.update({module for module in found if module.enabled and not module.fixed})
     return {module for module, blocks in users.items() if blocks > 1}
 
 

@@ -36,6 +36,7 @@ class ActivationFakeQuantize(BaseFakeQuantize):
         self.register_buffer("scale", None)
         self.register_buffer("zero_point", None)
         self.register_parameter("theta", None)
+        self.fixed = False
         self.log_space = True
         self.drop = 0.0
         self.seed = 0
@@ -45,6 +46,11 @@ class ActivationFakeQuantize(BaseFakeQuantize):
     @property
     def initialized(self) -> bool:
         return self.scale is not None
+
+    def fix(self, scale: float, zero_point: int) -> None:
+        """Give it a grid that is neither searched nor learned: a back end's operator writes on this one only."""
+        self.fixed = True
+        self.scale, self.zero_point = torch.tensor(scale), torch.tensor(float(zero_point))
 
     @torch.no_grad()
     def initialize(self, p: float, candidates: int) -> None:

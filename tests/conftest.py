@@ -6,6 +6,7 @@ import importlib.util
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -13,8 +14,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from brecq.data.dataset import Dataset
 from brecq.graph.capture import capture
 
 Captured = Callable[[str], GraphModule]
@@ -64,3 +67,19 @@ def captures(networks: ModuleType) -> Captured:
         return capture(model, networks.inputs(model))
 
     return get
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, inputs to calibrate with, and labelled ones to test on."""
+
+    model: nn.Module
+    calibration: Tensor
+    test: Dataset
+
+
+@pytest.fixture(scope="session")
+def trained(networks: ModuleType) -> Trained:
+    """A network of inverted residuals that tells gratings apart, trained once in a session."""
+    images, labels = networks.gratings(400, seed=7)
+    return Trained(networks.train(networks.MobileNet), networks.gratings(256, seed=3)[0], Dataset((images,), labels))

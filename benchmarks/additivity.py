@@ -40,8 +40,9 @@ from brecq.graph.prepare import prepare
 from brecq.precision.layers import dissect
 from brecq.precision.measure import measure_sensitivity
 from brecq.precision.meter import BlockMeter, FloatStreams
+from brecq.precision.options import Cross
 from brecq.precision.problem import build
-from brecq.precision.table import METRICS, Cross, SensitivityTable
+from brecq.precision.table import METRICS, SensitivityTable
 from brecq.quant.fake_quant import WeightFakeQuantize
 from brecq.reconstruct.cache import ActivationCache
 

@@ -39,8 +39,8 @@ from common import CIFAR, CIFAR_TEST, IMAGENET, IMAGENET_TEST, calibration_data,
 from brecq import Accelerator, BitAllocation, QuantConfig, Recipe, SensitivityTable, measure_sensitivity, search
 from brecq.errors import CheckpointError
 from brecq.precision.budget import Budget, Cost, describe
+from brecq.precision.options import Cross, Quality
 from brecq.precision.problem import build, uniform_choices
-from brecq.precision.table import Cross, Quality
 
 MEASURES = {
     "top1": ("top-1 accuracy in percent", 1.0, 2),

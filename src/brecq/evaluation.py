@@ -16,6 +16,7 @@ from brecq.data.collect import stream
 from brecq.data.dataset import Dataset, check_labels
 from brecq.errors import DataError
 from brecq.forward import BATCH, call, evaluating
+from brecq.settings import BATCH_SIZE, checked
 
 
 @dataclass
@@ -70,9 +71,11 @@ def evaluate(
         class_axis: the axis of classes, where the scores have another layout.
 
     Raises:
+        ConfigError: the batch size is out of range.
         DataError: labels that are out of range or do not go with the output, NaN in the output, no tensor in it, no
             such `output` or `class_axis`.
     """
+    checked("batch_size", batch_size, int, BATCH_SIZE)
     tally = _Tally(None if output is None else str(output), class_axis)
     start = time.perf_counter()
     models = [model] if reference is None else [model, reference]

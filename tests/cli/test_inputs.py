@@ -13,6 +13,7 @@ from rich.console import Console
 import brecq.data
 from brecq.cli import inputs
 from brecq.cli.inputs import EvaluationData, override_preprocessing, tell_data, use_device
+from brecq.cli.options import Machine
 from brecq.data import Preprocessing
 from brecq.errors import ConfigError
 
@@ -85,17 +86,22 @@ def test_what_is_told_about_data(images: Path, small_parts: list[int]) -> None:
 
 @pytest.mark.parametrize(
     ("device", "threads", "message"),
-    [("tpu9", None, "'tpu9'"), ("cuda:99", None, "CUDA devices"), ("cpu", 0, "--threads is 0")],
+    [
+        ("tpu9", None, "'tpu9'"),
+        ("cuda:99", None, "CUDA devices"),
+        ("cpu", 0, "threads is 0"),
+        ("cpu", 100_000, "threads is 100000"),
+    ],
 )
 def test_devices_that_are_not_there(device: str, threads: int | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        use_device(device, threads)
+        use_device(Machine(device=device, threads=threads))
 
 
 def test_the_number_of_threads_is_set() -> None:
     before = torch.get_num_threads()
     try:
-        use_device("cpu", 1)
+        use_device(Machine(threads=1))
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import Result
 
-from brecq.cli import app
+from brecq.cli import app, options
 from brecq.config import LayerRule, QuantConfig, Recipe
 from brecq.errors import ConfigError, DataError
 from brecq.synthesis.config import DistillConfig
@@ -23,64 +23,82 @@ Invoke = Callable[..., Result]
 REQUIRED = {"spec", "calib", "output"}
 
 
-def config(**changes: Any) -> dict[str, Any]:
-    return {"config": dataclasses.replace(QuantConfig(), **changes)}
-
-
-# parameter of the command: arguments, and the fields of the job that they must change
+# parameter of the command: arguments, and the field of the job that they must change, as NAME or GROUP.NAME
 OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "weight_bits": (["-w", "2"], config(weights=2)),
-    "activation_bits": (["-a", "32"], config(activations=32)),
+    "weight_bits": (["-w", "2"], {"config.weights": 2}),
+    "activation_bits": (["-a", "32"], {"config.activations": 32}),
     "bits_from": (["--bits-from", "search"], {"bits_from": Path("search")}),
-    "first_last": (["--first-last", "none"], config(first_last=None)),
-    "placement": (["--placement", "input"], config(placement="input")),
-    "weight_scheme": (["--weight-scheme", "symmetric"], config(weight_scheme="symmetric")),
-    "activation_scheme": (["--activation-scheme", "symmetric"], config(activation_scheme="symmetric")),
-    "rules": (
+    "first_last": (["--first-last", "none"], {"config.first_last": None}),
+    "placement": (["--placement", "input"], {"config.placement": "input"}),
+    "weight_scheme": (["--weight-scheme", "symmetric"], {"config.weight_scheme": "symmetric"}),
+    "activation_scheme": (["--activation-scheme", "symmetric"], {"config.activation_scheme": "symmetric"}),
+    "set": (
         ["--set", "layer4.*", "w=8", "--set", "head", "float"],
-        config(rules=(LayerRule("layer4.*", weights=8), LayerRule("head", weights=32, activations=32))),
+        {"config.rules": (LayerRule("layer4.*", weights=8), LayerRule("head", weights=32, activations=32))},
     ),
-    "granularity": (["--granularity", "net"], config(granularity="net")),
-    "blocks": (["--block", "stem=conv1,bn1", "--block", "b=x"], config(blocks={"stem": ["conv1", "bn1"], "b": ["x"]})),
-    "method": (["--method", "rtn"], config(method="rtn")),
-    "recipe": (["--recipe", "thorough"], config(recipe=Recipe.preset("thorough"))),
-    "recipe_settings": (
+    "granularity": (["--granularity", "net"], {"config.granularity": "net"}),
+    "block": (
+        ["--block", "stem=conv1,bn1", "--block", "b=x"],
+        {"config.blocks": {"stem": ["conv1", "bn1"], "b": ["x"]}},
+    ),
+    "method": (["--method", "rtn"], {"config.method": "rtn"}),
+    "recipe": (["--recipe", "thorough"], {"config.recipe": Recipe.preset("thorough")}),
+    "recipe_set": (
         ["--recipe-set", "warmup=0.1", "--recipe-set", "beta=9,3"],
-        config(recipe=Recipe(warmup=0.1, beta=(9.0, 3.0))),
+        {"config.recipe": Recipe(warmup=0.1, beta=(9.0, 3.0))},
     ),
-    "steps": (["--steps", "5"], config(recipe=Recipe(steps=5))),
-    "batch_size": (["--batch-size", "5"], config(recipe=Recipe(batch_size=5))),
-    "qdrop": (["--qdrop", "0"], config(recipe=Recipe(qdrop=0.0))),
-    "loss": (["--loss", "fisher"], config(recipe=Recipe(loss="fisher"))),
-    "autocast": (["--autocast", "bf16"], config(autocast="bf16")),
-    "memory_budget": (["--memory-budget", "2MiB"], config(memory_budget=2**21)),
-    "seed": (["--seed", "9"], config(seed=9)),
-    "weights": (["--weights", "w.safetensors"], {"weights": Path("w.safetensors")}),
-    "trust_pickle": (["--trust-pickle"], {"trust_pickle": True}),
+    "steps": (["--steps", "5"], {"config.recipe": Recipe(steps=5)}),
+    "batch_size": (["--batch-size", "5"], {"config.recipe": Recipe(batch_size=5)}),
+    "qdrop": (["--qdrop", "0"], {"config.recipe": Recipe(qdrop=0.0)}),
+    "loss": (["--loss", "fisher"], {"config.recipe": Recipe(loss="fisher")}),
+    "autocast": (["--autocast", "bf16"], {"config.autocast": "bf16"}),
+    "memory_budget": (["--memory-budget", "2MiB"], {"config.memory_budget": 2**21}),
+    "class_axis": (["--class-axis", "-1"], {"config.class_axis": -1}),
+    "seed": (["--seed", "9"], {"config.seed": 9}),
+    "weights": (["--weights", "w.safetensors"], {"checkpoint.weights": Path("w.safetensors")}),
+    "trust_pickle": (["--trust-pickle"], {"checkpoint.trust_pickle": True}),
     "submodule": (["--submodule", "backbone"], {"submodule": "backbone"}),
-    "calib_size": (["--calib-size", "64"], {"calib_size": 64}),
+    "calib_size": (["--calib-size", "64"], {"calibration.calib_size": 64}),
     "distill_preset": (
         ["--calib", "distilled", "--distill-preset", "full"],
-        {"calib": Path("distilled"), "distillation": DistillConfig.preset("full")},
+        {"calibration.calib": Path("distilled"), "distillation": DistillConfig.preset("full")},
     ),
-    "distill_settings": (
+    "distill_set": (
         ["--calib", "distilled", "--distill-set", "steps=9", "--distill-set", "swing=false"],
-        {"calib": Path("distilled"), "distillation": DistillConfig(steps=9, swing=False)},
+        {"calibration.calib": Path("distilled"), "distillation": DistillConfig(steps=9, swing=False)},
     ),
-    "eval_path": (["--eval", "val"], {"eval": Path("val")}),
-    "eval_labels": (["--eval-labels", "l.csv"], {"eval_labels": Path("l.csv")}),
-    "eval_size": (["--eval-size", "10"], {"eval_size": 10}),
-    "mean": (["--mean", "0.1,0.2,0.3"], {"preprocessing": {"mean": (0.1, 0.2, 0.3)}}),
-    "std": (["--std", "0.1,0.2,0.3"], {"preprocessing": {"std": (0.1, 0.2, 0.3)}}),
-    "size": (["--size", "96"], {"preprocessing": {"size": (96, 96)}}),
-    "resize": (["--resize", "128"], {"preprocessing": {"resize": 128}}),
-    "interpolation": (["--interpolation", "bicubic"], {"preprocessing": {"interpolation": "bicubic"}}),
-    "color": (["--color", "BGR"], {"preprocessing": {"color": "BGR"}}),
-    "resume": (["--resume"], {"resume": True}),
-    "force": (["--force"], {"force": True}),
-    "device": (["--device", "cuda:1"], {"device": "cuda:1"}),
-    "threads": (["--threads", "3"], {"threads": 3}),
+    "eval": (["--eval", "val"], {"evaluation.eval": Path("val")}),
+    "eval_labels": (["--eval-labels", "l.csv"], {"evaluation.eval_labels": Path("l.csv")}),
+    "eval_size": (["--eval-size", "10"], {"evaluation.eval_size": 10}),
+    "mean": (["--mean", "0.1,0.2,0.3"], {"changes.mean": (0.1, 0.2, 0.3)}),
+    "std": (["--std", "0.1,0.2,0.3"], {"changes.std": (0.1, 0.2, 0.3)}),
+    "size": (["--size", "96"], {"changes.size": (96, 96)}),
+    "resize": (["--resize", "128"], {"changes.resize": "128"}),
+    "interpolation": (["--interpolation", "bicubic"], {"changes.interpolation": "bicubic"}),
+    "color": (["--color", "BGR"], {"changes.color": "BGR"}),
+    "resume": (["--resume"], {"output.resume": True}),
+    "force": (["--force"], {"output.force": True}),
+    "device": (["--device", "cuda:1"], {"machine.device": "cuda:1"}),
+    "threads": (["--threads", "3"], {"machine.threads": 3}),
 }
+
+
+def make_job(calib: Path = Path("calib"), output: Path = Path("out"), **changes: Any) -> Any:
+    """The job of `brecq quantize timm:resnet18 --calib calib -o out`, with changes by NAME or GROUP.NAME."""
+    made = command.Job(
+        spec="timm:resnet18", calibration=command.Calibration(calib=calib), evaluation=command.Evaluated(),
+        config=QuantConfig(), bits_from=None, changes=options.Changes(), checkpoint=options.Checkpoint(),
+        submodule=None, output=options.Output(output=output), machine=options.Machine(),
+    )  # fmt: skip
+    return changed(made, changes)
+
+
+def changed(job: Any, changes: dict[str, Any]) -> Any:
+    for name, value in changes.items():
+        group, _, field = name.partition(".")
+        value = dataclasses.replace(getattr(job, group), **{field: value}) if field else value
+        job = dataclasses.replace(job, **{group: value})
+    return job
 
 
 @pytest.fixture
@@ -98,19 +116,14 @@ def job_of(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any
 
 
 def test_defaults(job_of: Callable[..., Any]) -> None:
-    assert job_of() == command.Job(
-        spec="timm:resnet18", weights=None, trust_pickle=False, submodule=None, config=QuantConfig(),
-        bits_from=None, preprocessing={}, calib=Path("calib"), calib_size=1024,
-        eval=None, eval_labels=None, eval_size=None,
-        output=Path("out"), resume=False, force=False, device="cpu", threads=None,
-    )  # fmt: skip
+    assert job_of() == make_job()
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_each_option_changes_its_part_of_the_job(job_of: Callable[..., Any], name: str) -> None:
     arguments, expected = OPTIONS[name]
     default = job_of()
-    assert job_of(*arguments) == dataclasses.replace(default, **expected)
+    assert job_of(*arguments) == changed(default, expected)
     assert job_of(*arguments) != default
 
 
@@ -123,66 +136,61 @@ def test_no_option_is_left_out() -> None:
 def job(tmp_path: Path) -> Any:
     """A job that passes every check."""
     (tmp_path / "calib").mkdir()
-    return command.Job(
-        spec="timm:resnet18", weights=None, trust_pickle=False, submodule=None, config=QuantConfig(),
-        bits_from=None, preprocessing={}, calib=tmp_path / "calib", calib_size=8,
-        eval=None, eval_labels=None, eval_size=None,
-        output=tmp_path / "new" / "out", resume=False, force=False, device="cpu", threads=None,
-    )  # fmt: skip
+    return make_job(tmp_path / "calib", tmp_path / "new" / "out")
 
 
 def test_a_good_job_gets_its_output_folder(job: Any) -> None:
     command.check_job(job)
-    assert job.output.is_dir()
-    assert not any(job.output.iterdir())
+    assert job.output.output.is_dir()
+    assert not any(job.output.output.iterdir())
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"calib": Path("missing")}, DataError, "--calib"),
+        ({"calibration.calib": Path("missing")}, DataError, "--calib"),
         ({"bits_from": Path("missing")}, DataError, "--bits-from"),
-        ({"eval": Path("missing")}, DataError, "--eval"),
-        ({"eval": Path(), "eval_labels": Path("missing")}, DataError, "--eval-labels"),
-        ({"weights": Path("missing")}, DataError, "--weights"),
-        ({"eval_labels": Path("l.csv")}, ConfigError, "give --eval"),
-        ({"eval_size": 3}, ConfigError, "give --eval"),
-        ({"resume": True, "force": True}, ConfigError, "keep one"),
+        ({"evaluation.eval": Path("missing")}, DataError, "--eval"),
+        ({"evaluation.eval": Path(), "evaluation.eval_labels": Path("missing")}, DataError, "--eval-labels"),
+        ({"checkpoint.weights": Path("missing")}, DataError, "--weights"),
+        ({"evaluation.eval_labels": Path("l.csv")}, ConfigError, "give --eval"),
+        ({"evaluation.eval_size": 3}, ConfigError, "give --eval"),
+        ({"output.resume": True, "output.force": True}, ConfigError, "keep one"),
     ],
 )
 def test_bad_requests_are_refused(job: Any, changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        command.check_job(dataclasses.replace(job, **changes))
-    assert not job.output.exists()
+        command.check_job(changed(job, changes))
+    assert not job.output.output.exists()
 
 
 def test_an_output_folder_in_use_needs_resume_or_force(job: Any) -> None:
-    job.output.mkdir(parents=True)
-    (job.output / "report.json").write_text("{}")
+    job.output.output.mkdir(parents=True)
+    (job.output.output / "report.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"--resume.*--force"):
         command.check_job(job)
-    command.check_job(dataclasses.replace(job, resume=True))
-    command.check_job(dataclasses.replace(job, force=True))
-    assert (job.output / "report.json").exists()
+    command.check_job(changed(job, {"output.resume": True}))
+    command.check_job(changed(job, {"output.force": True}))
+    assert (job.output.output / "report.json").exists()
 
 
 def test_only_an_unfinished_run_can_be_resumed(job: Any) -> None:
-    job = dataclasses.replace(job, resume=True)
+    job = changed(job, {"output.resume": True})
     command.check_job(job)
-    (job.output / "manifest.json").write_text("{}")
+    (job.output.output / "manifest.json").write_text("{}")
     with pytest.raises(ConfigError, match="is finished"):
         command.check_job(job)
-    (job.output / "blocks").mkdir()
+    (job.output.output / "blocks").mkdir()
     command.check_job(job)
 
 
 def test_an_output_that_is_a_file(job: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write"):
-        command.check_job(dataclasses.replace(job, output=tmp_path / "file"))
+        command.check_job(changed(job, {"output.output": tmp_path / "file"}))
 
 
 def test_an_output_folder_that_cannot_be_made(job: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write"):
-        command.check_job(dataclasses.replace(job, output=tmp_path / "file" / "out"))
+        command.check_job(changed(job, {"output.output": tmp_path / "file" / "out"}))

@@ -64,7 +64,7 @@ def _show_warning(otherwise: Callable[..., None]) -> Callable[..., None]:
     return show
 
 
-class _PairsCommand(TyperCommand):
+class PairsCommand(TyperCommand):
     """A command whose `--set` takes two values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -79,16 +79,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Quantize trained PyTorch networks to 8, 4, 3 or 2 bits by block reconstruction.",
 )
-app.command("quantize", cls=_PairsCommand)(_quantize)
+app.command("quantize", cls=PairsCommand)(_quantize)
 app.command("evaluate")(_evaluate)
 app.command("distill")(_distill)
-app.command("inspect", cls=_PairsCommand)(_inspect)
+app.command("inspect", cls=PairsCommand)(_inspect)
 app.command("report")(_report)
 app.command("compare")(_compare)
 app.command("export")(_export)
 app.command("verify")(_verify)
 app.command("benchmark")(_benchmark)
-app.command("search", cls=_PairsCommand)(_search)
+app.command("search", cls=PairsCommand)(_search)
 app.command("profile")(_profile)
 
 

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from brecq.cli import options as o
+from brecq.cli.command import command
 from brecq.cli.inputs import tell
 from brecq.cli.parsing import require_path
 from brecq.cli.render import describe_kernels, latency_table, make_console, megabytes
+from brecq.deploy.options import BenchmarkConfig
 
 
+@command
 def benchmark(
-    path: Annotated[Path, typer.Argument(metavar="RESULT", help="The folder that `brecq quantize` wrote.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file that `brecq export` wrote.")],
-    format: Annotated[
-        str | None, typer.Option("-f", "--format", metavar="NAME", help="The format, if FILE's name does not tell.")
-    ] = None,
-    batches: Annotated[
-        list[int] | None, typer.Option("--batch", metavar="N", help="A batch size; repeatable. Default: 1 and 16.")
-    ] = None,
-    runs: Annotated[int, typer.Option(metavar="N", min=1, help="Calls of each network and batch size.")] = 50,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the runtime.")] = 1,
-    seconds: Annotated[float, typer.Option(metavar="S", min=0, help="At most about this long a batch size.")] = 20.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    path: o.Result, file: o.Exported, config: BenchmarkConfig, format: o.FormatOfFile = None, as_json: o.Json = False
 ) -> None:
     """Measure an exported FILE: its size against the ideal, its latency against the float network's.
 
@@ -41,9 +32,7 @@ def benchmark(
 
     console = make_console(quiet=as_json)
     result = brecq.load(path)
-    measured = brecq.benchmark(
-        result, file, format=format, batches=batches or (1, 16), runs=runs, threads=threads, seconds=seconds
-    )
+    measured = brecq.benchmark(result, file, format=format, **dataclasses.asdict(config))
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(measured)))
         return

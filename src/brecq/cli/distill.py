@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from brecq.cli import options as o
+from brecq.cli.command import command
 from brecq.cli.inputs import (
     check_output,
     example_shape,
@@ -18,46 +17,37 @@ from brecq.cli.inputs import (
     tell_preprocessing,
     use_device,
 )
-from brecq.cli.parsing import parse_distillation, require_path
+from brecq.cli.parsing import require_path
 from brecq.cli.progress import make_progress
 from brecq.cli.render import make_console, match_table
 from brecq.synthesis.config import DistillConfig
 from brecq.units import format_seconds
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch import nn
 
     from brecq.data.preprocessing import Preprocessing
     from brecq.synthesis.distill import Distilled
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inputs(o.Checked):
+    """What is made."""
+
+    n: int = o.samples(1024, "inputs to make")
+
+
+@command
 def distill(
-    spec: Annotated[
-        str, typer.Argument(metavar="MODEL", help="timm:NAME, torchvision:NAME, hf:NAME_OR_PATH or file.py:callable.")
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="Where the inputs go.", rich_help_panel="The run")
-    ],
-    n: Annotated[int, typer.Option("--n", metavar="N", help="Inputs to make.", rich_help_panel="The data")] = 1024,
-    preset: o.DistillPreset = None,
-    settings: o.DistillSettings = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    size: o.Size = None,
-    resize: o.Resize = None,
-    interpolation: o.Interpolation = None,
-    color: o.Color = None,
-    weights: o.Weights = None,
-    trust_pickle: o.TrustPickle = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in the output folder.", rich_help_panel="The run")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Overwrite the inputs in the output folder.", rich_help_panel="The run")
-    ] = False,
-    seed: o.Seed = o.DEFAULTS.seed,
-    device: o.Device = "cpu",
-    threads: o.Threads = None,
+    spec: o.Spec,
+    output: o.Output,
+    inputs: Inputs,
+    config: DistillConfig,
+    changes: o.Changes,
+    checkpoint: o.Checkpoint,
+    seed: o.Seed,
+    machine: o.Machine,
 ) -> None:
     """Make calibration inputs from MODEL alone, by matching the statistics that its batch norms remember.
 
@@ -65,32 +55,24 @@ def distill(
 
     brecq distill timm:resnet18 --n 1024 -o distilled/
     """
-    config = parse_distillation(preset, settings or (), seed)
-    changes = o.preprocessing_changes(
-        mean=mean, std=std, size=size, resize=resize, interpolation=interpolation, color=color
-    )
-    require_path("--weights", weights, file=True)
-    check_output(output, resume=resume, force=force, finished=_is_finished(output), look="its contact_sheet.png")
+    config = config.replace(seed=seed.seed)
+    folder = output.output
+    require_path("--weights", checkpoint.weights, file=True)
+    check_output(output, finished=_is_finished(folder), look="its contact_sheet.png")
 
     from brecq.sources import load_source
 
     console = make_console()
-    use_device(device, threads)
-    source = load_source(spec, weights, trust_pickle=trust_pickle)
-    preprocessing = override_preprocessing(source.preprocessing, changes)
+    use_device(machine)
+    source = load_source(spec, checkpoint.weights, trust_pickle=checkpoint.trust_pickle)
+    preprocessing = override_preprocessing(source.preprocessing, changes.given())
     tell(console, "model", source.name)
     tell_preprocessing(console, preprocessing)
+    shape = example_shape(source, preprocessing)
     made = run(
-        console,
-        source.model,
-        n,
-        config,
-        preprocessing,
-        example_shape(source, preprocessing),
-        output,
-        resume=resume,
-        device=device,
-    )
+        console, source.model, inputs.n, config, preprocessing, shape, folder,
+        resume=output.resume, device=machine.device,
+    )  # fmt: skip
     made.forget_batches()
 
 

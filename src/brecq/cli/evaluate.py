@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from brecq.cli import options as o
+from brecq.cli.command import command
 from brecq.cli.inputs import EvaluationData, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.parsing import require_data, require_path
 from brecq.cli.render import describe_evaluation, make_console
 from brecq.errors import BrecqError, ConfigError, SourceError
+from brecq.settings import DATA, MODEL, setting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,65 +25,48 @@ if TYPE_CHECKING:
 _PYTHON_CODE = ".py:"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Data(o.Checked):
+    """What is evaluated on."""
+
+    data: Path = setting(help="a folder of images, or .npz", metavar="PATH", panel=DATA)
+    labels: Path | None = setting(None, "labels of the images", metavar="CSV", panel=DATA)
+    samples: int | None = o.samples(None, "samples, chosen by --seed")
+    batch_size: int = o.batch_size(64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared(o.Checked):
+    """What the result is compared with, and in which form."""
+
+    model: str | None = setting(None, "the float model to compare with", metavar="MODEL", panel=MODEL)
+    reference: bool = setting(True, "compare with the float model", flags=("--reference/--no-reference",), panel=MODEL)
+    output: str | None = setting(None, "the output with class scores, of several", metavar="NAME", panel=MODEL)
+    integer: bool = setting(False, "evaluate what integer hardware computes, code for code", panel=MODEL)
+
+
+@command
 def evaluate(
-    path: Annotated[Path, typer.Argument(metavar="RESULT", help="The folder that `brecq quantize` wrote.")],
-    data: Annotated[
-        Path, typer.Option(metavar="PATH", help="A folder of images, or .npz.", rich_help_panel="The data")
-    ],
-    labels: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Labels of the images.", rich_help_panel="The data")
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Samples, chosen by --seed.", rich_help_panel="The data")
-    ] = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    size: o.Size = None,
-    resize: o.Resize = None,
-    interpolation: o.Interpolation = None,
-    color: o.Color = None,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="The float model to compare with.", rich_help_panel="The model"),
-    ] = None,
-    weights: o.Weights = None,
-    trust_pickle: o.TrustPickle = False,
-    reference: Annotated[
-        bool,
-        typer.Option("--reference/--no-reference", help="Compare with the float model.", rich_help_panel="The model"),
-    ] = True,
-    integer: Annotated[
-        bool,
-        typer.Option(
-            "--integer", help="Evaluate what integer hardware computes, code for code.", rich_help_panel="The model"
-        ),
-    ] = False,
-    output: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The output with class scores, of several.", rich_help_panel="The model"),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Samples at a time.", rich_help_panel="The run")
-    ] = 64,
-    seed: o.Seed = 0,
-    device: o.Device = "cpu",
-    threads: o.Threads = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    path: o.Result,
+    data: Data,
+    changes: o.Changes,
+    compared: Compared,
+    checkpoint: o.Checkpoint,
+    seed: o.Seed,
+    machine: o.Machine,
+    as_json: o.Json = False,
 ) -> None:
     """Evaluate a saved RESULT: top-1 and top-5 with labels, agreement with the float model and SQNR.
 
     brecq evaluate out/ --data DIR
     """
-    changes = o.preprocessing_changes(
-        mean=mean, std=std, size=size, resize=resize, interpolation=interpolation, color=color
-    )
     require_path("RESULT", path)
-    require_data("--data", data)
-    require_path("--labels", labels, file=True)
-    require_path("--weights", weights, file=True)
-    if integer and device != "cpu":
-        raise ConfigError(f"--integer simulates the kernels of a CPU; drop --device {device}")
-    if not reference and (model is not None or weights is not None):
+    require_data("--data", data.data)
+    require_path("--labels", data.labels, file=True)
+    require_path("--weights", checkpoint.weights, file=True)
+    if compared.integer and machine.device != "cpu":
+        raise ConfigError(f"--integer simulates the kernels of a CPU; drop --device {machine.device}")
+    if not compared.reference and (compared.model is not None or checkpoint.weights is not None):
         raise ConfigError("--no-reference leaves the float model out; drop it, or drop --model and --weights")
 
     import brecq
@@ -88,44 +74,46 @@ def evaluate(
     from brecq.graph.submodule import Submodule
 
     console = make_console(quiet=as_json)
-    use_device(device, threads)
+    use_device(machine)
     result = brecq.load(path)
     stored = result.metadata.get("preprocessing")
-    preprocessing = override_preprocessing(None if stored is None else Preprocessing.from_dict(stored), changes)
+    preprocessing = override_preprocessing(
+        None if stored is None else Preprocessing.from_dict(stored), changes.given()
+    )
     tell(console, "result", str(path))
     tell_preprocessing(console, preprocessing)
-    dataset = EvaluationData(data, preprocessing, samples, seed, labels)
-    tell_data(console, "data", data, dataset)
+    dataset = EvaluationData(data.data, preprocessing, data.samples, seed.seed, data.labels)
+    tell_data(console, "data", data.data, dataset)
 
     submodule = (result.metadata.get("source") or {}).get("submodule")
     if submodule is None:
         check(dataset.parts[0], like=result.example_inputs)
-    elif not reference:
+    elif not compared.reference:
         raise ConfigError(f"only the submodule {submodule!r} was quantized; its float model is needed around it")
     float_model: nn.Module | None = None
-    if reference:
+    if compared.reference:
         spec, file = choose_reference(
-            result.metadata, model, weights, needed=submodule is not None or not dataset.labelled
+            result.metadata, compared.model, checkpoint.weights, needed=submodule is not None or not dataset.labelled
         )
         if spec is None:
             tell(console, "reference", "none; name the float model with --model to compare with it")
         else:
-            float_model = load_reference(spec, file, trust_pickle)
+            float_model = load_reference(spec, file, checkpoint.trust_pickle)
             tell(console, "reference", spec)
     elif not dataset.labelled:
         raise ConfigError("without labels and without the float model nothing can be measured; give --labels")
-    quantized = brecq.simulate(result) if integer else result.model
+    quantized = brecq.simulate(result) if compared.integer else result.model
     if submodule is not None and float_model is not None:
         quantized = Submodule(float_model, submodule, dataset.parts[0].subset(slice(0, 2)).inputs).put_back(quantized)
     measured = brecq.evaluate(
-        quantized, dataset, reference=float_model, batch_size=batch_size, device=device, output=output,
-        class_axis=result.config.class_axis,
+        quantized, dataset, reference=float_model, batch_size=data.batch_size, device=machine.device,
+        output=compared.output, class_axis=result.config.class_axis,
     )  # fmt: skip
     if as_json:
         # JSON has no infinity: an output identical to the reference's has the SQNR null and the agreement 100
         typer.echo(json.dumps(finite(dataclasses.asdict(measured))))
     else:
-        tell(console, "on integers" if integer else "quantized", describe_evaluation(measured))
+        tell(console, "on integers" if compared.integer else "quantized", describe_evaluation(measured))
 
 
 def finite(value: Any) -> Any:

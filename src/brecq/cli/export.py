@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from brecq.cli import options as o
 from brecq.cli.inputs import tell
 from brecq.cli.parsing import parse_format_options, require_path
 from brecq.cli.render import make_console, megabytes
 
 
 def export(
-    path: Annotated[Path, typer.Argument(metavar="RESULT", help="The folder that `brecq quantize` wrote.")],
+    path: o.Result,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")],
     format: Annotated[
         str, typer.Option("-f", "--format", metavar="NAME", help="The format: see brecq export --formats.")
@@ -62,10 +63,10 @@ def export(
 
 def show_formats() -> None:
     """Print every format, what it is for, and the options it takes."""
-    from brecq.cli.parsing import describe_type
     from brecq.cli.render import make_table
     from brecq.deploy.formats import FORMATS, option_types
     from brecq.errors import ExportError
+    from brecq.text import describe_type
 
     table = make_table("Formats", ["format", "file", "for", "options"])
     for name, format in FORMATS.items():

@@ -14,6 +14,7 @@ from brecq.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from brecq.cli.options import Machine, Output
     from brecq.data import Dataset
     from brecq.data.preprocessing import Preprocessing
     from brecq.sources import Source
@@ -24,14 +25,13 @@ KEEP_BYTES = 2 * 1024**3
 _REQUIRED = ("mean", "std", "size")
 
 
-def use_device(name: str, threads: int | None) -> None:
-    """Check that `name` is a device that is there, and set the number of CPU threads."""
+def use_device(machine: Machine) -> None:
+    """Check that the device is there, and set the number of CPU threads."""
     import torch
 
-    if threads is not None:
-        if threads < 1:
-            raise ConfigError(f"--threads is {threads}; give at least 1")
-        torch.set_num_threads(threads)
+    name = machine.device
+    if machine.threads is not None:
+        torch.set_num_threads(machine.threads)
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -40,11 +40,12 @@ def use_device(name: str, threads: int | None) -> None:
         raise ConfigError(f"--device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices; use cpu")
 
 
-def check_output(folder: Path, *, resume: bool, force: bool, finished: bool = False, look: str = "") -> None:
-    """Raise `ConfigError` where `folder` must not be written to; create it.
+def check_output(output: Output, *, finished: bool = False, look: str = "") -> None:
+    """Raise `ConfigError` where the folder must not be written to; create it.
 
     `finished`: it holds a result and nothing to resume; `look` then says how to see it.
     """
+    folder, resume, force = output.output, output.resume, output.force
     if resume and force:
         raise ConfigError("--resume continues the run in the output folder, --force overwrites it; keep one")
     if folder.is_dir() and any(folder.iterdir()) and not (resume or force):

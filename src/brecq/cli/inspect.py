@@ -9,35 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from brecq.cli import options as o
+from brecq.cli.command import Without, command
 from brecq.cli.inputs import tell
-from brecq.cli.parsing import parse_size, require_path
+from brecq.cli.parsing import require_path
 from brecq.cli.render import block_table, make_console, scope_table, short_count
+from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+@command
 def inspect(
-    spec: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="timm:NAME, torchvision:NAME, hf:NAME_OR_PATH, file.py:callable or program.pt2."
-        ),
-    ],
-    weight_bits: o.WeightBits = o.DEFAULTS.weights,
-    activation_bits: o.ActivationBits = o.DEFAULTS.activations,
-    first_last: o.FirstLast = str(o.DEFAULTS.first_last),
-    rules: o.Rules = None,
-    placement: o.PlacementOption = o.DEFAULTS.placement,
-    weight_scheme: o.WeightScheme = o.DEFAULTS.weight_scheme,
-    activation_scheme: o.ActivationScheme = o.DEFAULTS.activation_scheme,
-    granularity: o.GranularityOption = o.DEFAULTS.granularity,
-    blocks: o.Blocks = None,
-    weights: o.Weights = None,
-    trust_pickle: o.TrustPickle = False,
+    spec: o.Spec,
+    config: Annotated[QuantConfig, Without(("method", "recipe", "autocast", "memory_budget", "class_axis", "seed"))],
+    checkpoint: o.Checkpoint,
+    changes: Annotated[o.Changes, Without(("mean", "std", "resize", "interpolation", "color"))],
     submodule: o.Submodule = None,
-    size: o.Size = None,
     full: Annotated[bool, typer.Option("--full", help="List every op of the scope, not only a summary.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, always in full.")] = False,
 ) -> None:
@@ -45,25 +34,13 @@ def inspect(
 
     brecq inspect timm:mobilenetv2_100
     """
-    config = o.config_from_options(
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
-        first_last=first_last,
-        placement=placement,
-        weight_scheme=weight_scheme,
-        activation_scheme=activation_scheme,
-        rules=rules,
-        granularity=granularity,
-        blocks=blocks,
-    )
-    side = None if size is None else parse_size(size)
-    require_path("--weights", weights, file=True)
+    require_path("--weights", checkpoint.weights, file=True)
 
     import brecq
     from brecq.sources import load_source
 
-    source = load_source(spec, weights, trust_pickle=trust_pickle, pretrained=False)
-    inputs = choose_inputs(source.example_inputs, side)
+    source = load_source(spec, checkpoint.weights, trust_pickle=checkpoint.trust_pickle, pretrained=False)
+    inputs = choose_inputs(source.example_inputs, changes.size)
     inspection = brecq.inspect(source.model, inputs, config, submodule=submodule)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(inspection), indent=2))

@@ -8,30 +8,25 @@ from typing import Annotated, Literal
 import typer
 
 from brecq.cli import options as o
+from brecq.cli.command import Without, command
 from brecq.cli.inputs import tell
 from brecq.cli.inspect import choose_inputs
-from brecq.cli.parsing import parse_size, require_path
+from brecq.cli.parsing import require_path
 from brecq.cli.progress import make_progress
 from brecq.cli.render import make_console, make_table
 from brecq.config import FLOAT
 from brecq.errors import ConfigError
+from brecq.precision.options import ProfileConfig
 
 
+@command
 def profile(
-    spec: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="timm:NAME, torchvision:NAME, hf:NAME_OR_PATH, file.py:callable or program.pt2."
-        ),
-    ],
+    spec: o.Spec,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The table: .json or .csv.")],
+    config: ProfileConfig,
+    changes: Annotated[o.Changes, Without(("mean", "std", "resize", "interpolation", "color"))],
+    checkpoint: o.Checkpoint,
     hardware: Annotated[Literal["onnxruntime"], typer.Option(help="The runtime to measure.")] = "onnxruntime",
-    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Timed runs; the median counts.")] = 50,
-    warmup: Annotated[int, typer.Option(metavar="N", min=0, help="Runs before them.")] = 10,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the runtime.")] = 1,
-    size: o.Size = None,
-    weights: o.Weights = None,
-    trust_pickle: o.TrustPickle = False,
 ) -> None:
     """Measure how long each layer of MODEL takes in ONNX Runtime, as a table for `brecq search --hardware`.
 
@@ -39,22 +34,21 @@ def profile(
     """
     if output.suffix not in (".json", ".csv"):
         raise ConfigError(f"the table is {str(output)!r}; name a .json or .csv file")
-    require_path("--weights", weights, file=True)
-    side = None if size is None else parse_size(size)
+    require_path("--weights", checkpoint.weights, file=True)
 
     from brecq.precision.hardware.profile import measure_latency
     from brecq.sources import load_source
 
-    source = load_source(spec, weights, trust_pickle=trust_pickle, pretrained=False)
+    source = load_source(spec, checkpoint.weights, trust_pickle=checkpoint.trust_pickle, pretrained=False)
     console = make_console()
     tell(console, "model", source.name)
     progress = make_progress(console)
     table = measure_latency(
         source.model,
-        choose_inputs(source.example_inputs, side),
-        repeats=repeats,
-        warmup=warmup,
-        threads=threads,
+        choose_inputs(source.example_inputs, changes.size),
+        repeats=config.repeats,
+        warmup=config.warmup,
+        threads=config.threads,
         progress=progress,
     )
     table.save(output)

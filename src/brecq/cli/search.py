@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from brecq.cli import options as o
 from brecq.cli.bits import costs_table, draw_bits, tell_allocation
+from brecq.cli.command import Without, command
 from brecq.cli.inputs import check_output, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
-from brecq.cli.parsing import given, parse_bit_list, require_data, require_path
+from brecq.cli.parsing import given, require_data, require_path
 from brecq.cli.progress import make_progress
 from brecq.cli.render import make_console
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 from brecq.precision.budget import Budget, parse_budgets
+from brecq.precision.options import SEARCH, SearchConfig, SurveyConfig
+from brecq.settings import DATA, setting
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from brecq.precision.hardware import HardwareModel
     from brecq.precision.table import SensitivityTable
 
@@ -29,16 +34,42 @@ FRONT = "front.json"
 POINTS = "points"
 FRONT_CHART = ("front.png", "front.svg")
 
-_SEARCH = "The search"
-_SENSITIVITY = "Sensitivities"
-
-MEASURING = (
-    "calib", "calib_size", "bits", "activation_choices", "quality", "cross", "draws", "activation_bits", "first_last",
-    "rules", "placement", "weight_scheme", "activation_scheme", "recipe", "recipe_settings", "steps", "batch_size",
-    "granularity", "blocks", "weights", "trust_pickle", "mean", "std", "size", "resize", "interpolation", "color",
-    "resume", "memory_budget", "device",
+CHOOSING = (
+    "model", "budget", "output", "algorithm", "hardware", "pareto", "metric", "force", "seed", "threads",
 )  # fmt: skip
-"""Options that say how sensitivities are measured: they say nothing where an earlier search's are taken."""
+"""Parameters that choose bits. All others say how sensitivities are measured: nothing where an earlier search's are
+taken over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(o.Checked):
+    """What is searched for."""
+
+    # fmt: off
+    budgets: tuple[Budget, ...] = setting(
+        help="limits: size=2.0MB (decimal; or MiB), bops=10G, latency=3.5ms; repeatable, all are kept",
+        flags=("--budget",), metavar="COST=LIMIT", panel=SEARCH, repeatable=True,
+        parse=lambda _, texts: parse_budgets(texts),
+    )
+    hardware: str | None = setting(
+        None,
+        "for latency: bitfusion, edge-fpga, mobile-npu, an accelerator's .toml, or a latency table (.json, .csv; "
+        "brecq profile measures one)",
+        metavar="NAME|FILE", panel=SEARCH,
+    )
+    points: int | None = setting(
+        None, "also the front of the first budget's cost", flags=("--pareto",), low=2, high=10_000, metavar="N",
+        panel=SEARCH,
+    )
+    # fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(o.Checked):
+    """What sensitivities are measured on."""
+
+    calib: Path | None = setting(None, "calibration data: a folder of images, or .npz", metavar="PATH", panel=DATA)
+    calib_size: int = o.samples(512, "calibration samples")
 
 
 @dataclass(frozen=True)
@@ -46,135 +77,29 @@ class Measurement:
     """How to measure the sensitivities of a model."""
 
     spec: str
-    weights: Path | None
-    trust_pickle: bool
-    calib: Path
-    calib_size: int
-    preprocessing: dict[str, Any]
+    checkpoint: o.Checkpoint
+    calibration: Calibration
+    changes: o.Changes
     config: QuantConfig
-    bits: tuple[int, ...]
-    activation_choices: tuple[int, ...] | None
-    quality: Literal["fast", "reconstructed"]
-    cross: Literal["none", "lowest", "all"]
-    draws: int
-    resume: bool
-    device: str
+    survey: SurveyConfig
 
 
+@command
 def search(
     ctx: typer.Context,
     model: Annotated[
         str,
         typer.Argument(metavar="MODEL|SEARCH", help="A model, or the folder of an earlier search to take over."),
     ],
-    budgets: Annotated[
-        list[str],
-        typer.Option(
-            "--budget",
-            metavar="COST=LIMIT",
-            help="size=2.0MB (decimal; or MiB), bops=10G, latency=3.5ms; repeatable, all are kept.",
-            rich_help_panel=_SEARCH,
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="Where the result goes.", rich_help_panel="The run")
-    ],
-    calib: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH", help="Calibration data: a folder of images, or .npz.", rich_help_panel="The data"
-        ),
-    ] = None,
-    bits: Annotated[
-        str, typer.Option(metavar="N,N,…", help="Bits that weights choose from.", rich_help_panel=_SEARCH)
-    ] = "2,3,4,8",
-    activation_choices: Annotated[
-        str | None,
-        typer.Option(
-            "--search-activations",
-            metavar="N,N,…",
-            help="Bits that activations choose from. Default: -a for all.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = None,
-    algorithm: Annotated[
-        Literal["exact", "genetic", "random"],
-        typer.Option(help="Integer program, the paper's genetic search, or a baseline.", rich_help_panel=_SEARCH),
-    ] = "exact",
-    hardware: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="For latency: bitfusion, edge-fpga, mobile-npu, an accelerator's .toml, or a latency table (.json, "
-            ".csv; brecq profile measures one).",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = None,
-    points: Annotated[
-        int | None,
-        typer.Option(
-            "--pareto", metavar="N", min=2, help="Also the front of the first budget's cost.", rich_help_panel=_SEARCH
-        ),
-    ] = None,
-    metric: Annotated[
-        Literal["fisher", "fisher_diagonal", "relative"],
-        typer.Option(help="The predicted loss.", rich_help_panel=_SEARCH),
-    ] = "fisher",
-    quality: Annotated[
-        Literal["fast", "reconstructed"],
-        typer.Option(
-            help="Round weights to nearest, or learn each block at each bit-width.", rich_help_panel=_SENSITIVITY
-        ),
-    ] = "fast",
-    cross: Annotated[
-        Literal["none", "lowest", "all"],
-        typer.Option(
-            help="Pairs of a block's layers to measure: none, both at the lowest bits, all.",
-            rich_help_panel=_SENSITIVITY,
-        ),
-    ] = "lowest",
-    draws: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Random vectors a sample for the Fisher information.",
-            rich_help_panel=_SENSITIVITY,
-        ),
-    ] = 1,
-    activation_bits: o.ActivationBits = o.DEFAULTS.activations,
-    first_last: o.FirstLast = str(o.DEFAULTS.first_last),
-    rules: o.Rules = None,
-    placement: o.PlacementOption = o.DEFAULTS.placement,
-    weight_scheme: o.WeightScheme = o.DEFAULTS.weight_scheme,
-    activation_scheme: o.ActivationScheme = o.DEFAULTS.activation_scheme,
-    recipe: o.RecipeName = o.FAST,
-    granularity: o.GranularityOption = o.DEFAULTS.granularity,
-    blocks: o.Blocks = None,
-    steps: o.Steps = None,
-    batch_size: o.BatchSize = None,
-    recipe_settings: o.RecipeSettings = None,
-    weights: o.Weights = None,
-    trust_pickle: o.TrustPickle = False,
-    calib_size: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Calibration samples.", rich_help_panel="The data")
-    ] = 512,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    size: o.Size = None,
-    resize: o.Resize = None,
-    interpolation: o.Interpolation = None,
-    color: o.Color = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in the output folder.", rich_help_panel="The run")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Overwrite the search in the output folder.", rich_help_panel="The run")
-    ] = False,
-    seed: o.Seed = o.DEFAULTS.seed,
-    memory_budget: o.MemoryBudget = None,
-    device: o.Device = "cpu",
-    threads: o.Threads = None,
+    request: Request,
+    survey: SurveyConfig,
+    choosing: Annotated[SearchConfig, Without(("seed",))],
+    output: o.Output,
+    calibration: Calibration,
+    changes: o.Changes,
+    config: Annotated[QuantConfig, Without(("weights", "method", "autocast"))],
+    checkpoint: o.Checkpoint,
+    machine: o.Machine,
 ) -> None:
     """Choose the bits of every layer of MODEL within budgets.
 
@@ -184,58 +109,43 @@ def search(
 
     brecq quantize timm:mobilenetv2_100 --bits-from search/ --calib DIR -o out/
     """
-    parsed = parse_budgets(budgets)
+    folder, measuring = output.output, calibration.calib is not None
     earlier = Path(model) if (Path(model) / "sensitivity.json").is_file() else None
     if earlier is not None:
-        if (option := given(ctx, MEASURING)) is not None:
+        if (option := given(ctx, CHOOSING, others=True)) is not None:
             raise ConfigError(
                 f"{model} is an earlier search, whose sensitivities are taken over: drop {option}, or name the model "
                 "to measure anew"
             )
-        if output.resolve() == earlier.resolve():
+        if folder.resolve() == earlier.resolve():
             raise ConfigError(f"the search in {model} would be overwritten by its own; name another folder with -o")
     elif Path(model).is_dir():
         raise ConfigError(
             f"{model} holds no finished search (no sensitivity.json); finish it with --resume, or name a model"
         )
-    elif calib is None:
+    elif not measuring:
         raise ConfigError(f"{model!r} needs calibration data to be measured on; give --calib DIR")
-    choices = parse_bit_list("--bits", bits)
-    measurement = None
-    if calib is not None:
-        config = o.config_from_options(
-            weight_bits=max(choices), activation_bits=activation_bits, first_last=first_last, placement=placement,
-            weight_scheme=weight_scheme, activation_scheme=activation_scheme, rules=rules, granularity=granularity,
-            blocks=blocks, recipe=recipe, recipe_settings=recipe_settings, steps=steps, batch_size=batch_size,
-            memory_budget=memory_budget, seed=seed,
-        )  # fmt: skip
-        measurement = Measurement(
-            model, weights, trust_pickle, calib, calib_size,
-            o.preprocessing_changes(
-                mean=mean, std=std, size=size, resize=resize, interpolation=interpolation, color=color
-            ),
-            config, choices,
-            None if activation_choices is None else parse_bit_list("--search-activations", activation_choices),
-            quality, cross, draws, resume, device,
-        )  # fmt: skip
-        require_data("--calib", calib)
-        require_path("--weights", weights, file=True)
-    if resume and (output / "sensitivity.json").exists() and not (output / "blocks").exists():
+    require_data("--calib", calibration.calib)
+    require_path("--weights", checkpoint.weights, file=True)
+    if output.resume and (folder / "sensitivity.json").exists() and not (folder / "blocks").exists():
         raise ConfigError(
-            f"the search in {output} is finished; take its sensitivities over (brecq search {output} --budget … -o "
+            f"the search in {folder} is finished; take its sensitivities over (brecq search {folder} --budget … -o "
             "OTHER), or start anew with --force"
         )
-    check_output(output, resume=resume, force=force)
+    check_output(output)
     console = make_console()
-    use_device(device, threads)
-    machine = None if hardware is None else load_hardware(hardware)
-    if measurement is not None:
-        table = measure(measurement, parsed, machine, output, console)
+    use_device(machine)
+    machine_model = None if request.hardware is None else load_hardware(request.hardware)
+    if measuring:
+        config = dataclasses.replace(config, weights=max(survey.bits))
+        job = Measurement(model, checkpoint, calibration, changes, config, survey)
+        table = measure(job, request.budgets, machine_model, output, machine.device, console)
     else:
-        table = take_over(Path(model), parsed, machine, console)
-    deliver(table, parsed, machine, algorithm, metric, seed, points, output, console)
-    spec = model if measurement is not None else "MODEL"
-    tell(console, "saved", f"{output}; deliver it: brecq quantize {spec} --bits-from {output} --calib DIR -o out/")
+        table = take_over(Path(model), request.budgets, machine_model, console)
+    choosing = dataclasses.replace(choosing, seed=config.seed)
+    deliver(table, request, machine_model, choosing, folder, console)
+    spec = model if measuring else "MODEL"
+    tell(console, "saved", f"{folder}; deliver it: brecq quantize {spec} --bits-from {folder} --calib DIR -o out/")
 
 
 def load_hardware(source: str) -> HardwareModel:
@@ -265,7 +175,8 @@ def measure(
     job: Measurement,
     budgets: tuple[Budget, ...],
     hardware: HardwareModel | None,
-    output: Path,
+    output: o.Output,
+    device: str,
     console: Console,
 ) -> SensitivityTable:
     """Measure the table; budgets out of reach are an error before that."""
@@ -274,12 +185,14 @@ def measure(
     from brecq.precision.search import check_budgets
     from brecq.sources import load_source
 
-    source = load_source(job.spec, job.weights, trust_pickle=job.trust_pickle)
-    preprocessing = override_preprocessing(source.preprocessing, job.preprocessing)
+    data = job.calibration
+    source = load_source(job.spec, job.checkpoint.weights, trust_pickle=job.checkpoint.trust_pickle)
+    preprocessing = override_preprocessing(source.preprocessing, job.changes.given())
     tell(console, "model", source.name)
     tell_preprocessing(console, preprocessing)
-    calibration = load_data(job.calib, preprocessing, job.calib_size, job.config.seed)
-    tell_data(console, "calibration", job.calib, calibration)
+    assert data.calib is not None
+    calibration = load_data(data.calib, preprocessing, data.calib_size, job.config.seed)
+    tell_data(console, "calibration", data.calib, calibration)
     progress = make_progress(console)
 
     def check(table: SensitivityTable) -> None:
@@ -287,13 +200,12 @@ def measure(
 
     try:
         table = measure_sensitivity(
-            source.model, calibration, job.config, bits=job.bits, activation_bits=job.activation_choices,
-            quality=job.quality, cross=job.cross, draws=job.draws, check=check, run_dir=output, resume=job.resume,
-            progress=progress, device=job.device,
+            source.model, calibration, job.config, **dataclasses.asdict(job.survey), check=check,
+            run_dir=output.output, resume=output.resume, progress=progress, device=device,
         )  # fmt: skip
     except KeyboardInterrupt:
         progress.close()
-        console.print(f"interrupted; the same command with --resume continues in {output}")
+        console.print(f"interrupted; the same command with --resume continues in {output.output}")
         raise
     finally:
         progress.close()
@@ -302,12 +214,9 @@ def measure(
 
 def deliver(
     table: SensitivityTable,
-    budgets: tuple[Budget, ...],
+    request: Request,
     hardware: HardwareModel | None,
-    algorithm: Literal["exact", "genetic", "random"],
-    metric: Literal["fisher", "fisher_diagonal", "relative"],
-    seed: int,
-    points: int | None,
+    config: SearchConfig,
     output: Path,
     console: Console,
 ) -> None:
@@ -316,23 +225,22 @@ def deliver(
     from brecq.precision.search import pareto, uniform
     from brecq.precision.search import search as find
 
+    how = dataclasses.asdict(config)
+    cost = request.budgets[0].cost
     table.save(output)
     for name in (FRONT, *FRONT_CHART):  # with --force, of the search that was here
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(output / POINTS, ignore_errors=True)
-    chosen = find(table, budgets, hardware=hardware, algorithm=algorithm, metric=metric, seed=seed)
+    chosen = find(table, request.budgets, hardware=hardware, **how)
     chosen.save(output / "allocation.json")
     tell_allocation(console, chosen)
     draw_bits(console, chosen, output)
     widths = sorted({bits for knob in table.knobs if knob.free and knob.kind == "weight" for bits in knob.bits})
-    beside = {f"{bits} bits": uniform(table, bits, hardware=hardware, metric=metric) for bits in widths}
+    beside = {f"{bits} bits": uniform(table, bits, hardware=hardware, metric=config.metric) for bits in widths}
     if beside:
-        console.print(costs_table("Uniform weights, for comparison", beside, budgets[0].cost))
-    if points is not None:
-        cost = budgets[0].cost
-        front = pareto(
-            table, cost, points, budgets=budgets, hardware=hardware, algorithm=algorithm, metric=metric, seed=seed
-        )
+        console.print(costs_table("Uniform weights, for comparison", beside, cost))
+    if request.points is not None:
+        front = pareto(table, cost, request.points, budgets=request.budgets, hardware=hardware, **how)
         for number, point in enumerate(front, 1):
             point.save(output / POINTS / f"{number:02d}.json")
         (output / FRONT).write_text(

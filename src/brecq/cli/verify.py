@@ -4,48 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from brecq.cli import options as o
+from brecq.cli.command import Without, command
 from brecq.cli.inputs import EvaluationData, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.parsing import require_data, require_path
 from brecq.cli.render import codes_table, comparison_table, describe_kernels, make_console
+from brecq.settings import DATA, setting
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from brecq.deploy.verify import Verification
 
 DIFFERS_STATUS = 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Data(o.Checked):
+    """What is compared on."""
+
+    data: Path = setting(help="a folder of images, or .npz", metavar="PATH", panel=DATA)
+    samples: int = o.samples(100, "samples, chosen by --seed")
+    batch_size: int = o.batch_size(16)
+
+
+@command
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="RESULT", help="The folder that `brecq quantize` wrote.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file that `brecq export` wrote.")],
-    data: Annotated[
-        Path, typer.Option(metavar="PATH", help="A folder of images, or .npz.", rich_help_panel="The data")
-    ],
-    samples: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Samples, chosen by --seed.", rich_help_panel="The data")
-    ] = 100,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    size: o.Size = None,
-    resize: o.Resize = None,
-    interpolation: o.Interpolation = None,
-    color: o.Color = None,
-    format: Annotated[
-        str | None, typer.Option("-f", "--format", metavar="NAME", help="The format, if FILE's name does not tell.")
-    ] = None,
+    path: o.Result,
+    file: o.Exported,
+    data: Data,
+    changes: o.Changes,
+    seed: o.Seed,
+    machine: Annotated[o.Machine, Without(("device",))],
+    format: o.FormatOfFile = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Compare every quantized tensor; name the first that differs.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Samples at a time.")] = 16,
-    seed: o.Seed = 0,
-    threads: o.Threads = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: o.Json = False,
 ) -> None:
     """Run an exported FILE in its runtime beside the integer simulator and the quantized network.
 
@@ -53,28 +54,27 @@ def verify(
 
     brecq verify out/ model.onnx --data DIR --bisect
     """
-    changes = o.preprocessing_changes(
-        mean=mean, std=std, size=size, resize=resize, interpolation=interpolation, color=color
-    )
     require_path("RESULT", path)
     require_path("FILE", file)
-    require_data("--data", data)
+    require_data("--data", data.data)
 
     import brecq
     from brecq.data import Preprocessing, check
 
     console = make_console(quiet=as_json)
-    use_device("cpu", threads)
+    use_device(machine)
     result = brecq.load(path)
     stored = result.metadata.get("preprocessing")
-    preprocessing = override_preprocessing(None if stored is None else Preprocessing.from_dict(stored), changes)
+    preprocessing = override_preprocessing(
+        None if stored is None else Preprocessing.from_dict(stored), changes.given()
+    )
     tell(console, "result", str(path))
     tell(console, "file", str(file))
     tell_preprocessing(console, preprocessing)
-    dataset = EvaluationData(data, preprocessing, samples, seed, None)
-    tell_data(console, "data", data, dataset)
+    dataset = EvaluationData(data.data, preprocessing, data.samples, seed.seed, None)
+    tell_data(console, "data", data.data, dataset)
     check(dataset.parts[0], like=result.example_inputs)
-    found = brecq.verify(result, file, dataset, format=format, bisect=bisect, batch_size=batch_size)
+    found = brecq.verify(result, file, dataset, format=format, bisect=bisect, batch_size=data.batch_size)
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(found), "as_expected": found.as_expected}))
     else:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from brecq.deploy.formats import needs
+from brecq.deploy.options import BenchmarkConfig
 from brecq.deploy.runtime import Kernels, Runner, open_file
 from brecq.deploy.sizes import ideal_bytes
-from brecq.errors import ConfigError
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -84,9 +84,7 @@ def benchmark(
     Raises:
         ConfigError: a batch size, a number of runs or threads below 1. ExportError: as `open_file`.
     """
-    for name, value in (("runs", runs), ("threads", threads), *(("a batch size", batch) for batch in batches)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; give at least 1")
+    BenchmarkConfig(tuple(batches), runs, threads, seconds)  # validates
     runner, kind = open_file(path, format, threads)
     with tempfile.TemporaryDirectory() as folder:
         reference = Path(folder) / "float.onnx"

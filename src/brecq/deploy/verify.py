@@ -20,6 +20,7 @@ from brecq.deploy.runtime import Kernels, Runner, open_file
 from brecq.deploy.simulate import IntegerModel, simulate
 from brecq.errors import ConfigError, DataError, ExportError
 from brecq.logits import named_outputs
+from brecq.settings import BATCH_SIZE, checked
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -81,6 +82,7 @@ def verify(
         ConfigError: the format is unknown, cannot be run here, or shows no inner tensors to bisect.
         ExportError: the file is missing or does not load. DataError: the data does not fit the network.
     """
+    checked("batch_size", batch_size, int, BATCH_SIZE)
     runner, kind = open_file(path, format)
     if bisect and not hasattr(runner, "codes"):
         raise ConfigError(f"{runner.name} shows no tensors inside a {kind.name} file; leave out bisect")

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from brecq.checkpoint.resume import RunState, fingerprint
 from brecq.checkpoint.tensors import collect_tensors, stored_bytes
-from brecq.config import FLOAT, QuantConfig, check_bits
+from brecq.config import FLOAT, QuantConfig
 from brecq.data.collect import collect
 from brecq.data.dataset import Dataset
 from brecq.errors import ConfigError
@@ -32,7 +32,8 @@ from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import fake_quantize_node, prepare
 from brecq.precision.layers import Anatomy, Layer, dissect
 from brecq.precision.meter import BlockMeter, FloatStreams, packed_bytes, variant_of
-from brecq.precision.table import Cross, Quality, SensitivityTable, Term
+from brecq.precision.options import Cross, Quality, SurveyConfig
+from brecq.precision.table import SensitivityTable, Term
 from brecq.progress import Progress
 from brecq.quant.fake_quant import ActivationFakeQuantize, BaseFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct import fisher
@@ -41,7 +42,7 @@ from brecq.reconstruct.memory import reuse_freed
 from brecq.reconstruct.passes import seed_of
 from brecq.report import BlockReport
 
-BITS = (2, 3, 4, 8)
+BITS = SurveyConfig().bits
 
 
 def measure_sensitivity(
@@ -84,7 +85,10 @@ def measure_sensitivity(
     config = config or QuantConfig()
     progress = progress or Progress()
     began = time.perf_counter()
-    _check(config, bits, activation_bits, quality, cross, draws, resume and run_dir is None)
+    survey_config = SurveyConfig(
+        tuple(bits), None if activation_bits is None else tuple(activation_bits), quality, cross, draws
+    )
+    _check(config, survey_config, resume and run_dir is None)
     data = collect(calibration, None, model=model)
     if data.origin:
         progress.note(f"inputs: {data.origin}")
@@ -148,33 +152,15 @@ def measure_sensitivity(
     )
 
 
-def _check(
-    config: QuantConfig,
-    bits: Sequence[int],
-    activation_bits: Sequence[int] | None,
-    quality: str,
-    cross: str,
-    draws: int,
-    no_run_dir: bool,
-) -> None:
-    for name, choices in (("bits", bits), ("activation_bits", activation_bits)):
-        if choices is not None and not choices:
-            raise ConfigError(f"{name} is empty; give bit-widths to choose from, such as 2,4,8")
-        for choice in choices or ():
-            check_bits(name, choice)
-            if choice == FLOAT:
-                raise ConfigError(f"{name} holds {FLOAT}, floating point; a search chooses between 2 and 8 bits")
-    for name, value, kind in (("quality", quality, Quality), ("cross", cross, Cross)):
-        if value not in get_args(kind):
-            raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(get_args(kind))}")
-    if draws < 1:
-        raise ConfigError(f"draws is {draws}; give at least 1")
+def _check(config: QuantConfig, survey: SurveyConfig, no_run_dir: bool) -> None:
     if no_run_dir:
         raise ConfigError("resume=True needs run_dir: the folder of the run to continue")
     if config.weights == FLOAT:
         raise ConfigError("weights is 32 bits, floating point: there is nothing to search; leave it at its default")
-    if config.activations == FLOAT and activation_bits is not None:
-        raise ConfigError(f"activations is 32 bits, but activation_bits is {list(activation_bits)}; drop one of them")
+    if config.activations == FLOAT and survey.activation_bits is not None:
+        raise ConfigError(
+            f"activations is 32 bits, but activation_bits is {list(survey.activation_bits)}; drop one of them"
+        )
 
 
 def _disable(prepared: nn.Module) -> None:

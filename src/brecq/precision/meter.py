@@ -107,7 +107,7 @@ class BlockMeter:
 
     @torch.no_grad()
     def losses(self, bits: Mapping[str, int]) -> dict[str, float]:
-        """Loss by metric with these knobs at these bits, mean over samples, see `table.Metric`."""
+        """Loss by metric with these knobs at these bits, mean over samples, see `options.Metric`."""
         samples, outputs = self.streams.samples, self.block.outputs
         whole = diagonal = error = power = 0.0
         with self.quantized(bits):

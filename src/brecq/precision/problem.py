@@ -13,8 +13,9 @@ from brecq.precision.budget import Budget, Cost, describe
 from brecq.precision.hardware import HardwareModel
 from brecq.precision.hardware.counts import BitOperations, ModelSize
 from brecq.precision.layers import Knob
+from brecq.precision.options import Metric
 from brecq.precision.pairwise import Choices, Pairwise
-from brecq.precision.table import Metric, SensitivityTable
+from brecq.precision.table import SensitivityTable
 
 
 @dataclass(frozen=True)

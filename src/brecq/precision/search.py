@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,11 +13,10 @@ from brecq.precision import problem as problems
 from brecq.precision.allocation import BitAllocation
 from brecq.precision.budget import Budget, Cost, parse_budgets
 from brecq.precision.hardware import HardwareModel
+from brecq.precision.options import Algorithm, Metric, SearchConfig
 from brecq.precision.pairwise import Choices
 from brecq.precision.problem import Problem
-from brecq.precision.table import SensitivityTable, check_metric
-
-Algorithm = Literal["exact", "genetic", "random"]
+from brecq.precision.table import SensitivityTable
 
 
 def search(
@@ -26,7 +25,7 @@ def search(
     *,
     hardware: HardwareModel | None = None,
     algorithm: Algorithm = "exact",
-    metric: str = "fisher",
+    metric: Metric = "fisher",
     cross: bool = True,
     seed: int = 0,
 ) -> BitAllocation:
@@ -37,7 +36,7 @@ def search(
         budgets: such as `"size=2.0MB"`, `"bops=10G"`, `"latency=3.5ms"`; all of several are kept.
         hardware: an `Accelerator` or a `LatencyTable`, for latency.
         algorithm: `exact` (integer program), `genetic` (the paper's), or `random`, a baseline that only fits.
-        metric: of the predicted loss, see `brecq.precision.table.Metric`.
+        metric: of the predicted loss, see `brecq.precision.options.Metric`.
         cross: count the cross terms inside blocks. seed: of `genetic` and `random`.
 
     Raises:
@@ -45,11 +44,10 @@ def search(
         ConfigError, HardwareError: a budget cannot be read or needs a hardware model, or the model lacks a layer.
     """
     parsed = parse_budgets([budgets] if isinstance(budgets, (str, Budget)) else budgets)
-    problem = problems.build(table, parsed, hardware, check_metric(metric), cross=cross)
+    SearchConfig(algorithm, metric, seed)  # validates
+    problem = problems.build(table, parsed, hardware, metric, cross=cross)
     choices = solve(problem, algorithm, seed)
-    return problems.allocation(
-        problem, choices, table, algorithm, check_metric(metric), hardware.name if hardware else ""
-    )
+    return problems.allocation(problem, choices, table, algorithm, metric, hardware.name if hardware else "")
 
 
 def pareto(
@@ -60,7 +58,7 @@ def pareto(
     budgets: Iterable[str | Budget] = (),
     hardware: HardwareModel | None = None,
     algorithm: Algorithm = "exact",
-    metric: str = "fisher",
+    metric: Metric = "fisher",
     cross: bool = True,
     seed: int = 0,
 ) -> list[BitAllocation]:
@@ -73,8 +71,8 @@ def pareto(
     if points < 2:
         raise ConfigError(f"the front has {points} points; give at least 2")
     kept = [budget for budget in map(_parsed, budgets) if budget.cost != cost]
-    checked = check_metric(metric)
-    whole = problems.build(table, [*kept, Budget(cost, float("1e300"))], hardware, checked, cross=cross)
+    SearchConfig(algorithm, metric, seed)  # validates
+    whole = problems.build(table, [*kept, Budget(cost, float("1e300"))], hardware, metric, cross=cross)
     ends = _solvers().exact.reachable(whole, cost, {budget.cost: budget.limit for budget in kept})
     if ends is None:
         raise ConfigError(f"the budgets {', '.join(map(str, kept))} cannot be met together; raise one of them")
@@ -92,17 +90,17 @@ def pareto(
 
 
 def uniform(
-    table: SensitivityTable, bits: int, *, hardware: HardwareModel | None = None, metric: str = "fisher"
+    table: SensitivityTable, bits: int, *, hardware: HardwareModel | None = None, metric: Metric = "fisher"
 ) -> BitAllocation:
     """Every searched weight at `bits`, searched activations at their widest: what an allocation is compared with.
 
     Raises:
         ConfigError: not every weight chooses from `bits`.
     """
-    checked = check_metric(metric)
-    problem = problems.build(table, [], hardware, checked)
+    SearchConfig(metric=metric)  # validates
+    problem = problems.build(table, [], hardware, metric)
     choices = problems.uniform_choices(problem, bits)
-    return problems.allocation(problem, choices, table, f"uniform {bits}", checked, hardware.name if hardware else "")
+    return problems.allocation(problem, choices, table, f"uniform {bits}", metric, hardware.name if hardware else "")
 
 
 def check_budgets(
@@ -120,8 +118,6 @@ def check_budgets(
 
 def solve(problem: Problem, algorithm: Algorithm, seed: int) -> Choices:
     """Choices [knobs] by the named algorithm."""
-    if algorithm not in get_args(Algorithm):
-        raise ConfigError(f"algorithm is {algorithm!r}; choose one of {', '.join(get_args(Algorithm))}")
     solvers = _solvers()
     if algorithm == "exact":
         return solvers.exact.solve(problem)

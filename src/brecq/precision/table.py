@@ -7,26 +7,17 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
 from brecq.checkpoint.resume import RunState
 from brecq.config import QuantConfig
-from brecq.errors import CheckpointError, ConfigError
+from brecq.errors import CheckpointError
 from brecq.precision.layers import Knob, Layer
-
-Metric = Literal["fisher", "fisher_diagonal", "relative"]
-"""How the error Δz of a block's output becomes a loss, mean over samples:
-
-`fisher`: ½ Δzᵀ F Δz with the whole Fisher information F, the second-order loss in nats.
-`fisher_diagonal`: ½ Δzᵀ diag(F) Δz, the paper's equation 10.
-`relative`: |Δz|² / |z|², which knows nothing of the rest of the network.
-"""
+from brecq.precision.options import Cross, Metric, Quality
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
-Quality = Literal["fast", "reconstructed"]
-Cross = Literal["none", "lowest", "all"]
 
 VERSION = 1
 TABLE, CODES = "sensitivity.json", "learned.safetensors"
@@ -175,11 +166,3 @@ def learned_codes(folder: Path | str) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged: {error}; measure the table again") from error
-
-
-def check_metric(metric: str) -> Metric:
-    """`metric` if there is such a one; otherwise raises `ConfigError`."""
-    for known in METRICS:
-        if metric == known:
-            return known
-    raise ConfigError(f"metric is {metric!r}; choose one of {', '.join(METRICS)}")

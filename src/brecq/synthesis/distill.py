@@ -191,7 +191,7 @@ def _report(teacher: Teacher, inputs: Tensor, config: DistillConfig) -> list[Lay
 
 def _generator(config: DistillConfig, batch: int) -> torch.Generator:
     """Of all that is random in a batch; no two batches of small seeds share one."""
-    return torch.Generator().manual_seed(config.seed * 1_000_003 + batch)
+    return torch.Generator().manual_seed((config.seed * 1_000_003 + batch) % 2**64)
 
 
 def _name(rows: slice) -> str:

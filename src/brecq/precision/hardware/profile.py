@@ -19,6 +19,7 @@ from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
 from brecq.precision.hardware.table import Entry, LatencyTable, Signature, signature
 from brecq.precision.layers import Layer, dissect
+from brecq.precision.options import ProfileConfig
 from brecq.progress import Progress
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ def measure_latency(
         ConfigError: `repeats`, `warmup` or `threads` out of range, or ONNX Runtime is not installed.
         CaptureError: the model cannot be captured. HardwareError: a layer cannot be built as an ONNX model.
     """
-    for name, value, low in (("repeats", repeats, 1), ("warmup", warmup, 0), ("threads", threads, 1)):
-        if value < low:
-            raise ConfigError(f"{name} is {value}; give at least {low}")
+    ProfileConfig(repeats, warmup, threads)  # validates
     try:
         import onnxruntime
 

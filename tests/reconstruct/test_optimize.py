@@ -36,10 +36,8 @@ def fast(lab):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_option_changes_the_result(lab, fast, variant: str) -> None:
-    changed = lab.run(**VARIANTS[variant])
-    assert not lab.same(changed, fast)
-    assert all(report.error_after <= report.error_before for report in changed.reports)
+def test_no_variant_ends_worse_than_rounding_to_nearest(lab, variant: str) -> None:
+    assert all(report.error_after <= report.error_before for report in lab.run(**VARIANTS[variant]).reports)
 
 
 def test_given_labels_change_the_fisher_result(lab) -> None:

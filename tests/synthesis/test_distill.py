@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -82,6 +83,8 @@ def test_a_setting_changes_the_result(resnet: nn.Module, preprocessing: Preproce
         {"target": "entropy"}, {"latent": "pixels"}, {"start": "noise"}, GENERATOR,
         {**GENERATOR, "generator_lr": 0.1}, {**GENERATOR, "generator_width": 4}, {"steps": 5}, {"batch_size": 2},
     ]  # fmt: skip
+    settings = {field.name for field in dataclasses.fields(DistillConfig)}
+    assert {name for change in changes for name in change} == settings - {"name"}
     results = {run(base.replace(**change)) for change in ({}, *changes)}
     assert len(results) == len(changes) + 1
 

@@ -1,0 +1,172 @@
+"""Every setting of a quantization does what it says: what it must change differs, what it must leave is the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+import brecq
+from brecq import LayerRule, QuantConfig, QuantResult, Recipe
+from brecq.checkpoint.tensors import PackedWeight, collect_tensors
+from brecq.converted.grids import grid_of
+from brecq.converted.layers import quantized_activations
+from brecq.data.dataset import Dataset
+from brecq.graph.capture import capture
+
+QUICK = {"steps": 8, "batch_size": 8, "rounding_lr": 0.3, "range_candidates": 12, "range_samples": 16, "tuning": 0.0}
+FISHER, STAGES, TUNED = {"loss": "fisher"}, {"joint": False, "activation_steps": 2}, {"tuning": 1.0}
+LAST, NEAREST = {"keep_best": False}, {"method": "rtn"}
+
+
+class Net(nn.Module):
+    """Six layers in two stages; scores [N, 4], or `dense` ones [N, 64, 4]."""
+
+    def __init__(self, dense: bool) -> None:
+        super().__init__()
+        self.dense = dense
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.first = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1, groups=2) for _ in range(2))
+        self.second = nn.ModuleList(nn.Conv2d(6, 6, 1) for _ in range(2))
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        for stage in (self.first, self.second):
+            x = (x + stage[1](stage[0](x).relu())).relu()
+        return self.head(x.flatten(2).mT if self.dense else x.mean((2, 3)))
+
+
+@dataclass(frozen=True)
+class Row:
+    """`changes` on top of `base` change every one of `differs` and nothing of `same` (names of `facts`)."""
+
+    changes: dict[str, Any]
+    differs: str
+    same: str = ""
+    base: dict[str, Any] = field(default_factory=dict)
+
+
+ROWS = {
+    # the recipe
+    "steps": Row({"steps": 12}, "steps codes activations", "nearest"),
+    "batch_size": Row({"batch_size": 12}, "codes activations", "nearest steps"),
+    "rounding_lr": Row({"rounding_lr": 0.01}, "codes", "nearest steps"),
+    "step_lr": Row({"step_lr": 0.1}, "activations", "nearest steps"),
+    "joint": Row({"joint": False, "activation_steps": 3}, "stages codes", "scope"),
+    "activation_steps": Row({"activation_steps": 4}, "steps activations", "codes", STAGES),
+    "step_space": Row({"step_space": "linear"}, "activations", "nearest steps"),
+    "bias_lr": Row({"bias_lr": 0.0}, "biases", "nearest steps"),
+    "qdrop": Row({"qdrop": 0.0}, "codes activations", "nearest steps"),
+    "loss": Row(FISHER, "codes forwards", "nearest steps"),
+    "fisher_labels": Row({"fisher_labels": "given"}, "codes", "nearest steps forwards", FISHER),
+    "normalize_loss": Row({"normalize_loss": False}, "codes", "nearest steps"),
+    "rounding_penalty": Row({"rounding_penalty": 0.0}, "codes", "nearest steps", LAST),
+    "beta": Row({"beta": (3.0, 2.0)}, "codes", "nearest steps", LAST),
+    "warmup": Row({"warmup": 0.9}, "codes", "nearest steps", LAST),
+    "keep_best": Row({"keep_best": False}, "codes after", "nearest steps", {"rounding_lr": 30.0}),
+    "held_out": Row({"held_out": 0.25}, "nearest after", "steps"),
+    "tuning": Row(TUNED, "stages activations", "codes"),
+    "tune_lr": Row({"tune_lr": 1e-4}, "activations", "codes stages", TUNED),
+    "range_norm": Row({"range_norm": 1.5}, "scales activations", "stages", NEAREST),
+    "range_candidates": Row({"range_candidates": 40}, "scales activations", "stages", NEAREST),
+    "range_samples": Row({"range_samples": 24}, "activations", "scales codes", NEAREST),
+    # what is quantized
+    "weights": Row({"weights": 4}, "scope codes scales", "stages", NEAREST),
+    "activations": Row({"activations": 6}, "scope activations", "codes scales", NEAREST),
+    "first_last": Row({"first_last": None}, "scope codes scales activations", "stages", NEAREST),
+    "placement": Row({"placement": "input"}, "scope activations", "scales", NEAREST),
+    "weight_scheme": Row({"weight_scheme": "symmetric"}, "scope codes scales", "stages", NEAREST),
+    "activation_scheme": Row({"activation_scheme": "symmetric"}, "scope activations", "codes scales", NEAREST),
+    "rules": Row({"rules": (LayerRule("first.0", weights=8),)}, "scope codes scales", "stages", NEAREST),
+    "granularity": Row({"granularity": "layer"}, "blocks codes", "scope"),
+    "blocks": Row({"blocks": {"both": ["first.*", "second.*"]}}, "blocks codes", ""),
+    "method": Row(NEAREST, "stages codes", "nearest"),
+    "recipe": Row({"recipe": "paper"}, "stages codes"),
+    "autocast": Row({"autocast": "bf16"}, "activations", "steps scope"),
+    "memory_budget": Row({"memory_budget": 0}, "", "codes scales activations biases nearest after steps"),
+    "class_axis": Row({"class_axis": 1}, "codes", "nearest steps", {**FISHER, "dense": True}),
+    "seed": Row({"seed": 1}, "codes activations", "steps scope"),
+}
+OWN = {each.name for each in fields(QuantConfig)}
+SAMPLES = 32
+
+
+def facts(result: QuantResult) -> dict[str, Any]:
+    """What can differ between two results."""
+    stored = collect_tensors(result.converted)
+    packed = {name: value for name, value in stored.items() if isinstance(value, PackedWeight)}
+    report = result.report
+    return {
+        "codes": {name: value.codes() for name, value in packed.items()},
+        "scales": {name: (value.scale, value.zero_point) for name, value in packed.items()},
+        "biases": {n: v if isinstance(v, Tensor) else v.dequantize() for n, v in stored.items() if n.endswith("bias")},
+        "activations": [grid_of(node) for node in quantized_activations(result.converted)],
+        "scope": [(entry.layer, entry.weights, entry.inputs, entry.output) for entry in report.scope],
+        "blocks": [(block.name, block.layers) for block in report.blocks],
+        "stages": [block.stage for block in report.blocks],
+        "steps": [block.steps for block in report.blocks],
+        "nearest": report.blocks[0].error_before,
+        "after": [block.error_after for block in report.blocks],
+        "forwards": report.block_forwards,
+    }
+
+
+def equal(a: Any, b: Any) -> bool:
+    (first, shape), (second, other) = tree_flatten(a), tree_flatten(b)
+    return shape == other and all(
+        torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in zip(first, second, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def run() -> Callable[..., dict[str, Any]]:
+    """`run(weights=4, steps=8)`: facts of a network that is captured once; equal calls are run once."""
+    torch.manual_seed(0)
+    x, labels = torch.randn(SAMPLES, 3, 8, 8), torch.randint(4, (SAMPLES,))
+    models = [Net(dense=False).eval(), Net(dense=True).eval()]
+    captured = [capture(model, (x[:2],)) for model in models]
+
+    def quantize(dense: bool = False, **changes: Any) -> dict[str, Any]:
+        own = {"weights": 3, "activations": 4, **{key: changes.pop(key) for key in OWN & changes.keys()}}
+        preset = Recipe.preset(own.pop("recipe", "fast"))
+        data = Dataset((x,), None if dense else labels)
+        recipe = preset.replace(**{**QUICK, "activation_steps": 0 if preset.joint else 4, **changes})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("brecq.pipeline.capture", lambda *_, **__: copy.deepcopy(captured[dense]))
+            return facts(brecq.quantize(models[dense], data, QuantConfig(**own, recipe=recipe)))
+
+    known: dict[str, dict[str, Any]] = {}
+
+    def run(**changes: Any) -> dict[str, Any]:
+        key = repr(changes)
+        if key not in known:
+            known[key] = quantize(**changes)
+        return known[key]
+
+    return run
+
+
+def test_every_setting_has_a_row() -> None:
+    settings = OWN | {each.name for each in fields(Recipe)} - {"name"}
+    assert set(ROWS) == settings
+    assert all(name in row.changes for name, row in ROWS.items() if name not in ("method", "loss", "tuning"))
+
+
+def test_nothing_changed_changes_nothing(run: Callable[..., dict[str, Any]]) -> None:
+    assert equal(run(), run(name="another"))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_setting_changes_what_it_says(run: Callable[..., dict[str, Any]], name: str) -> None:
+    row = ROWS[name]
+    first, second = run(**row.base), run(**{**row.base, **row.changes})
+    found = {fact: equal(first[fact], second[fact]) for fact in first}
+    assert not [fact for fact in row.differs.split() if found[fact]], "did not change"
+    assert not [fact for fact in row.same.split() if not found[fact]], "changed"

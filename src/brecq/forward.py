@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from brecq.errors import DataError
+from brecq.unchanged import unchanged
 
 BATCH = 64
 """Samples that a network or block is run on at a time, where nobody asked for another number."""
@@ -31,19 +32,16 @@ def even_slices(count: int, size: int = BATCH) -> Iterator[slice]:
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """The models in eval mode; afterwards each of their modules is in the mode that it was in.
+    """The models in eval mode; afterwards they are as they were, also where their `forward` counts or averages.
 
     The flags are set one by one: exported programs refuse `eval()` (their mode is fixed), and a model's own `train()`
     may do more than that, such as merging weights, which nothing here would undo.
     """
-    training = [module for model in models for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
+    with unchanged(*models):
+        for model in models:
+            for module in model.modules():
+                module.training = False
         yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 Inputs = Sequence[Tensor] | Mapping[str, Tensor]
@@ -51,8 +49,10 @@ Inputs = Sequence[Tensor] | Mapping[str, Tensor]
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The network's output."""
-    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+    """The network's output. It is given copies: some write into their inputs."""
+    if isinstance(inputs, Mapping):
+        return model(**{name: value.clone() for name, value in inputs.items()})
+    return model(*(value.clone() for value in inputs))
 
 
 def tensors(inputs: Inputs) -> tuple[Tensor, ...]:

@@ -22,7 +22,7 @@ from brecq.data.dataset import Dataset
 from brecq.data.signature import Signature
 from brecq.errors import ConfigError
 from brecq.forward import Inputs, tensors
-from brecq.graph import ops
+from brecq.graph import check, ops
 from brecq.graph.blocks import Network, extract
 from brecq.graph.capture import capture, example_batch
 from brecq.graph.convert import convert
@@ -97,12 +97,13 @@ def quantize(
     inputs = tensors(arguments)
 
     progress.stage("capturing the network")
-    prepared, specs = _prepare(network_model, example_batch(arguments), config, quantizer, allocation)
+    prepared, specs = _prepare(network_model, example_batch(arguments), config, quantizer, allocation, arguments)
     started = start_from(prepared, learned or {})
     prepared.to(device)
     entries = scope(prepared, specs)
     progress.scope(entries)
     network = extract(prepared, specs)
+    check.check_blocks(network, [value.to(device) for value in tensors(check.few(arguments))])
     state = _run_state(prepared, network, data, config, run_dir, resume)
     cache = ActivationCache(torch.device(device), config.memory_budget, None if run_dir is None else Path(run_dir))
     try:
@@ -115,6 +116,7 @@ def quantize(
     set_mode(prepared, Mode.HARD)
     noise = tensor_noise(prepared, [value[:SAMPLES].to(device) for value in inputs])
     converted = convert(prepared)
+    check.check_converted(prepared, converted, [value[: check.SAMPLES].to(device) for value in inputs])
     recipe = config.recipe
     left = ranges.record(converted, inputs, device, recipe.range_norm, recipe.range_candidates)
     notes = [f"fake quantization kernels: {kernels.backend()}"]
@@ -189,11 +191,17 @@ def _prepare(
     config: QuantConfig,
     quantizer: Quantizer | None,
     allocation: BitAllocation | None = None,
+    checked_on: Inputs | None = None,
 ) -> tuple[GraphModule, list[BlockSpec]]:
     captured = capture(model, examples)
+    reference = None if checked_on is None else check.FloatNetwork(model, checked_on)
+    if reference is not None:
+        reference.check(captured, "the captured graph")
     if allocation is not None:
         check_layers(captured, allocation)
     prepared = prepare(captured, quantizer or BrecqQuantizer(config))
+    if reference is not None:
+        reference.check(prepared, "the prepared graph")
     return prepared, partition(prepared, config.granularity, config.blocks)
 
 

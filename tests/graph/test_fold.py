@@ -138,13 +138,3 @@ def test_unused_tensors_are_dropped(captured) -> None:
     used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
     assert set(graph.state_dict()) == used
     assert not any("running" in name or "num_batches" in name for name in graph.state_dict())
-
-
-class Random(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.rand(4) * 0 + torch.rand_like(x).sign()
-
-
-def test_random_numbers_are_no_constants() -> None:
-    graph = capture(nn.Sequential(nn.Linear(4, 4), Random()), (torch.randn(2, 4),))
-    assert any("rand" in name for name in targets(graph))

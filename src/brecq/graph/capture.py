@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 from brecq.errors import CaptureError
 from brecq.forward import Inputs, call, evaluating, like, tensors
 from brecq.graph import fold
+from brecq.graph.randomness import check_deterministic
 
 MAX_BATCH = 65_536
 
@@ -35,6 +36,7 @@ def capture(model: nn.Module, example_inputs: Inputs) -> GraphModule:
     _check_inputs(tensors(inputs))
     with evaluating(model):
         graph = _export(model, inputs)
+    check_deterministic(graph)
     fold.normalize_batch_norm(graph)
     fold.fold_constants(graph)
     fold.fold_batch_norm(graph)
@@ -84,6 +86,7 @@ def _export(model: nn.Module, inputs: Inputs) -> GraphModule:
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
                 module = program.run_decompositions({}).module()
                 fold.drop_guards(module)
+                fold.drop_writes(module)
                 _detach(module)
                 return module
             except Exception as error:  # torch.export raises many unrelated types

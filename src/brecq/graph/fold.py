@@ -61,6 +61,17 @@ def drop_guards(module: GraphModule) -> None:
     module.recompile()
 
 
+def drop_writes(module: GraphModule) -> None:
+    """Remove what an exported program writes back into its buffers and inputs at the end: the graph is a function, and
+    the tensors are the user's."""
+    for node in reversed(module.graph.nodes):
+        if node.target is aten.copy_.default and node.args[0].op in ("get_attr", "placeholder"):
+            node.replace_all_uses_with(node.args[1])
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
 def normalize_batch_norm(module: GraphModule) -> None:
     """Turn the three-output batch norm of `run_decompositions` into the one-output eval-mode operator."""
     for node in list(module.graph.nodes):

@@ -25,6 +25,7 @@ from brecq.data.dataset import Dataset
 from brecq.errors import ConfigError
 from brecq.graph.blocks import Network, extract
 from brecq.graph.capture import capture, example_batch
+from brecq.graph.check import FloatNetwork
 from brecq.graph.convert import convert
 from brecq.graph.fold import get_tensor
 from brecq.graph.partition import partition
@@ -95,7 +96,11 @@ def measure_sensitivity(
 
     progress.stage("capturing the network")
     quantizer = BrecqQuantizer(config)
-    prepared = prepare(capture(model, example_batch(data.arguments())), quantizer)
+    captured = capture(model, example_batch(data.arguments()))
+    reference = FloatNetwork(model, data.arguments())
+    reference.check(captured, "the captured graph")
+    prepared = prepare(captured, quantizer)
+    reference.check(prepared, "the prepared graph")
     specs = partition(prepared, config.granularity, config.blocks)
     network = extract(prepared, specs)
     assert quantizer.placement is not None

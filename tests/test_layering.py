@@ -36,8 +36,8 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "page": "checkpoint converted data errors graph report result units",
     "pipeline": "checkpoint config converted data errors forward graph precision progress quant reconstruct report "
     "result",
-    "cli": "brecq config data deploy errors graph page pipeline precision progress report result settings sources "
-    "synthesis text units version",
+    "cli": "brecq checkpoint config data deploy errors graph page pipeline precision progress quant report result "
+    "settings sources synthesis text units version",
     "__main__": "cli",
 }
 

@@ -20,6 +20,7 @@ Invoke = Callable[..., Result]
 
 COMMANDS = (
     "quantize", "evaluate", "inspect", "distill", "search", "profile", "export", "verify", "benchmark",
+    "report", "compare", "doctor",
 )  # fmt: skip
 
 

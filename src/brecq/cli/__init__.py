@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from brecq.cli.benchmark import benchmark as _benchmark
 from brecq.cli.distill import distill as _distill
+from brecq.cli.doctor import doctor as _doctor
 from brecq.cli.evaluate import evaluate as _evaluate
 from brecq.cli.export import export as _export
 from brecq.cli.inspect import inspect as _inspect
@@ -90,6 +91,7 @@ app.command("verify")(_verify)
 app.command("benchmark")(_benchmark)
 app.command("search", cls=PairsCommand)(_search)
 app.command("profile")(_profile)
+app.command("doctor")(_doctor)
 
 
 def _show_version(wanted: bool) -> None:

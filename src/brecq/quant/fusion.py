@@ -38,6 +38,14 @@ def backend(device: str | torch.device = "cpu") -> str:
     return f"eager ({reason})" if reason else "compiled"
 
 
+def cpp_compiler() -> str | None:
+    """The C++ compiler that PyTorch compiles kernels for the processor with, or `None`."""
+    from torch._inductor import config
+
+    compilers = config.cpp.cxx if isinstance(config.cpp.cxx, tuple | list) else (config.cpp.cxx,)
+    return next((path for name in compilers if name and (path := shutil.which(name))), None)
+
+
 def _forced() -> str:
     value = os.environ.get(VARIABLE, "")
     if value not in ("", "eager", "compiled"):
@@ -56,10 +64,7 @@ def _eager_because(device: str) -> str | None:
 
 def _missing_compiler(device: str) -> str | None:
     if device == "cpu":
-        from torch._inductor import config
-
-        compilers = config.cpp.cxx if isinstance(config.cpp.cxx, tuple | list) else (config.cpp.cxx,)
-        return None if any(name and shutil.which(name) for name in compilers) else "no C++ compiler found"
+        return None if cpp_compiler() else "no C++ compiler found"
     if device == "cuda":
         from torch.utils._triton import has_triton
 

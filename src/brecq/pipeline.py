@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,10 @@ from brecq.errors import ConfigError
 from brecq.forward import Inputs, tensors
 from brecq.graph import check, ops
 from brecq.graph.blocks import Network, extract
-from brecq.graph.capture import capture, example_batch
+from brecq.graph.capture import capture, example_batch, unwrap
 from brecq.graph.convert import convert
 from brecq.graph.dataflow import Dataflow
+from brecq.graph.environment import in_float32, learning
 from brecq.graph.noise import SAMPLES, tensor_noise
 from brecq.graph.partition import BlockSpec, partition
 from brecq.graph.placement import BrecqQuantizer
@@ -45,6 +47,7 @@ from brecq.report import Report, ScopeEntry
 from brecq.result import QuantResult
 
 
+@learning()
 def quantize(
     model: nn.Module,
     calibration: Iterable[Any] | Tensor | Dataset,
@@ -62,7 +65,8 @@ def quantize(
     """Quantize a trained network by block reconstruction.
 
     Args:
-        model: any module that `torch.export` can capture; it is left unchanged.
+        model: any module that `torch.export` can capture; it is left unchanged. Of a network in another floating-point
+            type than float32 a float32 copy is quantized, and the report says so.
         calibration: inputs like those the network will see, unlabeled: a tensor [N, ...], an iterable of batches
             (tensors, tuples of the model's positional inputs, dictionaries by the names of its parameters), a
             `DataLoader`, or a `Dataset`; see `brecq.data.collect`.
@@ -92,8 +96,11 @@ def quantize(
     data = collect(calibration, None, model=model)
     if data.origin:
         progress.note(f"inputs: {data.origin}")
+    model, copied = in_float32(model)
+    if copied:
+        progress.note(copied)
     target = Submodule(model, submodule, data.arguments()) if submodule is not None else None
-    network_model, arguments = (model, data.arguments()) if target is None else (target.module, target.inputs)
+    network_model, arguments = (unwrap(model), data.arguments()) if target is None else (target.module, target.inputs)
     inputs = tensors(arguments)
 
     progress.stage("capturing the network")
@@ -122,6 +129,8 @@ def quantize(
     notes = [f"fake quantization kernels: {kernels.backend()}"]
     if data.origin:
         notes.append(f"inputs: {data.origin}")
+    notes += [copied] if copied else []
+    notes += [spec.joined for spec in specs if spec.joined]
     if started:
         notes.append(f"{started} weights started from the codes that the sensitivity table learned")
     report = Report(
@@ -154,6 +163,7 @@ class Inspection:
     scope: list[ScopeEntry]
 
 
+@learning()
 def inspect(
     model: nn.Module,
     example_inputs: Inputs,
@@ -171,6 +181,7 @@ def inspect(
         ConfigError, DataError, CaptureError, PartitionError.
     """
     inputs = Signature(model).order(example_inputs)
+    model, _ = in_float32(model)
     if submodule is not None:
         target = Submodule(model, submodule, inputs)
         model, inputs = target.module, target.inputs
@@ -202,7 +213,11 @@ def _prepare(
     prepared = prepare(captured, quantizer or BrecqQuantizer(config))
     if reference is not None:
         reference.check(prepared, "the prepared graph")
-    return prepared, partition(prepared, config.granularity, config.blocks)
+    specs = partition(prepared, config.granularity, config.blocks)
+    for spec in specs:
+        if spec.joined:
+            warnings.warn(f"{spec.joined}: they are learned together, with more memory and time", stacklevel=3)
+    return prepared, specs
 
 
 def _run_state(

@@ -6,16 +6,17 @@ positional arguments and returns a tuple of those that later blocks, or the netw
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import SymInt, Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from brecq.graph import ops
-from brecq.graph.dataflow import Dataflow
+from brecq.graph.dataflow import Dataflow, resolve
 from brecq.graph.partition import BlockSpec
 
 Values = dict[str, Tensor]
@@ -31,6 +32,7 @@ class Block:
         module: takes the tensors of `inputs`, returns a tuple of those of `outputs`.
         inputs, outputs: names of the activations.
         layers: names of its weighted operators.
+        targets: those of `outputs` that reconstruction compares: floating point, not class indices or masks.
     """
 
     name: str
@@ -38,10 +40,15 @@ class Block:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     layers: tuple[str, ...]
+    targets: tuple[str, ...]
 
     def __call__(self, values: Values) -> Values:
         results = self.module(*(values[name] for name in self.inputs))
         return dict(zip(self.outputs, results, strict=True))
+
+    def compared(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Of what the module returned, the values of `targets`."""
+        return [value for name, value in zip(self.outputs, outputs, strict=True) if name in self.targets]
 
 
 @dataclass(frozen=True)
@@ -58,15 +65,33 @@ class Network:
     inputs: tuple[str, ...]
     result: Any
 
+    @property
+    def returns_learned(self) -> bool:
+        """Whether the network returns anything that can be learned from."""
+        targets = {name for block in self.blocks for name in block.targets}
+        return any(getattr(place, "text", None) in targets for place in pytree.tree_leaves(self.result))
+
+    def learned(self, result: Any) -> list[Tensor]:
+        """Of what the network returned, the tensors that can be learned from: batches of floating-point samples."""
+        targets = {name for block in self.blocks for name in block.targets}
+        places = pytree.tree_leaves(self.result)
+        leaves = pytree.tree_leaves(result)
+        return [leaf for place, leaf in zip(places, leaves, strict=True) if getattr(place, "text", None) in targets]
+
     def output(self, values: Values) -> Any:
-        """The network's output from the activations of its blocks."""
-        tree = pytree.tree_map_only(_Name, lambda name: values[name.text], self.result)
-        flat = list(tree) if isinstance(tree, (list, tuple)) else [tree]
+        """The network's output from the activations of its blocks.
+
+        What is learned only: constants, numbers and tensors that are no batch of samples (a mean over it) are left
+        out of a tuple or list, and are `None` elsewhere.
+        """
+        tree = pytree.tree_map_only(_Name, lambda name: values.get(name.text), self.result)
+        flat = [part for part in tree if part is not None] if isinstance(tree, (list, tuple)) else [tree]
         return flat[0] if len(flat) == 1 else tuple(flat)
 
     def last_use(self) -> dict[str, int]:
         """For each activation the index of the last block that reads it (the number of blocks: network output)."""
-        uses = {name: i for i, block in enumerate(self.blocks) for name in block.inputs}
+        uses = {name: i for i, block in enumerate(self.blocks) for name in block.outputs}
+        uses |= {name: i for i, block in enumerate(self.blocks) for name in block.inputs}
         for name in pytree.tree_leaves(self.result):
             if isinstance(name, _Name):
                 uses[name.text] = len(self.blocks)
@@ -86,11 +111,14 @@ def extract(prepared: GraphModule, specs: Sequence[BlockSpec]) -> Network:
     layers = {node: layer for node, layer in zip(flow.ops, flow.layers, strict=True) if layer}
     output = next(node for node in nodes if node.op == "output")
     blocks = [
-        _extract(prepared, spec, [n for n in nodes if owner.get(n) == i], owner, i, layers)
+        _extract(flow, prepared, spec, [n for n in nodes if owner.get(n) == i], owner, i, layers)
         for i, spec in enumerate(specs)
     ]
     inputs = tuple(node.name for node in nodes if node.op == "placeholder")
-    result = pytree.tree_map_only(Node, lambda node: _Name(node.name), output.args[0])
+    learned = {name for block in blocks for name in block.outputs} | set(inputs)
+    result = pytree.tree_map(
+        lambda leaf: _Name(leaf.name) if isinstance(leaf, Node) and leaf.name in learned else None, output.args[0]
+    )
     return Network(prepared, blocks, inputs, result)
 
 
@@ -117,6 +145,7 @@ def _owners(flow: Dataflow, nodes: list[Node], specs: Sequence[BlockSpec]) -> di
 
 
 def _extract(
+    flow: Dataflow,
     prepared: GraphModule,
     spec: BlockSpec,
     mine: list[Node],
@@ -128,13 +157,14 @@ def _extract(
     copies: dict[Node, Node] = {}
 
     def constant(node: Node) -> bool:
-        """Parameters, and their fake-quantizers when another block owns them (shared weights): copied everywhere."""
-        return node.op == "get_attr" or (node.op == "call_module" and constant(node.args[0]))  # type: ignore[arg-type]
+        """Parameters, what is computed from them, and their fake-quantizers when another block owns them (shared
+        weights): copied everywhere."""
+        return node in flow.constants
 
     def external(node: Node) -> list[Node]:
-        if ops.is_size(node):
+        if ops.is_size(node) or constant(node):
             return [found for source in node.all_input_nodes for found in external(source)]
-        return [] if constant(node) or owner.get(node) == index else [node]
+        return [] if owner.get(node) == index else [node]
 
     wanted = [found for node in mine for source in node.all_input_nodes for found in external(source)]
     # Sizes are taken from an input of the block's own; what only a size was read from is no input.
@@ -150,21 +180,18 @@ def _extract(
         if node in copies:
             return copies[node]
         if node.target is ops.aten.sym_size.int and owner.get(node.args[0]) != index:  # type: ignore[arg-type]
-            source, dim = _size_source(node, inputs)
-            copies[node] = graph.call_function(ops.aten.sym_size.int, (copies[source], dim))
+            copies[node] = _size(graph, node, {source: copies[source] for source in inputs})
         else:
             copies[node] = graph.node_copy(node, copy)
         return copies[node]
 
     for node in mine:
         copy(node)
-    outputs = [
-        node
-        for node in mine
-        if not constant(node)
-        and any(owner.get(user, -1) != index and not ops.is_size(user) for user in node.users)
-        and ops.is_tensor(node)
-    ]
+    outputs = [node for node in mine if not constant(node) and _leaves(flow, node, owner, index)]
+    targets = [node for node in outputs if _is_target(node)]
+    if not targets:  # what it makes for others cannot be compared (class indices, a mean): its last activation can
+        targets = [node for node in mine if not constant(node) and _is_target(node) and _batch(flow, node)][-1:]
+        outputs += targets
     graph.output(tuple(copies[node] for node in outputs))
     module = GraphModule(prepared, graph)
     return Block(
@@ -173,14 +200,36 @@ def _extract(
         tuple(node.name for node in inputs),
         tuple(node.name for node in outputs),
         tuple(layers[node] for node in mine if node in layers),
+        tuple(node.name for node in targets),
     )
 
 
-def _size_source(size: Node, inputs: list[Node]) -> tuple[Node, int]:
-    """An input of the block, and its dimension, of the same (symbolic) size."""
-    wanted = str(size.meta["val"])
-    for node in inputs:
-        for dim, extent in enumerate(node.meta["val"].shape):
-            if str(extent) == wanted:
-                return node, dim
+def _leaves(flow: Dataflow, node: Node, owner: dict[Node, int], index: int) -> bool:
+    """True if another block reads the node, or the network returns it as a batch of samples."""
+    readers = [user for user in node.users if owner.get(user, -1) != index and not ops.is_size(user)]
+    if not readers or not ops.is_tensor(node):
+        return False
+    return any(user.op != "output" for user in readers) or _batch(flow, node)
+
+
+def _batch(flow: Dataflow, node: Node) -> bool:
+    return flow.is_batch(resolve(node))
+
+
+def _is_target(node: Node) -> bool:
+    return ops.is_tensor(node) and node.meta["val"].is_floating_point()
+
+
+def _size(graph: Graph, size: Node, inputs: dict[Node, Node]) -> Node:
+    """A (symbolic) size, read off an input of the block: a dimension of it, or a multiple of one."""
+    wanted = size.meta["val"].node.expr
+    extents = [(node, dim, e) for node in inputs for dim, e in enumerate(node.meta["val"].shape)]
+    for node, dim, extent in extents:
+        if isinstance(extent, SymInt) and extent.node.expr == wanted:
+            return graph.call_function(ops.aten.sym_size.int, (inputs[node], dim))
+    for node, dim, extent in extents:
+        factor = wanted / extent.node.expr if isinstance(extent, SymInt) else None
+        if factor is not None and factor.is_Integer:
+            one = graph.call_function(ops.aten.sym_size.int, (inputs[node], dim))
+            return graph.call_function(operator.mul, (one, int(factor)))
     raise AssertionError(f"no input of the block has the size {wanted} of {size.name}")

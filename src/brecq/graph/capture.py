@@ -7,42 +7,64 @@ No operator writes in place, so a block can never overwrite an activation that a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from brecq.errors import CaptureError
-from brecq.forward import Inputs, call, evaluating, like, tensors
-from brecq.graph import fold
+from brecq.forward import Inputs, evaluating, like, tensors
+from brecq.graph import canonical, constants, fold, ops, outputs
+from brecq.graph.chunks import SymbolicChunks
+from brecq.graph.culprit import explain
+from brecq.graph.derivatives import check_derivatives
+from brecq.graph.environment import in_float32, in_kind
 from brecq.graph.randomness import check_deterministic
-
-MAX_BATCH = 65_536
+from brecq.graph.shapes import arguments, batch_dim, dynamic_shapes, one_batch
 
 
 def capture(model: nn.Module, example_inputs: Inputs) -> GraphModule:
     """Export `model` with `torch.export`; dimension 0 of every input tensor is the dynamic batch.
 
     Args:
-        model: any module; it is exported in eval mode and left unchanged.
+        model: any module; it is exported in eval mode and left unchanged, in float32 (a copy, where it is not).
         example_inputs: positional inputs, or inputs by name; tensors of shape [N, ...] with the same N of at least 2.
 
     Raises:
         CaptureError: the model cannot be exported; the message names the module and what to do.
     """
-    inputs = example_inputs if isinstance(example_inputs, Mapping) else tuple(example_inputs)
+    model, _ = in_float32(unwrap(model))
+    values = [in_kind(value) for value in tensors(example_inputs)]
+    if len({id(value) for value in values}) < len(values):  # a tensor given twice would become one input
+        values = [value.clone() if isinstance(value, Tensor) else value for value in values]
+    inputs = like(example_inputs, values)
     _check_inputs(tensors(inputs))
-    with evaluating(model):
+    with evaluating(model), one_batch(model), outputs.plain(model):
         graph = _export(model, inputs)
     check_deterministic(graph)
     fold.normalize_batch_norm(graph)
-    fold.fold_constants(graph)
-    fold.fold_batch_norm(graph)
     fold.drop_no_ops(graph)
+    constants.spell_out_sizes(graph)
+    canonical.canonicalize(graph)
+    constants.fold_constants(graph)
+    fold.fold_batch_norm(graph)
     fold.relax_views(graph)
+    _name_layers(graph, model)
+    check_derivatives(graph, tensors(inputs))
     return graph
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside `torch.compile`, `DataParallel` and `DistributedDataParallel`."""
+    while True:
+        compiled = getattr(model, "_orig_mod", None)
+        if isinstance(compiled, nn.Module):
+            model = compiled
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
 
 
 def example_batch(inputs: Inputs) -> Inputs:
@@ -50,16 +72,6 @@ def example_batch(inputs: Inputs) -> Inputs:
     values = tensors(inputs)
     few = [value[:2] if len(value) > 1 else value.repeat(2, *[1] * (value.dim() - 1)) for value in values]
     return like(inputs, few)
-
-
-def batch_dim(low: int = 1) -> Any:
-    """The dynamic batch dimension."""
-    return torch.export.Dim("batch", min=low, max=MAX_BATCH)
-
-
-def dynamic_shapes(inputs: Sequence[Any], dim: Any) -> tuple[Any, ...]:
-    """The `dynamic_shapes` argument of `torch.export` that makes dimension 0 of every tensor dynamic."""
-    return tuple({0: dim} if isinstance(value, Tensor) and value.dim() else None for value in inputs)
 
 
 def _check_inputs(inputs: tuple[Any, ...]) -> None:
@@ -74,24 +86,52 @@ def _check_inputs(inputs: tuple[Any, ...]) -> None:
 
 def _export(model: nn.Module, inputs: Inputs) -> GraphModule:
     reason: Exception | None = None
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), torch.compiler.set_stance("force_eager"), SymbolicChunks():
         warnings.simplefilter("ignore")
         # Some models treat a batch of one specially: fall back to a dynamic batch of at least two.
         for low in (1, 2):
             dim = batch_dim(low)
             try:
-                args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
-                places = dynamic_shapes(tensors(inputs), dim)
-                shapes = dict(zip(kwargs, places, strict=True)) if kwargs else places
+                args, kwargs = arguments(inputs)
+                shapes = dynamic_shapes(model, args, kwargs, dim)
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
                 module = program.run_decompositions({}).module()
                 fold.drop_guards(module)
                 fold.drop_writes(module)
                 _detach(module)
+                _check_regions(module)
                 return module
+            except CaptureError:
+                raise
             except Exception as error:  # torch.export raises many unrelated types
                 reason = error
-    raise CaptureError(_explain(model, inputs, reason)) from reason
+    raise CaptureError(explain(model, inputs, reason)) from reason
+
+
+def _name_layers(module: GraphModule, model: nn.Module) -> None:
+    """Name a layer with tied weights after the module that calls it, where `torch.export` kept another's name."""
+    owners: dict[int, set[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(value), set()).add(name.rpartition(".")[0])
+    tied = {path: paths for paths in owners.values() if len(paths) > 1 for path in paths}
+    for node in module.graph.nodes:
+        weight = node.args[1] if ops.kind(node) else None
+        if isinstance(weight, Node) and weight.op == "get_attr":
+            path, stem = ops.module_path(node), str(weight.target).rpartition(".")[0]
+            if path != stem and path in tied.get(stem, ()):
+                node.meta[ops.LAYER] = path
+
+
+def _check_regions(module: GraphModule) -> None:
+    """Refuse what the exporter keeps as a program inside the program: autocast regions, branches, loops."""
+    for node in module.graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            path = ops.module_path(node)
+            raise CaptureError(
+                f"forward{f' of {path!r}' if path else ''} holds a region of its own ({node.target.name()}): brecq "
+                "needs one graph; take torch.autocast and torch.cond out of forward, or quantize a submodule "
+                "(submodule=..., --submodule)"
+            )
 
 
 def _detach(module: GraphModule) -> None:
@@ -100,53 +140,3 @@ def _detach(module: GraphModule) -> None:
         for name, value in owner._parameters.items():
             if value is not None:
                 owner._parameters[name] = nn.Parameter(value.detach(), requires_grad=False)
-
-
-def _explain(model: nn.Module, inputs: Inputs, reason: Exception | None) -> str:
-    """Name the smallest submodule that fails on its own, by running the model eagerly and exporting its parts."""
-    first_line = next((line for line in str(reason).splitlines() if line.strip()), type(reason).__name__)
-    try:
-        culprit = _smallest_failing(model, inputs)
-    except Exception as error:
-        return f"the model does not run on the example inputs: {type(error).__name__}: {error}"
-    where = f"submodule {culprit[0]!r} ({culprit[1]})" if culprit and culprit[0] else type(model).__name__
-    if "specialized it to be a constant" in str(reason):
-        first_line = "it works for one batch size only"
-        remedy = "Write x.shape[0] instead of len(x) or a number"
-    else:
-        remedy = "Rewrite its data-dependent control flow"
-    return (
-        f"torch.export cannot capture {where}: {first_line.strip()}\n"
-        f"{remedy}, or quantize the parts that can be captured by name "
-        "(submodule='backbone' in Python, --submodule backbone on the command line)."
-    )
-
-
-def _smallest_failing(model: nn.Module, inputs: Inputs) -> tuple[str, str] | None:
-    received: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    hooks = [
-        module.register_forward_pre_hook(
-            lambda _m, args, kwargs, name=name: received.setdefault(name, (args, kwargs)) and None, with_kwargs=True
-        )
-        for name, module in model.named_modules()
-    ]
-    try:
-        with torch.no_grad():
-            call(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    modules = dict(model.named_modules())
-    found: tuple[str, str] | None = None
-    for name in sorted(received, key=lambda path: path.count(".") if path else -1):
-        inside = found is None or name.startswith(f"{found[0]}." if found[0] else "")
-        if not inside or (not any(True for _ in modules[name].parameters()) and found is not None):
-            continue
-        args, kwargs = received[name]
-        plain = not kwargs and all(isinstance(value, Tensor) for value in args)
-        shapes = dynamic_shapes(args, batch_dim(2)) if plain else None
-        try:
-            torch.export.export(modules[name], args, kwargs, dynamic_shapes=shapes, strict=False)
-        except Exception:  # the question is whether it fails; export raises whatever the module's code raises
-            found = (name, type(modules[name]).__name__)
-    return found

@@ -21,6 +21,7 @@ from brecq.forward import Inputs, call, evaluating, like, tensors
 from brecq.graph import ops
 from brecq.graph.blocks import Network
 from brecq.graph.difference import difference_of, flat, largest
+from brecq.graph.outputs import plain
 from brecq.graph.randomness import not_deterministic
 
 SAMPLES = 4
@@ -50,7 +51,7 @@ class FloatNetwork:
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.model, self.inputs = model, few(inputs)
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), evaluating(model), plain(model):
             self.outputs = flat(call(model, self.inputs))
             again = flat(call(model, self.inputs))
         if largest(self.outputs, again) > TOLERANCE:

@@ -21,9 +21,9 @@ from torchao.quantization.pt2e import FakeQuantizeBase
 
 from brecq.errors import BrecqError, CaptureError
 from brecq.graph import pt2e
-from brecq.graph.capture import batch_dim, dynamic_shapes
 from brecq.graph.fold import get_tensor
 from brecq.graph.pt2e import decomposed
+from brecq.graph.shapes import batch_dim, dynamic_shapes, one_batch
 from brecq.quant.fake_quant import BiasFakeQuantize, WeightFakeQuantize
 
 DEQUANTIZE = {
@@ -75,11 +75,11 @@ def to_program(converted: nn.Module, example_inputs: Sequence[Any]) -> ExportedP
     """
     inputs = tuple(example_inputs)
     reason: Exception | None = None
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), one_batch(converted):
         warnings.simplefilter("ignore")
         for low in (1, 2):  # as in capture: some graphs hold only for batches of at least two
             try:
-                shapes = dynamic_shapes(inputs, batch_dim(low))
+                shapes = dynamic_shapes(converted, inputs, {}, batch_dim(low))
                 program = torch.export.export(converted, inputs, dynamic_shapes=shapes, strict=False)
                 break
             except Exception as error:  # torch.export raises many unrelated types

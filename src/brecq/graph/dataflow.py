@@ -13,10 +13,10 @@ from brecq.graph import ops
 
 
 class Dataflow:
-    """Operators of a graph (fake-quantizers and size arithmetic aside) in program order.
+    """Operators of a graph on activations in program order: fake-quantizers, size arithmetic and constants aside.
 
     Attributes:
-        ops: the operator nodes.
+        ops: the operator nodes. constants: nodes that depend on no activation.
         index: node to its position in `ops`.
         paths: module path of each operator.
         layers: name of the layer for weighted operators, empty for others.
@@ -27,7 +27,10 @@ class Dataflow:
     def __init__(self, graph: GraphModule) -> None:
         placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
         self.batch = _batch_symbol(placeholders)
-        self.ops = [n for n in graph.graph.nodes if n.op == "call_function" and not ops.is_size(n)]
+        self.constants = constants(graph.graph)
+        self.ops = [
+            n for n in graph.graph.nodes if n.op == "call_function" and not ops.is_size(n) and n not in self.constants
+        ]
         self.index = {node: i for i, node in enumerate(self.ops)}
         self.paths = [ops.module_path(node) for node in self.ops]
         self.layers = layer_names(self.ops)
@@ -45,7 +48,7 @@ class Dataflow:
         output = next(node for node in graph.graph.nodes if node.op == "output")
         for source in output.all_input_nodes:
             position = self.index.get(resolve(source))
-            if position is not None:
+            if position is not None and self.is_batch(self.ops[position]):
                 self.last_use[position] = len(self.ops)
         self._legal = self._legal_cuts()
         self._weighted = [0, *accumulate(bool(layer) for layer in self.layers)]
@@ -78,6 +81,13 @@ class Dataflow:
                 begin = i + 1
         yield begin, stop
 
+    def crossing(self, position: int) -> Node | None:
+        """The first operator before `position` whose output passes it and is no batch of samples."""
+        return next(
+            (n for i, n in enumerate(self.ops[:position]) if self.last_use[i] >= position and not self.is_batch(n)),
+            None,
+        )
+
     def can_cut(self, position: int) -> bool:
         """True if all that passes from before `position` to it or beyond are batches of samples: [N, ...] tensors."""
         return self._legal[position]
@@ -85,12 +95,13 @@ class Dataflow:
     def _legal_cuts(self) -> list[bool]:
         change = [0] * (len(self.ops) + 2)
         for i, node in enumerate(self.ops):
-            if not self._is_batch(node):
+            if not self.is_batch(node):
                 change[i + 1] += 1
                 change[self.last_use[i] + 1] -= 1
         return [count == 0 for count in accumulate(change)]
 
-    def _is_batch(self, node: Node) -> bool:
+    def is_batch(self, node: Node) -> bool:
+        """True if the output is one tensor [N, ...]."""
         value: Any = node.meta.get("val")
         if not isinstance(value, torch.Tensor) or value.dim() == 0:
             return False
@@ -103,6 +114,20 @@ class Dataflow:
             return ()
         shape = value.shape[2:] if value.dim() == 4 else value.shape[1:]
         return tuple(str(size) for size in shape)
+
+
+def constants(graph: torch.fx.Graph) -> set[Node]:
+    """Nodes whose values depend on no activation: on parameters and numbers, and on the batch size at most.
+
+    They are no activations: every block that reads one computes it anew (an expanded class token, a mask).
+    """
+    found: set[Node] = set()
+    for node in graph.nodes:
+        made = node.op in ("call_function", "call_module") and not ops.is_random(node) and not ops.is_size(node)
+        known = all(source in found or ops.is_size(source) for source in node.all_input_nodes)
+        if node.op == "get_attr" or (made and known):
+            found.add(node)
+    return found
 
 
 def resolve(node: Node) -> Node:
@@ -121,7 +146,7 @@ def layer_names(nodes: list[Node]) -> list[str]:
             names.append("")
             continue
         weight = resolve(node.args[1])  # type: ignore[arg-type]
-        name = str(weight.target) if weight.op == "get_attr" else node.name
+        name = node.meta.get(ops.LAYER) or (str(weight.target) if weight.op == "get_attr" else node.name)
         for ending in (".weight", "_weight"):
             name = name.removesuffix(ending)
         if name.endswith("_folded"):

@@ -1,4 +1,4 @@
-"""Graph clean-up after capture: constants evaluated, batch norm folded into the layer before it, no-ops dropped."""
+"""Graph clean-up after capture: batch norm folded into the layer before it, no-ops dropped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from brecq.graph.ops import aten, kind, op_name
 
 _BATCH_NORMS = {aten._native_batch_norm_legit_no_training.default, aten.native_batch_norm.default}
-_RANDOM = {aten.dropout.default, aten.rand.default, aten.randn.default, aten.bernoulli.default}
 
 
 def get_tensor(module: nn.Module, target: str) -> Tensor:
@@ -31,7 +30,8 @@ def set_tensor(module: nn.Module, target: str, value: Tensor) -> None:
     if name in owner._buffers:
         owner._buffers[name] = value
     else:
-        owner._parameters.pop(name, None)
+        if hasattr(owner, name):  # a parameter, or a constant that is a plain attribute
+            delattr(owner, name)
         owner.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
@@ -95,41 +95,6 @@ def normalize_batch_norm(module: GraphModule) -> None:
 
 
 @torch.no_grad()
-def fold_constants(module: GraphModule) -> None:
-    """Evaluate what depends on parameters and buffers only: standardized weights, position biases, masks."""
-    values: dict[Node, Tensor] = {}
-    for node in module.graph.nodes:
-        if node.op == "get_attr":
-            value = get_tensor(module, str(node.target))
-            if isinstance(value, Tensor):
-                values[node] = value
-        elif node.op == "call_function" and node.target not in _RANDOM and isinstance(node.meta.get("val"), Tensor):
-            inputs = node.all_input_nodes
-            if inputs and all(source in values for source in inputs):
-                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = node.target(*args, **kwargs)
-    for node, value in values.items():
-        if node.op == "call_function" and any(user not in values for user in node.users):
-            root = next((n for n in _ancestors(node) if n.op == "get_attr"), None)
-            name = str(root.target) if root is not None else node.name
-            constant = add_constant(module, f"{name}_folded", value.detach().clone(), node)
-            constant.meta.update({k: v for k, v in node.meta.items() if k == "nn_module_stack"})
-            node.replace_all_uses_with(constant)
-    _clean(module)
-
-
-def _ancestors(node: Node) -> list[Node]:
-    seen: list[Node] = []
-    stack = list(node.all_input_nodes)
-    while stack:
-        current = stack.pop()
-        if current not in seen:
-            seen.append(current)
-            stack.extend(current.all_input_nodes)
-    return seen
-
-
-@torch.no_grad()
 def fold_batch_norm(module: GraphModule) -> None:
     """Fold each batch norm into the weighted operator in front of it, where nothing else would change by that: its
     output has no other user, its weight and bias no other reader, and the norm's channels are its outputs."""
@@ -148,7 +113,7 @@ def fold_batch_norm(module: GraphModule) -> None:
         constants = [node for node in layer.args[1:3] if node is not None]
         if all(node.op == "get_attr" and users[str(node.target)] == 1 for node in constants):
             _fold_one(module, layer, norm, statistics)
-    _clean(module)
+    clean(module)
 
 
 def _normalizes_outputs(layer: Node) -> bool:
@@ -239,10 +204,11 @@ def drop_no_ops(module: GraphModule) -> None:
             aten.lift_fresh_copy.default,
         ):
             node.replace_all_uses_with(node.args[0])
-    _clean(module)
+    clean(module)
 
 
-def _clean(module: GraphModule) -> None:
+def clean(module: GraphModule) -> None:
+    """Remove what nothing reads, and check the graph."""
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     _drop_unused_tensors(module)

@@ -16,11 +16,17 @@ WEIGHTED: dict[Any, str] = {
     aten.conv1d.padding: "conv1d",
     aten.conv2d.default: "conv2d",
     aten.conv2d.padding: "conv2d",
+    aten.conv3d.default: "conv3d",
+    aten.conv3d.padding: "conv3d",
     aten.conv_transpose1d.default: "conv_transpose1d",
     aten.conv_transpose2d.input: "conv_transpose2d",
+    aten.conv_transpose3d.input: "conv_transpose3d",
     aten.linear.default: "linear",
 }
 """Operators with a weight (argument 1) and an optional bias (argument 2) that brecq quantizes."""
+
+LAYER = "brecq_layer"
+"""In the metadata of a weighted operator: its layer's name, where its weight has another's."""
 
 ADD = {aten.add.Tensor}
 
@@ -38,8 +44,10 @@ ELEMENTWISE = {
 """Operators that act on each element alone (batch norm in eval mode too)."""
 
 MOVEMENT = {
-    aten.max_pool1d.default, aten.max_pool2d.default, aten.view.default, aten.reshape.default,
-    aten._unsafe_view.default, aten.flatten.using_ints, aten.permute.default, aten.transpose.int, aten.t.default,
+    aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default, aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int, aten.permute.default,
+    aten.transpose.int, aten.t.default,
     aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.slice.Tensor,
     aten.select.int, aten.expand.default, aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default,
     aten.unbind.int, aten.contiguous.default, aten.clone.default, aten.alias.default, aten.detach.default,
@@ -73,6 +81,11 @@ def op_name(node: Node) -> str:
     """A short name of the operator, e.g. `conv2d`, `add`, `layer_norm`."""
     name = getattr(node.target, "__name__", str(node.target))
     return name.split(".")[0]
+
+
+def is_random(node: Node) -> bool:
+    """True for operators that draw random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def is_tensor(node: Node) -> bool:

@@ -20,8 +20,9 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from brecq.config import Granularity
@@ -41,11 +42,15 @@ _STICKY = ops.ELEMENTWISE | {ops.aten.max_pool2d.default, ops.aten.max_pool1d.de
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """A named run of operators: positions `start` to `stop` (exclusive) in `Dataflow.ops`."""
+    """A named run of operators: positions `start` to `stop` (exclusive) in `Dataflow.ops`.
+
+    `joined` says what was made one block because it could not be cut, and why; empty otherwise.
+    """
 
     name: str
     start: int
     stop: int
+    joined: str = ""
 
 
 def partition(
@@ -117,14 +122,24 @@ def _boundary(flow: Dataflow, left: int, right: int) -> int:
 
 def _merge_illegal(flow: Dataflow, specs: list[BlockSpec]) -> list[BlockSpec]:
     """Join neighbours between which something passes that is not a batch of samples."""
-    merged: list[BlockSpec] = []
+    groups: list[list[BlockSpec]] = []
     for spec in specs:
-        if merged and not flow.can_cut(spec.start):
-            last = merged.pop()
-            name = max((last, spec), key=lambda s: flow.weighted(s.start, s.stop)).name
-            spec = BlockSpec(name, last.start, spec.stop)
-        merged.append(spec)
-    return merged
+        if groups and not flow.can_cut(spec.start):
+            groups[-1].append(spec)
+        else:
+            groups.append([spec])
+    return [group[0] if len(group) == 1 else _join(flow, group) for group in groups]
+
+
+def _join(flow: Dataflow, group: list[BlockSpec]) -> BlockSpec:
+    name = max(group, key=lambda spec: flow.weighted(spec.start, spec.stop)).name
+    node = flow.crossing(group[1].start)
+    value = None if node is None else node.meta.get("val")
+    shape = list(value.shape) if isinstance(value, Tensor) else "several tensors"
+    names = list(dict.fromkeys(spec.name for spec in group))
+    listed = ", ".join(names) if len(names) < 5 else f"{names[0]}, {names[1]}, … {names[-1]} ({len(names)})"
+    reason = f"{listed} are one block: {'' if node is None else node.name} {shape}, which passes between them, "
+    return BlockSpec(name, group[0].start, group[-1].stop, f"{reason}is no batch [N, ...]")
 
 
 def _stages(flow: Dataflow, specs: list[BlockSpec], keep: set[str]) -> list[BlockSpec]:
@@ -146,7 +161,7 @@ def _stages(flow: Dataflow, specs: list[BlockSpec], keep: set[str]) -> list[Bloc
         if len(group) > 1:
             parent = _parent(first.name)
             name = parent if parents[parent] == 1 else f"{first.name}-{last.name.rpartition('.')[2]}"
-        stages.append(BlockSpec(name, first.start, last.stop))
+        stages.append(BlockSpec(name, first.start, last.stop, "; ".join(spec.joined for spec in group if spec.joined)))
     return stages
 
 
@@ -156,7 +171,7 @@ def _everything_else(specs: list[BlockSpec], keep: set[str]) -> list[BlockSpec]:
         if merged and spec.name not in keep and merged[-1].name not in keep:
             merged[-1] = BlockSpec("net", merged[-1].start, spec.stop)
         else:
-            merged.append(spec if spec.name in keep else BlockSpec("net", spec.start, spec.stop))
+            merged.append(spec if spec.name in keep else replace(spec, name="net"))
     return merged
 
 
@@ -166,7 +181,7 @@ def _unique(specs: list[BlockSpec]) -> list[BlockSpec]:
     for spec in specs:
         seen[spec.name] += 1
         name = spec.name if seen[spec.name] == 1 else f"{spec.name}#{seen[spec.name]}"
-        unique.append(BlockSpec(name, spec.start, spec.stop))
+        unique.append(replace(spec, name=name))
     return unique
 
 

@@ -27,6 +27,7 @@ from brecq.graph.blocks import Network, extract
 from brecq.graph.capture import capture, example_batch
 from brecq.graph.check import FloatNetwork
 from brecq.graph.convert import convert
+from brecq.graph.environment import learning
 from brecq.graph.fold import get_tensor
 from brecq.graph.partition import partition
 from brecq.graph.placement import BrecqQuantizer
@@ -46,6 +47,7 @@ from brecq.report import BlockReport
 BITS = SurveyConfig().bits
 
 
+@learning()
 def measure_sensitivity(
     model: nn.Module,
     calibration: Iterable[Any] | Tensor | Dataset,

@@ -108,14 +108,15 @@ class BlockMeter:
     @torch.no_grad()
     def losses(self, bits: Mapping[str, int]) -> dict[str, float]:
         """Loss by metric with these knobs at these bits, mean over samples, see `options.Metric`."""
-        samples, outputs = self.streams.samples, self.block.outputs
+        samples, outputs = self.streams.samples, self.block.targets
         whole = diagonal = error = power = 0.0
         with self.quantized(bits):
             for start in range(0, samples, BATCH):
                 part = slice(start, start + BATCH)
                 found = self.block.module(*self.streams.read("quantized", self.block.inputs, part))
                 targets = self.streams.read("float", outputs, part)
-                deltas = [value.float() - target for value, target in zip(found, targets, strict=True)]
+                compared = self.block.compared(found)
+                deltas = [value.float() - target for value, target in zip(compared, targets, strict=True)]
                 error += sum(delta.square().sum().item() for delta in deltas)
                 power += sum(target.square().sum().item() for target in targets)
                 for draw in range(self.draws):
@@ -149,7 +150,7 @@ class BlockMeter:
         """Put the block's own fake-quantizers back and forget the vectors of its outputs."""
         for place, original in self._originals.items():
             self.block.module.set_submodule(place, original)
-        for name in self.block.outputs:
+        for name in self.block.targets:
             for draw in range(self.draws):
                 self.streams.cache.drop(f"gradient{draw}/{name}")
 

@@ -91,7 +91,7 @@ def _gradients(
     """For each batch and block output of the float network: its name, the first sample, the output, and the gradient
     of the objective (a sum over samples) with respect to it, `None` where it does not depend on it."""
     set_mode(network.graph, Mode.FLOAT)
-    names = [name for block in network.blocks for name in block.outputs]
+    names = [name for block in network.blocks for name in block.targets]
     for start in range(0, len(inputs[0]), BATCH):
         part = slice(start, start + BATCH)
         values: Values = {name: tensor[part].to(device) for name, tensor in zip(network.inputs, inputs, strict=True)}

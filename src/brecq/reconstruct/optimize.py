@@ -166,9 +166,10 @@ class Reconstruction:
 
     def _loss(self, outputs: tuple[Tensor, ...], index: Tensor | slice) -> Tensor:
         """Squared error summed over channels, mean over samples and positions, summed over the block's outputs."""
-        targets = self.streams.read("float", self.block.outputs, index)
+        names = self.block.targets
+        targets = self.streams.read("float", names, index)
         total = torch.zeros((), device=self.device)
-        for name, output, target in zip(self.block.outputs, outputs, targets, strict=True):
+        for name, output, target in zip(names, self.block.compared(outputs), targets, strict=True):
             channels = target.shape[1] if target.dim() == 4 else target.shape[-1]
             if self.fisher:
                 weight = self.streams.cache.get(f"fisher/{name}", index)
@@ -186,7 +187,8 @@ class Reconstruction:
         for index in self.checked.split(BATCH):
             outputs = self.block.module(*self.streams.read("quantized", self.block.inputs, index))
             loss += self._loss(outputs, index).item() * len(index)
-            for output, target in zip(outputs, self.streams.read("float", self.block.outputs, index), strict=True):
+            targets = self.streams.read("float", self.block.targets, index)
+            for output, target in zip(self.block.compared(outputs), targets, strict=True):
                 error += F.mse_loss(output.float(), target, reduction="sum").item()
                 power += target.square().sum().item()
         return _Error(loss / len(self.checked), error / max(power, 1e-30))

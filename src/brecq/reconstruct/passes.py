@@ -66,7 +66,8 @@ def run(
         _initialize(shared, network, inputs, config, cache.device)
         forwards += len(network.blocks)
     names = [block.name for block in network.blocks]
-    tuning = config.recipe.tuning_steps if config.method == "reconstruct" else 0
+    tuned = config.method == "reconstruct" and network.returns_learned
+    tuning = config.recipe.tuning_steps if tuned else 0  # class indices leave nothing to compare end to end
     later = len(names) * (sum(steps for _, steps in stages(config)) + tuning)
     held = hold_out(len(inputs[0]), config.recipe.held_out, seed_of(config.seed, "held out"))
     for number, (stage, steps) in enumerate(stages(config)):

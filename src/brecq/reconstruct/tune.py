@@ -14,7 +14,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from brecq.config import Recipe
 from brecq.errors import BrecqError
@@ -143,8 +142,7 @@ class Tuning:
         return loss.detach()
 
     def _outputs(self, index: Tensor | slice) -> list[Tensor]:
-        outputs = pytree.tree_leaves(self.network.graph(*(self.cache.get(name, index) for name in self.inputs)))
-        return [value for value in outputs if isinstance(value, Tensor) and value.is_floating_point()]
+        return self.network.learned(self.network.graph(*(self.cache.get(name, index) for name in self.inputs)))
 
     def _begin(self) -> list[nn.Parameter]:
         mine = self.mine

@@ -71,6 +71,8 @@ def global_pools(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type != "ReduceMean" or integer(node, "keepdims") != 1:
             continue
+        if len(node.inputs) < 2:  # over everything
+            continue
         source, axes, shape = node.inputs[0], array(node.inputs[1]), node.outputs[0].shape
         rank = 0 if shape is None else len(shape)
         if axes is not None and rank == 4 and sorted(axis % 4 for axis in axes.tolist()) == [2, 3]:

@@ -1,0 +1,117 @@
+"""Constants of a graph: what depends on no activation is evaluated once, or is no activation where it needs sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from brecq.graph import ops
+from brecq.graph.fold import add_constant, clean, get_tensor, set_tensor
+
+aten = ops.aten
+
+_TURNS = {aten.t.default, aten.permute.default, aten.transpose.int, aten.contiguous.default, aten.clone.default}
+_LIKE: dict[Any, float] = {aten.zeros_like.default: 0, aten.new_zeros.default: 0, aten.ones_like.default: 1}
+_LIKE |= {aten.new_ones.default: 1}
+
+
+@torch.no_grad()
+def fold_constants(module: GraphModule) -> None:
+    """Evaluate what depends on parameters, buffers and numbers only: standardized weights, positions, masks."""
+    values: dict[Node, Any] = {}
+    first: dict[str, Node] = {}  # one constant for each thing that is computed, however often
+    alike: dict[Node, Node] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            value = get_tensor(module, str(node.target))
+            if isinstance(value, Tensor):
+                values[node] = value
+        elif node.op == "call_function" and not ops.is_random(node):
+            inputs = node.all_input_nodes
+            if all(source in values for source in inputs) and not ops.is_size(node):
+                same = torch.fx.map_arg((node.args, node.kwargs), lambda n: alike.get(n, n))
+                alike[node] = first.setdefault(f"{node.target}{same}", node)
+                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = node.target(*args, **kwargs)
+    for node, original in alike.items():
+        if original is not node:
+            node.replace_all_uses_with(original)
+    for node, value in values.items():
+        if node.op == "call_function" and isinstance(value, Tensor) and any(user not in values for user in node.users):
+            _replace(module, node, value.detach().clone())
+    clean(module)
+
+
+def _replace(module: GraphModule, node: Node, value: Tensor) -> None:
+    origin = _turned(node)
+    if origin is not None:  # the same numbers in another order keep their name
+        set_tensor(module, str(origin.target), value.contiguous())
+        origin.meta["val"] = value
+        node.replace_all_uses_with(origin)
+        return
+    root = _root(node)
+    name = str(root.target) if root is not None else ops.op_name(node)
+    constant = add_constant(module, f"{name}_folded", value, node)
+    constant.meta.update({k: v for k, v in node.meta.items() if k == "nn_module_stack"})
+    node.replace_all_uses_with(constant)
+
+
+def _turned(node: Node) -> Node | None:
+    """The parameter that `node` only transposes, if nothing else reads it."""
+    while node.op == "call_function" and node.target in _TURNS:
+        source: Any = node.args[0]
+        if len(source.users) != 1:
+            return None
+        node = source
+    return node if node.op == "get_attr" else None
+
+
+def _root(node: Node) -> Node | None:
+    """The nearest parameter or buffer that a constant is computed from."""
+    seen, queue = {node}, [node]
+    while queue:
+        current = queue.pop(0)
+        if current.op == "get_attr":
+            return current
+        for source in current.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                queue.append(source)
+    return None
+
+
+def spell_out_sizes(module: GraphModule) -> None:
+    """`zeros_like(x)` and its kin become `full(sizes)`: they need no values of x, so they are no activations."""
+    for node in list(module.graph.nodes):
+        fill = _LIKE.get(node.target)
+        if node.target in (aten.full_like.default, aten.new_full.default):
+            fill = node.args[-1]
+        value = node.meta.get("val")
+        if fill is None or isinstance(fill, Node) or not isinstance(value, Tensor):
+            continue
+        source = node.args[0]
+        if source.op == "get_attr":
+            continue
+        with module.graph.inserting_before(node):
+            if "new_" in ops.op_name(node):
+                sizes = list(node.args[1])
+            else:
+                sizes = [_size(module, source, dim) for dim in range(value.dim())]
+            options: dict[str, Any] = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
+            full = module.graph.call_function(aten.full.default, (sizes, fill), options)
+        full.meta = dict(node.meta)
+        node.replace_all_uses_with(full)
+        module.graph.erase_node(node)
+    module.recompile()
+
+
+def _size(module: GraphModule, node: Node, dim: int) -> int | Node:
+    size = node.meta["val"].shape[dim]
+    if isinstance(size, int):
+        return size
+    new = module.graph.call_function(aten.sym_size.int, (node, dim))
+    new.meta["val"] = size
+    return new

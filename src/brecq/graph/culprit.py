@@ -1,0 +1,99 @@
+"""Why a model cannot be captured: the message, and the part of the model that is to blame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from brecq.forward import Inputs, call, like, tensors
+from brecq.graph.shapes import batch_dim, dynamic_shapes
+
+
+def explain(model: nn.Module, inputs: Inputs, reason: Exception | None) -> str:
+    """Why the model cannot be captured, the part of it that is to blame, and what to do."""
+    first_line = next((line for line in str(reason).splitlines() if line.strip()), type(reason).__name__).strip()
+    problem = _runs(model, inputs)
+    if problem is not None:
+        values = tensors(inputs)
+        alone = like(inputs, [value[:1] if value.dim() else value for value in values])
+        if _runs(model, alone) is None:
+            return (
+                f"the network takes one sample at a time: with {len(values[0])} it fails ({problem}); let forward "
+                "handle batches, x.shape[0] in place of 1"
+            )
+        hint = "; brecq quantizes in float32: take casts to other types out of forward" if "dtype" in problem else ""
+        return f"the model does not run on the example inputs: {problem}{hint}"
+    culprit = _in_traceback(model, reason) or _smallest_failing(model, inputs)
+    where = f"submodule {culprit[0]!r} ({culprit[1]})" if culprit and culprit[0] else type(model).__name__
+    if "specialized it to be a constant" in str(reason) or "Specializations unexpectedly" in str(reason):
+        first_line = "it works for one batch size only"
+        remedy = "Write x.shape[0] instead of len(x) or a number"
+    else:
+        remedy = "Rewrite its data-dependent control flow"
+    return (
+        f"torch.export cannot capture {where}: {first_line}\n"
+        f"{remedy}, or quantize the parts that can be captured by name "
+        "(submodule='backbone' in Python, --submodule backbone on the command line)."
+    )
+
+
+def _runs(model: nn.Module, inputs: Inputs) -> str | None:
+    """What goes wrong when the model runs eagerly; `None` if nothing does."""
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            call(model, inputs)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    return None
+
+
+def _in_traceback(model: nn.Module, reason: BaseException | None) -> tuple[str, str] | None:
+    """The innermost module that was running when the exporter failed: its path and class."""
+    names = {id(module): name for name, module in model.named_modules()}
+    while reason is not None:
+        found = None
+        frame = reason.__traceback__
+        while frame is not None:
+            owner = frame.tb_frame.f_locals.get("self")
+            if isinstance(owner, nn.Module) and id(owner) in names:
+                found = (names[id(owner)], type(owner).__name__)
+            frame = frame.tb_next
+        if found is not None and found[0]:
+            return found
+        reason = reason.__cause__ or reason.__context__
+    return None
+
+
+def _smallest_failing(model: nn.Module, inputs: Inputs) -> tuple[str, str] | None:
+    """The innermost module that fails when it is exported alone, with the inputs that it receives."""
+    received: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _m, args, kwargs, name=name: received.setdefault(name, (args, kwargs)) and None, with_kwargs=True
+        )
+        for name, module in model.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            call(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    modules = dict(model.named_modules())
+    found: tuple[str, str] | None = None
+    for name in sorted(received, key=lambda path: path.count(".") if path else -1):
+        inside = found is None or name.startswith(f"{found[0]}." if found[0] else "")
+        args, kwargs = received[name]
+        leaves = pytree.tree_leaves((args, kwargs))
+        if not inside or not all(isinstance(leaf, (Tensor, int, float, bool, type(None))) for leaf in leaves):
+            continue
+        plain = not kwargs and all(isinstance(value, Tensor) for value in args)
+        try:
+            shapes = dynamic_shapes(modules[name], args, kwargs, batch_dim(2)) if plain else None
+            torch.export.export(modules[name], args, kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception:  # the question is whether it fails; export raises whatever the module's code raises
+            found = (name, type(modules[name]).__name__)
+    return found

@@ -1,0 +1,66 @@
+"""What a network returns, in containers that every file format knows: tensors, tuples, lists and dictionaries."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from brecq.errors import CaptureError
+
+
+@contextmanager
+def plain(model: nn.Module) -> Iterator[None]:
+    """While this lasts, `model` returns plain containers: named tuples become tuples, data classes and the outputs of
+    transformers dictionaries. What it may return beside tensors are numbers and `None`.
+
+    Raises:
+        CaptureError: (when the model is called) it returns anything else, or no tensor at all.
+    """
+
+    def hook(module: nn.Module, _inputs: Any, result: Any) -> Any:
+        found = _plain(result)
+        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(found)):
+            raise CaptureError(
+                f"{type(model).__name__} returns {_describe(result)}, no tensor; return the tensors that are to be "
+                "computed, or quantize a submodule that does (submodule=..., --submodule)"
+            )
+        return found
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, (str, int)):
+                raise CaptureError(f"the network returns a dictionary with the key {key!r}; use texts as keys")
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {name: _plain(item) for name, item in fields if item is not None}
+    if value is None or isinstance(value, (Tensor, bool, int, float, torch.SymInt, torch.SymFloat)):
+        return value
+    raise CaptureError(
+        f"the network returns {_describe(value)}, which no file can hold; return tensors, tuples, lists or "
+        "dictionaries of them, or quantize a submodule that does (submodule=..., --submodule)"
+    )
+
+
+def _describe(value: Any) -> str:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    return f"a {type(value).__name__}"

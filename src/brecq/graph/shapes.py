@@ -1,0 +1,51 @@
+"""Dynamic shapes for `torch.export`: dimension 0 of every input is the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from brecq.forward import Inputs
+
+MAX_BATCH = 65_536
+
+
+def batch_dim(low: int = 1) -> Any:
+    """The dynamic batch dimension."""
+    return torch.export.Dim("batch", min=low, max=MAX_BATCH)
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs as positional and keyword arguments."""
+    return ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
+
+
+def dynamic_shapes(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dim: Any) -> dict[str, Any]:
+    """The `dynamic_shapes` argument of `torch.export` that makes dimension 0 of every tensor dynamic.
+
+    It follows the signature of `forward`: what `*args` and `**kwargs` gather is nested.
+    """
+    bound = signature(model.forward).bind(*args, **kwargs).arguments
+    return pytree.tree_map(lambda value: {0: dim} if isinstance(value, Tensor) and value.dim() else None, dict(bound))
+
+
+@contextmanager
+def one_batch(model: nn.Module) -> Iterator[None]:
+    """While this lasts, `model` is exported with one batch size for all inputs, not with sizes found to be equal."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sizes = [value.shape[0] for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()]
+        for size in sizes[1:]:
+            torch._check(size == sizes[0])
+
+    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

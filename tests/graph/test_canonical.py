@@ -1,0 +1,154 @@
+"""Layers in disguise become layers, writes into slices get derivatives, and the network stays what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brecq.errors import CaptureError
+from brecq.graph import ops
+from brecq.graph.capture import capture
+from brecq.graph.dataflow import Dataflow
+
+
+class Product(nn.Module):
+    """A linear layer written by hand on tokens [N, 4, 8]."""
+
+    def __init__(self, write: Callable[[Product, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(6))
+        self.heads, self.tokens = nn.Parameter(torch.randn(8, 2, 3)), nn.Parameter(torch.randn(5, 4))
+        self.write = write
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.write(self, x)
+
+
+PRODUCTS: dict[str, Callable[[Product, Tensor], Tensor]] = {
+    "addmm": lambda m, x: torch.addmm(m.b, x.reshape(-1, 8), m.w).view(x.shape[0], 4, 6),
+    "mm": lambda m, x: torch.mm(x[:, 0], m.w),
+    "matmul": lambda m, x: x @ m.w,
+    "matmul_left": lambda m, x: m.tokens @ x,
+    "inner": lambda m, x: torch.inner(x, m.w.t()),
+    "tensordot": lambda m, x: torch.tensordot(x, m.w, dims=1),
+    "einsum": lambda m, x: torch.einsum("btc,chd->bhtd", x, m.heads),
+    "einsum_left": lambda m, x: torch.einsum("st,btc->bcs", m.tokens, x),
+    "einsum_dots": lambda m, x: torch.einsum("...c,cd", x, m.w),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_with_a_parameter_is_a_linear_layer(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Product(PRODUCTS[name]), torch.randn(3, 4, 8)
+    graph = capture(model, [x[:2]])
+    flow = Dataflow(graph)
+    layers = [node for node in flow.ops if ops.kind(node) == "linear"]
+    assert len(layers) == 1
+    assert layers[0].args[1].op == "get_attr"
+    assert flow.layers[flow.index[layers[0]]] in ("w", "heads", "tokens")
+    assert flow.is_batch(layers[0])
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_matrix_for_each_head_is_no_linear_layer() -> None:
+    model = Product(lambda m, x: torch.einsum("bhi,hio->bho", x.view(-1, 4, 8), m.heads.view(4, 4, 3).repeat(1, 2, 1)))
+    graph = capture(model, [torch.randn(2, 4, 8)])
+    assert not any(ops.kind(node) for node in graph.graph.nodes)
+
+
+def test_the_general_convolution_is_a_convolution() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(8, 3, 3, 3)), nn.Parameter(torch.randn(8, 4, 2, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.convolution(x, self.a, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+            return torch.convolution(x, self.b, None, [2, 2], [0, 0], [1, 1], True, [0, 0], 2)
+
+    model, x = Net(), torch.randn(2, 3, 6, 6)
+    graph = capture(model, [x])
+    assert [ops.kind(node) for node in graph.graph.nodes if ops.kind(node)] == ["conv2d", "conv_transpose2d"]
+    assert torch.equal(graph(x), model(x))
+
+
+def write_slice(y: Tensor) -> None:
+    y[:, 2:4] = y[:, :2] * 0.5
+
+
+def write_scaled(y: Tensor) -> None:
+    y[:, :3] *= 2
+
+
+def write_number(y: Tensor) -> None:
+    y[:, 1] = 1.5
+
+
+def write_zero(y: Tensor) -> None:
+    y[:, 1].zero_()
+
+
+def write_fill(y: Tensor) -> None:
+    y[:, 0].fill_(2.0)
+
+
+def write_copy(y: Tensor) -> None:
+    y[:, 1:3].copy_(y[:, :1])
+
+
+def write_mask(y: Tensor) -> None:
+    y[y < 0] = 0
+
+
+def write_index(y: Tensor) -> None:
+    y[:, torch.tensor([0, 2])] = y[:, 1:3] + 1
+
+
+def write_diagonal(y: Tensor) -> None:
+    y.diagonal(dim1=2, dim2=3).add_(1)
+
+
+WRITES = (
+    write_slice, write_scaled, write_number, write_zero, write_fill, write_copy, write_mask, write_index,
+    write_diagonal,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_writing_into_slices_has_a_derivative(write: Callable[[Tensor], None]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            write(y)
+            return y
+
+    torch.manual_seed(0)
+    model, x = Net(), torch.randn(3, 3, 6, 6)
+    graph = capture(model, [x[:2]])
+    assert torch.equal(graph(x), model(x))
+    graph.get_parameter("conv.weight").requires_grad_()
+    with torch.enable_grad():
+        ours, theirs = (torch.autograd.grad(m(x).square().sum(), m.conv.weight)[0] for m in (graph, model))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_an_operator_without_derivative_is_refused_before_learning() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.heaviside(F.relu(self.conv(x)), torch.ones(()))
+
+    with pytest.raises(CaptureError, match="heaviside has no derivative"):
+        capture(Net(), [torch.randn(2, 3, 6, 6)])

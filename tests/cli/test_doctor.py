@@ -1,8 +1,7 @@
-"""`brecq doctor` tells what is here, and does not drift from pyproject.toml."""
+"""`brecq doctor` tells what is here, and what each optional package would enable."""
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -12,8 +11,7 @@ import pytest
 import torch
 from typer.testing import Result
 
-from brecq.cli.extras import EXTRAS, Extra
-from brecq.deploy.formats import FORMATS
+from brecq.cli.extras import Extra, enables, extras
 from brecq.quant import kernels
 from brecq.version import __version__
 
@@ -33,9 +31,9 @@ def test_it_tells_versions_devices_and_packages(invoke: Callable[..., Result]) -
     assert ("none found" in compiler) == kernels.backend("cpu").startswith("eager (no C++")
     (cpu,) = (line for line in lines if line.startswith("cpu "))
     assert cpu.endswith(f"kernels: {kernels.backend('cpu')}")
-    names = [extra.name for extra in EXTRAS]
+    names = [extra.name for extra in extras()]
     rows = {line.split()[0]: line for line in lines if line.split()[:1] and line.split()[0] in names}
-    for extra in EXTRAS:
+    for extra in extras():
         assert (f"pip install 'brecq[{extra.name}]'" in rows[extra.name]) == bool(extra.wrong())
         assert extra.enables in rows[extra.name]
 
@@ -52,16 +50,31 @@ def test_what_is_missing_or_too_old_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert extra.found() == {"gone": "", "old": "1.9.3", "even": "1.10", "ahead": "1.10.0.dev1+cpu"}
 
 
-def test_the_extras_are_those_of_pyproject() -> None:
+def test_extras_are_read_as_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        "torch>=2.11",
+        "tomli>=2.0; python_version < '3.11'",
+        "onnx>=1.20; extra == 'onnx'",
+        'onnxscript >=0.7 ; extra == "onnx"',
+        "brecq[onnx]; extra == 'openvino'",
+        "openvino>=2025.4; extra == 'openvino'",
+    ]
+    monkeypatch.setattr(metadata, "requires", lambda _: lines)
+    onnx, openvino = extras()
+    assert (onnx.name, onnx.needs) == ("onnx", ("onnx>=1.20", "onnxscript >=0.7"))
+    assert openvino.needs == (*onnx.needs, "openvino>=2025.4")
+    assert "onnxscript" in onnx.found()
+    assert openvino.enables.startswith("OpenVINO: ")
+
+
+def test_run_from_its_sources_it_says_so(invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    def requires(package: str) -> list[str]:
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "requires", requires)
+    assert "its optional packages are not known" in invoke("doctor").stdout
+
+
+def test_it_knows_what_every_extra_is_for() -> None:
     project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
-    groups = project["optional-dependencies"]
-
-    def needs(name: str) -> set[str]:
-        inner = [re.fullmatch(r"brecq\[(.*)\]", need) for need in groups[name]]
-        own = {need for need, match in zip(groups[name], inner, strict=True) if match is None}
-        return own.union(*(needs(other) for match in inner if match for other in match[1].split(",")))
-
-    assert {extra.name: set(extra.needs) for extra in EXTRAS} == {
-        name: needs(name) for name in groups if name != "dev"
-    }
-    assert {each.extra for each in FORMATS.values()} - {""} <= groups.keys()
+    assert all(enables(name) for name in project["optional-dependencies"])

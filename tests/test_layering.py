@@ -13,6 +13,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "errors": "",
     "units": "",
     "version": "",
+    "storage": "errors",
     "report": "",
     "unchanged": "",
     "forward": "errors unchanged",
@@ -24,20 +25,21 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "quant": "errors",
     "logits": "",
     "evaluation": "data errors forward logits settings",
-    "sources": "data errors",
+    "sources": "data errors storage",
     "graph": "config errors forward quant report",
     "converted": "errors forward graph quant",
-    "checkpoint": "errors graph version",
-    "reconstruct": "checkpoint config errors graph logits progress quant report",
-    "result": "checkpoint config converted graph report",
-    "precision": "checkpoint config data errors graph progress quant reconstruct report settings text",
-    "synthesis": "checkpoint config data errors evaluation forward logits progress reconstruct report settings",
-    "deploy": "checkpoint converted data errors evaluation graph logits quant result settings text version",
-    "page": "checkpoint converted data errors graph report result units",
+    "checkpoint": "errors graph storage version",
+    "reconstruct": "checkpoint config errors graph logits progress quant report storage",
+    "result": "checkpoint config converted graph report storage",
+    "precision": "checkpoint config data errors graph progress quant reconstruct report settings storage text",
+    "synthesis": "checkpoint config data errors evaluation forward logits progress reconstruct report settings "
+    "storage",
+    "deploy": "checkpoint converted data errors evaluation graph logits quant result settings storage text version",
+    "page": "checkpoint converted data errors graph report result storage units",
     "pipeline": "checkpoint config converted data errors forward graph precision progress quant reconstruct report "
     "result",
     "cli": "brecq checkpoint config data deploy errors graph page pipeline precision progress quant report result "
-    "settings sources synthesis text units version",
+    "settings sources storage synthesis text units version",
     "__main__": "cli",
 }
 

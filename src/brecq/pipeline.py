@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import Quantizer
 
 from brecq.checkpoint.directory import versions
-from brecq.checkpoint.resume import RunState, fingerprint
+from brecq.checkpoint.resume import RunState, alone_in_run_dir, fingerprint
 from brecq.config import QuantConfig
 from brecq.converted import ranges
 from brecq.data.collect import collect
@@ -47,6 +47,7 @@ from brecq.report import Report, ScopeEntry
 from brecq.result import QuantResult
 
 
+@alone_in_run_dir
 @learning()
 def quantize(
     model: nn.Module,

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -7,8 +11,9 @@ import torch
 from torch import Tensor
 
 from brecq.checkpoint import resume as resume_module
-from brecq.checkpoint.resume import RunState, fingerprint
+from brecq.checkpoint.resume import RunState, alone_in_run_dir, fingerprint
 from brecq.errors import CheckpointError
+from brecq.storage import files
 
 
 def block(index: int) -> dict[str, Tensor]:
@@ -61,20 +66,29 @@ def test_without_resume_the_run_starts_again(tmp_path: Path) -> None:
     assert RunState(tmp_path, "f", resume=True).finished(0) == []
 
 
-def test_an_unfinished_run_is_an_error_where_asked(tmp_path: Path) -> None:
-    run = RunState(tmp_path, "f", overwrite=False)
-    save(run, 0)
-    with pytest.raises(CheckpointError, match=r"unfinished run; continue it with --resume"):
-        RunState(tmp_path, "f", overwrite=False)
-    assert RunState(tmp_path, "f", resume=True, overwrite=False).finished(0) == [0]
-    run.clear()
-    assert RunState(tmp_path, "f", overwrite=False).finished(0) == []
+def test_resume_with_nothing_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nothing to resume in .*; start without --resume"):
+        RunState(tmp_path, "f", resume=True)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_resume_with_nothing_there_starts(tmp_path: Path) -> None:
-    run = RunState(tmp_path, "f", resume=True)
-    save(run, 0)
-    assert run.finished(0) == [0]
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    """`run_dir="proj"` where proj/blocks holds the user's files, some of them under names like brecq's."""
+    mine = tmp_path / "blocks"
+    mine.mkdir()
+    for name in ("stairs.blend", "run.json", "pass0-block0000.safetensors"):
+        (mine / name).write_text("{}")
+        with pytest.raises(CheckpointError, match=r"holds .*, but no run of brecq, and is left alone"):
+            RunState(tmp_path, "f")
+    assert sorted(file.name for file in mine.iterdir()) == ["pass0-block0000.safetensors", "run.json", "stairs.blend"]
+
+
+def test_files_beside_the_blocks_outlive_them(tmp_path: Path) -> None:
+    run = RunState(tmp_path, "f")
+    save(run, 0, 1)
+    (tmp_path / "blocks" / "notes.txt").write_text("")
+    RunState(tmp_path, "f").clear()
+    assert [file.name for file in (tmp_path / "blocks").iterdir()] == ["notes.txt"]
 
 
 def test_clear_leaves_other_files_alone(tmp_path: Path) -> None:
@@ -100,34 +114,47 @@ def test_another_fingerprint_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(RunState(tmp_path, "f"), 0)
-    monkeypatch.setattr(resume_module, "VERSION", 2)
-    with pytest.raises(CheckpointError, match="format version 1, this brecq reads 2"):
+    monkeypatch.setattr(resume_module, "VERSION", 3)
+    with pytest.raises(CheckpointError, match="format version 2, this brecq reads 3"):
         RunState(tmp_path, "f", resume=True)
 
 
-@pytest.mark.parametrize("content", [None, "", '{"version": 1, "finger'])
-def test_blocks_without_their_run_file_are_refused(tmp_path: Path, content: str | None) -> None:
+def test_another_version_of_brecq_or_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ({"steps": 1}, {"w": torch.ones(2)}, "data", ["a"])
+    save(RunState(tmp_path, fingerprint(*arguments)), 0)
+    RunState(tmp_path, fingerprint(*arguments), resume=True)
+    installed = resume_module.versions()
+    monkeypatch.setattr(resume_module, "versions", lambda: {**installed, "torch": "9.9.9"})
+    message = rf"different torch \({re.escape(installed['torch'])} then, 9\.9\.9 now\)"
+    with pytest.raises(CheckpointError, match=message):
+        RunState(tmp_path, fingerprint(*arguments), resume=True)
+
+
+@pytest.mark.parametrize("content", ["", '{"version": 1, "finger', '{"format": "brecq run", "version": 2}'])
+def test_a_damaged_run_file_is_refused(tmp_path: Path, content: str) -> None:
     save(RunState(tmp_path, "f"), 0)
-    (tmp_path / "blocks" / "run.json").unlink()
-    if content is not None:
-        (tmp_path / "blocks" / "run.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"run\.json is missing or damaged"):
+    (tmp_path / "blocks" / "run.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"run\.json was changed or damaged"):
         RunState(tmp_path, "f", resume=True)
     assert block_file(tmp_path, 0).exists()
 
 
+def test_a_kill_before_the_run_file_is_complete_leaves_a_usable_folder(tmp_path: Path) -> None:
+    (tmp_path / "blocks").mkdir()
+    (tmp_path / "blocks" / ".tmp.run.json").write_text("")
+    save(RunState(tmp_path, "f"), 0)
+    assert RunState(tmp_path, "f", resume=True).finished(0) == [0]
+
+
 def test_killed_while_writing_a_new_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The temporary file is cut short and never renamed: the blocks before it stay valid."""
+    """The temporary file is never renamed: the blocks before it stay valid."""
     run = RunState(tmp_path, "f")
     save(run, 0)
-    write = resume_module.save_file
 
-    def killed(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
-        write(tensors, file, metadata=metadata)
-        file.write_bytes(file.read_bytes()[:-5])
+    def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(resume_module, "save_file", killed)
+    monkeypatch.setattr(files.os, "replace", killed)
     for index in (0, 1):  # writing block 0 over again, or the next one
         with pytest.raises(KeyboardInterrupt):
             save(run, index)
@@ -137,6 +164,36 @@ def test_killed_while_writing_a_new_block(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(resumed.load_block(0, 0).state["layer.alpha"], block(0)["layer.alpha"])
     save(resumed, 1)
     assert resumed.finished(0) == [0, 1]
+
+
+def test_one_changed_bit_makes_a_block_unfinished(tmp_path: Path) -> None:
+    run = RunState(tmp_path, "f")
+    save(run, 0)
+    file = block_file(tmp_path, 0)
+    content = file.read_bytes()
+    for position in range(len(content)):  # of every byte
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        file.write_bytes(changed)
+        assert run.finished(0) == [], position
+    file.write_bytes(content)
+    assert run.finished(0) == [0]
+
+
+def test_another_thread_or_process_is_kept_out(tmp_path: Path) -> None:
+    @alone_in_run_dir
+    def work(inside: Callable[[], None], *, run_dir: Path | None) -> None:
+        inside()
+
+    def intrude() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(work, lambda: None, run_dir=tmp_path / "run").result()
+
+    with pytest.raises(CheckpointError, match=rf"is in use by process {os.getpid()};"):
+        work(intrude, run_dir=tmp_path / "run")
+    work(lambda: work(lambda: None, run_dir=tmp_path / "run"), run_dir=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+    work(intrude, run_dir=None)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 40, -5])

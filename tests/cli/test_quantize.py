@@ -139,12 +139,6 @@ def job(tmp_path: Path) -> Any:
     return make_job(tmp_path / "calib", tmp_path / "new" / "out")
 
 
-def test_a_good_job_gets_its_output_folder(job: Any) -> None:
-    command.check_job(job)
-    assert job.output.output.is_dir()
-    assert not any(job.output.output.iterdir())
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -155,42 +149,9 @@ def test_a_good_job_gets_its_output_folder(job: Any) -> None:
         ({"checkpoint.weights": Path("missing")}, DataError, "--weights"),
         ({"evaluation.eval_labels": Path("l.csv")}, ConfigError, "give --eval"),
         ({"evaluation.eval_size": 3}, ConfigError, "give --eval"),
-        ({"output.resume": True, "output.force": True}, ConfigError, "keep one"),
     ],
 )
 def test_bad_requests_are_refused(job: Any, changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         command.check_job(changed(job, changes))
     assert not job.output.output.exists()
-
-
-def test_an_output_folder_in_use_needs_resume_or_force(job: Any) -> None:
-    job.output.output.mkdir(parents=True)
-    (job.output.output / "report.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"--resume.*--force"):
-        command.check_job(job)
-    command.check_job(changed(job, {"output.resume": True}))
-    command.check_job(changed(job, {"output.force": True}))
-    assert (job.output.output / "report.json").exists()
-
-
-def test_only_an_unfinished_run_can_be_resumed(job: Any) -> None:
-    job = changed(job, {"output.resume": True})
-    command.check_job(job)
-    (job.output.output / "manifest.json").write_text("{}")
-    with pytest.raises(ConfigError, match="is finished"):
-        command.check_job(job)
-    (job.output.output / "blocks").mkdir()
-    command.check_job(job)
-
-
-def test_an_output_that_is_a_file(job: Any, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot write"):
-        command.check_job(changed(job, {"output.output": tmp_path / "file"}))
-
-
-def test_an_output_folder_that_cannot_be_made(job: Any, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot write"):
-        command.check_job(changed(job, {"output.output": tmp_path / "file" / "out"}))

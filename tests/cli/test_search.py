@@ -12,9 +12,11 @@ from typer.testing import CliRunner, Result
 
 import brecq
 from brecq.cli import app
+from brecq.errors import CheckpointError
 from brecq.precision.allocation import BitAllocation
 from brecq.precision.meter import BlockMeter
 from brecq.precision.table import SensitivityTable
+from brecq.storage.arrays import write_arrays
 
 Invoke = Callable[..., Result]
 
@@ -143,11 +145,17 @@ def test_a_finished_search_is_not_measured_again_and_overwritten_whole(
 ) -> None:
     out = tmp_path / "s"
     shutil.copytree(searched[0], out)
-    (out / "learned.safetensors").write_bytes(b"of another search")
+    write_arrays(out / "learned.safetensors", {}, {"format": "brecq codes"}, CheckpointError, sealed=True)
     start = ("search", f"{network_file}:build", "--calib", images, "--calib-size", "16", *BUDGET, "-o", out)
     assert "is finished; take its sensitivities over" in invoke(*start, "--resume").stderr
+    (out / "points").mkdir()
+    (out / "points" / "01.json").write_text("{}")
     assert invoke(*start, "--force").exit_code == 0
+    (out / "points" / "01.json").unlink()  # the user's
+    (out / "points").rmdir()
     assert {file.name for file in out.iterdir()} == {"sensitivity.json", "allocation.json", "bits.png", "bits.svg"}
+    (out / "learned.safetensors").write_bytes(b"the user's")
+    assert "learned.safetensors is not brecq's and is not replaced" in invoke(*start, "--force").stderr
 
 
 def test_budgets_out_of_reach_are_known_before_anything_is_measured(
@@ -158,7 +166,7 @@ def test_budgets_out_of_reach_are_known_before_anything_is_measured(
     refused = invoke(*start, "--budget", "size=100B")
     assert refused.exit_code == 2
     assert "size ≤ 100B; reachable are 1." in refused.stderr
-    assert "needs a hardware model" in invoke(*start, "--budget", "latency=1ms", "--resume").stderr
+    assert "needs a hardware model" in invoke(*start, "--budget", "latency=1ms").stderr
 
 
 @pytest.mark.parametrize(

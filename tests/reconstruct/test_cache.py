@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from brecq.errors import CheckpointError
 from brecq.reconstruct.cache import ActivationCache, free_host_memory
 
 CPU = torch.device("cpu")
@@ -64,38 +67,31 @@ def test_the_budget_decides_tensor_by_tensor(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_files_are_gone_when_their_tensor_is(tmp_path: Path) -> None:
+def test_files_have_no_name_and_are_gone_with_their_tensor(tmp_path: Path) -> None:
     cache = ActivationCache(CPU, 0, tmp_path)
-    for name in "ab":
-        cache.put(name, 0, torch.zeros(4, 4), 4)
-    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "activations-1.bin").write_text("the user's")
+    for value, name in enumerate("ab"):
+        cache.put(name, 0, torch.full((4, 4), float(value)), 4)
+    assert [file.name for file in tmp_path.iterdir()] == ["activations-1.bin"]
+    assert torch.equal(cache.get("a", slice(0, 4)), torch.zeros(4, 4))
+    assert torch.equal(cache.get("b", slice(0, 4)), torch.ones(4, 4))
     cache.drop("a")
-    assert len(list(tmp_path.iterdir())) == 1
-    assert "a" not in cache
     cache.drop("a")  # twice is fine
+    assert "a" not in cache
     cache.close()
-    assert list(tmp_path.iterdir()) == []
     assert "b" not in cache
+    assert [file.name for file in tmp_path.iterdir()] == ["activations-1.bin"]
 
 
-def test_files_of_a_killed_run_are_removed_too(tmp_path: Path) -> None:
-    killed = ActivationCache(CPU, 0, tmp_path)
-    for name in "abc":
-        killed.put(name, 0, torch.full((4, 4), 7.0), 4)
-    again = ActivationCache(CPU, 0, tmp_path)
-    again.put("a", 0, torch.ones(2, 4), 2)
-    assert torch.equal(again.get("a", slice(0, 2)), torch.ones(2, 4))
-    again.close()
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    cache = ActivationCache(CPU, 0, tmp_path)
+    with pytest.raises(CheckpointError, match=r"the disk is full: 64 bytes are needed, \d+ bytes are free; make room"):
+        cache.put("a", 0, torch.zeros(4, 4), 4)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_temporary_folder_by_default() -> None:
-    cache = ActivationCache(CPU, 0)
-    cache.put("a", 0, torch.zeros(4, 4), 4)
-    folder = Path(cache._temporary.name)
-    assert list(folder.iterdir())
-    cache.close()
-    assert not folder.exists()
 
 
 def test_without_a_budget_half_of_what_is_free() -> None:

@@ -10,7 +10,6 @@ docs/format.md describes every field.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -28,6 +27,7 @@ from torch.export import ExportedProgram
 
 from brecq.checkpoint.tensors import Stored, decode, encode
 from brecq.errors import CheckpointError
+from brecq.storage.files import sha256, sync
 from brecq.version import __version__
 
 FORMAT = "brecq"
@@ -189,24 +189,6 @@ def activations(program: ExportedProgram) -> list[dict[str, Any]]:
             source, scale, zero_point, low, high, _ = node.args
             found.append({"input": source.name, "scale": scale, "zero_point": zero_point, "low": low, "high": high})
     return found
-
-
-def sha256(file: Path) -> str:
-    """Hex digest of a file's bytes."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk: a rename must not overtake the data it renames."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_json(file: Path, values: Mapping[str, Any]) -> None:

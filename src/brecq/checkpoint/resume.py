@@ -2,28 +2,33 @@
 
 <run_dir>/blocks/run.json                     fingerprint of what determines the run
 <run_dir>/blocks/pass0-block0003.safetensors  learned tensors of one block; name and report in the header
+
+Both hold their own checksum. A folder `blocks` without brecq's `run.json` is somebody else's and is never touched.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from brecq.checkpoint.directory import sync
+from brecq.checkpoint.directory import versions
 from brecq.errors import CheckpointError
+from brecq.storage.arrays import read_sealed, write_arrays
+from brecq.storage.files import TEMPORARY, explain, write
+from brecq.storage.lock import locked
+from brecq.storage.sealed import Damaged, seal, unseal
 
-VERSION = 1
+FORMAT, VERSION = "brecq run", 2
+RUN = "run.json"
 _BLOCK = re.compile(r"pass(\d+)-block(\d+)\.safetensors")
 _START_AGAIN = "start again without --resume, which deletes its blocks, or choose another folder"
 
@@ -58,7 +63,31 @@ def fingerprint(
         "data": data_digest,
         "blocks": json.dumps(list(blocks)),
     }
-    return " ".join(f"{name}:{hashlib.sha256(text.encode()).hexdigest()[:16]}" for name, text in parts.items())
+    digests = [f"{name}:{hashlib.sha256(text.encode()).hexdigest()[:16]}" for name, text in parts.items()]
+    return " ".join([*digests, *(f"{package}:{version}" for package, version in versions().items())])
+
+
+def has_run(run_dir: Path) -> bool:
+    """Whether there is an unfinished run of brecq in the folder, damaged or not."""
+    return (run_dir / "blocks" / RUN).is_file()
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def alone_in_run_dir(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep other processes out of the folder `run_dir`, a keyword argument, while `function` runs."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        run_dir = kwargs.get("run_dir")
+        if run_dir is None:
+            return function(*args, **kwargs)
+        with locked(Path(str(run_dir)), CheckpointError):
+            return function(*args, **kwargs)
+
+    return wrapped
 
 
 class RunState:
@@ -67,28 +96,19 @@ class RunState:
     Args:
         run_dir: created where it does not exist; only its subfolder `blocks` is used.
         fingerprint: digest of the configuration, weights, data and blocks, see `fingerprint`.
-        resume: continue the run that is there, if any; otherwise it is cleared.
-        overwrite: without `resume`, `False` makes finished blocks of an earlier run an error.
+        resume: continue the run that is there; otherwise it is cleared.
 
     Raises:
-        CheckpointError: `resume`, and the run that is there has another fingerprint or format; not `resume` and not
-            `overwrite`, and there are finished blocks; or the folder cannot be written.
+        CheckpointError: `resume`, and there is no run, or the run that is there has another fingerprint or format; the
+            folder `blocks` is not brecq's; or it cannot be written.
     """
 
-    def __init__(self, run_dir: Path | str, fingerprint: str, *, resume: bool = False, overwrite: bool = True) -> None:
+    def __init__(self, run_dir: Path | str, fingerprint: str, *, resume: bool = False) -> None:
         self.run_dir = Path(run_dir)
         self.folder = self.run_dir / "blocks"
         self.fingerprint = fingerprint
-        known = self._read_run()
-        has_blocks = any(_BLOCK.fullmatch(file.name) for file in self._files())
-        if resume and known is not None:
-            self._check(known)
-        elif resume and has_blocks:
-            raise CheckpointError(f"{self.folder / 'run.json'} is missing or damaged; {_START_AGAIN}")
-        elif has_blocks and not overwrite:
-            raise CheckpointError(
-                f"{self.folder} holds blocks of an unfinished run; continue it with --resume, or delete the folder"
-            )
+        if resume:
+            self._check(self._read_run())
         else:
             self._start()
 
@@ -104,24 +124,13 @@ class RunState:
         Raises:
             CheckpointError: the file cannot be written.
         """
-        tensors = {
-            key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()
-        }
         header = {"name": name, "report": json.dumps(dict(report)), "fingerprint": self.fingerprint}
-        file = self._file(pass_index, block_index)
-        temporary = file.with_name(f".tmp.{file.name}")
-        try:
-            save_file(tensors, temporary, metadata=header)
-            sync(temporary)
-            os.replace(temporary, file)
-            sync(self.folder)
-        except OSError as error:
-            raise CheckpointError(f"cannot save block {name!r} to {file}: {error}; free some space, resume") from error
+        write_arrays(self._file(pass_index, block_index), state, header, CheckpointError, sealed=True)
 
     def finished(self, pass_index: int) -> list[int]:
-        """Indexes 0, 1, 2, ... of the finished blocks of a pass, up to the first that is missing or unreadable."""
+        """Indexes 0, 1, 2, ... of the finished blocks of a pass, up to the first that is missing or damaged."""
         found: list[int] = []
-        while self._header(pass_index, len(found)) is not None:
+        while self._read(pass_index, len(found)) is not None:
             found.append(len(found))
         return found
 
@@ -129,65 +138,82 @@ class RunState:
         """Name, tensors (on the CPU) and report of a finished block.
 
         Raises:
-            CheckpointError: the block is not finished.
+            CheckpointError: the block is not finished, or its file was changed.
         """
-        header = self._header(pass_index, block_index)
-        if header is None:
+        found = self._read(pass_index, block_index)
+        if found is None:
             raise CheckpointError(
                 f"{self._file(pass_index, block_index)} is missing or damaged; resume from a block before it"
             )
-        with safe_open(self._file(pass_index, block_index), framework="pt") as stored:
-            state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a mapping)
-        return BlockState(header["name"], state, json.loads(header["report"]))
+        return found
 
     def clear(self) -> None:
-        """Forget all blocks, as after the run is finished."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        """Forget all blocks, as after the run is finished; files of others in their folder stay."""
+        names = self._names()
+        if not self._is_ours():
+            return
+        ours = [name for name in names if _BLOCK.fullmatch(name.removeprefix(TEMPORARY))]
+        for name in [*ours, TEMPORARY + RUN, RUN]:  # as long as anything of it is left, the folder is known as ours
+            (self.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # something of somebody else's is in it
+            self.folder.rmdir()
 
-    def _header(self, pass_index: int, block_index: int) -> dict[str, str] | None:
+    def _read(self, pass_index: int, block_index: int) -> BlockState | None:
         try:
-            with safe_open(self._file(pass_index, block_index), framework="pt") as stored:
-                header: dict[str, str] = stored.metadata() or {}
-        except (OSError, SafetensorError):
+            state, header = read_sealed(self._file(pass_index, block_index))
+        except (OSError, ValueError):
             return None
-        return header if header.get("fingerprint") == self.fingerprint else None
+        if header.get("fingerprint") != self.fingerprint:
+            return None
+        return BlockState(header["name"], state, json.loads(header["report"]))
 
     def _file(self, pass_index: int, block_index: int) -> Path:
         return self.folder / f"pass{pass_index}-block{block_index:04d}.safetensors"
 
-    def _files(self) -> list[Path]:
-        return list(self.folder.iterdir()) if self.folder.is_dir() else []
+    def _names(self) -> set[str]:
+        return {file.name for file in self.folder.iterdir()} if self.folder.is_dir() else set()
+
+    def _is_ours(self) -> bool:
+        """Whether a run of brecq made the folder, even if its `run.json` was damaged since."""
+        try:
+            return FORMAT.encode() in (self.folder / RUN).read_bytes()
+        except OSError:
+            return False
 
     def _start(self) -> None:
+        names = self._names() - {TEMPORARY + RUN}  # which a kill leaves
+        if names and not self._is_ours():
+            raise CheckpointError(
+                f"{self.folder} holds {min(names)}, but no run of brecq, and is left alone; choose another folder"
+            )
         try:
             self.clear()
-            self.folder.mkdir(parents=True)
-            temporary = self.folder / ".tmp.run.json"
-            temporary.write_text(json.dumps({"version": VERSION, "fingerprint": self.fingerprint}), encoding="utf-8")
-            sync(temporary)
-            os.replace(temporary, self.folder / "run.json")
-            sync(self.folder)
         except OSError as error:
-            raise CheckpointError(f"cannot use {self.run_dir} as run folder: {error}; choose another") from error
+            raise CheckpointError(f"cannot use {self.run_dir} as run folder: {explain(error, self.folder)}") from error
+        text = seal({"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint})
+        write(self.folder / RUN, text.encode(), CheckpointError, parents=True)
 
-    def _read_run(self) -> dict[str, Any] | None:
-        """What `run.json` says; `None` without one, also where a kill came before it was complete."""
+    def _read_run(self) -> dict[str, Any]:
+        if not has_run(self.run_dir):
+            raise CheckpointError(f"there is nothing to resume in {self.run_dir}; start without --resume")
         try:
-            run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return run if isinstance(run, dict) else None
+            return unseal((self.folder / RUN).read_bytes())
+        except (OSError, Damaged) as error:
+            raise CheckpointError(f"{self.folder / RUN} was changed or damaged: {error}; {_START_AGAIN}") from error
 
     def _check(self, known: Mapping[str, Any]) -> None:
-        if known.get("version") != VERSION:
+        if known.get("format") != FORMAT or known.get("version") != VERSION:
             raise CheckpointError(
                 f"{self.folder} has format version {known.get('version')!r}, this brecq reads {VERSION}; "
                 f"{_START_AGAIN}"
             )
         if known.get("fingerprint") != self.fingerprint:
             before, now = (_parts(text) for text in (str(known.get("fingerprint")), self.fingerprint))
-            changed = [name for name in now if before.get(name) != now[name]]
+            changed = [
+                f"{name} ({before[name]} then, {now[name]} now)" if name in versions() and name in before else name
+                for name in now
+                if before.get(name) != now[name]
+            ]
             raise CheckpointError(
                 f"{self.folder} holds a run with a different {' and '.join(changed) or 'fingerprint'}; "
                 f"give the same as before, {_START_AGAIN}"

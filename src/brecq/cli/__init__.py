@@ -19,6 +19,7 @@ from brecq.cli.doctor import doctor as _doctor
 from brecq.cli.evaluate import evaluate as _evaluate
 from brecq.cli.export import export as _export
 from brecq.cli.inspect import inspect as _inspect
+from brecq.cli.output import Terminated, ending_like_interrupted
 from brecq.cli.parsing import join_pairs
 from brecq.cli.profile import profile as _profile
 from brecq.cli.quantize import quantize as _quantize
@@ -30,7 +31,7 @@ from brecq.cli.verify import verify as _verify
 from brecq.errors import BrecqError
 from brecq.version import __version__
 
-ERROR_STATUS = 2
+ERROR_STATUS, INTERRUPTED_STATUS, TERMINATED_STATUS = 2, 130, 143
 
 
 class _Group(TyperGroup):
@@ -42,7 +43,7 @@ class _Group(TyperGroup):
         for name in ("torch.utils._pytree", "torch.utils.cpp_extension"):
             logging.getLogger(name).setLevel(logging.ERROR)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), ending_like_interrupted():
                 warnings.showwarning = _show_warning(warnings.showwarning)
                 return super().invoke(ctx)
         except BrecqError as error:
@@ -51,6 +52,8 @@ class _Group(TyperGroup):
             message = " ".join(str(error).split())
             make_console(stderr=True).print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
             raise typer.Exit(ERROR_STATUS) from None
+        except KeyboardInterrupt as signal:
+            raise typer.Exit(TERMINATED_STATUS if isinstance(signal, Terminated) else INTERRUPTED_STATUS) from None
 
 
 def _show_warning(otherwise: Callable[..., None]) -> Callable[..., None]:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from brecq.cli import options as o
 from brecq.cli.command import command
 from brecq.cli.inputs import (
-    check_output,
     example_shape,
     override_preprocessing,
     tell,
     tell_preprocessing,
     use_device,
 )
+from brecq.cli.output import output_folder
 from brecq.cli.parsing import require_path
 from brecq.cli.progress import make_progress
 from brecq.cli.render import make_console, match_table
@@ -58,22 +58,21 @@ def distill(
     config = config.replace(seed=seed.seed)
     folder = output.output
     require_path("--weights", checkpoint.weights, file=True)
-    check_output(output, finished=_is_finished(folder), look="its contact_sheet.png")
-
-    from brecq.sources import load_source
-
     console = make_console()
-    use_device(machine)
-    source = load_source(spec, checkpoint.weights, trust_pickle=checkpoint.trust_pickle)
-    preprocessing = override_preprocessing(source.preprocessing, changes.given())
-    tell(console, "model", source.name)
-    tell_preprocessing(console, preprocessing)
-    shape = example_shape(source, preprocessing)
-    made = run(
-        console, source.model, inputs.n, config, preprocessing, shape, folder,
-        resume=output.resume, device=machine.device,
-    )  # fmt: skip
-    made.forget_batches()
+    with output_folder(output, console, finished=lambda: _is_finished(folder), look="look at its contact_sheet.png"):
+        from brecq.sources import load_source
+
+        use_device(machine)
+        source = load_source(spec, checkpoint.weights, trust_pickle=checkpoint.trust_pickle)
+        preprocessing = override_preprocessing(source.preprocessing, changes.given())
+        tell(console, "model", source.name)
+        tell_preprocessing(console, preprocessing)
+        shape = example_shape(source, preprocessing)
+        made = run(
+            console, source.model, inputs.n, config, preprocessing, shape, folder,
+            resume=output.resume, device=machine.device,
+        )  # fmt: skip
+        made.forget_batches()
 
 
 def run(
@@ -99,10 +98,6 @@ def run(
             model, n, config, preprocessing=preprocessing, shape=shape, run_dir=folder, resume=resume,
             progress=progress, device=device,
         )  # fmt: skip
-    except KeyboardInterrupt:
-        progress.close()
-        console.print(f"interrupted; the same command with --resume continues in {folder}")
-        raise
     finally:
         progress.close()
     save(folder, made, preprocessing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from brecq.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from brecq.cli.options import Machine, Output
+    from brecq.cli.options import Machine
     from brecq.data import Dataset
     from brecq.data.preprocessing import Preprocessing
     from brecq.sources import Source
@@ -38,31 +37,6 @@ def use_device(machine: Machine) -> None:
         raise ConfigError(f"--device is {name!r}; give cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices; use cpu")
-
-
-def check_output(output: Output, *, finished: bool = False, look: str = "") -> None:
-    """Raise `ConfigError` where the folder must not be written to; create it.
-
-    `finished`: it holds a result and nothing to resume; `look` then says how to see it.
-    """
-    folder, resume, force = output.output, output.resume, output.force
-    if resume and force:
-        raise ConfigError("--resume continues the run in the output folder, --force overwrites it; keep one")
-    if folder.is_dir() and any(folder.iterdir()) and not (resume or force):
-        raise ConfigError(
-            f"the output folder {str(folder)!r} is not empty; continue its run with --resume, overwrite its "
-            "result with --force, or name another folder"
-        )
-    if resume and finished:
-        raise ConfigError(f"the run in {str(folder)!r} is finished; look at {look}, or start anew with --force")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to the output folder {str(folder)!r}: {error.strerror}; name another with -o"
-        ) from None
 
 
 def example_shape(source: Source, preprocessing: Preprocessing | None) -> Sequence[int] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,6 @@ from brecq.cli.command import command
 from brecq.cli.distill import run as run_distillation
 from brecq.cli.inputs import (
     EvaluationData,
-    check_output,
     example_shape,
     override_preprocessing,
     tell,
@@ -24,6 +22,7 @@ from brecq.cli.inputs import (
     tell_preprocessing,
     use_device,
 )
+from brecq.cli.output import output_folder
 from brecq.cli.parsing import given, require_data, require_path
 from brecq.cli.progress import make_progress
 from brecq.cli.render import ResultRow, describe_evaluation, make_console, result_table, short_count
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from brecq.precision.allocation import BitAllocation
     from brecq.result import QuantResult
     from brecq.sources import Source
+    from brecq.synthesis.distill import Distilled
 
 WITHOUT_DATA = "distilled"
 """What `--calib` says where there is no data, and the subfolder of the output for what is made instead."""
@@ -134,8 +134,8 @@ def choose_distillation(calib: Path, config: DistillConfig | None, seed: int) ->
 
 
 def check_job(job: Job) -> None:
-    """Raise for whatever can be known to be wrong before any work; create the output folder."""
-    data, output = job.evaluation, job.output
+    """Raise for whatever can be known to be wrong before any work."""
+    data = job.evaluation
     if data.eval is None and (data.eval_labels is not None or data.eval_size is not None):
         raise ConfigError("--eval-labels and --eval-size belong to evaluation data; give --eval PATH too")
     require_path("--bits-from", job.bits_from)
@@ -144,17 +144,25 @@ def check_job(job: Job) -> None:
     require_data("--eval", data.eval)
     require_path("--eval-labels", data.eval_labels, file=True)
     require_path("--weights", job.checkpoint.weights, file=True)
-    finished = (output.output / "manifest.json").exists() and not (output.output / "blocks").exists()
-    check_output(output, finished=finished, look="it with brecq evaluate")
 
 
 def run(job: Job, console: Console) -> None:
     """Do the job, telling on `console` what is done and what came out."""
     check_job(job)
+    folder = job.output.output
+    with output_folder(
+        job.output, console, look="look at it with brecq evaluate", states=("", WITHOUT_DATA),
+        finished=lambda: (folder / "manifest.json").exists() and not (folder / "blocks").exists(),
+    ):  # fmt: skip
+        work(job, console)
+
+
+def work(job: Job, console: Console) -> None:
+    """Do the job in its folder."""
     data, of, folder = job.calibration, job.evaluation, job.output.output
 
     import brecq
-    from brecq.data import load_data
+    from brecq.data import Dataset, load_data
     from brecq.sources import load_source
 
     use_device(job.machine)
@@ -164,11 +172,13 @@ def run(job: Job, console: Console) -> None:
     tell(console, "model", f"{source.name}, {short_count(count_parameters(source.model))} parameters")
     tell_preprocessing(console, preprocessing)
 
+    made: Distilled | None = None
     if job.distillation is None:
         calibration = load_data(data.calib, preprocessing, data.calib_size, job.config.seed)
         tell_data(console, "calibration", data.calib, calibration)
     else:
-        calibration = distilled_calibration(job, job.distillation, source, preprocessing, console)
+        made = distilled_calibration(job, job.distillation, source, preprocessing, console)
+        calibration = Dataset((made.inputs,))
     evaluation = None
     if of.eval is not None:
         evaluation = EvaluationData(of.eval, preprocessing, of.eval_size, job.config.seed, of.eval_labels)
@@ -190,23 +200,19 @@ def run(job: Job, console: Console) -> None:
             learned=learned,
             submodule=job.submodule,
             run_dir=folder,
-            resume=job.output.resume,
+            resume=job.output.resume and (folder / "blocks").exists(),
             progress=progress,
             device=job.machine.device,
         )
-    except KeyboardInterrupt:
-        progress.close()
-        console.print(f"interrupted; the same command with --resume continues in {folder}")
-        raise
     finally:
         progress.close()
     result.metadata.update(describe_source(job), preprocessing=preprocessing and preprocessing.to_dict())
-    result.save(folder)
-    shutil.rmtree(folder / WITHOUT_DATA / "blocks", ignore_errors=True)  # nothing is left to resume
-
     if allocation is not None:
         tell_allocation(console, allocation)
         draw_bits(console, allocation, folder)
+    result.save(folder)  # last: what is saved is finished
+    if made is not None:
+        made.forget_batches()
 
     rows[0] = dataclasses.replace(rows[0], size=result.float_bytes())
     rows += quantized_rows(job, source.model, calibration, evaluation, result)
@@ -221,16 +227,13 @@ def run(job: Job, console: Console) -> None:
 
 def distilled_calibration(
     job: Job, config: DistillConfig, source: Source, preprocessing: Preprocessing | None, console: Console
-) -> Dataset:
+) -> Distilled:
     """Calibration inputs distilled from the model, kept in a subfolder of the output."""
-    from brecq.data import Dataset
-
     shape, folder = example_shape(source, preprocessing), job.output.output / WITHOUT_DATA
-    made = run_distillation(
+    return run_distillation(
         console, source.model, job.calibration.calib_size, config, preprocessing, shape, folder,
-        resume=job.output.resume, device=job.machine.device,
+        resume=job.output.resume and (folder / "blocks").exists(), device=job.machine.device,
     )  # fmt: skip
-    return Dataset((made.inputs,))
 
 
 def quantized_rows(

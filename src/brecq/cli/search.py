@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,15 +14,18 @@ import typer
 from brecq.cli import options as o
 from brecq.cli.bits import costs_table, draw_bits, tell_allocation
 from brecq.cli.command import Without, command
-from brecq.cli.inputs import check_output, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
+from brecq.cli.inputs import override_preprocessing, tell, tell_data, tell_preprocessing, use_device
+from brecq.cli.output import output_folder
 from brecq.cli.parsing import given, require_data, require_path
 from brecq.cli.progress import make_progress
 from brecq.cli.render import make_console
 from brecq.config import QuantConfig
-from brecq.errors import ConfigError
+from brecq.errors import CheckpointError, ConfigError
 from brecq.precision.budget import Budget, parse_budgets
 from brecq.precision.options import SEARCH, SearchConfig, SurveyConfig
 from brecq.settings import DATA, setting
+from brecq.storage.files import is_ours, refuse_strangers
+from brecq.storage.files import write as write_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -127,23 +130,25 @@ def search(
         raise ConfigError(f"{model!r} needs calibration data to be measured on; give --calib DIR")
     require_data("--calib", calibration.calib)
     require_path("--weights", checkpoint.weights, file=True)
-    if output.resume and (folder / "sensitivity.json").exists() and not (folder / "blocks").exists():
-        raise ConfigError(
-            f"the search in {folder} is finished; take its sensitivities over (brecq search {folder} --budget … -o "
-            "OTHER), or start anew with --force"
-        )
-    check_output(output)
     console = make_console()
-    use_device(machine)
-    machine_model = None if request.hardware is None else load_hardware(request.hardware)
-    if measuring:
-        config = dataclasses.replace(config, weights=max(survey.bits))
-        job = Measurement(model, checkpoint, calibration, changes, config, survey)
-        table = measure(job, request.budgets, machine_model, output, machine.device, console)
-    else:
-        table = take_over(Path(model), request.budgets, machine_model, console)
-    choosing = dataclasses.replace(choosing, seed=config.seed)
-    deliver(table, request, machine_model, choosing, folder, console)
+    with output_folder(
+        output, console, look=f"take its sensitivities over (brecq search {folder} --budget … -o OTHER)",
+        finished=lambda: (folder / "sensitivity.json").exists() and not (folder / "blocks").exists(),
+    ):  # fmt: skip
+        from brecq.precision.allocation import ALLOCATION
+        from brecq.precision.table import CODES, TABLE
+
+        refuse_strangers(folder, (TABLE, CODES, ALLOCATION, FRONT), ConfigError)
+        use_device(machine)
+        machine_model = None if request.hardware is None else load_hardware(request.hardware)
+        if measuring:
+            config = dataclasses.replace(config, weights=max(survey.bits))
+            job = Measurement(model, checkpoint, calibration, changes, config, survey)
+            table = measure(job, request.budgets, machine_model, output, machine.device, console)
+        else:
+            table = take_over(Path(model), request.budgets, machine_model, console)
+        choosing = dataclasses.replace(choosing, seed=config.seed)
+        deliver(table, request, machine_model, choosing, folder, console)
     spec = model if measuring else "MODEL"
     tell(console, "saved", f"{folder}; deliver it: brecq quantize {spec} --bits-from {folder} --calib DIR -o out/")
 
@@ -203,10 +208,6 @@ def measure(
             source.model, calibration, job.config, **dataclasses.asdict(job.survey), check=check,
             run_dir=output.output, resume=output.resume, progress=progress, device=device,
         )  # fmt: skip
-    except KeyboardInterrupt:
-        progress.close()
-        console.print(f"interrupted; the same command with --resume continues in {output.output}")
-        raise
     finally:
         progress.close()
     return table
@@ -227,10 +228,8 @@ def deliver(
 
     how = dataclasses.asdict(config)
     cost = request.budgets[0].cost
-    table.save(output)
-    for name in (FRONT, *FRONT_CHART):  # with --force, of the search that was here
-        (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / POINTS, ignore_errors=True)
+    dataclasses.replace(table, run_state=None).save(output)  # the run is kept until all is written
+    forget_front(output)
     chosen = find(table, request.budgets, hardware=hardware, **how)
     chosen.save(output / "allocation.json")
     tell_allocation(console, chosen)
@@ -243,9 +242,23 @@ def deliver(
         front = pareto(table, cost, request.points, budgets=request.budgets, hardware=hardware, **how)
         for number, point in enumerate(front, 1):
             point.save(output / POINTS / f"{number:02d}.json")
-        (output / FRONT).write_text(
-            json.dumps({"cost": cost, "points": [p.to_dict() for p in front]}, indent=1) + "\n", encoding="utf-8"
-        )
+        found = {"format": "brecq front", "cost": cost, "points": [p.to_dict() for p in front]}
+        write_file(output / FRONT, (json.dumps(found, indent=1) + "\n").encode(), CheckpointError)
         console.print(costs_table("Front", {f"point {n}": point for n, point in enumerate(front, 1)}, cost))
         plot_front(front, cost, chosen, [output / name for name in FRONT_CHART])
         tell(console, "points", f"{output / POINTS}/NN.json: brecq quantize … --bits-from takes any of them")
+    if table.run_state is not None:
+        table.run_state.clear()
+
+
+def forget_front(output: Path) -> None:
+    """Delete the front of an earlier search in `output`, and nothing else."""
+    if not is_ours(output / FRONT):
+        return
+    for file in (output / POINTS).glob("[0-9][0-9].json"):
+        if is_ours(file):
+            file.unlink()
+    with suppress(OSError):  # not there, or with files of somebody else's
+        (output / POINTS).rmdir()
+    for name in (*FRONT_CHART, FRONT):
+        (output / name).unlink(missing_ok=True)

@@ -9,7 +9,6 @@ measured: (code - zero_point) * scale in float32. Everything else is stored plai
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.fx import GraphModule
 
-from brecq.checkpoint.directory import sync
 from brecq.checkpoint.tensors import PackedWeight, Stored, collect_tensors
 from brecq.converted.layers import quantized_activations, weighted_layers
 from brecq.deploy.formats import Exported, some
 from brecq.errors import ExportError
+from brecq.storage.arrays import write_arrays
+from brecq.storage.files import write as write_file
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -191,20 +190,6 @@ def _read_config(file: str | None) -> dict[str, Any]:
 
 
 def _write(folder: Path, arrays: dict[str, Tensor], config: dict[str, Any]) -> tuple[Path, ...]:
-    temporary = {name: folder / f".tmp.{name}" for name in (WEIGHTS, CONFIG)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        owned = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in arrays.items()}
-        save_file(owned, temporary[WEIGHTS], metadata={"format": "pt"})
-        temporary[CONFIG].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name, file in temporary.items():
-            sync(file)
-            os.replace(file, folder / name)
-        sync(folder)
-    except OSError as error:
-        raise ExportError(f"cannot write to {folder}: {error}; choose another folder") from error
-    finally:
-        if folder.is_dir():
-            for file in temporary.values():
-                file.unlink(missing_ok=True)
+    write_arrays(folder / WEIGHTS, arrays, {"format": "pt"}, ExportError)
+    write_file(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode(), ExportError)
     return (folder / WEIGHTS, folder / CONFIG)

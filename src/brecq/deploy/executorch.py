@@ -22,11 +22,11 @@ from brecq.checkpoint.tensors import PackedWeight, collect_tensors
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, grid_of, quantized_as
 from brecq.deploy.complete import complete
 from brecq.deploy.executorch_runtime import Session
-from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported, some
 from brecq.errors import ExportError
 from brecq.graph import ops
 from brecq.graph.fold import add_constant
+from brecq.storage.files import write as write_file
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -71,8 +71,7 @@ def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
         Session(buffer)
     except ExportError as error:
         raise ExportError(f"{error}, so XNNPACK does not take this network; export it to ONNX or OpenVINO") from error
-    with replacing(path) as temporary:
-        temporary.write_bytes(buffer)
+    write_file(path, buffer, ExportError)
     notes = [f"batch size {batch}", f"{narrow} linear layers at 4 bits, {wide} layers at 8 bits"]
     if left:
         notes.append(f"outside XNNPACK, in ExecuTorch's portable kernels: {', '.join(sorted(left))}")

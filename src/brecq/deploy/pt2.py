@@ -9,6 +9,7 @@ On x86, `brecq.deploy.pt2_runtime.compile_x86` lowers the program to int8 kernel
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,13 @@ from torch.fx import GraphModule, Node
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, grid_of
 from brecq.deploy.complete import Completed, added_note, as_converted, complete
-from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported
 from brecq.deploy.planes import pack_plane, plane_widths
+from brecq.errors import ExportError
 from brecq.graph.convert import to_program
 from brecq.graph.fold import add_constant
 from brecq.graph.ops import aten
+from brecq.storage.files import write as write_file
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -42,10 +44,11 @@ def write(result: QuantResult, path: Path) -> Exported:
     program = to_program(completed.graph, completed.example_inputs)
     for node in program.graph.nodes:  # where each operator came from takes more space than packed weights
         node.meta = {key: value for key, value in node.meta.items() if key == "val"}
-    with replacing(path) as temporary, warnings.catch_warnings():
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with temporary.open("wb") as file:
-            torch.export.save(program, file)
+        torch.export.save(program, buffer)
+    write_file(path, buffer.getvalue(), ExportError)
     notes = ["weights are unpacked in every call; brecq.deploy.pt2_runtime.compile_x86 unpacks them once"]
     notes += added_note(completed)
     return Exported(path, (path,), path.stat().st_size, tuple(notes))

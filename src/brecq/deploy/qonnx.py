@@ -16,12 +16,12 @@ import onnx
 import onnx_ir as ir
 
 from brecq.deploy.complete import as_converted
-from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported, some
 from brecq.deploy.onnx import tidy
 from brecq.deploy.onnx.build import Builder, brecq_nodes, integer, value_of, width_of
 from brecq.deploy.onnx.neutral import neutral
 from brecq.errors import ConfigError, ExportError
+from brecq.storage.files import write as write_file
 from brecq.version import __version__
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def write(result: QuantResult, path: Path, *, preset: Preset = "any", batch: int
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:  # a defect of brecq's, better known now than in a toolchain
         raise ExportError(f"the QONNX graph is not valid: {error}; please report it") from error
-    with replacing(path) as temporary:
-        temporary.write_bytes(proto.SerializeToString())
+    write_file(path, proto.SerializeToString(), ExportError)
     notes = (
         "weights are stored in float32 on their grid, as QONNX has it: the file is as large as the float network",
     )

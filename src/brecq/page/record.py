@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from brecq.errors import CheckpointError
+from brecq.storage.files import write as write_file
+from brecq.storage.sealed import seal, unseal
 
 RECORD = "record.json"
 
@@ -49,8 +50,8 @@ class Record:
 
     def save(self, folder: Path) -> None:
         """Write it into `folder`."""
-        text = json.dumps(dataclasses.asdict(self), indent=1)
-        (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+        text = seal({"format": "brecq record", **dataclasses.asdict(self)})
+        write_file(folder / RECORD, text.encode(), CheckpointError)
 
     @classmethod
     def load(cls, folder: Path) -> Record:
@@ -63,7 +64,8 @@ class Record:
         if not file.is_file():
             return cls()
         try:
-            values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            values: dict[str, Any] = unseal(file.read_bytes())
+            values.pop("format")
             rows = [Row(**row) for row in values.pop("rows")]
             changed = [Changed(**each) for each in values.pop("changed")]
             return cls(rows=rows, changed=changed, **values)

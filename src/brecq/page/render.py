@@ -18,6 +18,7 @@ from brecq.page import charts
 from brecq.page.facts import Layer, gather
 from brecq.page.record import Record
 from brecq.result import QuantResult
+from brecq.storage.files import write as write_file
 from brecq.units import format_seconds
 
 PAGE = "report.html"
@@ -45,10 +46,7 @@ def write_text(file: Path, text: str) -> Path:
     Raises:
         CheckpointError: the file cannot be written.
     """
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot write {file}: {error.strerror}; name another file") from error
+    write_file(file, text.encode(), CheckpointError)
     return file
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from brecq.config import LayerRule, QuantConfig
 from brecq.errors import CheckpointError, ConfigError
 from brecq.precision.budget import Cost
+from brecq.storage.files import write as write_file
 
 ALLOCATION = "allocation.json"
 VERSION = 1
@@ -63,6 +64,7 @@ class BitAllocation:
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, ready for JSON."""
         return {
+            "format": "brecq allocation",
             "version": VERSION,
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
             "layers": {name: bits._asdict() for name, bits in self.layers.items()},
@@ -77,6 +79,7 @@ class BitAllocation:
             CheckpointError: of another version. ConfigError: a width that there is not.
         """
         values = dict(values)
+        values.pop("format", None)
         version = values.pop("version", None)
         if version != VERSION:
             raise CheckpointError(f"the allocation has version {version!r}, this brecq reads {VERSION}; search again")
@@ -88,11 +91,7 @@ class BitAllocation:
     def save(self, file: Path | str) -> Path:
         """Write the allocation as JSON."""
         file = Path(file)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise CheckpointError(f"cannot write {file}: {error}; choose another folder") from error
+        write_file(file, (json.dumps(self.to_dict(), indent=1) + "\n").encode(), CheckpointError, parents=True)
         return file
 
     @classmethod

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from brecq.errors import ConfigError
+from brecq.errors import CheckpointError, ConfigError
 from brecq.precision.allocation import BitAllocation
 from brecq.precision.budget import UNITS, Cost, describe
+from brecq.storage.files import write as write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +91,9 @@ def _save(figure: Figure, files: Sequence[Path | str]) -> None:
     for file in files:
         metadata = {"Date": None} if str(file).endswith(".svg") else None  # the same chart is the same file
         with rc_context({"svg.hashsalt": "brecq"}):
-            figure.savefig(file, dpi=130, metadata=metadata)
+            drawn = io.BytesIO()
+            figure.savefig(drawn, dpi=130, metadata=metadata, format=Path(file).suffix[1:])
+        write_file(Path(file), drawn.getvalue(), CheckpointError)
 
 
 def _shown(bits: Sequence[int]) -> list[float]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brecq.checkpoint.resume import RunState, fingerprint
+from brecq.checkpoint.resume import RunState, alone_in_run_dir, fingerprint
 from brecq.checkpoint.tensors import collect_tensors, stored_bytes
 from brecq.config import FLOAT, QuantConfig
 from brecq.data.collect import collect
@@ -47,6 +47,7 @@ from brecq.report import BlockReport
 BITS = SurveyConfig().bits
 
 
+@alone_in_run_dir
 @learning()
 def measure_sensitivity(
     model: nn.Module,

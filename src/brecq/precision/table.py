@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,10 @@ from brecq.config import QuantConfig
 from brecq.errors import CheckpointError
 from brecq.precision.layers import Knob, Layer
 from brecq.precision.options import Cross, Metric, Quality
+from brecq.storage.arrays import read_sealed, write_arrays
+from brecq.storage.files import refuse_strangers
+from brecq.storage.files import write as write_file
+from brecq.storage.sealed import seal, unseal
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
@@ -88,19 +91,18 @@ class SensitivityTable:
                 yield first, second, term.losses[metric] - apart
 
     def save(self, folder: Path | str) -> Path:
-        """Write `sensitivity.json`, and `learned.safetensors` where codes were learned, into `folder`."""
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if self.codes:
-                from safetensors.torch import save_file
+        """Write `sensitivity.json`, and `learned.safetensors` where codes were learned, into `folder`.
 
-                save_file({key: value.contiguous() for key, value in self.codes.items()}, folder / CODES)
-            else:
-                (folder / CODES).unlink(missing_ok=True)  # of another table that was here
-            (folder / TABLE).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise CheckpointError(f"cannot write the table to {folder}: {error}; choose another folder") from error
+        Raises:
+            CheckpointError: the folder cannot be written, or holds such a file that is not brecq's.
+        """
+        folder = Path(folder)
+        refuse_strangers(folder, (TABLE, CODES), CheckpointError)
+        if self.codes:
+            write_arrays(folder / CODES, self.codes, {"format": "brecq codes"}, CheckpointError, sealed=True)
+        else:
+            (folder / CODES).unlink(missing_ok=True)  # of another table that was here
+        write_file(folder / TABLE, seal(self.to_dict()).encode(), CheckpointError, parents=True)
         if self.run_state is not None:
             self.run_state.clear()
         return folder
@@ -116,7 +118,7 @@ class SensitivityTable:
         if not file.is_file():
             raise CheckpointError(f"{file} is missing; give the folder that `brecq search` wrote")
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = unseal(file.read_bytes())
             version = values.get("version")
             if version != VERSION:
                 raise CheckpointError(f"{file} has version {version!r}, this brecq reads {VERSION}; measure it again")
@@ -132,6 +134,7 @@ class SensitivityTable:
             if f.name not in ("layers", "knobs", "terms", "config", "codes", "run_state")
         }
         return {
+            "format": "brecq sensitivities",
             "version": VERSION,
             **plain,
             "config": self.config.to_dict(),
@@ -143,7 +146,7 @@ class SensitivityTable:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SensitivityTable:
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        values = {key: value for key, value in values.items() if key != "version"}
+        values = {key: value for key, value in values.items() if key not in ("format", "version")}
         knobs = tuple(
             Knob(knob["name"], knob["kind"], tuple(knob["layers"]), tuple(knob["bits"]))
             for knob in values.pop("knobs")
@@ -159,10 +162,7 @@ def learned_codes(folder: Path | str) -> dict[str, Tensor]:
     file = Path(folder) / CODES
     if not file.is_file():
         return {}
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        return load_file(file)
-    except SafetensorError as error:
+        return read_sealed(file)[0]
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged: {error}; measure the table again") from error

@@ -6,12 +6,16 @@ kept channels-last, the layout that convolutions run fastest in on the CPU.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from brecq.errors import CheckpointError
+from brecq.storage.files import TEMPORARY, explain, reserve
 
 
 @dataclass
@@ -26,7 +30,8 @@ class ActivationCache:
 
     Args:
         device: where blocks run. budget: bytes on the device and in host memory together; `None` takes half of what
-            is free on each. folder: for memory-mapped files; a temporary one by default.
+            is free on each. folder: for memory-mapped files; the system's for temporary files by default. They have no
+            name once they are mapped, so that nothing of them is left however a run ends.
     """
 
     def __init__(self, device: torch.device, budget: int | None = None, folder: Path | None = None) -> None:
@@ -35,10 +40,8 @@ class ActivationCache:
         card = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
         self.limits = {"device": card, "host": host}
         self.total = card + host if budget is None else budget
-        self._folder = Path(folder) if folder is not None else None
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._folder = Path(tempfile.gettempdir()) if folder is None else Path(folder)
         self._entries: dict[str, _Entry] = {}
-        self._count = 0
         self.peak: dict[str, int] = {"device": 0, "host": 0, "file": 0}
 
     def put(self, name: str, start: int, batch: Tensor, samples: int) -> None:
@@ -66,21 +69,11 @@ class ActivationCache:
         return self._entries[name].place
 
     def drop(self, name: str) -> None:
-        entry = self._entries.pop(name, None)
-        if entry is not None and entry.place == "file":
-            path = Path(entry.data.untyped_storage().filename or "")
-            path.unlink(missing_ok=True)
+        self._entries.pop(name, None)
 
     def close(self) -> None:
-        """Forget everything and delete the files."""
-        for name in list(self._entries):
-            self.drop(name)
-        if self._temporary is not None:
-            self._temporary.cleanup()
-            self._temporary = None
-        if self._folder is not None:
-            for path in self._folder.glob("activations-*.bin"):  # left by a run that was killed
-                path.unlink(missing_ok=True)
+        """Forget everything."""
+        self._entries.clear()
 
     def used(self, place: str) -> int:
         return sum(entry.nbytes for entry in self._entries.values() if entry.place == place)
@@ -95,22 +88,28 @@ class ActivationCache:
                 place = candidate
                 break
         if place == "file":
-            self._count += 1
-            path = str(self._directory() / f"activations-{self._count}.bin")
-            data = torch.from_file(path, shared=True, size=numel, dtype=dtype).view(shape)
+            data = self._mapped(numel, dtype).view(shape)
         else:
             data = torch.empty(shape, dtype=dtype, device=self.device if place == "device" else "cpu")
         entry = _Entry(data, place, nbytes)
         self.peak[place] = max(self.peak[place], self.used(place) + nbytes)
         return entry
 
-    def _directory(self) -> Path:
-        if self._folder is not None:
+    def _mapped(self, numel: int, dtype: torch.dtype) -> Tensor:
+        """Zeros in a file whose room is reserved: on a full disk, writing to a mapped hole would end the process."""
+        size = numel * dtype.itemsize
+        try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            return self._folder
-        if self._temporary is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="brecq-")
-        return Path(self._temporary.name)
+            descriptor, path = tempfile.mkstemp(prefix=f"{TEMPORARY}activations-", dir=self._folder)
+            try:
+                reserve(descriptor, size)
+                return torch.from_file(path, shared=True, size=numel, dtype=dtype)
+            finally:
+                os.close(descriptor)
+                os.unlink(path)
+        except OSError as error:
+            reason = explain(error, self._folder / "activations", size)
+            raise CheckpointError(f"activations exceed the memory budget, and {reason}") from error
 
 
 def _physical(batch: Tensor) -> Tensor:

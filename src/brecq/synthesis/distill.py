@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from brecq.checkpoint.resume import RunState, fingerprint
+from brecq.checkpoint.resume import RunState, alone_in_run_dir, fingerprint
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import ConfigError
 from brecq.forward import even_slices
@@ -96,6 +96,7 @@ def distill(
     return made.inputs
 
 
+@alone_in_run_dir
 def synthesize(
     model: nn.Module,
     n: int,

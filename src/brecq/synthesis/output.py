@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from brecq.data.load import DISTILLED
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import DataError
+from brecq.storage.files import write as write_file
 from brecq.synthesis.distill import Distilled
 
 SHEET, REPORT = "contact_sheet.png", "distilled.json"
@@ -32,17 +34,14 @@ def save(folder: Path | str, made: Distilled, preprocessing: Preprocessing | Non
         DataError: the folder cannot be written.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if preprocessing is not None:
-            contact_sheet(made.inputs, preprocessing).save(folder / SHEET)
-        (folder / REPORT).write_text(json.dumps(describe(made, preprocessing), indent=1), encoding="utf-8")
-        temporary = folder / f".tmp.{DISTILLED}"
-        with temporary.open("wb") as file:
-            np.savez(file, x=made.inputs.numpy())
-        temporary.replace(folder / DISTILLED)
-    except OSError as error:
-        raise DataError(f"cannot write the distilled set to {folder}: {error.strerror}; name another folder") from None
+    if preprocessing is not None:
+        picture = io.BytesIO()
+        contact_sheet(made.inputs, preprocessing).save(picture, format="png")
+        write_file(folder / SHEET, picture.getvalue(), DataError, parents=True)
+    write_file(folder / REPORT, json.dumps(describe(made, preprocessing), indent=1).encode(), DataError, parents=True)
+    arrays = io.BytesIO()
+    np.savez(arrays, x=made.inputs.numpy())
+    write_file(folder / DISTILLED, arrays.getvalue(), DataError, parents=True)
     return folder
 
 

@@ -10,13 +10,13 @@ import onnx
 import onnx_ir as ir
 
 from brecq.deploy.complete import Completed, added_note, complete
-from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported
 from brecq.deploy.onnx import weight_only
 from brecq.deploy.onnx.lower import lower
 from brecq.deploy.onnx.neutral import neutral
 from brecq.deploy.onnx.packing import PACKS, Pack, requirements
 from brecq.errors import ConfigError, ExportError
+from brecq.storage.files import write as write_file
 from brecq.version import __version__
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def write(result: QuantResult, path: Path, *, pack: Pack = "planes") -> Exported
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # a defect of brecq's, better known now than in a runtime
         raise ExportError(f"the ONNX graph is not valid: {error}; please report it") from error
-    with replacing(path) as temporary:
-        temporary.write_bytes(proto.SerializeToString())
+    write_file(path, proto.SerializeToString(), ExportError)
     found = (*notes(completed, pack, widths), *weight_only.notes(model.graph))
     return Exported(path, (path,), path.stat().st_size, found)
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import openvino
 
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
 from brecq.deploy.complete import added_note, complete
-from brecq.deploy.files import replacing
 from brecq.deploy.formats import Exported, some
 from brecq.deploy.onnx.neutral import neutral
 from brecq.deploy.openvino.translate import translate
 from brecq.errors import ExportError
+from brecq.storage.files import TEMPORARY, explain, replacing
 from brecq.version import __version__
 
 if TYPE_CHECKING:
@@ -41,12 +42,18 @@ def write(result: QuantResult, path: Path) -> Exported:
     model.set_rt_info(__version__, ["brecq", "version"])
     model.set_rt_info(json.dumps(result.metadata.get("preprocessing")), ["brecq", "preprocessing"])
     weights = path.with_suffix(".bin")
-    with replacing(path) as new_path, replacing(weights) as new_weights:
+    try:
         # OpenVINO names the weights itself, and insists on the suffix.
-        staged = path.with_name(f".tmp.{path.stem}.ir.xml")
-        openvino.save_model(model, staged, compress_to_fp16=False)
-        staged.with_suffix(".bin").replace(new_weights)
-        staged.replace(new_path)
+        with TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:
+            staged = Path(folder) / "model.xml"
+            openvino.save_model(model, staged, compress_to_fp16=False)
+            with replacing(weights, ExportError) as new_weights, replacing(path, ExportError) as new_path:
+                staged.with_suffix(".bin").replace(new_weights)
+                staged.replace(new_path)
+    except OSError as error:
+        raise ExportError(explain(error, path)) from error
+    except RuntimeError as error:  # OpenVINO's, of a full disk among others
+        raise ExportError(f"OpenVINO cannot write {path}: {str(error).strip().splitlines()[-1]}") from error
     notes = ["compile with INFERENCE_PRECISION_HINT=f32, or float operators may run in bfloat16"]
     notes += added_note(completed)
     if widths & {5, 7}:

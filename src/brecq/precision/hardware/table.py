@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from brecq.config import FLOAT
 from brecq.errors import HardwareError
 from brecq.precision.budget import Cost
 from brecq.precision.layers import Layer
+from brecq.storage.files import write as write_file
 
 VERSION = 1
 COLUMNS = (
@@ -104,21 +106,19 @@ class LatencyTable:
         """Write `.json` or `.csv`, by the file's ending (CSV keeps the entries alone)."""
         file = Path(file)
         rows = [_row(entry) for entry in self.entries]
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if file.suffix == ".csv":
-                with file.open("w", newline="", encoding="utf-8") as stream:
-                    writer = csv.DictWriter(stream, COLUMNS)
-                    writer.writeheader()
-                    writer.writerows(rows)
-            else:
-                values = {
-                    "version": VERSION, "name": self.name, "overhead": self.overhead,
-                    "metadata": dict(self.metadata), "entries": rows,
-                }  # fmt: skip
-                file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise HardwareError(f"cannot write {file}: {error}; name another file") from error
+        if file.suffix == ".csv":
+            stream = io.StringIO(newline="")
+            writer = csv.DictWriter(stream, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+            text = stream.getvalue()
+        else:
+            values = {
+                "version": VERSION, "name": self.name, "overhead": self.overhead,
+                "metadata": dict(self.metadata), "entries": rows,
+            }  # fmt: skip
+            text = json.dumps(values, indent=1) + "\n"
+        write_file(file, text.encode(), HardwareError, parents=True)
         return file
 
     @classmethod

@@ -148,11 +148,10 @@ def test_a_finished_search_is_not_measured_again_and_overwritten_whole(
     write_arrays(out / "learned.safetensors", {}, {"format": "brecq codes"}, CheckpointError, sealed=True)
     start = ("search", f"{network_file}:build", "--calib", images, "--calib-size", "16", *BUDGET, "-o", out)
     assert "is finished; take its sensitivities over" in invoke(*start, "--resume").stderr
-    (out / "points").mkdir()
-    (out / "points" / "01.json").write_text("{}")
+    (out / "points" / "99.json").write_text("{}")  # the user's
     assert invoke(*start, "--force").exit_code == 0
-    (out / "points" / "01.json").unlink()  # the user's
-    (out / "points").rmdir()
+    assert [file.name for file in (out / "points").iterdir()] == ["99.json"]
+    shutil.rmtree(out / "points")
     assert {file.name for file in out.iterdir()} == {"sensitivity.json", "allocation.json", "bits.png", "bits.svg"}
     (out / "learned.safetensors").write_bytes(b"the user's")
     assert "learned.safetensors is not brecq's and is not replaced" in invoke(*start, "--force").stderr

@@ -154,10 +154,11 @@ def check(config: Any) -> None:
 
     Whole numbers become `int`, numbers `float`, lists from JSON the tuples that the types name.
     """
+    kinds = types_of(type(config))
     for entry in dataclasses.fields(config):
         found = setting_of(entry)
         if found is not None:
-            value = checked(entry.name, getattr(config, entry.name), types_of(type(config))[entry.name], found)
+            value = checked(entry.name, getattr(config, entry.name), kinds[entry.name], found)
             object.__setattr__(config, entry.name, value)
 
 

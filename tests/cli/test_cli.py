@@ -59,6 +59,19 @@ def test_help_does_not_load_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow  # not for its own sake: other work on the same cores makes it take longer
+def test_help_takes_half_a_second_of_processor_time() -> None:
+    resource = pytest.importorskip("resource")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
+    taken = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "brecq", "--help"], env=environment, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert min(taken) < 0.5
+
+
 def test_an_error_is_one_line_without_traceback(invoke: Invoke, tmp_path: Path) -> None:
     result = invoke("quantize", "timm:resnet18", "--calib", tmp_path / "missing", "-o", tmp_path / "out")
     assert result.exit_code == 2

@@ -33,7 +33,7 @@ from brecq.graph.noise import SAMPLES, tensor_noise
 from brecq.graph.partition import BlockSpec, partition
 from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
-from brecq.graph.scope import scope
+from brecq.graph.scope import float_weights, scope
 from brecq.graph.submodule import Submodule
 from brecq.precision.allocation import BitAllocation
 from brecq.precision.delivery import check_layers, start_from
@@ -130,6 +130,8 @@ def quantize(
     notes = [f"fake quantization kernels: {kernels.backend()}"]
     if data.origin:
         notes.append(f"inputs: {data.origin}")
+    left_in_float = float_weights(entries)
+    notes += [f"parameters in float: {left_in_float}"] if left_in_float else []
     notes += [copied] if copied else []
     notes += [spec.joined for spec in specs if spec.joined]
     if started:

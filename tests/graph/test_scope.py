@@ -11,7 +11,7 @@ from brecq.graph.capture import capture
 from brecq.graph.partition import partition
 from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
-from brecq.graph.scope import scope
+from brecq.graph.scope import float_weights, scope
 from brecq.report import ScopeEntry
 
 
@@ -100,3 +100,31 @@ def test_every_operator_in_float_says_why() -> None:
 def test_what_a_concatenation_joins_on_one_grid_stays_on_it(captured) -> None:
     entry = next(entry for entry in entries(captured, "ConcatNet").values() if entry.kind == "cat")
     assert (entry.inputs, entry.output, entry.reason) == ("4 bit asymmetric", "4 bit asymmetric", "")
+
+
+def test_weights_left_in_float_are_listed_with_their_true_reasons() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.layer = nn.Embedding(50, 8), nn.Linear(8, 8)
+            self.recurrent = nn.GRU(8, 8, batch_first=True)
+            self.heads, self.mixed = nn.Parameter(torch.randn(2, 4, 4)), nn.Linear(8, 8 * 8)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            x = self.layer(self.recurrent(self.embed(tokens))[0])
+            heads = torch.einsum("bthi,hio->btho", x.view(*x.shape[:2], 2, 4), self.heads).flatten(2)
+            matrix = self.mixed(x[0]).mean(0).view(8, 8)
+            return torch.nn.functional.linear(heads, matrix)
+
+    graph = prepare(capture(Net().eval(), [torch.zeros(2, 3, dtype=torch.long)]), BrecqQuantizer(QuantConfig()))
+    entries = scope(graph, partition(graph, "net"))
+    reasons = {entry.kind: entry.reason for entry in entries if entry.weights in ("", "float") and entry.reason}
+    assert reasons["einsum"] == "a product with a weight for each head, expert or sample: no linear layer"
+    assert reasons["gru"] == "recurrent, computed in float step by step"
+    assert reasons["linear"] == "its weight is computed from activations"
+    total = sum(entry.parameters for entry in entries)
+    assert total == sum(parameter.numel() for parameter in Net().parameters())
+    listed = float_weights(entries)
+    assert listed.startswith(
+        f"recurrent {100 * 432 / total:.1f} % (recurrent, computed in float step by step); embed "
+    )

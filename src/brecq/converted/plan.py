@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from brecq.converted.grids import POOLS, QUANTIZE, activations, is_integer_layer, is_join, quantized_as
@@ -41,7 +42,12 @@ def tensors_to_complete(graph: GraphModule, *, linear_outputs: bool = False) -> 
         elif computes_on_codes(node) and (end in wanted or node in wanted or _has_quantizer(end)):
             wanted.add(end)
             wanted.update(source for operand in operands(node) for source in _unquantized(operand))
-    return [node for node in nodes if node in wanted and not _is_quantized(node)]
+    return [node for node in nodes if node in wanted and _is_float(node) and not _is_quantized(node)]
+
+
+def _is_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def clamped_end(node: Node) -> Node:

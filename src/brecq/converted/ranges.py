@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from brecq.converted import rewrite
-from brecq.converted.grids import Grid, activations
+from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, activations
 from brecq.converted.plan import tensors_to_complete
 from brecq.errors import CheckpointError
 from brecq.forward import even_slices
 from brecq.graph import ops
+from brecq.graph.dataflow import constants
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode
 
@@ -36,7 +37,7 @@ class FloatRange:
     """The 8-bit grid that would cover a tensor which a converted program leaves in float.
 
     Attributes:
-        position: of the tensor's node in `grids.activations` of the program. op: the node's operator, for checking.
+        position: of the tensor's node in `measured` of the program. op: the node's operator, for checking.
         scale, zero_point: value = (code - zero_point) * scale for codes 0..255.
     """
 
@@ -58,10 +59,13 @@ def record(
     candidates: int = 100,
 ) -> list[FloatRange]:
     """Run up to 256 of the `inputs` (each [N, ...]) through a converted program and choose a range for every tensor
-    that an integer runtime may want quantized: that with the smallest Lp error, as for all other activations."""
+    that an integer runtime may want quantized: that with the smallest Lp error, as for all other activations.
+
+    Constants need no data: `constant_grid` covers them when a program is completed."""
     program = GraphModule(converted, copy.deepcopy(converted.graph))
     rewrite.gather_quantizers(program)
-    nodes = tensors_to_complete(program, linear_outputs=True)
+    positions = {node: position for position, node in enumerate(measured(program.graph))}
+    nodes = [node for node in tensors_to_complete(program, linear_outputs=True) if node.op != "get_attr"]
     if not nodes:
         return []
     observers = {node: ActivationFakeQuantize(IntRange.activations(BITS), torch.per_tensor_affine) for node in nodes}
@@ -70,7 +74,6 @@ def record(
     run = _Recorder(program, observers)
     for rows in even_slices(min(len(inputs[0]), SAMPLES), _BATCH):
         run.run(*(value[rows].to(device) for value in inputs))
-    positions = {node: position for position, node in enumerate(activations(program.graph))}
     found = []
     for node, observer in observers.items():
         observer.initialize(norm, candidates)
@@ -79,6 +82,30 @@ def record(
         name = operator_name(node)
         found.append(FloatRange(positions[node], name, observer.scale.item(), int(observer.zero_point)))
     return found
+
+
+def measured(graph: Graph) -> list[Node]:
+    """The tensors that a range can be recorded for: `grids.activations`, and behind them whatever operators compute
+    from constants alone. A position in this list is a lasting name, as one in `activations` is."""
+    found = activations(graph)
+    known, skipped = set(found), {QUANTIZE, DEQUANTIZE, DEQUANTIZE_CHANNELS}
+    fixed = constants(graph)
+    return found + [
+        node
+        for node in graph.nodes
+        if node.op == "call_function" and node in fixed and node not in known and node.target not in skipped
+    ]
+
+
+def constant_grid(value: Tensor) -> Grid:
+    """The 8-bit grid that covers a constant."""
+    observer = ActivationFakeQuantize(IntRange.activations(BITS), torch.per_tensor_affine)
+    observer.mode = Mode.OBSERVE
+    observer(value)
+    observer.initialize(2.4, 100)
+    assert observer.scale is not None
+    assert observer.zero_point is not None
+    return Grid(observer.scale.item(), int(observer.zero_point), 0, 2**BITS - 1)
 
 
 class _Recorder(Interpreter):
@@ -99,7 +126,7 @@ def resolve(program: GraphModule, ranges: Sequence[FloatRange]) -> dict[Node, Gr
     Raises:
         CheckpointError: the ranges belong to another program.
     """
-    nodes = activations(program.graph)
+    nodes = measured(program.graph)
     found = {}
     for range in ranges:
         if range.position >= len(nodes) or operator_name(nodes[range.position]) != range.op:

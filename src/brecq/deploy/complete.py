@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from brecq.converted import rewrite
-from brecq.converted.grids import DEQUANTIZE, QUANTIZE, Grid, grid_of
+from brecq.converted.grids import DEQUANTIZE, QUANTIZE, Grid, constant, grid_of
 from brecq.converted.plan import tensors_to_complete
-from brecq.converted.ranges import resolve
+from brecq.converted.ranges import constant_grid, resolve
 from brecq.errors import ExportError
 from brecq.graph import ops
 from brecq.graph.convert import to_program
@@ -78,6 +78,7 @@ def complete(result: QuantResult, *, linear_outputs: bool = False, fold_clamps: 
     rewrite.gather_quantizers(graph)
     nodes = tensors_to_complete(graph, linear_outputs=linear_outputs)
     grids = resolve(graph, result.ranges or [])
+    grids |= {node: constant_grid(constant(graph, node)) for node in nodes if node.op == "get_attr"}
     missing = [node for node in nodes if node not in grids]
     if missing:
         raise ExportError(

@@ -249,6 +249,8 @@ class BrecqQuantizer(Quantizer):
 
     def annotate(self, model: GraphModule) -> GraphModule:
         placement = self.placement = plan(model, self.config)
+        for node, end in placement.ends.items():
+            node.meta[END] = end
         # A PT2E node holds one annotation: inputs and output are collected first.
         inputs: dict[Node, dict[Node, Any]] = defaultdict(dict)
         outputs: dict[Node, Any] = {}

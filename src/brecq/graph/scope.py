@@ -16,11 +16,13 @@ from brecq.graph.placement import END, activation_end
 from brecq.graph.prepare import fake_quantize_node, grid_of, input_quantizer
 from brecq.report import ScopeEntry
 
+_PRODUCT = "a product of two activations, no weight"
+
 _REASONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a look-up of rows in a table, no arithmetic", ("embedding",)),
     ("recurrent, computed in float step by step", ("gru", "lstm", "rnn")),
     ("normalization", ("norm", "softmax", "logsumexp")),
-    ("a product of two activations, no weight", ("matmul", "mm", "bmm", "baddbmm", "attention", "einsum", "dot")),
+    (_PRODUCT, ("matmul", "mm", "bmm", "baddbmm", "attention", "einsum", "dot")),
     ("pooling or reduction, computed in float",
      ("pool", "mean", "sum", "var", "std", "amax", "amin", "max", "min", "median", "prod", "topk")),
     ("interpolation, computed in float", ("upsample", "interpolate", "grid")),
@@ -45,11 +47,11 @@ def scope(prepared: GraphModule, specs: Sequence[BlockSpec]) -> list[ScopeEntry]
         inputs = _inputs(prepared, node)
         output = _output(prepared, activation_end(node) if layer else node)
         if layer:
-            reason = _layer_reason(node, weights, inputs)
+            reason = _layer_reason(flow, node, weights, inputs)
         elif node in functions:
             reason = "activation function of a layer, quantized behind it"
         else:
-            reason = _reason(node, inputs, output)
+            reason = _reason(flow, node, inputs, output)
         entries.append(
             ScopeEntry(
                 op=node.name,
@@ -60,7 +62,7 @@ def scope(prepared: GraphModule, specs: Sequence[BlockSpec]) -> list[ScopeEntry]
                 inputs=inputs,
                 output=output,
                 reason=reason,
-                parameters=_parameters(prepared, node, counted),
+                parameters=_parameters(prepared, flow, node, counted),
             )
         )
     return entries
@@ -115,24 +117,53 @@ def _is_float(node: Node) -> bool:
     return not isinstance(value, torch.Tensor) or value.is_floating_point()
 
 
-def _parameters(graph: GraphModule, node: Node, counted: set[str]) -> int:
+def _parameters(graph: GraphModule, flow: Dataflow, node: Node, counted: set[str]) -> int:
     """Numbers in the constants that an operator reads; those that several read count for the first."""
-    names = {str(source.target) for source in map(resolve, node.all_input_nodes) if source.op == "get_attr"} - counted
+    names = {str(source.target) for source in _constants(flow, node)} - counted
     counted |= names
     values = [get_tensor(graph, name) for name in names]
     return sum(value.numel() for value in values if isinstance(value, torch.Tensor))
 
 
-def _layer_reason(node: Node, weights: str, inputs: str) -> str:
-    weight: Any = node.args[1]
+def _constants(flow: Dataflow, node: Node) -> set[Node]:
+    """The parameters and buffers that an operator reads, as they are or computed with the batch size."""
+    found: set[Node] = set()
+    stack = [source for source in node.all_input_nodes if source in flow.constants]
+    while stack:
+        source = stack.pop()
+        if source.op == "get_attr":
+            found.add(source)
+        stack.extend(source.all_input_nodes)
+    return found
+
+
+def _layer_reason(flow: Dataflow, node: Node, weights: str, inputs: str) -> str:
+    weight: Any = resolve(node.args[1])  # type: ignore[arg-type]
     if weights == "float":
-        computed = resolve(weight).op != "get_attr"
-        return "its weight is computed from activations" if computed else "32 bits asked for"
+        if weight.op == "get_attr":
+            return "32 bits asked for"
+        return f"its weight is computed from {'the batch size' if weight in flow.constants else 'activations'}"
     end = f"{node.meta[END]} layer (first_last)" if END in node.meta else ""
     return "activations: 32 bits asked for" if inputs == "float" else end
 
 
-def _reason(node: Node, inputs: str, output: str) -> str:
+def float_weights(entries: Sequence[ScopeEntry], most: int = 6) -> str:
+    """The weights and other parameters left in float by their share, largest first; empty without any of 0.1 %."""
+    total = sum(entry.parameters for entry in entries)
+    groups: dict[tuple[str, str], int] = {}
+    for entry in entries:
+        if entry.parameters and entry.weights in ("", "float"):
+            key = (f"{entry.layer or entry.op}" if 1000 * entry.parameters >= total else entry.kind, entry.reason)
+            groups[key] = groups.get(key, 0) + entry.parameters
+    shares = sorted(
+        ((100 * count / total, *key) for key, count in groups.items() if 1000 * count >= total), reverse=True
+    )
+    listed = [f"{name} {share:.1f} % ({reason})" for share, name, reason in shares[:most]]
+    rest = sum(share for share, _, _ in shares[most:])
+    return "; ".join([*listed, *([f"others {rest:.1f} %"] if rest else [])])
+
+
+def _reason(flow: Dataflow, node: Node, inputs: str, output: str) -> str:
     """Why an operator without a weight computes in float; empty if all that it reads and writes is quantized."""
     name = ops.op_name(node)
     if output == "integers":
@@ -148,6 +179,8 @@ def _reason(node: Node, inputs: str, output: str) -> str:
         return "not all that it joins is quantized"
     for reason, words in _REASONS:
         if any(word in name for word in words):
+            if reason is _PRODUCT and _constants(flow, node):
+                return "a product with a weight for each head, expert or sample: no linear layer"
             return reason
     if node.target in ops.ELEMENTWISE:
         return "computed in float, element by element"

@@ -1,0 +1,41 @@
+"""Constants that are joined with activations: a class token, coordinates, positions. They need no recorded range."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import brecq
+from brecq import QuantConfig, Recipe
+
+RECIPE = Recipe.preset("fast").replace(steps=1, batch_size=4, range_candidates=5, tuning=0.0)
+
+
+class Joined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(10, 8, 3, padding=1)
+        self.token, self.head = nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = torch.meshgrid(torch.linspace(-1, 1, 4), torch.linspace(-1, 1, 4), indexing="ij")
+        place = torch.stack([rows, columns])[None].expand(x.shape[0], -1, -1, -1)
+        x = F.relu(self.body(torch.cat([F.relu(self.stem(x)), place], 1)))
+        x = x.flatten(2).transpose(1, 2) + torch.arange(16.0)[:, None] * 0.1
+        return self.head(torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1))
+
+
+@pytest.mark.parametrize("placement", ["output", "input"])
+def test_constants_in_a_concatenation_reach_the_runtime(placement: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Joined().eval(), torch.randn(8, 3, 4, 4)
+    result = brecq.quantize(model, x, QuantConfig(weights=6, placement=placement, recipe=RECIPE))  # type: ignore[arg-type]
+    brecq.export(result, tmp_path / "net.onnx")
+    found = brecq.verify(result, tmp_path / "net.onnx", brecq.Dataset((x,)))
+    assert found.quantized.agreement is not None
+    assert found.quantized.agreement > 90
+    assert found.quantized.mean < 2

@@ -19,23 +19,32 @@ _LIKE |= {aten.new_ones.default: 1}
 
 
 @torch.no_grad()
-def fold_constants(module: GraphModule) -> None:
-    """Evaluate what depends on parameters, buffers and numbers only: standardized weights, positions, masks."""
+def constant_values(module: GraphModule) -> dict[Node, Any]:
+    """Values of all nodes that depend on parameters, buffers and numbers only, fake-quantizers excepted."""
     values: dict[Node, Any] = {}
-    first: dict[str, Node] = {}  # one constant for each thing that is computed, however often
-    alike: dict[Node, Node] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
             value = get_tensor(module, str(node.target))
             if isinstance(value, Tensor):
                 values[node] = value
-        elif node.op == "call_function" and not ops.is_random(node):
-            inputs = node.all_input_nodes
-            if all(source in values for source in inputs) and not ops.is_size(node):
-                same = torch.fx.map_arg((node.args, node.kwargs), lambda n: alike.get(n, n))
-                alike[node] = first.setdefault(f"{node.target}{same}", node)
-                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = node.target(*args, **kwargs)
+            continue
+        known = all(source in values for source in node.all_input_nodes)
+        if known and node.op == "call_function" and not ops.is_random(node) and not ops.is_size(node):
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)
+    return values
+
+
+@torch.no_grad()
+def fold_constants(module: GraphModule) -> None:
+    """Evaluate what depends on parameters, buffers and numbers only: standardized weights, positions, masks."""
+    values = constant_values(module)
+    first: dict[str, Node] = {}  # one constant for each thing that is computed, however often
+    alike: dict[Node, Node] = {}
+    for node in values:
+        if node.op == "call_function":
+            same = torch.fx.map_arg((node.args, node.kwargs), lambda n: alike.get(n, n))
+            alike[node] = first.setdefault(f"{node.target}{same}", node)
     for node, original in alike.items():
         if original is not node:
             node.replace_all_uses_with(original)

@@ -21,7 +21,8 @@ from torchao.quantization.pt2e import FakeQuantizeBase
 
 from brecq.errors import BrecqError, CaptureError
 from brecq.graph import pt2e
-from brecq.graph.fold import get_tensor
+from brecq.graph.constants import constant_values
+from brecq.graph.fold import get_tensor, set_buffer
 from brecq.graph.pt2e import decomposed
 from brecq.graph.shapes import batch_dim, dynamic_shapes, one_batch
 from brecq.quant.fake_quant import BiasFakeQuantize, WeightFakeQuantize
@@ -135,7 +136,7 @@ def _add_learned(module: GraphModule, node: Node, value: Tensor) -> Node:
     others = {str(n.target) for n in module.graph.nodes if n.op == "get_attr" and n is not origin}
     shared = {str(origin.target)} if any(user is not node for user in origin.users) else set()
     name = _free_name(str(origin.target), others | shared)
-    _set_buffer(module, name, value)
+    set_buffer(module, name, value)
     with module.graph.inserting_before(node):
         attribute = module.graph.get_attr(name)
     attribute.meta = dict(node.meta)
@@ -145,7 +146,7 @@ def _add_learned(module: GraphModule, node: Node, value: Tensor) -> Node:
 @torch.no_grad()
 def _bake(module: GraphModule) -> dict[str, _Constant]:
     """Give each fake-quantizer of a constant a float attribute of its own, which `_fold` turns into integers."""
-    values = _constant_values(module)
+    values = constant_values(module)
     readers = [(node, observer) for node, observer in pt2e.observers(module) if node.args[0] in values]
     nodes = {node for node, _ in readers}
     targets = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
@@ -169,7 +170,7 @@ def _bake(module: GraphModule) -> dict[str, _Constant]:
             if isinstance(observer, (BiasFakeQuantize, WeightFakeQuantize)):
                 codes = observer.integers(values[source])
             constants[name] = _Constant(value.detach(), exact, codes)
-            _set_buffer(module, name, value.detach())
+            set_buffer(module, name, value.detach())
         with module.graph.inserting_before(node):
             attribute = module.graph.get_attr(names[key])
         attribute.meta = dict(source.meta)
@@ -177,22 +178,6 @@ def _bake(module: GraphModule) -> dict[str, _Constant]:
     module.graph.eliminate_dead_code()
     module.recompile()
     return constants
-
-
-def _constant_values(module: GraphModule) -> dict[Node, Tensor]:
-    """Values of all nodes that depend on parameters and buffers only, fake-quantizers excepted."""
-    values: dict[Node, Tensor] = {}
-    for node in module.graph.nodes:
-        if node.op == "get_attr":
-            value = get_tensor(module, str(node.target))
-            if isinstance(value, Tensor):
-                values[node] = value
-        elif node.op == "call_function" and node.all_input_nodes and all(n in values for n in node.all_input_nodes):
-            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
-            value = node.target(*args, **kwargs)
-            if isinstance(value, Tensor):
-                values[node] = value
-    return values
 
 
 def _root(node: Node) -> Node:
@@ -208,19 +193,6 @@ def _free_name(name: str, taken: set[str]) -> str:
         count += 1
         candidate = f"{name}_{count}"
     return candidate
-
-
-def _set_buffer(module: nn.Module, name: str, value: Tensor) -> None:
-    """Make `value` the buffer at a dotted path, creating modules on the way and replacing what is there."""
-    *path, last = name.split(".")
-    owner = module
-    for part in path:
-        if not isinstance(getattr(owner, part, None), nn.Module):
-            setattr(owner, part, nn.Module())
-        owner = getattr(owner, part)
-    if hasattr(owner, last):
-        delattr(owner, last)
-    owner.register_buffer(last, value)
 
 
 @torch.no_grad()
@@ -240,13 +212,13 @@ def _fold(module: GraphModule, constants: dict[str, _Constant]) -> None:
             if isinstance(argument, Node) and (name, suffix) not in names:
                 names[name, suffix] = _free_name(f"{name}_{suffix}", taken)
                 taken.add(names[name, suffix])
-                _set_buffer(module, names[name, suffix], get_tensor(module, str(argument.target)))
+                set_buffer(module, names[name, suffix], get_tensor(module, str(argument.target)))
             if isinstance(argument, Node):
                 argument.target = names[name, suffix]
         node.replace_all_uses_with(node.args[0])
         module.graph.erase_node(node)
     for name, value in codes.items():
-        _set_buffer(module, name, value)
+        set_buffer(module, name, value)
     module.graph.lint()
     module.recompile()
 

@@ -35,6 +35,19 @@ def set_tensor(module: nn.Module, target: str, value: Tensor) -> None:
         owner.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
+def set_buffer(module: nn.Module, target: str, value: Tensor) -> None:
+    """Make `value` the buffer at a dotted path, creating modules on the way and replacing what is there."""
+    *path, name = target.split(".")
+    owner = module
+    for part in path:
+        if not isinstance(getattr(owner, part, None), nn.Module):
+            setattr(owner, part, nn.Module())
+        owner = getattr(owner, part)
+    if hasattr(owner, name):
+        delattr(owner, name)
+    owner.register_buffer(name, value)
+
+
 def add_constant(graph: GraphModule, name: str, value: Tensor, before: Node) -> Node:
     """Register `value` under a name like `name` and return a `get_attr` node for it, inserted before `before`."""
     name = name.replace(".", "_")

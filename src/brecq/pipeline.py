@@ -106,13 +106,13 @@ def quantize(
 
     progress.stage("capturing the network")
     prepared, specs = _prepare(network_model, example_batch(arguments), config, quantizer, allocation, arguments)
-    started = start_from(prepared, learned or {})
     prepared.to(device)
+    started = start_from(prepared, learned or {})
     entries = scope(prepared, specs)
     progress.scope(entries)
     network = extract(prepared, specs)
     check.check_blocks(network, [value.to(device) for value in tensors(check.few(arguments))])
-    state = _run_state(prepared, network, data, config, run_dir, resume)
+    state = _run_state({**prepared.state_dict(), **started}, network, data, config, run_dir, resume)
     cache = ActivationCache(torch.device(device), config.memory_budget, None if run_dir is None else Path(run_dir))
     try:
         with reuse_freed(cache.device):
@@ -135,7 +135,7 @@ def quantize(
     notes += [copied] if copied else []
     notes += [spec.joined for spec in specs if spec.joined]
     if started:
-        notes.append(f"{started} weights started from the codes that the sensitivity table learned")
+        notes.append(f"{len(started)} weights started from the codes that the sensitivity table learned")
     report = Report(
         entries, reports, config.to_dict(), time.perf_counter() - began, versions(), data.digest(), forwards,
         samples=len(data), notes=notes, allocation=None if allocation is None else allocation.to_dict(),
@@ -224,7 +224,7 @@ def _prepare(
 
 
 def _run_state(
-    prepared: GraphModule,
+    weights: Mapping[str, Tensor],
     network: Network,
     data: Dataset,
     config: QuantConfig,
@@ -236,5 +236,5 @@ def _run_state(
     relevant = {key: value for key, value in config.to_dict().items() if key != "memory_budget"}
     relevant["recipe"] = {k: v for k, v in relevant["recipe"].items() if k not in ("tuning", "tune_lr")}  # of no block
     blocks = [f"{block.name}: {', '.join(block.layers)}" for block in network.blocks]
-    mark = fingerprint(relevant, prepared.state_dict(), data.digest(), blocks)
+    mark = fingerprint(relevant, weights, data.digest(), blocks)
     return RunState(run_dir, mark, resume=resume)

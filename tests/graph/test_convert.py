@@ -487,7 +487,7 @@ def test_learned_biases_are_in_the_program(activations: int) -> None:
     set_mode(prepared, Mode.HARD)
     before = run(prepared, x)
     for quantizer, bias in mine.biases.values():
-        quantizer.end_learning(bias + 0.5)
+        quantizer.restore({"learned": bias + 0.5})
     converted = convert(prepared)
     assert torch.equal(run(converted, x), run(prepared, x))
     assert not torch.equal(run(converted, x), before)

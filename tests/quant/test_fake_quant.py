@@ -11,11 +11,14 @@ from brecq.quant import affine
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import (
     ActivationFakeQuantize,
+    BaseFakeQuantize,
     BiasFakeQuantize,
     Mode,
+    Start,
     WeightFakeQuantize,
     set_mode,
 )
+from brecq.quant.learners import AdaRound, BiasShift, Learner, StepSize, TunedScale
 
 AFFINE, SYMMETRIC = torch.per_channel_affine, torch.per_channel_symmetric
 
@@ -32,6 +35,11 @@ def activation(x: Tensor, bits: int = 4, qscheme: torch.qscheme = torch.per_tens
     module(x)
     module.initialize(2.4, 50)
     return module
+
+
+def learn(module: BaseFakeQuantize, learner: Learner) -> Learner:
+    module.learn(learner)
+    return learner
 
 
 def hard(module: nn.Module) -> nn.Module:
@@ -84,32 +92,77 @@ def test_a_weight_quantized_as_a_whole() -> None:
 def test_learning_starts_at_the_float_weight_and_ends_at_the_learned_codes() -> None:
     w = torch.randn(4, 8)
     module = weight(w)
-    nearest = hard(module)(w)
-    v = module.begin_learning(w)
+    nearest, untouched = hard(module)(w), module.state()
+    nearest_codes = module.integers(w)
+    v = learn(module, AdaRound(w, module.grid)).v
     assert v.shape == w.shape
     scale = module.scale.view(-1, 1)
-    nearest_codes = module.integers(w)
     inside = (nearest_codes > module.quant_min) & (nearest_codes < module.quant_max)  # there is no code beyond these
     assert inside.float().mean() > 0.5
     torch.testing.assert_close(module(w)[inside], w[inside], rtol=1e-4, atol=1e-5)  # h(v) is the fractional part
-    codes = module.learned_codes()
-    assert torch.equal(codes, module.integers(w))  # nothing learned yet: rounding to nearest
+    assert torch.equal(module.integers(w), nearest_codes)  # nothing learned yet: rounding to nearest
 
     module(w).square().sum().backward()
     assert v.grad is not None
     assert v.grad.abs().sum() > 0
     with torch.no_grad():
         v.copy_(-v)
-    flipped = module.learned_codes()
-    assert not torch.equal(flipped, codes)
-    assert (flipped.int() - codes.int()).abs().max() == 1
-    module.end_learning(flipped)
-    assert module.v is None
-    assert torch.equal(module.integers(w), flipped)
-    assert torch.equal(module(w), affine.dequantize(flipped, scale, module.zero_point.view(-1, 1)))
+    flipped = module.state()
+    assert not torch.equal(flipped["codes"], nearest_codes)
+    assert (flipped["codes"].int() - nearest_codes.int()).abs().max() == 1
+    module.restore(flipped)
+    assert module.learner is None
+    assert not list(module.parameters())
+    assert torch.equal(module.integers(w), flipped["codes"])
+    assert torch.equal(module(w), affine.dequantize(flipped["codes"], scale, module.zero_point.view(-1, 1)))
     assert not torch.equal(module(w), nearest)
-    module.end_learning(None)
+    module.restore(untouched)
     assert torch.equal(module(w), nearest)
+
+
+def test_in_hard_mode_a_learner_gives_what_it_would_leave() -> None:
+    """And learning goes on afterwards from where it was."""
+    w, x, bias = torch.randn(4, 6), torch.randn(32, 6), torch.randn(4)
+    weights, inputs = weight(w), activation(x, 4)
+    biases = BiasFakeQuantize(inputs, weights)
+    for module, learner, value in (
+        (weights, AdaRound(w, weights.grid), w),
+        (inputs, StepSize(inputs.grid, drop=0.5), x),
+        (biases, BiasShift(bias, biases.value(bias)), bias),
+    ):
+        module.learn(learner)
+        with torch.no_grad():
+            next(learner.parameters()).add_(0.3)
+        soft = module(value).detach()
+        module.mode = Mode.HARD
+        looked = module(value).detach()
+        module.mode = Mode.LEARN
+        assert torch.equal(module(value).detach(), soft)
+        settled = module.state()
+        module.restore(settled)
+        assert torch.equal(module(value), looked)
+        assert module.state().keys() == settled.keys()
+
+
+def test_learning_can_start_from_another_weight_and_its_codes() -> None:
+    w = torch.randn(4, 8)
+    module = hard(weight(w))
+    compensated = w + 0.4 * module.scale.view(-1, 1)
+    codes = (module.integers(w).int() + 1).clamp(module.quant_min, module.quant_max).to(torch.int8)
+    module.start = Start(compensated, codes)
+    learner = AdaRound(module.start.weight, module.grid, module.start.codes)
+    assert learner.warm
+    module.learn(learner)
+    reachable = (codes.float() - affine_steps(compensated, module)).abs() < 1
+    assert torch.equal(module.integers(w)[reachable], codes[reachable])
+    module.restore(module.state())
+    assert module.start is None
+
+
+def affine_steps(w: Tensor, module: WeightFakeQuantize) -> Tensor:
+    """The weight in steps, clipped to the codes, before rounding."""
+    steps = w / module.scale.view(-1, 1) + module.zero_point.view(-1, 1)
+    return steps.clamp(module.quant_min, module.quant_max)
 
 
 def test_activations_are_initialized_on_what_was_observed() -> None:
@@ -119,7 +172,7 @@ def test_activations_are_initialized_on_what_was_observed() -> None:
     assert module.zero_point == 0
     assert 2.5 / 255 < module.scale.item() < 3.1 / 255
     assert (module(x) - x).abs().max() <= 0.6  # no more than a little is clipped
-    assert module._samples == []  # forgotten
+    assert module.observer.parts == []  # forgotten
     assert torch.equal(module(x), affine.fake_quantize(x, module.scale, module.zero_point, module.range))
 
 
@@ -128,8 +181,8 @@ def test_the_observed_range_is_that_of_all_batches_and_memory_is_bounded() -> No
     module.mode = Mode.OBSERVE
     for i in range(40):
         module(torch.full((10_000,), float(i)))
-        assert sum(part.numel() for part in module._samples) <= 1 << 18
-    values = torch.cat(module._samples).unique()
+        assert sum(part.numel() for part in module.observer.parts) <= 1 << 18
+    values = torch.cat(module.observer.parts).unique()
     assert values.min() <= 8  # early batches are still represented
     assert values.max() == 39
     module.initialize(2.4, 100)
@@ -148,17 +201,17 @@ def test_step_sizes_are_learned_from_where_they_are(log_space: bool) -> None:
     module = activation(x)
     start = module.scale.clone()
     before = hard(module)(x)
-    theta = module.begin_learning(log_space, 0.0)
-    torch.testing.assert_close(module.step_size(), start)
+    theta = learn(module, StepSize(module.grid, log_space=log_space)).theta
+    torch.testing.assert_close(module.grid.scale, start)
     torch.testing.assert_close(module(x), before)
     (module(x) - x).square().mean().backward()
     assert theta.grad is not None
     assert theta.grad != 0
     with torch.no_grad():
         theta.add_(-100.0)
-    assert module.step_size() > 0  # whatever the optimizer does
-    module.end_learning(start * 2)
-    assert module.theta is None
+    assert module.grid.scale > 0  # whatever the optimizer does
+    module.restore({**module.state(), "scale": start * 2})
+    assert module.learner is None
     assert module.calculate_qparams()[0] == start * 2
 
 
@@ -166,15 +219,15 @@ def test_dropping_happens_while_learning_only() -> None:
     x = torch.randn(1000)
     module = activation(x, 2)
     full = hard(module)(x)
-    module.begin_learning(True, 0.5)
-    module.seed = 1
+    learner = learn(module, StepSize(module.grid, drop=0.5))
+    learner.seed = 1
     mixed = module(x).detach()
     kept = mixed == x
     assert 0.4 < kept.float().mean() < 0.6
     torch.testing.assert_close(mixed[~kept], full[~kept])
-    module.seed = 2
+    learner.seed = 2
     assert not torch.equal(module(x).detach(), mixed)
-    module.end_learning(module.scale)
+    module.restore(module.state())
     assert torch.equal(module(x), full)
 
 
@@ -195,7 +248,7 @@ def test_biases_are_multiples_of_the_product_of_the_steps() -> None:
     scale, zero_point = module.calculate_qparams()
     assert torch.equal(scale, step)
     assert not zero_point.any()
-    theta = inputs.begin_learning(True, 0.0)
+    theta = learn(inputs, StepSize(inputs.grid)).theta
     with torch.no_grad():
         theta.add_(3.0)
     assert not torch.equal(module(bias), rounded)  # it follows the step that is being learned
@@ -228,9 +281,9 @@ def test_room_is_made_again_for_smaller_input_steps_and_learned_codes_follow() -
     inputs, weights = hard(activation(torch.rand(64), 8)), hard(weight(w, 8))
     module = hard(BiasFakeQuantize(inputs, weights))
     module.make_room(bias)
-    weights.end_learning(weights.integers(w))
+    weights.restore({**weights.state(), "codes": weights.integers(w)})
     before = weights(w)
-    inputs.end_learning(inputs.scale / 1000)  # learning, or tuning, shrank it
+    inputs.restore({**inputs.state(), "scale": inputs.scale / 1000})  # learning, or tuning, shrank it
     assert module.integers(bias)[1] == module.range.high  # saturated
     module.make_room(bias)
     assert module.integers(bias).abs().max() < 2**29
@@ -249,7 +302,7 @@ def test_a_bias_is_learned_and_rounded() -> None:
     w, x, bias = torch.randn(4, 6), torch.randn(32, 6), torch.randn(4)
     inputs, weights = hard(activation(x, 8)), hard(weight(w))
     module = BiasFakeQuantize(inputs, weights)
-    theta = module.begin_learning(bias)
+    theta = learn(module, BiasShift(bias, bias)).theta
     start = module(bias)
     start.sum().backward()
     unit = bias.square().mean().sqrt()
@@ -257,13 +310,13 @@ def test_a_bias_is_learned_and_rounded() -> None:
     with torch.no_grad():
         theta.copy_(torch.tensor([1.0, 0.0, -1.0, 0.5]))
     torch.testing.assert_close(module.value(bias).detach(), bias + unit * theta.detach())
-    module.end_learning(module.value(bias).detach())
+    module.restore(module.state())
     assert not list(module.parameters())
     step = inputs.scale * weights.scale
     torch.testing.assert_close(module(bias), ((bias + unit * theta.detach()) / step).round() * step)
     set_mode(module, Mode.FLOAT)
     assert module(bias) is bias
-    module.end_learning(None)
+    module.restore({})
     torch.testing.assert_close(module(bias), start.detach())
 
 
@@ -271,7 +324,7 @@ def test_a_bias_behind_a_float_input_is_learned_and_stays_float() -> None:
     bias = torch.randn(4)
     module = BiasFakeQuantize(None, hard(weight(torch.randn(4, 6))))
     assert not module.enabled
-    module.end_learning(bias + 1)
+    module.restore({"learned": bias + 1})
     assert torch.equal(module(bias), bias + 1)
     assert module.describe() == "float"
 
@@ -280,7 +333,7 @@ def test_tuning_learns_the_steps_of_fixed_codes() -> None:
     w = torch.randn(4, 6)
     module = hard(weight(w))
     before, codes = module(w), module.integers(w)
-    theta = module.begin_tuning(w)
+    theta = learn(module, TunedScale(codes, module.grid)).theta
     assert torch.equal(module(w), before)
     with torch.no_grad():
         theta.add_(1.0)
@@ -288,7 +341,8 @@ def test_tuning_learns_the_steps_of_fixed_codes() -> None:
     torch.testing.assert_close(module(w), before * torch.e)
     module(w).sum().backward()
     torch.testing.assert_close(theta.grad, module(w).detach().sum(1))
-    module.end_tuning(module.step_size())
+    module.restore(module.state())
+    assert torch.equal(module.integers(w), codes)
     torch.testing.assert_close(module(w), before * torch.e)
     assert not list(module.parameters())
 

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize
 from brecq.reconstruct import passes
 from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.initialize import initialize
 from brecq.reconstruct.learnables import learnables
-from brecq.reconstruct.optimize import Reconstruction, initialize
+from brecq.reconstruct.optimize import Reconstruction
 from brecq.reconstruct.sampler import Sampler, hold_out, measured_on
+from brecq.reconstruct.site import Site
 from brecq.reconstruct.streams import Streams
 
 CPU = torch.device("cpu")
@@ -144,26 +146,6 @@ def test_a_block_with_nothing_to_learn_makes_no_steps(lab) -> None:
     assert skipped.error_before == skipped.error_after
 
 
-def test_initialize_sets_every_range_once(lab) -> None:
-    config = lab.config()
-    _, network = lab.network(config)
-    streams = Streams(network, lab.inputs(), ActivationCache(CPU))
-    block = network.blocks[0]
-    streams.advance("float", block)
-    mine = learnables(block.module, set())
-    initialize(block, mine, streams, config.recipe, activations=False)
-    modules = list(mine.activations.values())
-    assert not any(module.initialized for module in modules)
-    weight = next(iter(mine.weights.values()))[0]
-    scale = weight.scale
-    initialize(block, mine, streams, config.recipe, activations=True)
-    assert all(module.initialized for module in modules)
-    assert weight.scale is scale
-    kept = [module.scale for module in modules]
-    initialize(block, mine, streams, config.recipe, activations=True)
-    assert all(module.scale is old for module, old in zip(modules, kept, strict=True))
-
-
 def test_everything_is_hard_afterwards(lab) -> None:
     config = lab.config()
     _, network = lab.network(config)
@@ -171,9 +153,10 @@ def test_everything_is_hard_afterwards(lab) -> None:
     block = network.blocks[0]
     streams.advance("float", block)
     mine = learnables(block.module, set())
-    initialize(block, mine, streams, config.recipe, activations=True)
+    site = Site(block, mine, streams, config.recipe)
+    initialize(site, "joint")
     calls: list[tuple[int, float, float | None]] = []
-    learner = Reconstruction(block, mine, streams, config.recipe, "joint", 0, False, hold_out(96, 0.125, 0))
+    learner = Reconstruction(site, "joint", 0, held=hold_out(96, 0.125, 0))
     outcome = learner.run(20, lambda *call: calls.append(call))
     assert outcome.steps == 20
     assert [step for step, _, _ in calls] == [10, 20]

@@ -65,6 +65,13 @@ def test_codes_stay_and_steps_and_biases_change(blocks, tuned) -> None:
         assert all(torch.equal(before[name], after[name]) is same for name in names), kind
 
 
+def test_weights_that_stayed_rounded_to_nearest_keep_those_codes(lab) -> None:
+    nearest, after = lab.run(method="rtn").learned(), lab.run(rounding_lr=0.0, tuning=5.0)
+    assert after.reports[-1].error_after < after.reports[-1].error_before
+    codes = [name for name in nearest if name.endswith("codes")]
+    assert all(torch.equal(nearest[name], after.learned()[name]) for name in codes)
+
+
 @pytest.mark.parametrize("bias_lr", [0.01, 0.0])
 def test_what_does_not_help_is_not_kept(lab, bias_lr: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "CYCLES", (5000.0,))

@@ -77,10 +77,8 @@ def record(
     found = []
     for node, observer in observers.items():
         observer.initialize(norm, candidates)
-        assert observer.scale is not None
-        assert observer.zero_point is not None
-        name = operator_name(node)
-        found.append(FloatRange(positions[node], name, observer.scale.item(), int(observer.zero_point)))
+        grid = observer.grid
+        found.append(FloatRange(positions[node], operator_name(node), grid.scale.item(), int(grid.zero_point)))
     return found
 
 

@@ -12,7 +12,7 @@ from brecq.graph.dataflow import Dataflow
 from brecq.graph.fold import get_tensor
 from brecq.graph.prepare import fake_quantize_node
 from brecq.precision.allocation import BitAllocation
-from brecq.quant.fake_quant import WeightFakeQuantize
+from brecq.quant.fake_quant import Start, WeightFakeQuantize
 
 
 def check_layers(graph: GraphModule, allocation: BitAllocation) -> None:
@@ -26,27 +26,28 @@ def check_layers(graph: GraphModule, allocation: BitAllocation) -> None:
             )
 
 
-def start_from(prepared: GraphModule, learned: Mapping[str, Tensor]) -> int:
-    """Let weights start from `learned` codes of their bit-width, by `knob@bits`; returns how many do.
+def start_from(prepared: GraphModule, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Let weights start from `learned` codes of their bit-width, by `knob@bits`; returns those that serve, by the
+    names of the fake-quantizers.
 
     Raises:
         ConfigError: codes of another shape: they belong to another network.
     """
     flow = Dataflow(prepared)
-    started: set[WeightFakeQuantize] = set()
+    started: dict[str, Tensor] = {}
     for node, layer in zip(flow.ops, flow.layers, strict=True):
         module = fake_quantize_node(prepared, node.args[1]) if layer else None
-        if not isinstance(module, WeightFakeQuantize) or module in started:
+        if not isinstance(module, WeightFakeQuantize) or module.start is not None:
             continue
         codes = learned.get(f"{layer}/weight@{module.range.bits}")
         if codes is None:
             continue
-        shape = tuple(get_tensor(prepared, str(node.args[1].args[0].target)).shape)
-        if tuple(codes.shape) != shape:
+        weight = get_tensor(prepared, str(node.args[1].args[0].target))
+        if codes.shape != weight.shape:
             raise ConfigError(
-                f"the learned codes of {layer!r} have shape {list(codes.shape)}, its weight {list(shape)}; "
+                f"the learned codes of {layer!r} have shape {list(codes.shape)}, its weight {list(weight.shape)}; "
                 "search for this network's own"
             )
-        module.start = codes.clone()
-        started.add(module)
-    return len(started)
+        module.start = Start(weight, codes.to(weight.device, copy=True))
+        started[f"{node.args[1].target}.start"] = codes
+    return started

@@ -38,6 +38,7 @@ from brecq.precision.options import Cross, Quality, SurveyConfig
 from brecq.precision.table import SensitivityTable, Term
 from brecq.progress import Progress
 from brecq.quant.fake_quant import ActivationFakeQuantize, BaseFakeQuantize, Mode, WeightFakeQuantize, set_mode
+from brecq.quant.grid import Grid
 from brecq.reconstruct import fisher
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.memory import reuse_freed
@@ -216,18 +217,18 @@ def _other_bytes(network: Network, anatomy: Anatomy, config: QuantConfig) -> int
     for node in network.graph.graph.nodes:
         module: Any = network.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, ActivationFakeQuantize):
-            module.scale, module.zero_point = torch.tensor(1.0), torch.tensor(0.0)
-        elif isinstance(module, WeightFakeQuantize) and module.scale is None:
+            module.grid = Grid(torch.tensor(1.0), torch.tensor(0.0), module.range)
+        elif isinstance(module, WeightFakeQuantize) and not module.initialized:
             weight = get_tensor(network.graph, str(node.args[0].target))
             candidates = 1 if module in searched else config.recipe.range_candidates
             module.initialize(weight, config.recipe.range_norm, candidates)
             skip |= {str(node.args[0].target)} if module in searched else set()
     set_mode(network.graph, Mode.HARD)
     tensors = collect_tensors(convert(network.graph))
-    set_mode(network.graph, Mode.FLOAT)
     for module in network.graph.modules():
-        if isinstance(module, (ActivationFakeQuantize, WeightFakeQuantize)):
-            module.scale = module.zero_point = None
+        if isinstance(module, BaseFakeQuantize):
+            module.restore({})
+    set_mode(network.graph, Mode.FLOAT)
     return stored_bytes({name: value for name, value in tensors.items() if name not in skip})
 
 

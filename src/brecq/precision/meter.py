@@ -18,8 +18,10 @@ from brecq.graph.prepare import fake_quantize_node
 from brecq.precision.layers import Anatomy, Knob, Quantizer
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
+from brecq.reconstruct.initialize import initialize
 from brecq.reconstruct.learnables import Learnables
 from brecq.reconstruct.optimize import Reconstruction, StepHook
+from brecq.reconstruct.site import Site
 from brecq.reconstruct.streams import BATCH, Stream, Streams
 
 LEARNED_BELOW = 8
@@ -81,15 +83,15 @@ class BlockMeter:
     def learn(self, seed: int, on_step: StepHook) -> None:
         """Learn the rounding of the block's own weights, all at the same bit-width, for each bit-width in turn."""
         for bits in sorted({bits for knob in self._own for bits in knob.bits if bits < LEARNED_BELOW}):
-            mine = Learnables({}, {}, {})
+            mine = Learnables()
             for knob in self._own:
                 variant = self.variants.get((knob.name, bits))
                 if isinstance(variant, WeightFakeQuantize):
                     self._place(knob.name, variant)
                     mine.weights[knob.name] = (variant, self._weights[knob.name])
-            recipe, bf16 = self.config.recipe, self.config.autocast == "bf16"
-            learner = Reconstruction(self.block, mine, self.streams, recipe, "weights", seed, bf16)
-            learner.run(recipe.steps, on_step)
+            site = Site(self.block, mine, self.streams, self.config.recipe)
+            learner = Reconstruction(site, "weights", seed, autocast=self.config.autocast == "bf16")
+            learner.run(self.config.recipe.steps, on_step)
             set_mode(self.block.module, Mode.FLOAT)
 
     @contextmanager
@@ -154,21 +156,15 @@ class BlockMeter:
             for draw in range(self.draws):
                 self.streams.cache.drop(f"gradient{draw}/{name}")
 
-    @torch.no_grad()
     def _initialize(self, knob: Knob, variant: Quantizer) -> None:
-        recipe = self.config.recipe
+        name = knob.name
         if isinstance(variant, WeightFakeQuantize):
-            variant.initialize(self._weights[knob.name], recipe.range_norm, recipe.range_candidates)
-            return
-        self._place(knob.name, variant)
-        variant.mode = Mode.OBSERVE
-        count = min(recipe.range_samples, self.streams.samples)
-        for start in range(0, count, BATCH):
-            part = slice(start, min(start + BATCH, count))
-            self.block.module(*self.streams.read("float", self.block.inputs, part))
-        variant.mode = Mode.FLOAT
-        variant.initialize(recipe.range_norm, recipe.range_candidates)
-        self.forwards += 1
+            mine = Learnables(weights={name: (variant, self._weights[name])})
+        else:
+            mine = Learnables(activations={name: variant})
+            self._place(name, variant)
+            self.forwards += 1
+        initialize(Site(self.block, mine, self.streams, self.config.recipe), "joint")
 
     def _place(self, knob: str, variant: Quantizer) -> None:
         for place in self._places[knob]:
@@ -186,10 +182,8 @@ def variant_of(original: Quantizer, bits: int, config: QuantConfig) -> Quantizer
 
 def packed_bytes(quantizer: WeightFakeQuantize, weight: Tensor) -> int:
     """Bytes that `weight` takes in the packed checkpoint: codes, scales and, where there are any, zero points."""
-    assert quantizer.scale is not None
-    assert quantizer.zero_point is not None
     range = quantizer.range
     codes = pack(quantizer.integers(weight).to(torch.int16).cpu() - range.low, range.bits)
-    scale, zero_point = quantizer.scale.cpu(), quantizer.zero_point.to(torch.int64).cpu()
+    scale, zero_point = (value.cpu() for value in quantizer.calculate_qparams())
     packed = PackedWeight(codes, range.bits, range.low, tuple(weight.shape), scale, zero_point, quantizer.ch_axis)
     return stored_bytes({"weight": packed})

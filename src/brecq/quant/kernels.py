@@ -8,6 +8,7 @@ pass, so that nothing but x is kept for it. Forward and backward are one loop ov
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from brecq.errors import ConfigError
 from brecq.quant.fusion import Fused, backend, bounds, dense, flat, like
+from brecq.quant.grid import Grid
 
-__all__ = ["backend", "drop_mask", "hash_mix", "lsq_qdrop"]
+__all__ = ["backend", "drop_mask", "hash_mix", "lsq_qdrop", "on_grid"]
 
 _RESOLUTION = 24
 """Bits of the hash that are compared with the drop probability."""
@@ -47,6 +49,12 @@ def lsq_qdrop(
     return _LsqQdrop.apply(
         x, scale.reshape(()), zero_point.reshape(()), low, high, _mask_constants(x, drop, seed), grad_scale
     )
+
+
+def on_grid(x: Tensor, grid: Grid, drop: float = 0.0, seed: int = 0) -> Tensor:
+    """`lsq_qdrop` on the grid of a whole tensor, with LSQ's factor of the gradient of its step."""
+    factor = 1.0 / math.sqrt(x.numel() * (grid.range.high - grid.range.low))
+    return lsq_qdrop(x, grid.scale, grid.zero_point, grid.range.low, grid.range.high, drop, seed, factor)
 
 
 def hash_mix(a: Tensor, b: Tensor, drop: float, seed: int) -> Tensor:

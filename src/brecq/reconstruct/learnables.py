@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,41 +12,51 @@ from torch.fx import GraphModule, Node
 from brecq.graph.fold import get_tensor
 from brecq.graph.prepare import fake_quantize_node
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, FakeQuantize, Mode, WeightFakeQuantize
+from brecq.quant.learners import Learner
+from brecq.reconstruct.choice import Choice
 
-_LEARNED = ("scale", "zero_point", "codes", "learned")
-"""Buffers of the fake-quantizers that hold what was learned."""
 
-
-@dataclass
+@dataclass(frozen=True)
 class Learnables:
-    """The fake-quantizers of a block that are still to be learned."""
+    """Fake-quantizers by name; those of weights and biases with the constant that they read."""
 
-    weights: dict[str, tuple[WeightFakeQuantize, Tensor]]
-    activations: dict[str, ActivationFakeQuantize]
-    biases: dict[str, tuple[BiasFakeQuantize, Tensor]]
+    weights: dict[str, tuple[WeightFakeQuantize, Tensor]] = field(default_factory=dict)
+    activations: dict[str, ActivationFakeQuantize] = field(default_factory=dict)
+    biases: dict[str, tuple[BiasFakeQuantize, Tensor]] = field(default_factory=dict)
 
     def named(self) -> dict[str, FakeQuantize]:
         """All of them by name."""
         weights = {name: module for name, (module, _) in self.weights.items()}
         return {**weights, **self.activations, **{name: module for name, (module, _) in self.biases.items()}}
 
+    def learn(self, choice: Choice) -> list[Learner]:
+        """Begin to learn, each by the learner of its kind."""
+        for weight, value in self.weights.values():
+            weight.learn(choice.weight(weight, value))
+        for activation in self.activations.values():
+            activation.learn(choice.activation(activation))
+        for bias, value in self.biases.values():
+            bias.learn(choice.bias(bias, value))
+        return [module.learner for module in self.named().values() if module.learner is not None]
+
+    def resume(self) -> None:
+        """Go on learning after a look at what hard mode would give."""
+        for module in self.named().values():
+            module.mode = Mode.LEARN
+
     def state(self) -> dict[str, Tensor]:
-        """What has been learned, by names for a file: the buffers that are set."""
-        named = {f"{name}.{key}": getattr(m, key, None) for name, m in self.named().items() for key in _LEARNED}
-        return {name: value for name, value in named.items() if value is not None}
+        """What is settled, or would be if learning stopped now, by names for a file."""
+        return {f"{name}.{key}": value for name, m in self.named().items() for key, value in m.state().items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` returned, in hard mode."""
+        """Settle on what `state` returned, end learning and go to hard mode."""
         for name, module in self.named().items():
-            for key in _LEARNED:
-                if hasattr(module, key):
-                    setattr(module, key, state.get(f"{name}.{key}"))
-            module.mode = Mode.HARD
+            module.restore({key: state[f"{name}.{key}"] for key in module.settled if f"{name}.{key}" in state})
 
 
 def learnables(graph: GraphModule, done: Collection[nn.Module] = ()) -> Learnables:
     """Fake-quantizers that a block (or the whole network) uses, without those in `done`: earlier blocks' own."""
-    found = Learnables({}, {}, {})
+    found = Learnables()
     seen = set(done)
     for node in graph.graph.nodes:
         module = fake_quantize_node(graph, node)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -19,13 +18,16 @@ from brecq.checkpoint.resume import RunState
 from brecq.config import QuantConfig
 from brecq.graph.blocks import Network
 from brecq.progress import Progress
-from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, set_mode
+from brecq.quant.fake_quant import ActivationFakeQuantize, Mode
 from brecq.reconstruct import fisher
 from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.initialize import initialize
+from brecq.reconstruct.initialize.shared import shared_quantizers, shared_ranges
 from brecq.reconstruct.learnables import Learnables, learnables, make_room
-from brecq.reconstruct.optimize import Reconstruction, Stage, initialize
+from brecq.reconstruct.optimize import Reconstruction
 from brecq.reconstruct.sampler import hold_out
-from brecq.reconstruct.streams import Streams, run_batches
+from brecq.reconstruct.site import Site, Stage
+from brecq.reconstruct.streams import Streams
 from brecq.reconstruct.tune import Tuning
 from brecq.report import BlockReport
 
@@ -61,9 +63,9 @@ def run(
         given = labels if config.recipe.fisher_labels == "given" else None
         fisher.measure(network, inputs, given, cache, generator, config.class_axis)
         forwards += len(network.blocks)
-    shared = _shared(network)
+    shared = shared_quantizers(network)
     if shared:
-        _initialize(shared, network, inputs, config, cache.device)
+        shared_ranges(shared, network, inputs, config.recipe, cache.device)
         forwards += len(network.blocks)
     names = [block.name for block in network.blocks]
     tuned = config.method == "reconstruct" and network.returns_learned
@@ -126,34 +128,6 @@ def seed_of(seed: int, *parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
-def _shared(network: Network) -> set[ActivationFakeQuantize]:
-    """Quantizers of tensors that blocks apart make and a concatenation joins: no single block may decide on them."""
-    users: Counter[ActivationFakeQuantize] = Counter()
-    for block in network.blocks:
-        found = {m for m in block.module.modules() if isinstance(m, ActivationFakeQuantize)}
-        users.update({module for module in found if module.enabled and not module.fixed})
-    return {module for module, blocks in users.items() if blocks > 1}
-
-
-def _initialize(
-    shared: set[ActivationFakeQuantize],
-    network: Network,
-    inputs: tuple[Tensor, ...],
-    config: QuantConfig,
-    device: torch.device,
-) -> None:
-    """Set their ranges for all their tensors together, from the float network; they are not learned."""
-    recipe = config.recipe
-    set_mode(network.graph, Mode.FLOAT)
-    for module in shared:
-        module.mode = Mode.OBSERVE
-    with torch.no_grad():
-        run_batches(network, [value[: recipe.range_samples] for value in inputs], device, lambda *_: None)
-    for module in shared:
-        module.initialize(recipe.range_norm, recipe.range_candidates)
-    set_mode(network.graph, Mode.FLOAT)
-
-
 class _Pass:
     def __init__(
         self,
@@ -210,10 +184,10 @@ class _Pass:
     def _reconstruct(self, index: int, mine: Learnables, streams: Streams) -> BlockReport:
         block, config = self.network.blocks[index], self.config
         began = time.perf_counter()
-        initialize(block, mine, streams, config.recipe, activations=self.stage != "weights")
+        site = Site(block, mine, streams, config.recipe)
+        initialize(site, self.stage)
         seed = seed_of(config.seed, self.number, index)
-        bf16 = config.autocast == "bf16"
-        learner = Reconstruction(block, mine, streams, config.recipe, self.stage, seed, bf16, self.held)
+        learner = Reconstruction(site, self.stage, seed, autocast=config.autocast == "bf16", held=self.held)
         if self.stage == "rtn":
             error = learner.hard_error().relative
             before, after, steps = error, error, 0

@@ -19,6 +19,7 @@ from brecq.config import Recipe
 from brecq.errors import BrecqError
 from brecq.graph.blocks import Network
 from brecq.quant.fake_quant import Mode, set_mode
+from brecq.reconstruct import choice
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.learnables import Learnables, make_room
 from brecq.reconstruct.optimize import Outcome, StepHook
@@ -95,8 +96,7 @@ class Tuning:
             after = self._checked_loss()
             if after < best:
                 best, kept = after, self.mine.state()
-            else:
-                self.mine.restore(kept)
+            self.mine.restore(kept)
         make_room(self.network.graph)
         for name in (*self.inputs, *self.targets):
             self.cache.drop(name)
@@ -108,7 +108,7 @@ class Tuning:
         grows with the square of their length. Leaves what is learned in `state`."""
         rate, added = self.recipe.tune_lr, 0.0
         for _ in range(DRAWS):
-            for value in self._begin():
+            for value in self._parameters():
                 value.add_(torch.randint(2, value.shape, generator=self.signs).to(value) * 2 - 1, alpha=rate)
             added += (self._checked_loss() - error) / DRAWS
             self.mine.restore(state)
@@ -117,14 +117,17 @@ class Tuning:
 
     def _cycle(self, rate: float, start: int, end: int, on_step: StepHook) -> None:
         """Learn from step `start` to step `end`."""
-        optimizer = torch.optim.Adam(self._begin())
+        optimizer = torch.optim.Adam(self._parameters())
         for step in range(start, end):
             for group in optimizer.param_groups:
                 group["lr"] = rate * schedule(step - start, end - start)
             loss = self._step(next(self.batches), optimizer)
             if step % 10 == 9 or step == end - 1:
                 on_step(step + 1, loss.item(), None)
-        self._end()
+
+    def _parameters(self) -> list[nn.Parameter]:
+        """Begin to learn; those to optimize."""
+        return [value for learner in self.mine.learn(choice.for_tuning()) for value in learner.parameters()]
 
     def _step(self, index: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         try:
@@ -143,21 +146,6 @@ class Tuning:
 
     def _outputs(self, index: Tensor | slice) -> list[Tensor]:
         return self.network.learned(self.network.graph(*(self.cache.get(name, index) for name in self.inputs)))
-
-    def _begin(self) -> list[nn.Parameter]:
-        mine = self.mine
-        steps = [module.begin_tuning(weight) for module, weight in mine.weights.values()]
-        steps += [module.begin_learning(log_space=True, drop=0.0) for module in mine.activations.values()]
-        return steps + [module.begin_learning(bias) for module, bias in mine.biases.values()]
-
-    @torch.no_grad()
-    def _end(self) -> None:
-        for weight, _ in self.mine.weights.values():
-            weight.end_tuning(weight.step_size())
-        for activation in self.mine.activations.values():
-            activation.end_learning(activation.step_size())
-        for quantizer, bias in self.mine.biases.values():
-            quantizer.end_learning(quantizer.value(bias))
 
     def _loss(self, outputs: list[Tensor], index: Tensor) -> Tensor:
         """Squared error divided by the target's mean square, mean over the outputs."""

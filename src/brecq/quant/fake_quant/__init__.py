@@ -1,27 +1,28 @@
 """The fake-quantizers that PT2E's prepare puts into the graph: weights, activations, biases.
 
 Each is a `FakeQuantizeBase` as PT2E's convert expects, and has one of four modes: let values pass (`FLOAT`), let them
-pass and record their range (`OBSERVE`), quantize with learnable parameters (`LEARN`), quantize for good (`HARD`).
-The arithmetic is in `affine`, `ranges`, `adaround` and `kernels`.
+pass and record their range (`OBSERVE`), quantize by a learner (`LEARN`), quantize for good (`HARD`). What is settled
+for good is a grid, a weight's codes, a bias's value; how it is learned is in `brecq.quant.learners`.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
-from brecq.quant.fake_quant.activation import OBSERVED_VALUES, ActivationFakeQuantize
-from brecq.quant.fake_quant.base import BaseFakeQuantize, Mode
+from brecq.quant.fake_quant.activation import ActivationFakeQuantize
+from brecq.quant.fake_quant.base import BaseFakeQuantize, GridFakeQuantize, Mode
 from brecq.quant.fake_quant.bias import BIAS_RANGE, BiasFakeQuantize
-from brecq.quant.fake_quant.weight import WeightFakeQuantize
+from brecq.quant.fake_quant.weight import Start, WeightFakeQuantize
 
 __all__ = [
     "BIAS_RANGE",
-    "OBSERVED_VALUES",
     "ActivationFakeQuantize",
     "BaseFakeQuantize",
     "BiasFakeQuantize",
     "FakeQuantize",
+    "GridFakeQuantize",
     "Mode",
+    "Start",
     "WeightFakeQuantize",
     "set_mode",
 ]

@@ -1,0 +1,58 @@
+"""What every learner does: it gives a tensor a value while learning, and a result that becomes grid and codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from brecq.quant.grid import Grid
+
+Rate = Literal["rounding", "step", "bias"]
+"""What a parameter is a part of: each has a learning rate of its own."""
+
+
+class Learner(nn.Module):
+    """Learns how one tensor is quantized. A fake-quantizer has at most one, and forgets it when learning ends.
+
+    Attributes:
+        rate: of all its parameters; a learner with several overrides `groups`.
+        random: whether `forward` draws at random, from `seed`, which changes in every step.
+        penalized: over how many values `penalty` sums; 0 where there is none.
+        warm: whether it starts from something else than the fake-quantizer had settled on.
+    """
+
+    rate: ClassVar[Rate]
+    random: ClassVar[bool] = False
+    penalized: int = 0
+    warm: bool = False
+    seed: int = 0
+
+    def groups(self) -> Mapping[Rate, list[nn.Parameter]]:
+        """The parameters to optimize, by learning rate."""
+        return {self.rate: list(self.parameters())}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The value of `x`, differentiable with respect to what is learned."""
+        raise NotImplementedError
+
+    def result(self) -> dict[str, Tensor]:
+        """What the fake-quantizer settles on if learning stops now, by the names of its buffers. No gradient."""
+        raise NotImplementedError
+
+    def penalty(self, beta: float) -> Tensor:
+        """Regularizer at exponent β, 0-dim."""
+        raise NotImplementedError
+
+
+class GridLearner(Learner):
+    """Learns a tensor whose values lie on a grid; `start` is that of the fake-quantizer."""
+
+    def __init__(self, start: Grid) -> None:
+        super().__init__()
+        self.start = start
+
+    def grid(self) -> Grid:
+        """The grid as learned so far, differentiable: `start` unless a learner changes it."""
+        return self.start

@@ -1,0 +1,54 @@
+"""What learns what: the learner of each kind of fake-quantizer, in the blocks and in the end-to-end tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from brecq.config import Recipe
+from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, WeightFakeQuantize
+from brecq.quant.learners import AdaRound, BiasShift, GridLearner, Learner, Rate, StepSize, TunedScale
+
+
+class Choice(NamedTuple):
+    """Makes the learner of a weight (with its value), an activation, a bias (with its value)."""
+
+    weight: Callable[[WeightFakeQuantize, Tensor], GridLearner]
+    activation: Callable[[ActivationFakeQuantize], GridLearner]
+    bias: Callable[[BiasFakeQuantize, Tensor], Learner]
+
+
+def for_block(recipe: Recipe, drop: float) -> Choice:
+    """Rounding, step sizes and biases of one block. `drop`: QDrop's probability."""
+    log_space = recipe.step_space == "log"
+    return Choice(_adaround, lambda module: StepSize(module.grid, log_space=log_space, drop=drop), _shift)
+
+
+def for_tuning() -> Choice:
+    """Steps and biases of the whole network; codes stay."""
+    return Choice(
+        lambda module, weight: TunedScale(module.integers(weight), module.grid),
+        lambda module: StepSize(module.grid),
+        _shift,
+    )
+
+
+def parameter_groups(learners: Sequence[Learner], recipe: Recipe) -> list[dict[str, Any]]:
+    """For the optimizer of a block: the parameters of each learning rate that the recipe has."""
+    rates: dict[Rate, float] = {"rounding": recipe.rounding_lr, "step": recipe.step_lr, "bias": recipe.bias_lr}
+    groups = []
+    for name, rate in rates.items():
+        parameters = [p for learner in learners for p in learner.groups().get(name, ())]
+        groups += [{"params": parameters, "lr": rate}] if parameters else []
+    return groups
+
+
+def _adaround(module: WeightFakeQuantize, weight: Tensor) -> AdaRound:
+    start = module.start
+    return AdaRound(weight, module.grid) if start is None else AdaRound(start.weight, module.grid, start.codes)
+
+
+def _shift(module: BiasFakeQuantize, bias: Tensor) -> BiasShift:
+    return BiasShift(bias, module.value(bias))

@@ -144,6 +144,19 @@ def test_in_hard_mode_a_learner_gives_what_it_would_leave() -> None:
         assert module.state().keys() == settled.keys()
 
 
+def test_learners_have_no_parameters_but_their_own() -> None:
+    """What they start from belongs to the float network: optimizing it would change the model."""
+    w, bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(4))
+    module = weight(w)
+    grid = module.grid
+    learners = [AdaRound(w, grid), TunedScale(module.integers(w), grid), BiasShift(bias, bias), StepSize(grid)]
+    for learner in learners:
+        (own,) = learner.parameters()
+        assert own is not w
+        assert own is not bias
+        assert learner.groups() == {learner.rate: [own]}
+
+
 def test_learning_can_start_from_another_weight_and_its_codes() -> None:
     w = torch.randn(4, 8)
     module = hard(weight(w))

@@ -13,6 +13,7 @@ from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant.base import GridFakeQuantize, Mode
 from brecq.quant.grid import Grid
 
+
 @dataclass(frozen=True)
 class Start:
     """Where learning the rounding of a weight starts, other than at the weight rounded to nearest.

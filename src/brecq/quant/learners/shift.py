@@ -19,7 +19,7 @@ class BiasShift(Learner):
 
     def __init__(self, bias: Tensor, start: Tensor) -> None:
         super().__init__()
-        self.start = start
+        self.start = start.detach()  # the float bias is a parameter, but not of this module
         self.unit = bias.detach().square().mean().sqrt()
         self.theta = nn.Parameter(torch.zeros_like(bias, dtype=torch.float32))
 

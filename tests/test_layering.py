@@ -19,27 +19,31 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "forward": "errors unchanged",
     "text": "errors",
     "settings": "errors text",
-    "config": "errors settings text",
+    "plain": "errors text",
+    "reading": "errors",
+    "checks": "data errors forward text",
+    "config": "errors plain settings text",
     "progress": "report",
-    "data": "errors forward",
+    "data": "errors forward reading settings text",
     "quant": "errors",
     "logits": "",
-    "evaluation": "data errors forward logits settings",
+    "evaluation": "checks data errors forward logits settings",
     "sources": "data errors storage",
     "graph": "config errors forward quant report",
     "converted": "errors forward graph quant",
     "checkpoint": "errors graph storage version",
     "reconstruct": "checkpoint config errors graph logits progress quant report storage",
     "result": "checkpoint config converted graph report storage",
-    "precision": "checkpoint config data errors graph progress quant reconstruct report settings storage text",
-    "synthesis": "checkpoint config data errors evaluation forward logits progress reconstruct report settings "
-    "storage",
+    "precision": "checkpoint checks config data errors graph plain progress quant reading reconstruct report "
+    "settings storage text",
+    "synthesis": "checkpoint checks config data errors evaluation forward logits progress reconstruct report "
+    "settings storage",
     "deploy": "checkpoint converted data errors evaluation graph logits quant result settings storage text version",
     "page": "checkpoint converted data errors graph report result storage units",
-    "pipeline": "checkpoint config converted data errors forward graph precision progress quant reconstruct report "
-    "result",
-    "cli": "brecq checkpoint config data deploy errors graph page pipeline precision progress quant report result "
-    "settings sources storage synthesis text units version",
+    "pipeline": "checkpoint checks config converted data errors forward graph precision progress quant reconstruct "
+    "report result",
+    "cli": "brecq checkpoint checks config data deploy errors graph page pipeline precision progress quant report "
+    "result settings sources storage synthesis text units version",
     "__main__": "cli",
 }
 

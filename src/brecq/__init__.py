@@ -15,6 +15,18 @@ if TYPE_CHECKING:
     from brecq.deploy.formats import Exported, export
     from brecq.deploy.simulate.model import IntegerModel, simulate
     from brecq.deploy.verify import Verification, verify
+    from brecq.errors import (
+        BrecqError,
+        BudgetError,
+        CaptureError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        ExportError,
+        HardwareError,
+        PartitionError,
+        SourceError,
+    )
     from brecq.evaluation import Evaluation, evaluate
     from brecq.pipeline import Inspection, inspect, quantize
     from brecq.precision.allocation import BitAllocation
@@ -34,6 +46,16 @@ if TYPE_CHECKING:
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _HOMES = {
+    "BrecqError": "errors",
+    "ConfigError": "errors",
+    "SourceError": "errors",
+    "DataError": "errors",
+    "CaptureError": "errors",
+    "PartitionError": "errors",
+    "CheckpointError": "errors",
+    "ExportError": "errors",
+    "BudgetError": "errors",
+    "HardwareError": "errors",
     "quantize": "pipeline",
     "inspect": "pipeline",
     "Inspection": "pipeline",
@@ -70,20 +92,30 @@ __all__ = [
     "Accelerator",
     "Benchmark",
     "BitAllocation",
+    "BrecqError",
+    "BudgetError",
+    "CaptureError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
     "Dataset",
     "DistillConfig",
     "Evaluation",
+    "ExportError",
     "Exported",
+    "HardwareError",
     "HardwareModel",
     "Inspection",
     "IntegerModel",
     "LatencyTable",
     "LayerRule",
+    "PartitionError",
     "QuantConfig",
     "QuantResult",
     "Recipe",
     "Report",
     "SensitivityTable",
+    "SourceError",
     "Verification",
     "benchmark",
     "distill",

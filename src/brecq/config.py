@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from brecq.errors import ConfigError
+from brecq.plain import build
 from brecq.settings import (
     HOW,
     MODEL,
@@ -21,7 +22,6 @@ from brecq.settings import (
     check,
     checked,
     documented,
-    from_dict,
     seed,
     setting,
 )
@@ -315,4 +315,4 @@ class QuantConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantConfig:
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        return from_dict(cls, values)
+        return build(cls, values, "the configuration")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from brecq import logits
+from brecq.checks import check_device, running
 from brecq.data.collect import stream
 from brecq.data.dataset import Dataset, check_labels
 from brecq.errors import DataError
@@ -76,6 +77,7 @@ def evaluate(
             such `output` or `class_axis`.
     """
     checked("batch_size", batch_size, int, BATCH_SIZE)
+    check_device(device)
     tally = _Tally(None if output is None else str(output), class_axis)
     start = time.perf_counter()
     models = [model] if reference is None else [model, reference]
@@ -85,8 +87,10 @@ def evaluate(
         for part in stream(data, model=model):
             for inputs, labels in part.batches(batch_size):
                 arguments = part.arguments([x.to(device) for x in inputs])
-                expected = None if reference is None else call(reference, arguments)
-                tally.add(call(model, arguments), part, labels, expected, len(inputs[0]))
+                with running(f"samples {tally.samples} to {tally.samples + len(inputs[0]) - 1}"):
+                    expected = None if reference is None else call(reference, arguments)
+                    found = call(model, arguments)
+                tally.add(found, part, labels, expected, len(inputs[0]))
     return tally.result(time.perf_counter() - start)
 
 

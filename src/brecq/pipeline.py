@@ -16,6 +16,7 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 
 from brecq.checkpoint.directory import versions
 from brecq.checkpoint.resume import RunState, alone_in_run_dir, fingerprint
+from brecq.checks import check_request, check_runs, check_weights
 from brecq.config import QuantConfig
 from brecq.converted import ranges
 from brecq.data.collect import collect
@@ -86,6 +87,7 @@ def quantize(
         ConfigError, DataError, CaptureError, PartitionError, CheckpointError: before any long work starts.
     """
     config = config or QuantConfig()
+    check_request(model, config, QuantConfig, device)
     if allocation is not None and quantizer is not None:
         raise ConfigError("allocation and quantizer both decide on bits; give one of them")
     if allocation is not None:
@@ -100,6 +102,8 @@ def quantize(
     model, copied = in_float32(model)
     if copied:
         progress.note(copied)
+    check_weights(model)
+    check_runs(model, data)
     target = Submodule(model, submodule, data.arguments()) if submodule is not None else None
     network_model, arguments = (unwrap(model), data.arguments()) if target is None else (target.module, target.inputs)
     inputs = tensors(arguments)
@@ -183,12 +187,15 @@ def inspect(
     Raises:
         ConfigError, DataError, CaptureError, PartitionError.
     """
+    config = config or QuantConfig()
+    check_request(model, config, QuantConfig)
+    check_weights(model)
     inputs = Signature(model).order(example_inputs)
     model, _ = in_float32(model)
     if submodule is not None:
         target = Submodule(model, submodule, inputs)
         model, inputs = target.module, target.inputs
-    prepared, specs = _prepare(model, example_batch(inputs), config or QuantConfig(), quantizer)
+    prepared, specs = _prepare(model, example_batch(inputs), config, quantizer)
     network = extract(prepared, specs)
     flow = Dataflow(prepared)
     summaries = []

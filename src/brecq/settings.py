@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -116,30 +116,6 @@ def documented(cls: _Class) -> _Class:
     return cls
 
 
-def from_dict(cls: type[_Config], values: Any) -> _Config:
-    """A configuration from plain values, also after a round trip through JSON; what is missing takes its default."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"a {cls.__name__} is {shown(values)}; give its fields by name")
-    kinds = types_of(cls)
-    known = {entry.name: entry for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in known:
-            raise ConfigError(f"a {cls.__name__} has no field {shown(name)}; there are {', '.join(known)}")
-    for name, entry in known.items():
-        if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"a {cls.__name__} lacks {name!r}")
-    return cls(**{name: _nested(value, kinds[name]) for name, value in values.items()})
-
-
-def _nested(value: Any, kind: Any) -> Any:
-    inner = get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return from_dict(kind, value)  # type: ignore[arg-type]
-    if get_origin(kind) is tuple and dataclasses.is_dataclass(inner[0]) and isinstance(value, (list, tuple)):
-        return tuple(from_dict(inner[0], each) for each in value)  # type: ignore[arg-type]
-    return value
-
-
 def changed(config: _Config, what: str, changes: dict[str, Any]) -> _Config:
     """A copy of a configuration with `changes`; unknown names raise `ConfigError`."""
     known = sorted(entry.name for entry in dataclasses.fields(config))  # type: ignore[arg-type]
@@ -149,16 +125,25 @@ def changed(config: _Config, what: str, changes: dict[str, Any]) -> _Config:
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
-def check(config: Any) -> None:
+def flags_of(entry: dataclasses.Field[Any], known: Setting) -> tuple[str, ...]:
+    """How the option of a field is written."""
+    return known.flags or (f"--{entry.name.replace('_', '-')}",)
+
+
+def check(config: Any, *, options: bool = False) -> None:
     """Raise `ConfigError` unless every field of a frozen dataclass is of its type and within its bounds.
 
     Whole numbers become `int`, numbers `float`, lists from JSON the tuples that the types name.
+
+    Args:
+        options: name the option in errors, not the field.
     """
     kinds = types_of(type(config))
     for entry in dataclasses.fields(config):
         found = setting_of(entry)
         if found is not None:
-            value = checked(entry.name, getattr(config, entry.name), kinds[entry.name], found)
+            name = max(flags_of(entry, found), key=len) if options else entry.name
+            value = checked(name, getattr(config, entry.name), kinds[entry.name], found)
             object.__setattr__(config, entry.name, value)
 
 

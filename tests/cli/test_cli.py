@@ -106,3 +106,45 @@ def test_an_unknown_option_is_a_usage_error(invoke: Invoke) -> None:
     result = invoke("inspect", "timm:resnet18", "--wrong")
     assert result.exit_code == 2
     assert "--wrong" in result.stderr
+
+
+def test_a_fault_of_brecq_is_one_line_with_a_status_of_its_own(
+    invoke: Invoke, network_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("a\nb")
+
+    monkeypatch.setattr(brecq, "quantize", fail)
+    arguments = ("quantize", f"{network_file}:build", "--calib", images, "--calib-size", "4", "-o", tmp_path / "out")
+    result = invoke(*arguments)
+    assert result.exit_code == 70
+    assert result.stderr.startswith("error: this is a bug in brecq, not in what you gave: KeyError: ")
+    assert "in quantize.py, line" in result.stderr
+    assert "BRECQ_DEBUG=1" in result.stderr
+    assert result.stderr.count("\n") == 1
+    monkeypatch.setenv("BRECQ_DEBUG", "1")
+    assert isinstance(invoke(*arguments, "--force").exception, KeyError)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/x/y"), "Permission denied (/x/y)"),
+        (MemoryError("3 TB"), "not enough memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "not enough memory",
+        ),
+    ],
+)
+def test_what_the_machine_refuses_is_no_bug(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(brecq, "load", fail)
+    result = invoke("export", tmp_path, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1

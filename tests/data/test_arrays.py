@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import numpy.lib.format as npy
 import pytest
 import torch
 
@@ -134,3 +137,14 @@ def test_cifar(shared_data: Path) -> None:
     assert data.inputs[0].shape == (64, 3, 32, 32)
     assert set(data.labels.tolist()) <= set(range(10))
     assert data.digest() == load_data(f"{shared_data / 'cifar10.npz'}:train", preprocessing, 64, 0).digest()
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (9, 3), (10**12,), (0,), (2**31, 2**31)])
+def test_headers_that_lie_about_the_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = tmp_path / "lies.npz"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("x.npy", "w") as stream:
+        npy.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        stream.write(b"\0" * 4 * 12)
+    promised = 4 * math.prod(shape)
+    with pytest.raises(DataError, match=f"x of .*lies.npz should hold .* {promised} bytes, but holds 48"):
+        load(path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -141,7 +142,7 @@ def test_bad_csv(folder: Folder, text: str, message: str) -> None:
 
 
 def test_missing_csv(folder: Folder) -> None:
-    with pytest.raises(DataError, match=r"cannot read the labels in .*none.csv"):
+    with pytest.raises(DataError, match=r"cannot read .*none.csv"):
         load(folder("a.png"), labels=Path("none.csv"))
 
 
@@ -237,3 +238,17 @@ def test_imagenet(shared_data: Path) -> None:
     above = load_data(shared_data / "imagenet_val", preprocessing, 40, 0)
     assert above.digest() == data.digest()
     assert load_data(shared_data / "imagenet_calib", preprocessing, 10, 0).labels is None
+
+
+def test_pipes_folders_and_extreme_pictures_are_unreadable_not_waited_for(folder: Folder) -> None:
+    root = folder("a.png")
+    os.mkfifo(root / "pipe.png")
+    (root / "folder.png").mkdir()
+    (root / "loop.png").symlink_to(root / "loop.png")
+    Image.new("RGB", (1, 50_000)).save(root / "long.png")
+    (root / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    data = load_data(root, Preprocessing((0.5,), (0.5,), (224, 224), 256), None, 0, max_skipped=1)
+    assert data.names == ["a.png"]
+    found = "; ".join(data.skipped)
+    for text in ("pipe.png: ", "named pipe", "Too many levels of symbolic links", "crop it to a usual aspect ratio"):
+        assert text in found

@@ -34,7 +34,7 @@ def test_sizes_and_latencies(exported: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("wrong", [{"batches": (0,)}, {"runs": 0}, {"threads": 0}])
 def test_bad_numbers_are_named(exported: Callable[..., Any], wrong: dict[str, Any]) -> None:
     case = exported("ConcatNet")
-    with pytest.raises(ConfigError, match="is 0; it must be at least 1"):
+    with pytest.raises(ConfigError, match="is 0; it must be"):
         brecq.benchmark(case.result, case.file, **wrong)
 
 

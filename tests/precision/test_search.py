@@ -157,7 +157,7 @@ def test_an_allocation_survives_saving_and_rules_win(table, tmp_path: Path) -> N
         (None, CheckpointError, "is missing"),
         ("{", CheckpointError, "is no bit allocation"),
         ({"version": 7}, CheckpointError, "version 7"),
-        ({"layers": {"conv1": {"weights": 9, "activations": 8}}}, ConfigError, "is 9; choose 2 to 8"),
+        ({"layers": {"conv1": {"weights": 9, "activations": 8}}}, CheckpointError, "is 9; choose 2 to 8"),
         ({"layers": {"conv1": {"weights": 4}}}, CheckpointError, "is no bit allocation"),
     ],
 )

@@ -132,3 +132,14 @@ def test_bad_files(tmp_path: Path) -> None:
     ):
         with pytest.raises(SourceError, match=message):
             read_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool])
+def test_integer_codes_are_no_weights(dtype: torch.dtype) -> None:
+    model = nn.Linear(3, 2)
+    before = model.weight.clone()
+    codes = {"weight": torch.ones(2, 3, dtype=dtype), "bias": torch.ones(2)}
+    with pytest.raises(SourceError, match=rf"of another type \(weight: file {dtype}, model torch.float32\).*scales"):
+        load_weights(model, codes, Path("codes.pt"))
+    assert torch.equal(model.weight, before)
+    load_weights(model, {name: value.half() for name, value in model.state_dict().items()}, Path("half.pt"))

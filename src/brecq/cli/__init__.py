@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,10 +34,12 @@ from brecq.errors import BrecqError
 from brecq.version import __version__
 
 ERROR_STATUS, INTERRUPTED_STATUS, TERMINATED_STATUS = 2, 130, 143
+BUG_STATUS = 70
+"""As of `sysexits.h`: an internal fault of the program."""
 
 
 class _Group(TyperGroup):
-    """Turns errors that brecq raises on purpose into one line; `BRECQ_DEBUG=1` shows the traceback."""
+    """Turns errors into one line; `BRECQ_DEBUG=1` shows the traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         # importing torchao beside a newer torch logs a deprecation, and compiling on a machine with a CUDA compiler
@@ -47,20 +51,51 @@ class _Group(TyperGroup):
                 warnings.showwarning = _show_warning(warnings.showwarning)
                 return super().invoke(ctx)
         except BrecqError as error:
-            if os.environ.get("BRECQ_DEBUG", "0") not in ("", "0"):
+            if _is_debugging():
                 raise
             message = " ".join(str(error).split())
             make_console(stderr=True).print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
             raise typer.Exit(ERROR_STATUS) from None
         except KeyboardInterrupt as signal:
             raise typer.Exit(TERMINATED_STATUS if isinstance(signal, Terminated) else INTERRUPTED_STATUS) from None
+        except Exception as error:
+            is_usage = isinstance(error, typer.Abort) or hasattr(error, "exit_code")  # of the option parser
+            if is_usage or _is_debugging() or getattr(error, "errno", None) == errno.EPIPE:
+                raise
+            message, status = _describe_unexpected(error)
+            make_console(stderr=True).print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
+            raise typer.Exit(status) from None
+
+
+def _is_debugging() -> bool:
+    return os.environ.get("BRECQ_DEBUG", "0") not in ("", "0")
+
+
+def _describe_unexpected(error: Exception) -> tuple[str, int]:
+    """One line on an error that brecq does not raise on purpose, and the exit status."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, OSError) and error.errno is not None:
+        file = "" if error.filename is None else f" ({error.filename})"
+        return f"{error.strerror}{file}; make room or mend the permissions, and try again", ERROR_STATUS
+    if isinstance(error, MemoryError) or "out of memory" in reason or "can't allocate memory" in reason:
+        return f"there is not enough memory: {reason}; take fewer samples or a smaller batch size", ERROR_STATUS
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_ours(frame.filename)]
+    where = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    return (
+        f"this is a bug in brecq, not in what you gave: {reason}{where}; please report it with what the same command "
+        "prints with BRECQ_DEBUG=1"
+    ), BUG_STATUS
+
+
+def _is_ours(filename: str) -> bool:
+    return Path(filename).is_relative_to(Path(__file__).parents[1])
 
 
 def _show_warning(otherwise: Callable[..., None]) -> Callable[..., None]:
     """Print warnings that brecq raises as one line, and all others as `otherwise` does."""
 
     def show(message: Any, category: Any, filename: str, *rest: Any) -> None:
-        if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        if _is_ours(filename):
             make_console(stderr=True).print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
         else:
             otherwise(message, category, filename, *rest)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from brecq.errors import ConfigError
-from brecq.settings import Presets, Setting, setting_of
+from brecq.settings import Presets, Setting, flags_of, setting_of
 from brecq.text import is_optional, parse_settings, parse_value, without_none
 
 Build = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -101,7 +101,7 @@ def _option(entry: Field[Any], kind: Any, known: Setting, presets: Presets | Non
             help, default = f"{help}, by default {default}", None
         kind = list[str] if known.repeatable else str
         kind = kind | None if default is None else kind
-    flags = known.flags or (f"--{entry.name.replace('_', '-')}",)
+    flags = flags_of(entry, known)
     flag = max(flags, key=len).partition("/")[0]
     made = typer.Option(*flags, metavar=known.metavar, help=_sentence(help, kind), rich_help_panel=panel)
     parameter = _parameter(flag, kind, made, default)

@@ -28,15 +28,11 @@ def use_device(machine: Machine) -> None:
     """Check that the device is there, and set the number of CPU threads."""
     import torch
 
-    name = machine.device
+    from brecq.checks import check_device
+
+    check_device(machine.device)
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"--device is {name!r}; give cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices; use cpu")
 
 
 def example_shape(source: Source, preprocessing: Preprocessing | None) -> Sequence[int] | None:

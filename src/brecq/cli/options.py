@@ -34,7 +34,7 @@ class Checked:
     """Options that are checked as they are made."""
 
     def __post_init__(self) -> None:
-        check(self)
+        check(self, options=True)
 
 
 def samples(default: int | None, help: str, **known: Any) -> Any:
@@ -72,7 +72,7 @@ class Changes(Checked):
     )
     resize: str | None = setting(
         None, "override the short side (or both) before the center crop; none scales straight to the size",
-        metavar="N|H,W|none", panel=DATA, check=lambda _, text: parse_resize("--resize", text),
+        metavar="N|H,W|none", panel=DATA, check=parse_resize,
     )  # fmt: skip
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = setting(
         None, "override the interpolation", panel=DATA

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.lib.format as npy
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from brecq.data.dataset import Dataset
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import DataError
+from brecq.reading import check_regular
 
 INPUT_NAMES = ("x", "images", "inputs")
 LABEL_NAMES = ("y", "labels")
@@ -44,18 +47,39 @@ def load_npz(path: Path, names: list[str], preprocessing: Preprocessing | None, 
         order: maps the sample count to the indices of the samples to take.
     """
     try:
+        check_regular(path, DataError)
         with path.open("rb") as handle:
             file = np.load(handle, allow_pickle=False)
             if isinstance(file, np.ndarray):
                 raise DataError(f"{path} is a single array; save it with numpy.savez(FILE, x=ARRAY)")
             with file:
                 inputs, label = _choose(path, names, list(file))
+                for name in (*inputs, *([label] if label else [])):
+                    _check_header(path, file.zip, name)
                 arrays = {name: file[name] for name in (*inputs, *([label] if label else []))}
     except DataError:
         raise
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    # a damaged archive makes NumPy, zipfile, zlib and struct raise whatever they stumble over
+    except Exception as error:
         raise DataError(f"cannot read {path}: {error}; give an .npz file of plain (not object) arrays") from error
     return _assemble(path, arrays, inputs, label, preprocessing, order)
+
+
+def _check_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
+    """Raise unless the array has as many bytes as its header promises: NumPy reserves whatever the header says."""
+    member = next(each for each in archive.infolist() if each.filename in (f"{name}.npy", name))
+    with archive.open(member) as stream:
+        version = npy.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise DataError(f"{name} of {path} has fields; give an array of plain numbers")
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        promised, there = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
+    if promised != there and not dtype.hasobject:
+        raise DataError(
+            f"{name} of {path} should hold {dtype} {list(shape)}, {promised} bytes, but holds {there}: the file is "
+            "damaged; write it again with numpy.savez"
+        )
 
 
 def _choose(path: Path, names: list[str], present: list[str]) -> tuple[list[str], str | None]:

@@ -12,6 +12,9 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
+from brecq.errors import DataError
+from brecq.reading import check_regular
+
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"))
 
 T = TypeVar("T")
@@ -37,6 +40,7 @@ def read_image(path: Path, short_side: int | None = None) -> Image.Image:
         UnreadableError: for anything that cannot be decoded.
     """
     try:
+        check_regular(path, DataError)  # opening a named pipe waits for ever
         with Image.open(path) as image:
             if short_side is not None:
                 image.draft(None, (2 * short_side, 2 * short_side))

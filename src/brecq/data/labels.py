@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from brecq.errors import DataError
+from brecq.reading import read_rows
 
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
 
@@ -23,11 +24,8 @@ def read_csv(path: Path) -> dict[str, int]:
     Raises:
         DataError: the CSV is missing, empty, has fewer than two columns, or labels that are not whole numbers.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read the labels in {path}: {error}; give a CSV with columns file,label") from error
+    what = "CSV with columns file,label"
+    rows = [row for row in read_rows(path, DataError, what) if any(cell.strip() for cell in row)]
     if not rows:
         raise DataError(f"{path} is empty; give a CSV with columns file,label")
     header = [cell.strip().lower() for cell in rows[0]]
@@ -118,4 +116,4 @@ def from_folders(root: Path, paths: Sequence[Path]) -> list[int] | None:
 
 
 def _is_integer(text: str) -> bool:
-    return text.strip().removeprefix("-").isdecimal()
+    return re.fullmatch(r"-?[0-9]{1,18}", text.strip()) is not None

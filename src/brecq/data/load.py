@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from brecq.data.arrays import load_npz, split_selector
 from brecq.data.dataset import Dataset, check
@@ -154,6 +156,25 @@ def _find_images(root: Path, labels: Path | None) -> _Folder:
     return _Folder(root, paths, indices)
 
 
+def _prepared(path: Path, preprocessing: Preprocessing) -> Tensor:
+    picture = read_image(path, preprocessing.scaled_side)
+    try:
+        return preprocessing(picture)
+    except DataError as error:
+        raise UnreadableError(str(error)) from error
+
+
+def _room(count: int, preprocessing: Preprocessing) -> Tensor:
+    try:
+        return torch.empty(count, 3, *preprocessing.size)
+    except RuntimeError as error:
+        size = count * 12 * math.prod(preprocessing.size)
+        raise DataError(
+            f"{count} pictures of {preprocessing.size[0]}x{preprocessing.size[1]} take {size / 1e9:.1f} GB, more than "
+            "there is; take fewer samples or a smaller size"
+        ) from error
+
+
 def _decode(
     folder: _Folder,
     order: Sequence[int],
@@ -172,12 +193,12 @@ def _decode(
     skipped: list[str] = []
     total = len(folder.paths) if skipped_before is not None else min(wanted, len(order))
     wanted = min(wanted, len(order))
-    output = torch.empty(wanted, 3, *preprocessing.size)
+    output = _room(wanted, preprocessing)
     taken: list[int] = []
     positions = iter(order)
     with closing(
         map_ordered(
-            lambda path: preprocessing(read_image(path, preprocessing.scaled_side)),
+            lambda path: _prepared(path, preprocessing),
             [folder.paths[index] for index in order],
         )
     ) as results:

@@ -12,10 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from brecq.errors import ConfigError
+from brecq.errors import ConfigError, DataError
+from brecq.settings import MOST
+from brecq.text import shown
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Color = Literal["RGB", "BGR"]
+
+MOST_SIDE = 16_384
+MOST_PIXELS = 2**27
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -70,7 +75,9 @@ class Preprocessing:
                 )
         for name, choices in (("interpolation", Interpolation), ("color", Color)):
             if getattr(self, name) not in get_args(choices):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(get_args(choices))}")
+                raise ConfigError(
+                    f"{name} is {shown(getattr(self, name))}; choose one of {', '.join(get_args(choices))}"
+                )
 
     @classmethod
     def imagenet(cls, size: int | tuple[int, int] = 224) -> Preprocessing:
@@ -87,6 +94,11 @@ class Preprocessing:
             image = image.convert("RGB")
         height, width = self.size
         scaled_height, scaled_width = self._scaled(image.height, image.width)
+        if scaled_height * scaled_width > MOST_PIXELS:
+            raise DataError(
+                f"a picture of {image.height}x{image.width} pixels would be scaled to {scaled_height}x{scaled_width}; "
+                "crop it to a usual aspect ratio"
+            )
         if (scaled_width, scaled_height) != image.size:
             image = image.resize((scaled_width, scaled_height), _RESAMPLING[self.interpolation])
         # Python's round, half to even, is what torchvision's center crop does
@@ -188,28 +200,31 @@ class Preprocessing:
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """The inverse of `to_dict`, also after a round trip through JSON."""
         names = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != names:
-            raise ConfigError(f"a preprocessing needs exactly {', '.join(sorted(names))}; got {dict(values)}")
+        if not isinstance(values, Mapping) or set(values) != names:
+            raise ConfigError(f"a preprocessing needs exactly {', '.join(sorted(names))}; got {shown(values)}")
         plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return cls(**plain)
 
 
 def _three(name: str, values: Any) -> tuple[float, ...]:
-    numbers = (values,) if isinstance(values, (int, float)) else tuple(values)
-    if len(numbers) not in (1, 3) or not all(isinstance(v, (int, float)) and np.isfinite(v) for v in numbers):
-        raise ConfigError(f"{name} is {values!r}; give three numbers, one a channel, or one for all")
+    numbers = tuple(values) if isinstance(values, (tuple, list)) else (values,)
+    plain = all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < MOST for v in numbers)
+    if len(numbers) not in (1, 3) or not plain:
+        raise ConfigError(f"{name} is {shown(values)}; give three numbers, one a channel, or one for all")
     return tuple(float(v) for v in numbers) * (3 // len(numbers))
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
-    sides = (value, value) if isinstance(value, int) else tuple(value)
+    sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(sides) != 2:
-        raise ConfigError(f"{name} is {value!r}; give height and width, or one number for a square")
+        raise ConfigError(f"{name} is {shown(value)}; give height and width, or one number for a square")
     for side in sides:
         _positive(name, side)
     return int(sides[0]), int(sides[1])
 
 
 def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} is {value!r}; it must be a positive whole number of pixels")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_SIDE:
+        raise ConfigError(
+            f"{name} is {shown(value)}; it must be a positive whole number of pixels, {MOST_SIDE} at most"
+        )

@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 
 from brecq.config import LayerRule, QuantConfig
 from brecq.errors import CheckpointError, ConfigError
+from brecq.plain import build
 from brecq.precision.budget import Cost
+from brecq.reading import read_json
 from brecq.storage.files import write as write_file
+from brecq.text import shown
 
 ALLOCATION = "allocation.json"
 VERSION = 1
@@ -82,11 +85,13 @@ class BitAllocation:
         values.pop("format", None)
         version = values.pop("version", None)
         if version != VERSION:
-            raise CheckpointError(f"the allocation has version {version!r}, this brecq reads {VERSION}; search again")
-        layers = {name: LayerBits(**bits) for name, bits in values.pop("layers").items()}
-        for name, bits in layers.items():
+            raise CheckpointError(
+                f"the allocation has version {shown(version)}, this brecq reads {VERSION}; search again"
+            )
+        found = build(cls, values, "the allocation")
+        for name, bits in found.layers.items():
             LayerRule(name, *bits)  # checks the widths
-        return cls(layers=layers, config=QuantConfig.from_dict(values.pop("config")), **values)
+        return found
 
     def save(self, file: Path | str) -> Path:
         """Write the allocation as JSON."""
@@ -103,11 +108,10 @@ class BitAllocation:
         """
         path = Path(path)
         file = path / ALLOCATION if path.is_dir() else path
-        if not file.is_file():
+        if not file.exists():
             raise CheckpointError(f"{file} is missing; give the folder that `brecq search` wrote, or a file of it")
+        values = read_json(file, CheckpointError, "bit allocation")
         try:
-            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        except ConfigError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{file} is no bit allocation: {error!r}; search again") from error
+            return cls.from_dict(values)
+        except ConfigError as error:
+            raise CheckpointError(f"{file} is no bit allocation: {error}; search again") from error

@@ -14,12 +14,14 @@ from typing import Any, Literal
 from torch.fx import GraphModule, Node
 
 from brecq.config import FLOAT
+from brecq.errors import ConfigError
 from brecq.graph import ops
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.partition import BlockSpec
 from brecq.graph.placement import Placement
 from brecq.graph.prepare import fake_quantize_node, input_quantizer
 from brecq.quant.fake_quant import ActivationFakeQuantize, WeightFakeQuantize
+from brecq.text import shown
 
 KnobKind = Literal["weight", "input"]
 Quantizer = WeightFakeQuantize | ActivationFakeQuantize
@@ -70,6 +72,12 @@ class Layer:
     input: str
     weight_bytes: Mapping[int, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        shapes = (self.weight_shape, self.input_shape, self.output_shape, self.stride, self.dilation)
+        numbers = [self.groups, *(size for shape in shapes for size in shape)]
+        if not self.weight_shape or not self.output_shape or min(numbers) < 1 or self.macs < 0:
+            raise ConfigError(f"layer {self.name!r} has a size below 1: {shown(self)}")
+
     @property
     def kernel(self) -> tuple[int, ...]:
         """Spatial size of the kernel; empty for linear layers."""
@@ -95,13 +103,6 @@ class Layer:
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, ready for JSON."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Layer:
-        """The inverse of `to_dict`, also after a round trip through JSON."""
-        found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        found["weight_bytes"] = {int(bits): size for bits, size in values["weight_bytes"].items()}
-        return cls(**found)
 
 
 @dataclass(frozen=True)

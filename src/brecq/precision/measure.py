@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from brecq.checkpoint.resume import RunState, alone_in_run_dir, fingerprint
 from brecq.checkpoint.tensors import collect_tensors, stored_bytes
+from brecq.checks import check_request, check_runs, check_weights
 from brecq.config import FLOAT, QuantConfig
 from brecq.data.collect import collect
 from brecq.data.dataset import Dataset
@@ -88,6 +89,7 @@ def measure_sensitivity(
         ConfigError, DataError, CaptureError, PartitionError, CheckpointError: before any long work starts.
     """
     config = config or QuantConfig()
+    check_request(model, config, QuantConfig, device)
     progress = progress or Progress()
     began = time.perf_counter()
     survey_config = SurveyConfig(
@@ -97,6 +99,8 @@ def measure_sensitivity(
     data = collect(calibration, None, model=model)
     if data.origin:
         progress.note(f"inputs: {data.origin}")
+    check_weights(model)
+    check_runs(model, data)
 
     progress.stage("capturing the network")
     quantizer = BrecqQuantizer(config)

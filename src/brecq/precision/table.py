@@ -11,14 +11,17 @@ from typing import Any, get_args
 from torch import Tensor
 
 from brecq.checkpoint.resume import RunState
-from brecq.config import QuantConfig
-from brecq.errors import CheckpointError
+from brecq.config import QuantConfig, check_bits
+from brecq.errors import CheckpointError, ConfigError
+from brecq.plain import build
 from brecq.precision.layers import Knob, Layer
 from brecq.precision.options import Cross, Metric, Quality
+from brecq.reading import check_regular
 from brecq.storage.arrays import read_sealed, write_arrays
 from brecq.storage.files import refuse_strangers
 from brecq.storage.files import write as write_file
 from brecq.storage.sealed import seal, unseal
+from brecq.text import shown
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
@@ -115,16 +118,20 @@ class SensitivityTable:
             CheckpointError: there is no table in the folder, or it is damaged or of another version.
         """
         file = Path(folder) / TABLE
-        if not file.is_file():
+        if not file.exists():
             raise CheckpointError(f"{file} is missing; give the folder that `brecq search` wrote")
+        check_regular(file, CheckpointError, "sensitivity table")
         try:
             values = unseal(file.read_bytes())
-            version = values.get("version")
-            if version != VERSION:
-                raise CheckpointError(f"{file} has version {version!r}, this brecq reads {VERSION}; measure it again")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file} is damaged: {error}; measure it again") from error
+        version = values.get("version")
+        if version != VERSION:
+            raise CheckpointError(f"{file} has version {shown(version)}, this brecq reads {VERSION}; measure it again")
+        try:
             return dataclasses.replace(cls.from_dict(values), codes=learned_codes(folder))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{file} is damaged: {error!r}; measure it again") from error
+        except ConfigError as error:
+            raise CheckpointError(f"{file} is damaged: {error}; measure it again") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, ready for JSON; without the learned codes."""
@@ -147,14 +154,34 @@ class SensitivityTable:
     def from_dict(cls, values: Mapping[str, Any]) -> SensitivityTable:
         """The inverse of `to_dict`, also after a round trip through JSON."""
         values = {key: value for key, value in values.items() if key not in ("format", "version")}
-        knobs = tuple(
-            Knob(knob["name"], knob["kind"], tuple(knob["layers"]), tuple(knob["bits"]))
-            for knob in values.pop("knobs")
-        )
-        layers = tuple(Layer.from_dict(layer) for layer in values.pop("layers"))
-        terms = tuple(Term(**term) for term in values.pop("terms"))
-        config = QuantConfig.from_dict(values.pop("config"))
-        return cls(layers=layers, knobs=knobs, terms=terms, config=config, **values)
+        found = build(cls, values, "the table", without=("codes", "run_state"))
+        _check_whole(found)
+        return found
+
+
+def _check_whole(table: SensitivityTable) -> None:
+    """Raise `ConfigError` where parts of a table speak of others that it does not have."""
+    choices = {knob.name: knob.bits for knob in table.knobs}
+    if not table.layers or len(choices) != len(table.knobs):
+        raise ConfigError("it has no layers, or knobs of the same name")
+    for name, bits in choices.items():
+        if not bits or list(bits) != sorted(set(bits)):
+            raise ConfigError(f"{name} chooses from {list(bits)}; bits ascend, each once")
+        for width in bits:
+            check_bits(name, width)
+    for layer in table.layers:
+        for name in (layer.weight, layer.input):
+            if name not in choices:
+                raise ConfigError(f"layer {layer.name!r} names a knob {name!r} that is not there")
+    alone = {(term.block, *next(iter(term.bits.items()))) for term in table.terms if len(term.bits) == 1}
+    for term in table.terms:
+        if not 1 <= len(term.bits) <= 2 or set(term.losses) != set(METRICS):
+            raise ConfigError(
+                f"a term of {term.block!r} has {len(term.bits)} knobs and the losses {', '.join(term.losses)}"
+            )
+        for name, width in term.bits.items():
+            if width not in choices.get(name, ()) or (term.block, name, width) not in alone:
+                raise ConfigError(f"a term of {term.block!r} has {name} at {width} bits, not measured alone")
 
 
 def learned_codes(folder: Path | str) -> dict[str, Tensor]:

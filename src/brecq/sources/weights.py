@@ -102,16 +102,23 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path) 
     """
     expected = model.state_dict()
     weights = _strip_prefixes(weights, expected)
-    missing, unexpected, shapes = _compare(expected, weights)
-    if not (missing or unexpected or shapes):
+    missing, unexpected, shapes, kinds = _compare(expected, weights)
+    if not (missing or unexpected or shapes or kinds):
         model.load_state_dict(dict(weights), strict=False)
         return
     problems = [
         f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+            ("of another type", kinds),
+        )
         if names
     ]
-    if shapes and not missing and not unexpected:
+    if kinds and not (missing or unexpected or shapes):
+        fix = "give the float weights: integer codes mean nothing without their scales"
+    elif shapes and not missing and not unexpected:
         fix = "build the model as it was trained: write a function that does and give it as file.py:function"
     elif not set(expected) & set(weights):
         fix = "none of the names agree, so these are the weights of another model or library: check both"
@@ -127,7 +134,7 @@ def fit_classes(model: nn.Module, weights: Mapping[str, Tensor], build: Callable
     """
     expected = model.state_dict()
     weights = _strip_prefixes(weights, expected)
-    missing, unexpected, _ = _compare(expected, weights)
+    missing, unexpected, *_ = _compare(expected, weights)
     pairs = [
         (tuple(expected[name].shape), tuple(tensor.shape))
         for name, tensor in weights.items()
@@ -148,8 +155,8 @@ def _strip_prefixes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor
     return weights
 
 
-def _compare(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """Names that are missing, that are unexpected, and descriptions of unequal shapes."""
+def _compare(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> tuple[list[str], ...]:
+    """Names that are missing, that are unexpected, and descriptions of unequal shapes and of unlike types."""
     # files from before 2018 and from other frameworks lack this counter; evaluation does not use it
     missing = [name for name in expected if name not in weights and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in weights if name not in expected]
@@ -158,4 +165,11 @@ def _compare(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> t
         for name, tensor in weights.items()
         if name in expected and expected[name].shape != tensor.shape
     ]
-    return missing, unexpected, shapes
+    kinds = [
+        f"{name}: file {tensor.dtype}, model {expected[name].dtype}"
+        for name, tensor in weights.items()
+        if name in expected
+        and tensor.is_floating_point() != expected[name].is_floating_point()
+        and not name.endswith("num_batches_tracked")
+    ]
+    return missing, unexpected, shapes, kinds

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from brecq.checkpoint.resume import RunState, alone_in_run_dir, fingerprint
+from brecq.checks import check_request, check_weights
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import ConfigError
 from brecq.forward import even_slices
 from brecq.progress import Progress
 from brecq.reconstruct.memory import reuse_freed
 from brecq.report import BlockReport
+from brecq.settings import MOST, Setting, checked
 from brecq.synthesis.config import DistillConfig
 from brecq.synthesis.inputs import InputSpec, input_spec
 from brecq.synthesis.match import LayerMatch, measure_match
@@ -111,9 +113,11 @@ def synthesize(
 ) -> Distilled:
     """`distill` with a report; arguments and errors are the same. Finished batches stay in `run_dir`."""
     config = config or DistillConfig.preset("fast")
+    check_request(model, config, DistillConfig, device)
+    check_weights(model)
     progress = progress or Progress()
     began = time.perf_counter()
-    if n < 2:
+    if checked("n", n, int, Setting("", high=MOST)) < 2:
         raise ConfigError(f"n is {n}; distill at least 2 inputs: it is their joint statistics that are matched")
     if resume and run_dir is None:
         raise ConfigError("resume=True needs run_dir: the folder of the run to continue")

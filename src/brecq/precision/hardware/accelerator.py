@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -38,11 +37,9 @@ from typing import Any, Literal, get_args
 from brecq.errors import HardwareError
 from brecq.precision.budget import Cost
 from brecq.precision.layers import Layer
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from brecq.reading import read_toml
+from brecq.settings import MOST
+from brecq.text import shown
 
 Multiplier = Literal["fusible", "serial"]
 PRESETS = ("bitfusion", "edge-fpga", "mobile-npu")
@@ -71,13 +68,17 @@ class Accelerator:
 
     def __post_init__(self) -> None:
         if self.multiplier not in get_args(Multiplier):
-            raise HardwareError(f"multiplier is {self.multiplier!r}; choose {' or '.join(get_args(Multiplier))}")
+            raise HardwareError(f"multiplier is {shown(self.multiplier)}; choose {' or '.join(get_args(Multiplier))}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type in ("int", "float") and not isinstance(value, (int, float)):
-                raise HardwareError(f"{field.name} is {value!r}; give a number")
-            if field.type in ("int", "float") and not (value > 0 or field.name == "overhead"):
-                raise HardwareError(f"{field.name} is {value!r}; give a positive number")
+            if field.type not in ("int", "float") or field.name == "overhead":
+                continue
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise HardwareError(f"{field.name} is {shown(value)}; give a number")
+            if not 0 < value <= MOST:
+                raise HardwareError(f"{field.name} is {shown(value)}; give a positive number, {MOST} at most")
+        if not isinstance(self.name, str):
+            raise HardwareError(f"name is {shown(self.name)}; give a text")
         for name in ("rows", "columns"):
             if getattr(self, name) != int(getattr(self, name)):
                 raise HardwareError(f"{name} is {getattr(self, name)!r}; give a whole number")
@@ -121,20 +122,10 @@ class Accelerator:
         Raises:
             HardwareError: it is missing, not TOML, or a field is missing, unknown or out of range.
         """
-        if str(source) in PRESETS:
-            text = (resources.files(__package__) / "presets" / f"{source}.toml").read_text(encoding="utf-8")
-        else:
-            try:
-                text = Path(source).read_text(encoding="utf-8")
-            except OSError as error:
-                raise HardwareError(
-                    f"cannot read {str(source)!r}: {error.strerror}; give a TOML file or one of {', '.join(PRESETS)}"
-                ) from error
-        try:
-            values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise HardwareError(f"{source} is not valid TOML: {error}") from error
-        return cls.from_dict(values, str(source))
+        what = f"TOML file or one of {', '.join(PRESETS)}"
+        with resources.as_file(resources.files(__package__) / "presets") as presets:
+            file = presets / f"{source}.toml" if str(source) in PRESETS else Path(source)
+            return cls.from_dict(read_toml(file, HardwareError, what), str(source))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> Accelerator:

@@ -16,7 +16,9 @@ from brecq.config import FLOAT
 from brecq.errors import HardwareError
 from brecq.precision.budget import Cost
 from brecq.precision.layers import Layer
+from brecq.reading import read_json, read_rows
 from brecq.storage.files import write as write_file
+from brecq.text import shown
 
 VERSION = 1
 COLUMNS = (
@@ -129,23 +131,20 @@ class LatencyTable:
             HardwareError: the file is missing or malformed, or two rows contradict each other.
         """
         file = Path(file)
-        try:
-            text = file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise HardwareError(f"cannot read {str(file)!r}: {error.strerror}; give a latency table") from error
-        name, overhead, metadata = file.stem, 0.0, {}
+        values: Mapping[str, Any] = {}
         if file.suffix == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
+            header, *lines = read_rows(file, HardwareError, "latency table") or [[]]
+            rows: Any = [dict(zip(header, line, strict=False)) for line in lines if line]
         else:
-            try:
-                values = json.loads(text)
-                rows = values["entries"]
-                name, overhead = values.get("name", name), values.get("overhead", 0.0)
-                metadata = values.get("metadata", {})
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise HardwareError(f"{file} is no latency table: {error!r}; it needs a list named entries") from error
+            values = read_json(file, HardwareError, "latency table")
+            rows = values.get("entries")
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise HardwareError(f"{file} is no latency table; it needs a list named entries, of objects")
             if values.get("version", VERSION) != VERSION:
                 raise HardwareError(f"{file} has version {values['version']!r}, this brecq reads {VERSION}")
+        name, overhead, metadata = (values.get(key) for key in ("name", "overhead", "metadata"))
+        if not isinstance(name, str | None) or not isinstance(metadata, dict | None):
+            raise HardwareError(f"{file}: name is a text and metadata an object, where they are given")
         entries = tuple(_entry(row, f"{file}, row {number}") for number, row in enumerate(rows, 1))
         if not entries:
             raise HardwareError(f"{file} has no rows; it needs the columns {', '.join(COLUMNS)}")
@@ -155,7 +154,15 @@ class LatencyTable:
             if seen.setdefault(key, entry.milliseconds) != entry.milliseconds:
                 which = f"{entry.signature} w{entry.w_bits} a{entry.a_bits}"
                 raise HardwareError(f"{file} has two times for {which}; keep one")
-        return cls(name, entries, float(overhead), metadata=metadata)
+        return cls(file.stem if name is None else name, entries, _overhead(overhead, file), metadata=metadata or {})
+
+
+def _overhead(value: Any, file: Path) -> float:
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
+        raise HardwareError(f"{file}: overhead is {shown(value)}; give milliseconds, 0 or more")
+    return float(value)
 
 
 def _row(entry: Entry) -> dict[str, Any]:
@@ -174,5 +181,5 @@ def _entry(row: Mapping[str, Any], where: str) -> Entry:
         return Entry(known, int(row["w_bits"]), int(row["a_bits"]), float(row["milliseconds"]))
     except HardwareError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise HardwareError(f"{where}: {error}; bits are whole numbers, milliseconds a number") from error

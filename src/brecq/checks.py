@@ -1,0 +1,117 @@
+"""What is looked at before any long work: the model, the configuration, the device, one run of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from brecq.data.dataset import Dataset, describe_sample
+from brecq.errors import BrecqError, CaptureError, ConfigError, DataError, SourceError
+from brecq.forward import call, evaluating
+from brecq.text import shown
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device, if networks can be quantized on it: the CPU, or a CUDA device that is there.
+
+    Raises:
+        ConfigError: there is no such device, or it is of another kind.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError, ValueError):
+        raise ConfigError(f"the device is {shown(device)}; give cpu, cuda or cuda:N") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ConfigError(f"the device is {str(device)!r}, but brecq computes on cpu and cuda; give one of these")
+    count = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise ConfigError(f"the device is {str(device)!r}, but PyTorch sees {count} CUDA devices; use cpu")
+    return found
+
+
+def check_request(model: Any, config: Any, kind: type, device: str | torch.device = "cpu") -> None:
+    """Raise `ConfigError` unless the model is a module, the configuration of its class, and the device there."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
+    if not isinstance(config, kind):
+        raise ConfigError(f"config is {shown(config)}; give a brecq.{kind.__name__}")
+    check_device(device)
+
+
+def check_weights(model: nn.Module) -> None:
+    """Every parameter has values, and finite ones; buffers may hold infinity (attention masks do) but no NaN.
+
+    Raises:
+        SourceError: names the first that does not.
+    """
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_meta:
+            raise SourceError(f"{name!r} has no values (it is on the device meta); load the model's weights first")
+        if value.layout != torch.strided or not value.is_floating_point():
+            continue
+        finite = value.isfinite() if isinstance(value, nn.Parameter) else ~value.isnan()
+        if not finite.all():
+            bad = int((~finite).sum())
+            raise SourceError(
+                f"{name!r} holds NaN or infinite values ({bad} of {value.numel()}); check the checkpoint it came from"
+            )
+
+
+@torch.no_grad()
+def check_runs(model: nn.Module, data: Dataset) -> None:
+    """Run the float network on a few samples: the first two, and those with the extreme values of each input.
+
+    Raises:
+        DataError: it does not run on them, such as for token ids that an embedding does not have, or returns NaN.
+        CaptureError: it returns no tensor.
+    """
+    index = torch.tensor(_telling(data))
+    part = data.subset(index)
+    where = ", ".join(describe_sample(data, i) for i in dict.fromkeys(index.tolist()))
+    device = next((value.device for value in model.parameters()), torch.device("cpu"))
+    with evaluating(model), running(where):
+        output = call(model, part.arguments([value.to(device) for value in part.inputs]))
+    leaves = tree_leaves(output)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if not tensors:
+        what = type(output).__name__ if len(leaves) != 1 else shown(leaves[0])
+        raise CaptureError(f"the network returns {what}; its forward has to return a tensor, or several")
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.isnan().any():
+            rows = tensor.isnan().flatten(1).any(1) if tensor.ndim > 1 else tensor.isnan()
+            bad = int(index[int(rows.nonzero()[0])]) if len(rows) == len(index) else int(index[0])
+            raise DataError(
+                f"the float network's output holds NaN for {describe_sample(data, bad)}; check its weights and how "
+                "the data is prepared"
+            )
+
+
+@contextmanager
+def running(where: str) -> Iterator[None]:
+    """What a network raises inside becomes a `DataError` that names the samples."""
+    try:
+        yield
+    except (BrecqError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the network's own code raises
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise DataError(
+            f"the network does not run on {where}: {type(error).__name__}: {reason.strip()}; check that the inputs "
+            "(shape, type, range of token ids) are those of this network"
+        ) from error
+
+
+def _telling(data: Dataset) -> list[int]:
+    """Indices of the samples to try, an even number: some networks take the samples of a batch in pairs."""
+    found = set(range(min(2, len(data))))
+    for tensor in data.inputs:
+        if tensor.numel() and tensor.dtype != torch.bool and not tensor.is_complex():
+            flat = tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None]
+            found |= {int(flat.amax(1).argmax()), int(flat.amin(1).argmin())}
+    chosen = sorted(found)
+    return chosen if len(chosen) % 2 == 0 else [*chosen, chosen[-1]]

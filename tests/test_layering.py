@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -82,3 +83,23 @@ def test_packages_import_only_what_stands_below_them() -> None:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     graph = {module_of(file): set(imports(file)) for file in SOURCE.rglob("*.py") if file != SOURCE / "__init__.py"}
     TopologicalSorter({module: reads - {module} for module, reads in graph.items()}).prepare()
+
+
+def test_the_picture_shows_these_imports() -> None:
+    text = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn: dict[str, set[str]] = {"ground": set()}
+    for first, second in re.findall(r"^ +(\w+) --> (\w+)$", text, re.MULTILINE):
+        drawn.setdefault(first.rstrip("_"), set()).add(second.rstrip("_"))  # `graph` is a word of mermaid
+    listed = {name: set(below.split()) for name, below in MAY_IMPORT.items()}
+    for name in drawn.keys() - {"ground"}:
+        assert reachable(name, drawn) - {"ground"} == reachable(name, listed) & drawn.keys(), name
+
+
+def reachable(name: str, graph: Mapping[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    queue = [name]
+    while queue:
+        new = graph.get(queue.pop(), set()) - found
+        found |= new
+        queue += new
+    return found

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from brecq.checkpoint import directory
 from brecq.checkpoint.resume import RunState
-from brecq.checkpoint.tensors import PackedWeight, collect_tensors, stored_bytes
+from brecq.checkpoint.tensors import PackedWeight, collect_tensors, encode, stored_bytes
 from brecq.config import QuantConfig
+from brecq.converted.grids import QUANTIZE
 from brecq.converted.ranges import FloatRange
 from brecq.graph.convert import example_inputs, to_module, to_program
 from brecq.graph.submodule import Submodule
@@ -59,6 +63,20 @@ class QuantResult:
         """Bytes that the same network takes in float32."""
         tensors = collect_tensors(_graph(self.converted)).values()
         return 4 * sum(_numel(value) for value in tensors)
+
+    def digest(self) -> str:
+        """SHA-256 of the numbers that the network computes with: weights, scales, grids of activations, ranges.
+
+        Exported files name it, so that `brecq.verify` knows whose they are; it is the same after saving and loading.
+        """
+        graph = _graph(self.converted)
+        arrays, table = encode(collect_tensors(graph))
+        grids = [list(map(str, node.args[1:])) for node in graph.graph.nodes if node.target is QUANTIZE]
+        ranges = None if self.ranges is None else [asdict(range) for range in self.ranges]
+        sha = hashlib.sha256(json.dumps([table, grids, ranges], sort_keys=True).encode())
+        for name in sorted(arrays):
+            sha.update(arrays[name].contiguous().flatten().view(torch.uint8).numpy().data)
+        return sha.hexdigest()
 
     def save(self, path: Path | str) -> Path:
         """Write `model.pt2`, `weights.safetensors`, `manifest.json` and `report.json` into the folder `path`.

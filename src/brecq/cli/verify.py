@@ -50,7 +50,7 @@ def verify(
 ) -> None:
     """Run an exported FILE in its runtime beside the integer simulator and the quantized network.
 
-    Exits with status 1 if a file that has to equal the simulator does not.
+    Exits with status 1 if FILE is another result's, or differs from the simulator by more than it may.
 
     brecq verify out/ model.onnx --data DIR --bisect
     """
@@ -95,8 +95,12 @@ def show(console: Console, found: Verification) -> None:
             tell(console, "codes", f"all {count} codes of {len(found.tensors)} quantized tensors are equal")
         else:
             console.print(codes_table([tensor for tensor in found.tensors if tensor.differing]))
-            tell(console, "codes", f"the first tensor that differs is {first.tensor}")
+            tell(console, "codes", f"the first tensor that differs is {first.tensor}, from equal codes before it")
     for note in found.notes:
         tell(console, "note", note)
-    if not found.as_expected:
-        tell(console, "result", "the file does not compute what the integer simulator computes")
+    if not found.exact:
+        tell(console, "allowed", found.tolerance.describe())
+    for failure in found.failures:
+        tell(console, "failed", failure)
+    if found.as_expected:
+        tell(console, "verified", "the file is this result's and computes what the simulator computes")

@@ -25,6 +25,7 @@ class Session:
     """
 
     name = "ExecuTorch with XNNPACK"
+    digest = None  # a program has no place for it
 
     def __init__(self, source: Path | bytes) -> None:
         try:

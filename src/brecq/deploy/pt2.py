@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from brecq.result import QuantResult
 
 
+DIGEST = "brecq.digest"
+"""The extra file of a program that names the result it was exported from."""
+
+
 def write(result: QuantResult, path: Path) -> Exported:
     """Write a result as a `.pt2` file.
 
@@ -47,7 +51,7 @@ def write(result: QuantResult, path: Path) -> Exported:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.export.save(program, buffer)
+        torch.export.save(program, buffer, extra_files={DIGEST: result.digest()})
     write_file(path, buffer.getvalue(), ExportError)
     notes = ["weights are unpacked in every call; brecq.deploy.pt2_runtime.compile_x86 unpacks them once"]
     notes += added_note(completed)

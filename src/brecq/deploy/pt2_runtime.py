@@ -16,14 +16,15 @@ from torch.utils import _pytree as pytree
 
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
 from brecq.deploy.formats import some
+from brecq.deploy.pt2 import DIGEST
 from brecq.deploy.runtime import Kernels
 from brecq.errors import ExportError
 from brecq.graph.fold import add_constant, get_tensor
 from brecq.graph.ops import kind
 
 
-def read(path: Path | str) -> ExportedProgram:
-    """The program of a `.pt2` file; `read(path).module()` runs it.
+def read(path: Path | str, extra: dict[str, Any] | None = None) -> ExportedProgram:
+    """The program of a `.pt2` file; `read(path).module()` runs it. Extra files named in `extra` are put there.
 
     Raises:
         ExportError: the file cannot be read.
@@ -31,7 +32,7 @@ def read(path: Path | str) -> ExportedProgram:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.load(path)
+            return torch.export.load(path, extra_files=extra)
     except Exception as error:  # torch raises many unrelated types
         raise ExportError(f"cannot load {path}: {error}; give a file that brecq export --format pt2 wrote") from error
 
@@ -62,7 +63,9 @@ class Session:
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         torch.set_num_threads(threads)
-        graph = _frozen(path)
+        extra: dict[str, Any] = {DIGEST: None}
+        graph = _frozen(path, extra)
+        self.digest: str | None = extra[DIGEST] or None
         self._layers = sum(kind(node) is not None for node in graph.graph.nodes)
         self._integer: int | None = None
         self._run = _lower_x86(graph)
@@ -89,8 +92,8 @@ def _prepacked(counters: Any) -> int:
     return int(found["qconv_weight_prepack_matcher_count"] + found["qlinear_weight_prepack_matcher_count"])
 
 
-def _frozen(path: Path | str) -> GraphModule:
-    graph = read(path).module()
+def _frozen(path: Path | str, extra: dict[str, Any] | None = None) -> GraphModule:
+    graph = read(path, extra).module()
     assert isinstance(graph, GraphModule)
     _refuse_zero_points(graph)
     _unpack_once(graph)

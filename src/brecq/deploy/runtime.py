@@ -14,9 +14,13 @@ from brecq.errors import ConfigError, ExportError
 
 
 class Runner(Protocol):
-    """A file loaded into its runtime. Call it with the network's inputs in order; it returns its outputs in order."""
+    """A file loaded into its runtime. Call it with the network's inputs in order; it returns its outputs in order.
+
+    `digest` is that of the result that the file was exported from (`QuantResult.digest`), `None` where it names none.
+    """
 
     name: str
+    digest: str | None
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]: ...
 

@@ -25,7 +25,7 @@ class Session:
     """An ONNX file in ONNX Runtime, on the CPU.
 
     Args:
-        source: the path of a file, or a serialized model.
+        source: the path of a file, or a serialized model. digest: of the result that it was exported from.
         configuration: session configuration entries, such as `{"session.disable_quant_qdq": "1"}`.
 
     Raises:
@@ -34,7 +34,14 @@ class Session:
 
     name = "ONNX Runtime"
 
-    def __init__(self, source: Path | bytes, threads: int = 1, configuration: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        source: Path | bytes,
+        threads: int = 1,
+        configuration: Mapping[str, str] | None = None,
+        digest: str | None = None,
+    ) -> None:
+        self.digest = digest
         self._source, self._configuration = source, dict(configuration or {})
         self._tapped: tuple[list[str], Session] | None = None
         self._session = self._load(self._options(threads))
@@ -51,13 +58,19 @@ class Session:
 
     def codes(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
         """The codes of every quantized activation by name, in order."""
+        return self.trace(*inputs)[1]
+
+    def trace(self, *inputs: np.ndarray) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+        """The outputs, and the codes of every quantized activation by name, in order."""
         if self._tapped is None:
             model = onnx.load(self._source) if isinstance(self._source, Path) else onnx.load_from_string(self._source)
             names = code_names(model)
             tapped = with_outputs(model, names).SerializeToString()
             self._tapped = (names, Session(tapped, configuration=self._configuration))
         names, session = self._tapped
-        return dict(zip(names, session(*inputs)[-len(names) :], strict=True))
+        found = session(*inputs)
+        count = len(found) - len(names)
+        return found[:count], dict(zip(names, found[count:], strict=True))
 
     def kernels(self) -> Kernels:
         """The kernels of the optimized graph."""
@@ -94,9 +107,10 @@ def load(path: Path, threads: int = 1) -> Session:
     """An exported file in ONNX Runtime, computing what was measured: float activations stay float in weight-only
     layers, and files with native weights get the setting that they need."""
     settings = {ACCURACY_LEVEL: "1"}
-    if _metadata(path).get("brecq.pack") == "native":
+    facts = _metadata(path)
+    if facts.get("brecq.pack") == "native":
         settings["session.disable_quant_qdq"] = "1"
-    return Session(path, threads, settings)
+    return Session(path, threads, settings, facts.get("brecq.digest"))
 
 
 def load_float(path: Path, threads: int = 1) -> Session:

@@ -65,6 +65,7 @@ def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: P
     facts = {
         "brecq.version": __version__,
         "brecq.config": json.dumps(result.config.to_dict()),
+        "brecq.digest": result.digest(),
         "brecq.data_digest": result.report.data_digest,
         "brecq.pack": pack,
         "brecq.completed": json.dumps([f"{added.layer or added.tensor} ({added.op})" for added in completed.added]),

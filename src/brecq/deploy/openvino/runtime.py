@@ -12,6 +12,7 @@ import openvino
 from brecq.deploy.runtime import Kernels
 from brecq.errors import ConfigError, ExportError
 
+KEY = ["brecq", "digest"]
 LAYERS = ("Convolution", "Deconvolution", "FullyConnected")
 
 
@@ -32,10 +33,13 @@ class Session:
             "NUM_STREAMS": 1,
         }
         try:
-            self._model = openvino.Core().compile_model(path, "CPU", properties)
+            core = openvino.Core()
+            model = core.read_model(path)
+            self._model = core.compile_model(model, "CPU", properties)
         except RuntimeError as error:
             line = str(error).strip().splitlines()[-1]
             raise ExportError(f"OpenVINO does not load {path}: {line}; export it again, with its .bin file") from error
+        self.digest = str(model.get_rt_info(KEY).astype(str)) if model.has_rt_info(KEY) else None
         self.inputs = tuple(value.get_any_name() for value in self._model.inputs)
         self._request = self._model.create_infer_request()
 

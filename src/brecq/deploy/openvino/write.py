@@ -40,6 +40,7 @@ def write(result: QuantResult, path: Path) -> Exported:
     completed = complete(result)
     model = translate(neutral(completed))
     model.set_rt_info(__version__, ["brecq", "version"])
+    model.set_rt_info(result.digest(), ["brecq", "digest"])
     model.set_rt_info(json.dumps(result.metadata.get("preprocessing")), ["brecq", "preprocessing"])
     weights = path.with_suffix(".bin")
     try:

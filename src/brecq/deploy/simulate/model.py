@@ -7,7 +7,7 @@ dequantizing and quantizing, as it does in the runtime.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 aten = ops.aten
 
-Tap = Callable[[Node, Tensor], None]
+Tap = Callable[[Node, Tensor], Tensor | None]
+"""Sees the codes that a quantizer makes; what it returns takes their place."""
 
 
 def simulate(result: QuantResult) -> IntegerModel:
@@ -61,10 +62,25 @@ class IntegerModel(nn.Module):
     @torch.no_grad()
     def codes(self, *inputs: Tensor) -> dict[str, Tensor]:
         """The codes that every quantizer makes of `inputs`, by its name in `Completed.quantizers`, in order."""
+        return self.follow(inputs, {})[1]
+
+    @torch.no_grad()
+    def follow(self, inputs: Sequence[Tensor], codes: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+        """Run on `inputs`, but go on from the given `codes` of quantizers, by name, instead of those computed.
+
+        Returns:
+            The output, and the codes computed: each from the given ones before it, so that a difference from the
+            given ones began right there.
+        """
         names = {node: name for name, node in self.completed.quantizers().items()}
         found: dict[str, Tensor] = {}
-        _Integers(self.graph, self._constants, lambda node, codes: found.update({names[node]: codes})).run(*inputs)
-        return found
+
+        def tap(node: Node, computed: Tensor) -> Tensor | None:
+            name = names[node]
+            found[name] = computed
+            return codes[name].reshape(computed.shape).to(computed.dtype) if name in codes else None
+
+        return real(_Integers(self.graph, self._constants, tap).run(*inputs)), found
 
 
 class _Integers(Interpreter):
@@ -95,7 +111,8 @@ class _Integers(Interpreter):
         grid = grid_of(node)
         codes = value.on(grid) if isinstance(value, Pending) else kernels.quantize(real(value), grid)
         if self.tap is not None:
-            self.tap(node, codes)
+            given = self.tap(node, codes)
+            codes = codes if given is None else given
         return Codes(codes, grid)
 
 

@@ -35,16 +35,16 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "checkpoint": "errors graph storage version",
     "reconstruct": "checkpoint config errors graph logits progress quant report storage",
     "result": "checkpoint config converted graph report storage",
-    "precision": "checkpoint checks config data errors graph plain progress quant reading reconstruct report "
-    "settings storage text",
+    "precision": "checkpoint checks config data errors forward graph plain progress quant reading reconstruct "
+    "report settings storage text",
     "synthesis": "checkpoint checks config data errors evaluation forward logits progress reconstruct report "
     "settings storage",
     "deploy": "checkpoint converted data errors evaluation graph logits quant result settings storage text version",
     "page": "checkpoint converted data errors graph report result storage units",
     "pipeline": "checkpoint checks config converted data errors forward graph precision progress quant reconstruct "
     "report result",
-    "cli": "brecq checkpoint checks config data deploy errors graph page pipeline precision progress quant report "
-    "result settings sources storage synthesis text units version",
+    "cli": "brecq checkpoint checks config data deploy errors forward graph page pipeline precision "
+    "progress quant report result settings sources storage synthesis text units version",
     "__main__": "cli",
 }
 

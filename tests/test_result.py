@@ -121,3 +121,38 @@ def test_a_damaged_folder_is_an_error(networks: ModuleType, tmp_path: Path) -> N
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"manifest\.json"):
         brecq.load(tmp_path)
+
+
+class Tied(nn.Module):
+    """A small language model whose head is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.body, self.head = nn.Embedding(40, 8), nn.Linear(8, 8), nn.Linear(8, 40, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        return self.head(x + self.body(x).relu())
+
+
+@pytest.mark.parametrize("method", ["rtn", "reconstruct"])
+def test_a_tied_weight_is_counted_and_stored_once(tmp_path: Path, method: str) -> None:
+    torch.manual_seed(0)
+    model, ids = Tied().eval(), torch.randint(40, (32, 5))
+    recipe = Recipe.preset("fast").replace(steps=5, batch_size=8, range_candidates=10)
+    result = brecq.quantize(model, [ids], QuantConfig(method=method, recipe=recipe))
+    assert result.float_bytes() == 4 * sum(parameter.numel() for parameter in model.parameters())
+    table = 40 * 8 + 40 * 4  # codes of 8 bits, a scale for each row
+    assert table < result.weight_bytes() < table + 8 * 8 + 8 * 16
+    entry = next(entry for entry in result.report.scope if entry.kind == "embedding")
+    assert (entry.weights, entry.reason) == (
+        "8 bit symmetric",
+        "its table is the weight of a layer, and is stored once",
+    )
+    found = brecq.evaluate(result.model, [ids], reference=model)
+    assert found.sqnr is not None
+    assert found.sqnr > 25
+    result.save(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(brecq.load(tmp_path).model(ids), result.model(ids))

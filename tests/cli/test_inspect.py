@@ -7,28 +7,65 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import Result
 
 from brecq.errors import ConfigError
+from brecq.sources import Source
 
 command = importlib.import_module("brecq.cli.inspect")
 Invoke = Callable[..., Result]
 
 
+def a_source(inputs: tuple[torch.Tensor, ...]) -> Source:
+    return Source("network", torch.nn.Identity(), None, inputs, "file.py:build")
+
+
 def test_example_inputs_stay_unless_a_size_is_given() -> None:
-    inputs = (torch.rand(2, 3, 16, 16),)
-    assert command.choose_inputs(inputs, None) is inputs
-    assert [x.shape for x in command.choose_inputs(inputs, (8, 24))] == [(2, 3, 8, 24)]
-    assert [x.shape for x in command.choose_inputs((), (8, 24))] == [(2, 3, 8, 24)]
+    source = a_source((torch.rand(2, 3, 16, 16),))
+    assert command.choose_inputs(source, None, None) is source.example_inputs
+    assert [x.shape for x in command.choose_inputs(source, (8, 24), None)] == [(2, 3, 8, 24)]
+    assert [x.shape for x in command.choose_inputs(a_source(()), (8, 24), None)] == [(2, 3, 8, 24)]
 
 
 def test_inputs_that_cannot_be_chosen() -> None:
-    with pytest.raises(ConfigError, match="give --size"):
-        command.choose_inputs((), None)
+    with pytest.raises(ConfigError, match=r"--data FILE\.npz .*, or --size"):
+        command.choose_inputs(a_source(()), None, None)
     with pytest.raises(ConfigError, match=r"takes \[2, 7\]"):
-        command.choose_inputs((torch.rand(2, 7),), (8, 8))
+        command.choose_inputs(a_source((torch.rand(2, 7),)), (8, 8), None)
+    with pytest.raises(ConfigError, match="drop --size"):
+        command.choose_inputs(a_source(()), (8, 8), Path("x.npz"))
+
+
+TOKENS = """
+import torch
+from torch import nn
+
+class Text(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(30, 8), nn.Linear(8, 3)
+    def forward(self, input_ids, attention_mask):
+        return self.head(self.embed(input_ids) * attention_mask[..., None]).mean(1)
+"""
+
+
+def test_a_network_of_tokens(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "text.py").write_text(TOKENS)
+    np.savez(tmp_path / "t.npz", attention_mask=np.ones((4, 6), "int64"), input_ids=np.full((4, 6), 29, "int64"))
+    result = invoke("inspect", f"{tmp_path}/text.py:Text", "--data", f"{tmp_path}/t.npz:attention_mask,input_ids")
+    assert result.exit_code == 0, result.output
+    assert "attention_mask 6, input_ids 6" in result.stdout
+    assert "a look-up of rows in a table" in result.stdout
+    assert invoke("inspect", f"{tmp_path}/text.py:Text", "--data", f"{tmp_path}/t.npz:input_ids").exit_code == 2
+
+
+def test_lines_of_a_pipe_are_not_wrapped(invoke: Invoke, network_file: Path) -> None:
+    result = invoke("inspect", f"{network_file}:build", "--full")
+    rows = [line for line in result.stdout.splitlines() if "body.1.conv2" in line]
+    assert any("bit" in line and "bit" in line.split("(body.1.conv2)")[1] for line in rows)
 
 
 def inspect_json(invoke: Invoke, *arguments: object) -> dict:

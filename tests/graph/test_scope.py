@@ -86,7 +86,7 @@ def test_every_operator_in_float_says_why() -> None:
     graph = prepare(capture(model, (torch.randint(11, (2, 5)),)), BrecqQuantizer(QuantConfig()))
     found = {entry.kind: entry for entry in scope(graph, partition(graph))}
     assert all(entry.reason for entry in found.values() if "float" in (entry.weights, entry.inputs, entry.output))
-    assert found["embedding"].reason == "a look-up of rows in a table, no arithmetic"
+    assert found["embedding"].reason == "its table is the weight of a layer, and is stored once"
     assert found["gru"].reason == "recurrent, computed in float step by step"
     assert found["mean"].reason == "pooling or reduction, computed in float"
     assert found["rsqrt"].reason == found["pow"].reason == "computed in float, element by element"

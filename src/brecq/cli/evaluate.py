@@ -71,6 +71,7 @@ def evaluate(
 
     import brecq
     from brecq.data import Preprocessing, check
+    from brecq.data.signature import Signature
     from brecq.graph.submodule import Submodule
 
     console = make_console(quiet=as_json)
@@ -87,7 +88,7 @@ def evaluate(
 
     submodule = (result.metadata.get("source") or {}).get("submodule")
     if submodule is None:
-        check(dataset.parts[0], like=result.example_inputs)
+        check(Signature(result.converted).bind(dataset.parts[0]), like=result.example_inputs)
     elif not compared.reference:
         raise ConfigError(f"only the submodule {submodule!r} was quantized; its float model is needed around it")
     float_model: nn.Module | None = None

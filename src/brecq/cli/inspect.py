@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,13 +13,14 @@ import typer
 from brecq.cli import options as o
 from brecq.cli.command import Without, command
 from brecq.cli.inputs import tell
-from brecq.cli.parsing import require_path
+from brecq.cli.parsing import require_data, require_path
 from brecq.cli.render import block_table, make_console, scope_table, short_count
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from brecq.forward import Inputs
+    from brecq.sources import Source
 
 
 @command
@@ -26,6 +29,7 @@ def inspect(
     config: Annotated[QuantConfig, Without(("method", "recipe", "autocast", "memory_budget", "class_axis", "seed"))],
     checkpoint: o.Checkpoint,
     changes: Annotated[o.Changes, Without(("mean", "std", "resize", "interpolation", "color"))],
+    examples: o.Examples,
     submodule: o.Submodule = None,
     full: Annotated[bool, typer.Option("--full", help="List every op of the scope, not only a summary.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, always in full.")] = False,
@@ -35,19 +39,20 @@ def inspect(
     brecq inspect timm:mobilenetv2_100
     """
     require_path("--weights", checkpoint.weights, file=True)
+    require_data("--data", examples.data)
 
     import brecq
     from brecq.sources import load_source
 
     source = load_source(spec, checkpoint.weights, trust_pickle=checkpoint.trust_pickle, pretrained=False)
-    inputs = choose_inputs(source.example_inputs, changes.size)
+    inputs = choose_inputs(source, changes.size, examples.data)
     inspection = brecq.inspect(source.model, inputs, config, submodule=submodule)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(inspection), indent=2))
         return
     console = make_console()
     tell(console, "model", source.name)
-    tell(console, "input", ", ".join(" × ".join(map(str, tensor.shape[1:])) for tensor in inputs))
+    tell(console, "input", describe_inputs(inputs))
     parameters = sum(block.parameters for block in inspection.blocks)
     macs = sum(block.macs for block in inspection.blocks)
     tell(console, "in all", f"{short_count(parameters)} parameters, {short_count(macs)} multiply-accumulates a sample")
@@ -55,15 +60,34 @@ def inspect(
     console.print(scope_table(inspection.scope, full=full))
 
 
-def choose_inputs(inputs: tuple[Tensor, ...], size: tuple[int, int] | None) -> tuple[Tensor, ...]:
-    """The model's example inputs, or random images [2, C, *size] in their place."""
+def choose_inputs(source: Source, size: tuple[int, int] | None, data: Path | None) -> Inputs:
+    """Two samples of `data`, else random images [2, C, *size], else the model's example inputs."""
     import torch
 
+    inputs = source.example_inputs
+    if data is not None:
+        from brecq.data import load_data
+
+        if size is not None:
+            raise ConfigError("--data says what the inputs are; drop --size")
+        return load_data(data, source.preprocessing, 2, 0).arguments()
     if size is None:
         if not inputs:
-            raise ConfigError("the model does not say what inputs it takes; give --size for images")
+            raise ConfigError(
+                "the model does not say what inputs it takes; give some with --data FILE.npz (several by their names: "
+                "--data FILE.npz:input_ids,attention_mask), or --size for images"
+            )
         return inputs
     if any(tensor.dim() != 4 for tensor in inputs):
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
         raise ConfigError(f"--size is for networks that take images [N, C, H, W]; this one takes {shapes}")
     return tuple(torch.rand(2, tensor.shape[1], *size) for tensor in inputs) or (torch.rand(2, 3, *size),)
+
+
+def describe_inputs(inputs: Inputs) -> str:
+    """`3 × 224 × 224`, or `input_ids 128, attention_mask 128`."""
+    from brecq.forward import tensors
+
+    shapes = [" × ".join(map(str, tensor.shape[1:])) or "one number" for tensor in tensors(inputs)]
+    names = list(inputs) if isinstance(inputs, Mapping) else [""] * len(shapes)
+    return ", ".join(f"{name} {shape}".strip() for name, shape in zip(names, shapes, strict=True))

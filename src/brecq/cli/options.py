@@ -86,6 +86,15 @@ class Changes(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Examples(Checked):
+    """Where inputs of the right shapes come from, for commands that only look at a network."""
+
+    data: Path | None = setting(
+        None, "inputs that the network takes: a folder of images, or .npz", metavar="PATH", panel=DATA
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Output(Checked):
     """The folder of a run."""
 

@@ -45,7 +45,7 @@ def profile(
     progress = make_progress(console)
     table = measure_latency(
         source.model,
-        choose_inputs(source.example_inputs, changes.size),
+        choose_inputs(source, changes.size, None),
         repeats=config.repeats,
         warmup=config.warmup,
         threads=config.threads,

@@ -60,6 +60,7 @@ def verify(
 
     import brecq
     from brecq.data import Preprocessing, check
+    from brecq.data.signature import Signature
 
     console = make_console(quiet=as_json)
     use_device(machine)
@@ -73,7 +74,7 @@ def verify(
     tell_preprocessing(console, preprocessing)
     dataset = EvaluationData(data.data, preprocessing, data.samples, seed.seed, None)
     tell_data(console, "data", data.data, dataset)
-    check(dataset.parts[0], like=result.example_inputs)
+    check(Signature(result.converted).bind(dataset.parts[0]), like=result.example_inputs)
     found = brecq.verify(result, file, dataset, format=format, bisect=bisect, batch_size=data.batch_size)
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(found), "as_expected": found.as_expected}))

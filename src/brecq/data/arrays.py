@@ -42,8 +42,8 @@ def load_npz(path: Path, names: list[str], preprocessing: Preprocessing | None, 
 
     Args:
         names: the arrays to use, labels among them (`y...`, `label...`, `target...`), or one split (`train` for
-            `x_train` and `y_train`). Empty: `x`, `images` or `inputs`, and `y` or `labels`. Labels that go with the
-            inputs named (`y_train` with `x_train`) are found.
+            `x_train` and `y_train`); several inputs are named as the network's are. Empty: `x`, `images` or `inputs`,
+            and `y` or `labels`. Labels that go with the inputs named (`y_train` with `x_train`) are found.
         order: maps the sample count to the indices of the samples to take.
     """
     try:
@@ -138,7 +138,9 @@ def _assemble(
             )
         labels = torch.from_numpy(values.astype(np.int64))
     tensors = tuple(_to_input(f"{name} of {path}", arrays[name][chosen], preprocessing) for name in inputs)
-    return Dataset(tensors, labels, [f"{path.name}[{index}]" for index in chosen])
+    # several arrays go to the inputs of their names: their order in a file or a selector says nothing
+    keys = tuple(inputs) if len(inputs) > 1 else ()
+    return Dataset(tensors, labels, [f"{path.name}[{index}]" for index in chosen], keys=keys)
 
 
 def _to_input(name: str, array: np.ndarray, preprocessing: Preprocessing | None) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from brecq.checkpoint.tensors import PackedWeight, Stored, collect_tensors
+from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS
 from brecq.converted.layers import quantized_activations, weighted_layers
 from brecq.deploy.formats import Exported, some
 from brecq.errors import ExportError
+from brecq.graph.ops import aten
 from brecq.storage.arrays import write_arrays
 from brecq.storage.files import write as write_file
 
@@ -69,7 +72,8 @@ def write(result: QuantResult, path: Path, *, model_config: str | None = None, p
     tensors = {name.removeprefix(prefix): value for name, value in collect_tensors(graph).items()}
     layers = {layer.weight.removeprefix(prefix): layer.kind for layer in weighted_layers(graph) if layer.weight}
     quantized = {name for name, kind in layers.items() if kind == "linear" and isinstance(tensors[name], PackedWeight)}
-    packed = _linears({name: tensors[name] for name in layers if name in quantized})
+    tables = {name.removeprefix(prefix) for name in _tables(graph)}
+    packed = _linears({name: tensors[name] for name in layers if name in quantized}, tables)
     ignore = [name.removesuffix(".weight") for name in layers if name not in quantized]
     config = _read_config(model_config)
     config["quantization_config"] = _quantization_config(packed, ignore)
@@ -91,7 +95,13 @@ def _refuse_quantized_activations(graph: GraphModule) -> None:
         )
 
 
-def _linears(weights: dict[str, Stored]) -> list[_Linear]:
+def _tables(graph: GraphModule) -> set[str]:
+    """Quantized weights that are the tables of embeddings, too."""
+    readers: list[Any] = [node.args[0] for node in graph.graph.nodes if node.target is aten.embedding.default]
+    return {str(table.args[0].target) for table in readers if table.target in (DEQUANTIZE, DEQUANTIZE_CHANNELS)}
+
+
+def _linears(weights: dict[str, Stored], tables: Collection[str]) -> list[_Linear]:
     """The layers as the format holds them; one error names all that it cannot hold."""
     problems: dict[str, list[str]] = defaultdict(list)
     layers = []
@@ -103,7 +113,9 @@ def _linears(weights: dict[str, Stored]) -> list[_Linear]:
         zero_point = weight.zero_point - shift
         symmetric = not zero_point.any()
         half = 1 << (weight.bits - 1)
-        if not name.endswith(".weight"):
+        if name in tables:
+            problems["whose weight is an embedding's table, too; leave them float"].append(layer)
+        elif not name.endswith(".weight"):
             problems["whose weight is shared with another layer or no module's; leave them float"].append(name)
         elif weight.axis != 0:
             problems["with one scale per tensor, where the format has one per output"].append(layer)

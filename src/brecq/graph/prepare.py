@@ -32,6 +32,7 @@ def prepare(captured: GraphModule, quantizer: Quantizer) -> GraphModule:
     prepared = pt2e.insert_observers(captured, quantizer)
     _replace_observers(prepared)
     _share_weight_quantizers(prepared)
+    _share_with_tables(prepared)
     _add_bias_quantizers(prepared)
     prepared.graph.lint()
     prepared.delete_all_unused_submodules()
@@ -132,6 +133,23 @@ def _share_weight_quantizers(graph: GraphModule) -> None:
         if isinstance(fake_quantize_node(graph, node), WeightFakeQuantize):
             weight = str(node.args[0].target)
             node.target = owners.setdefault(weight, str(node.target))
+
+
+def _share_with_tables(graph: GraphModule) -> None:
+    """Embeddings whose table is also a layer's weight read it quantized: it is one tensor, and stored once."""
+    quantizers = {
+        str(node.args[0].target): node
+        for node in reversed(graph.graph.nodes)
+        if isinstance(fake_quantize_node(graph, node), WeightFakeQuantize)
+    }
+    for node in list(graph.graph.nodes):
+        table: Any = node.args[0] if node.target is ops.aten.embedding.default else None
+        if table is None or table.op != "get_attr" or str(table.target) not in quantizers:
+            continue
+        with graph.graph.inserting_before(node):
+            shared = graph.graph.call_module(str(quantizers[str(table.target)].target), (table,))
+        shared.meta["val"] = table.meta.get("val")
+        node.args = (shared, *node.args[1:])
 
 
 def _add_bias_quantizers(graph: GraphModule) -> None:

@@ -43,11 +43,14 @@ def scope(prepared: GraphModule, specs: Sequence[BlockSpec]) -> list[ScopeEntry]
         layer = flow.layers[position]
         if not layer and node.target in ops.MOVEMENT:
             continue
-        weights = _weights(prepared, node) if layer else ""
+        table = node.target is ops.aten.embedding.default
+        weights = _weights(prepared, node.args[1]) if layer else _weights(prepared, node.args[0]) if table else ""
         inputs = _inputs(prepared, node)
         output = _output(prepared, activation_end(node) if layer else node)
         if layer:
             reason = _layer_reason(flow, node, weights, inputs)
+        elif table and weights != "float":
+            reason = "its table is the weight of a layer, and is stored once"
         elif node in functions:
             reason = "activation function of a layer, quantized behind it"
         else:
@@ -82,8 +85,8 @@ def _between(layer: Node) -> list[Node]:
     return list(found)
 
 
-def _weights(graph: GraphModule, node: Node) -> str:
-    module = fake_quantize_node(graph, node.args[1])
+def _weights(graph: GraphModule, weight: Any) -> str:
+    module = fake_quantize_node(graph, weight)
     return "float" if module is None else module.describe()
 
 

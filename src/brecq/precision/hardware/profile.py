@@ -5,14 +5,14 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from brecq.config import FLOAT, QuantConfig
 from brecq.errors import ConfigError
+from brecq.forward import Inputs
 from brecq.graph.capture import capture, example_batch
 from brecq.graph.partition import partition
 from brecq.graph.placement import BrecqQuantizer
@@ -31,7 +31,7 @@ KERNELS = (8, FLOAT)
 
 def measure_latency(
     model: nn.Module,
-    example_inputs: Sequence[Tensor],
+    example_inputs: Inputs,
     *,
     repeats: int = 50,
     warmup: int = 10,
@@ -45,7 +45,7 @@ def measure_latency(
     (fusion, layout changes) are not in the table.
 
     Args:
-        model: any module that `torch.export` can capture. example_inputs: each [N, ...].
+        model: any module that `torch.export` can capture. example_inputs: each [N, ...], by position or by name.
         threads: of the runtime.
 
     Raises:
@@ -79,7 +79,7 @@ def measure_latency(
     return LatencyTable("onnxruntime", tuple(entries), metadata=facts)
 
 
-def network_layers(model: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[Layer, ...]:
+def network_layers(model: nn.Module, example_inputs: Inputs) -> tuple[Layer, ...]:
     """The layers of a network, in order of execution."""
     config = QuantConfig()
     quantizer = BrecqQuantizer(config)

@@ -273,6 +273,8 @@ class BrecqQuantizer(Quantizer):
                 whole = is_symmetric(self.config.weight_scheme, bits)
                 weight: Any = layer.args[1]
                 inputs[layer][weight] = pt2e.weight_spec(IntRange.weights(bits, whole), whole, output_axis(layer))
+        for node, end in placement.ends.items():
+            node.meta[END] = end
         for node in model.graph.nodes:
             if node in inputs or node in outputs:
                 pt2e.annotate(node, inputs.get(node, {}), outputs.get(node))

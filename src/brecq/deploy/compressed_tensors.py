@@ -114,7 +114,7 @@ def _linears(weights: dict[str, Stored], tables: Collection[str]) -> list[_Linea
         symmetric = not zero_point.any()
         half = 1 << (weight.bits - 1)
         if name in tables:
-            problems["whose weight is an embedding's table, too; leave them float"].append(layer)
+            problems["whose weight is shared with an embedding; leave them float"].append(layer)
         elif not name.endswith(".weight"):
             problems["whose weight is shared with another layer or no module's; leave them float"].append(name)
         elif weight.axis != 0:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import Result
@@ -155,3 +156,14 @@ def test_bad_requests_are_refused(job: Any, changes: dict[str, Any], error: type
     with pytest.raises(error, match=message):
         command.check_job(changed(job, changes))
     assert not job.output.output.exists()
+
+
+@pytest.mark.parametrize("spec", ["hf:no/such-model-here", "{file}:nothing", "{file}:build"])
+def test_a_failure_before_the_first_write_leaves_nothing(
+    invoke: Callable[..., Any], network_file: Path, tmp_path: Path, spec: str
+) -> None:
+    data = tmp_path / "calibration.npz"
+    np.savez(data, x=np.zeros((4, 7), "float32"))  # no images: the network does not take them
+    result = invoke("quantize", spec.format(file=network_file), "--calib", data, "-o", tmp_path / "new" / "out")
+    assert result.exit_code == 2, result.output
+    assert not (tmp_path / "new").exists()

@@ -31,7 +31,7 @@ def locked(folder: Path, raises: type[BrecqError]) -> Iterator[None]:
     if _held.get(folder) == threading.get_ident():
         yield
         return
-    new = not folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(folder / LOCK)
@@ -48,9 +48,9 @@ def locked(folder: Path, raises: type[BrecqError]) -> Iterator[None]:
         del _held[folder]
         (folder / LOCK).unlink(missing_ok=True)
         os.close(descriptor)
-        if new:
-            with suppress(OSError):  # it holds something, as it should
-                folder.rmdir()
+        with suppress(OSError):  # it holds something, as it should
+            for path in new:
+                path.rmdir()
 
 
 def _acquire(file: Path) -> int:

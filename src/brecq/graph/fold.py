@@ -64,7 +64,9 @@ def add_constant(graph: GraphModule, name: str, value: Tensor, before: Node) -> 
 
 def drop_guards(module: GraphModule) -> None:
     """Remove the input checks that an exported program's module begins with: blocks and other batch sizes run
-    without them."""
+    without them, and inputs may come by position or by name."""
+    module._forward_pre_hooks.clear()
+    module._forward_pre_hooks_with_kwargs.clear()
     for node in list(module.graph.nodes):
         checks = node.op == "call_module" and "guard" in str(node.target)
         if checks or (node.op == "call_function" and "assert" in op_name(node)):

@@ -114,7 +114,7 @@ def test_formats_are_listed(invoke: Invoke) -> None:
         (("export", "{saved}", "-o", "{file}"), "exists; replace it with --force"),
         (
             ("export", "{saved}", "-o", "x.onnx", "--pack", "zip"),
-            "--option pack is 'zip'; give planes or cast or native",
+            "--option pack is 'zip'; give planes or cast or native or int8",
         ),
         (("export", "{saved}", "-o", "x.onnx", "--option", "bits=4"), "no option 'bits'; choose from pack"),
         (("export", "{saved}", "-o", "x.onnx", "--option", "pack"), "gives no value; write pack=VALUE"),

@@ -56,6 +56,28 @@ def test_every_layer_runs_on_integers_and_agrees_with_the_program(
     assert np.abs(output - expected).mean() < np.ptp(expected) / 2**activations / 2
 
 
+@pytest.mark.parametrize("pack", ["planes", "int8"])
+@pytest.mark.parametrize(
+    ("name", "weights", "activations", "layers"),
+    [("MobileNet", 3, 8, 11), ("SENet", 4, 8, 6), ("ViT", 4, 8, 10), ("ViT", 2, 8, 10), ("ConcatNet", 5, 8, 5)],
+)
+def test_onnx_files_are_read_right(
+    networks: ModuleType, tmp_path: Path, name: str, weights: int, activations: int, layers: int, pack: str
+) -> None:
+    """Users give OpenVINO the ONNX file itself: every layer runs on integers and computes what ONNX Runtime does."""
+    from brecq.deploy.onnx import session
+    from brecq.deploy.openvino import runtime
+
+    exported = brecq.export(quantized(networks, name, weights, activations), tmp_path / "m.onnx", pack=pack)
+    x = networks.inputs(networks.build(getattr(networks, name)), 3, seed=5)[0].numpy()
+    run = runtime.load(exported.path)
+    kernels = run.layer_kernels()
+    assert len(kernels) == layers
+    assert all(map(runtime.is_integer, kernels.values())), kernels
+    (found,), (expected,) = run(x), session.load(exported.path)(x)
+    assert 10 * np.log10(np.square(expected).sum() / np.square(found - expected).sum().clip(1e-30)) > 30
+
+
 @pytest.mark.parametrize("bits", [2, 3])
 def test_weights_take_their_true_bits_on_disk(quantized: Quantized, tmp_path: Path, bits: int) -> None:
     result = quantized("UNet", bits, 8)

@@ -89,7 +89,23 @@ def test_any_batch_size(exported: Callable[..., Any]) -> None:
         assert np.array_equal(part, whole[:size])
 
 
-@pytest.mark.parametrize(("pack", "opset"), [("cast", 25), ("native", 25)])
+@pytest.mark.parametrize("name", ["ResNet", "ViT"])
+def test_nodes_and_constants_carry_the_names_of_modules(exported: Callable[..., Any], name: str) -> None:
+    case = exported(name)
+    graph = onnx.load(case.file).graph
+    names = [node.name for node in graph.node]
+    assert all(names)
+    assert len(set(names)) == len(names)
+    layers = [entry.layer for entry in case.result.report.scope if entry.weights]
+    for layer in layers:
+        assert any(found.startswith((f"{layer}/Conv", f"{layer}/Gemm")) for found in names), layer
+    constants = [tensor.name for tensor in graph.initializer]
+    for layer in layers:
+        assert any(found.startswith(f"{layer}.weight") for found in constants), layer
+    assert not [found for found in names if found.startswith("node_")]
+
+
+@pytest.mark.parametrize(("pack", "opset"), [("cast", 25), ("native", 25), ("int8", 18)])
 def test_every_form_computes_the_same(exported: Callable[..., Any], tmp_path: Path, pack: str, opset: int) -> None:
     pytest.importorskip("onnxruntime", minversion="1.24", reason="INT2 needs ONNX Runtime 1.24")
     case = exported("MobileNet")
@@ -97,7 +113,7 @@ def test_every_form_computes_the_same(exported: Callable[..., Any], tmp_path: Pa
     file = brecq.export(case.result, tmp_path / "m.onnx", pack=pack).path
     assert onnx.load(file).opset_import[0].version == opset
     (found,), (expected,) = session.load(file)(*inputs), session.load(case.file)(*inputs)
-    if pack == "cast":
+    if pack != "native":
         assert np.array_equal(found, expected)
     else:  # float kernels
         assert np.abs(found - expected).max() < 1e-5
@@ -171,7 +187,7 @@ def test_asymmetric_8_bit_weights_are_refused_by_name(quantized: Quantized, tmp_
 
 
 def test_an_unknown_form_is_refused(quantized: Quantized, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'dense'.*planes, cast, native"):
+    with pytest.raises(ConfigError, match=r"'dense'.*planes, cast, native, int8"):
         brecq.export(quantized("ConcatNet"), tmp_path / "m.onnx", pack="dense")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from brecq.deploy.onnx.names import name_beside
 from brecq.deploy.onnx.neutral import DOMAIN
 
 _SHARED = 4096
@@ -44,8 +45,9 @@ class Builder:
         attributes: Mapping[str, Any] | None = None,
         domain: str = "",
     ) -> ir.Value:
-        """Insert `op` before another node; returns its output, called `name`, or briefly where nobody will look."""
-        node = ir.node(op, list(inputs), dict(attributes or {}), domain=domain, name=name or "")
+        """Insert `op` before another node, for the same module; returns its output, called `name`, or briefly where
+        nobody will look."""
+        node = ir.node(op, list(inputs), dict(attributes or {}), domain=domain, name=name_beside(before, op))
         if name is None:
             name, self._count = f"_{self._count}", self._count + 1
         output = node.outputs[0]
@@ -86,6 +88,14 @@ def value_of(value: ir.Value | None) -> np.ndarray:
     found = array(value)
     assert found is not None
     return found
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """True for what is computed from constants alone, whatever the inputs of the network are."""
+    if value is None or value.const_value is not None:
+        return True
+    node = value.producer()
+    return node is not None and all(map(is_constant, node.inputs))
 
 
 def producer(value: ir.Value | None, op: str, domain: str = "") -> ir.Node | None:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from brecq.deploy.onnx import packing, tidy, weight_only
 from brecq.deploy.onnx.build import Builder, brecq_nodes, integer, only_reader, producer, readers, value_of, width_of
+from brecq.deploy.onnx.names import unique_names
 from brecq.deploy.onnx.neutral import DOMAIN
 from brecq.deploy.onnx.packing import Pack
 from brecq.errors import ExportError
@@ -67,6 +68,7 @@ def lower(model: ir.Model, pack: Pack) -> set[int]:
     model.opset_imports[""] = opset
     model.ir_version = version
     graph.sort()
+    unique_names(graph)
     return widths
 
 
@@ -90,7 +92,7 @@ def _lower_constant(build: Builder, node: ir.Node, pack: Pack) -> None:
         real = build.node(node, "Cast", [stored], None, kind, codes.shape, {"to": int(kind)})
         build.replace(node, build.node(node, "Mul", [real, shaped], None, kind, codes.shape))
         return
-    steps = _product_of_steps(build, node, scale) if _is_wide(node) else None
+    steps = _product_of_steps(build, node, scale) if _is_wide(node) and pack != "int8" else None
     if steps is None:
         steps = build.constant(f"{name}_scale", scale if axis >= 0 else scale.reshape(()))
     inputs = [stored, steps]
@@ -117,8 +119,8 @@ def _product_of_steps(build: Builder, bias: ir.Node, scale: np.ndarray) -> ir.Va
 
 
 def _lower_quantize(build: Builder, node: ir.Node) -> None:
-    scale, zero = _qparams(build, node)
     output = node.outputs[0]
+    scale, zero = _qparams(build, node, str(output.name))
     low, high, signed = (integer(node, key) for key in ("low", "high", "signed"))
     name, output.name = output.name, f"{output.name}_neutral"
     clip = (low, high) != ((-128, 127) if signed else (0, 255))
@@ -132,18 +134,18 @@ def _lower_quantize(build: Builder, node: ir.Node) -> None:
 
 
 def _lower_dequantize(build: Builder, node: ir.Node) -> None:
-    scale, zero = _qparams(build, node)
     output = node.outputs[0]
+    scale, zero = _qparams(build, node, str(node.inputs[0].name))  # type: ignore[union-attr]
     value = build.node(
         node, "DequantizeLinear", [node.inputs[0], scale, zero], f"{output.name}_dq", output.dtype, output.shape
     )
     build.replace(node, value)
 
 
-def _qparams(build: Builder, node: ir.Node) -> tuple[ir.Value, ir.Value]:
+def _qparams(build: Builder, node: ir.Node, name: str) -> tuple[ir.Value, ir.Value]:
     scale = np.array(node.attributes["scale"].as_float(), np.float32)
     zero = np.array(integer(node, "zero_point"), np.int8 if integer(node, "signed") else np.uint8)
-    return build.constant("scale", scale), build.constant("zero_point", zero)
+    return build.constant(f"{name}_scale", scale), build.constant(f"{name}_zero_point", zero)
 
 
 def _reads_codes(node: ir.Node) -> bool:

@@ -29,6 +29,7 @@ from torch.utils import _pytree as pytree
 
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
 from brecq.deploy.complete import Completed
+from brecq.deploy.onnx.names import name_nodes
 from brecq.errors import ExportError
 from brecq.graph.convert import to_program
 
@@ -94,6 +95,7 @@ def neutral(completed: Completed, opset: int = 18) -> ir.Model:
     outputs = output_names(completed)
     model = to_onnx(completed.graph, completed.example_inputs, list(completed.inputs), outputs, opset)
     _name_codes(model, list(completed.quantizers()))
+    name_nodes(model.graph)
     return model
 
 

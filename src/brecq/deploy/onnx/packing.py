@@ -1,11 +1,14 @@
 """How integer weights are stored in an ONNX file, and the constant subgraph that unpacks them.
 
 `planes`: bytes that hold 8, 4 or 2 codes of 1, 2 or 4 bits each, split into planes where the width is no power of two
-(3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1), unpacked with shifts and masks: opset 18, any width, true size.
+(3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1), unpacked with quotients and remainders: opset 18, any width, its
+true size.
 `cast`: INT4 or INT2 initializers and a Cast. `native`: INT4 or INT2 initializers that DequantizeLinear reads itself.
+`int8`: INT8 initializers that DequantizeLinear reads, a byte a code, for readers that fold no constants.
 
-In the first two forms the zero point of each channel is subtracted in the constant subgraph: what arrives at
-DequantizeLinear is INT8 with zero point 0, whatever the scheme, and runtimes fold all of it when they load the file.
+In all forms but `native` the zero point of each channel is subtracted, in the constant subgraph where there is one:
+what arrives at DequantizeLinear is INT8 with zero point 0, whatever the scheme, and runtimes fold all of it when they
+load the file.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import onnx_ir as ir
 from brecq.deploy.onnx.build import Builder
 from brecq.deploy.planes import pack_plane, plane_widths
 
-Pack = Literal["planes", "cast", "native"]
+Pack = Literal["planes", "cast", "native", "int8"]
 PACKS: tuple[Pack, ...] = get_args(Pack)
 
 _CARRIERS = {
@@ -28,13 +31,20 @@ _CARRIERS = {
     8: (ir.DataType.INT8, np.dtype(np.int8)),
 }
 
+INT2_OPSET = 25
+"""The first opset with 2-bit integers."""
+
+_WORD = ir.DataType.INT32
+"""Codes are unpacked in INT32, by division and remainder: OpenVINO folds neither shifts and masks nor UINT8, and what
+it has not folded it multiplies in float (convolutions), or wrongly (linear layers)."""
+
 
 def requirements(pack: Pack, widths: set[int]) -> tuple[int, int]:
     """The opset and IR version that weights of these bit-widths need."""
-    if pack == "planes":
+    if pack in ("planes", "int8"):
         return 18, 8
     carried = {carrier_bits(bits) for bits in widths}
-    return (25, 13) if 2 in carried else (21, 10) if 4 in carried else (18, 8)
+    return (INT2_OPSET, 13) if 2 in carried else (21, 10) if 4 in carried else (18, 8)
 
 
 def carrier_bits(bits: int) -> int:
@@ -57,7 +67,7 @@ def unpacked(
     Args:
         codes: int8 of any shape, each at least `low`. zero_point: integers that broadcast to it.
     """
-    if bits == 8:
+    if bits == 8 or pack == "int8":
         return build.constant(name, (codes.astype(np.int64) - zero_point).astype(np.int8))
     if pack == "cast":
         stored = native(build, name, codes, bits)
@@ -84,37 +94,36 @@ def _cast(build: Builder, before: ir.Node, value: ir.Value, to: ir.DataType) -> 
 
 def _planes(build: Builder, before: ir.Node, name: str, codes: np.ndarray, bits: int) -> ir.Value:
     """INT32 values of the codes, stored as planes."""
-    byte = ir.DataType.UINT8
     total: ir.Value | None = None
     position = 0
     for width in plane_widths(bits):
         plane = (codes.reshape(-1) >> position) & (2**width - 1)
         part = _plane(build, before, f"{name}_bits{position}", plane, width, codes.shape)
         if position:
-            by = build.constant(f"by{position}", np.array(position, np.uint8))
-            part = build.node(before, "BitShift", [part, by], None, byte, codes.shape, {"direction": "LEFT"})
-        total = part if total is None else build.node(before, "BitwiseOr", [total, part], None, byte, codes.shape)
+            by = build.constant("factor", np.array(2**position, np.int32))
+            part = build.node(before, "Mul", [part, by], None, _WORD, codes.shape)
+        total = part if total is None else build.node(before, "Add", [total, part], None, _WORD, codes.shape)
         position += width
     assert total is not None
-    return _cast(build, before, total, ir.DataType.INT32)
+    return total
 
 
 def _plane(
     build: Builder, before: ir.Node, name: str, plane: np.ndarray, width: int, shape: tuple[int, ...]
 ) -> ir.Value:
-    byte, per = ir.DataType.UINT8, 8 // width
+    per = 8 // width
     data = pack_plane(plane, width).reshape(-1, 1)
     rows = data.shape[0]
-    shifts = build.constant(f"shifts{width}", (np.arange(per) * width).astype(np.uint8).reshape(1, per))
-    mask = build.constant(f"mask{width}", np.array(2**width - 1, np.uint8))
-    stored = build.constant(name, data)
-    shifted = build.node(before, "BitShift", [stored, shifts], None, byte, (rows, per), {"direction": "RIGHT"})
-    value = build.node(before, "BitwiseAnd", [shifted, mask], None, byte, (rows, per))
+    places = build.constant(f"places{width}", (1 << np.arange(per) * width).astype(np.int32).reshape(1, per))
+    values = build.constant("factor", np.array(2**width, np.int32))
+    stored = _cast(build, before, build.constant(name, data), _WORD)
+    shifted = build.node(before, "Div", [stored, places], None, _WORD, (rows, per))
+    value = build.node(before, "Mod", [shifted, values], None, _WORD, (rows, per))
     if rows * per != plane.size:
         flat = build.constant("flat", np.array([-1], np.int64))
-        value = build.node(before, "Reshape", [value, flat], None, byte, (rows * per,))
+        value = build.node(before, "Reshape", [value, flat], None, _WORD, (rows * per,))
         ends = [np.array([number], np.int64) for number in (0, plane.size)]
         bounds = [build.constant(f"at{end[0]}", end) for end in ends]
-        value = build.node(before, "Slice", [value, *bounds], None, byte, (plane.size,))
+        value = build.node(before, "Slice", [value, *bounds], None, _WORD, (plane.size,))
     sizes = build.constant(f"{name}_shape", np.array(shape, np.int64))
-    return build.node(before, "Reshape", [value, sizes], None, byte, shape)
+    return build.node(before, "Reshape", [value, sizes], None, _WORD, shape)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from brecq.deploy.onnx.packing import INT2_OPSET
 from brecq.deploy.onnx.weight_only import ACCURACY_LEVEL
 from brecq.deploy.runtime import Kernels
 from brecq.errors import ConfigError, ExportError
@@ -99,16 +100,16 @@ class Session:
             line = str(error).strip().splitlines()[0]
             raise ExportError(
                 f"ONNX Runtime {onnxruntime.__version__} does not load {what}: {line}; export it with --pack planes, "
-                "which every version from 1.19 on loads, or update the runtime"
+                "which every version from 1.17 on loads, or update the runtime"
             ) from error
 
 
 def load(path: Path, threads: int = 1) -> Session:
     """An exported file in ONNX Runtime, computing what was measured: float activations stay float in weight-only
-    layers, and files with native weights get the setting that they need."""
+    layers, and files with native INT2 weights get the setting that they need."""
     settings = {ACCURACY_LEVEL: "1"}
-    facts = _metadata(path)
-    if facts.get("brecq.pack") == "native":
+    facts, opset = _facts(path)
+    if facts.get("brecq.pack") == "native" and opset == INT2_OPSET:
         settings["session.disable_quant_qdq"] = "1"
     return Session(path, threads, settings, facts.get("brecq.digest"))
 
@@ -153,8 +154,11 @@ def count_kernels(model: onnx.ModelProto) -> Kernels:
     return Kernels(integer, floating, dict(Counter(node.op_type for node in model.graph.node)))
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _facts(path: Path) -> tuple[dict[str, str], int]:
+    """What brecq wrote into a file's metadata (nothing into another's), and its opset."""
     try:
-        return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+        model = onnx.load(path)
+        opset = max((each.version for each in model.opset_import if not each.domain), default=0)
+        return {entry.key: entry.value for entry in model.metadata_props}, opset
     except Exception as error:
         raise ExportError(f"{path} is not an ONNX file: {str(error).splitlines()[0]}") from error

@@ -193,7 +193,7 @@ def move_codes(graph: ir.Graph) -> None:
             inputs = [codes[0], node.inputs[1], build.constant("pad_code", fill), *node.inputs[3:]]
         moved = ir.node(
             node.op_type, inputs, {k: a.value for k, a in node.attributes.items()},
-            num_outputs=len(node.outputs), name=f"{node.outputs[0].name}_moved",
+            num_outputs=len(node.outputs), name=node.name,
         )  # fmt: skip
         graph.insert_before(node, moved)
         for old, new in zip(node.outputs, moved.outputs, strict=True):

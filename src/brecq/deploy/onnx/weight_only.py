@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from brecq.deploy.onnx.build import Builder, array, integer, only_reader, producer
+from brecq.deploy.onnx.build import Builder, array, integer, is_constant, only_reader, producer
 from brecq.deploy.onnx.neutral import DOMAIN
 
 ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
@@ -41,13 +41,14 @@ def is_fused(node: ir.Node) -> bool:
 
 
 def fused_products(graph: ir.Graph) -> int:
-    """How many products of a lowered graph are in the form that becomes MatMulNBits."""
-    return sum(
-        producer(node.inputs[1], "DequantizeLinear") is not None
-        and producer(node.inputs[0], "DequantizeLinear") is None
-        for node in graph
-        if node.op_type == "MatMul"
-    )
+    """How many products of a lowered graph are in the form that becomes MatMulNBits: a constant weight, dequantized,
+    and activations that are not."""
+    found = 0
+    for node in graph:
+        weight = producer(node.inputs[1], "DequantizeLinear") if node.op_type == "MatMul" else None
+        if weight is not None and is_constant(weight.inputs[0]):
+            found += producer(node.inputs[0], "DequantizeLinear") is None
+    return found
 
 
 def notes(graph: ir.Graph) -> tuple[str, ...]:

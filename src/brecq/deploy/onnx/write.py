@@ -14,7 +14,7 @@ from brecq.deploy.formats import Exported
 from brecq.deploy.onnx import weight_only
 from brecq.deploy.onnx.lower import lower
 from brecq.deploy.onnx.neutral import neutral
-from brecq.deploy.onnx.packing import PACKS, Pack, requirements
+from brecq.deploy.onnx.packing import INT2_OPSET, PACKS, Pack, requirements
 from brecq.errors import ConfigError, ExportError
 from brecq.storage.files import write as write_file
 from brecq.version import __version__
@@ -31,8 +31,9 @@ def write(result: QuantResult, path: Path, *, pack: Pack = "planes") -> Exported
 
     Args:
         pack: how weights below 8 bits are stored: `planes` (opset 18, any bit-width at its true size), `cast` (INT4
-            and INT2 initializers, opset 21 or 25), or `native` (the same, read by DequantizeLinear: for the toolchains
-            of accelerators; ONNX Runtime's CPU kernels are float then, or the file does not load).
+            and INT2 initializers, opset 21 or 25), `native` (the same, read by DequantizeLinear: for the toolchains
+            of accelerators; with INT2, ONNX Runtime needs a setting, and its CPU kernels are float), or `int8` (plain
+            INT8 initializers and constant bias steps, a byte a weight: for readers that fold no constants).
 
     Raises:
         ConfigError: `pack` is none of these. ExportError: as `brecq.export`.
@@ -92,13 +93,15 @@ def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: P
 def notes(completed: Completed, pack: Pack, widths: set[int]) -> tuple[str, ...]:
     """What a user should know about the file."""
     opset, _ = requirements(pack, widths)
-    runtime = {18: "1.19", 21: "1.23", 25: "1.24"}[opset]  # the oldest that a file of each was run in
+    runtime = {18: "1.17", 21: "1.19" if pack == "native" else "1.23", INT2_OPSET: "1.24"}[
+        opset
+    ]  # the oldest that ran one
     found = [f"opset {opset}: ONNX Runtime {runtime} or newer"]
     found += added_note(completed)
-    if pack == "native" and widths != {8}:
+    if pack == "native" and opset == INT2_OPSET:
         found.append(
-            "native INT4/INT2 weights: ONNX Runtime's CPU provider needs session.disable_quant_qdq=1 to load this "
-            "file, and computes in float; use it for accelerator toolchains"
+            "native INT2 weights: ONNX Runtime's CPU provider needs session.disable_quant_qdq=1 to load this file, "
+            "and computes in float; use it for accelerator toolchains"
         )
     if 8 in widths and completed.quantizers():
         found.append(

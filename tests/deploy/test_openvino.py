@@ -62,13 +62,20 @@ def test_every_layer_runs_on_integers_and_agrees_with_the_program(
     [("MobileNet", 3, 8, 11), ("SENet", 4, 8, 6), ("ViT", 4, 8, 10), ("ViT", 2, 8, 10), ("ConcatNet", 5, 8, 5)],
 )
 def test_onnx_files_are_read_right(
-    networks: ModuleType, tmp_path: Path, name: str, weights: int, activations: int, layers: int, pack: str
+    networks: ModuleType,
+    quantized: Quantized,
+    tmp_path: Path,
+    name: str,
+    weights: int,
+    activations: int,
+    layers: int,
+    pack: str,
 ) -> None:
     """Users give OpenVINO the ONNX file itself: every layer runs on integers and computes what ONNX Runtime does."""
     from brecq.deploy.onnx import session
     from brecq.deploy.openvino import runtime
 
-    exported = brecq.export(quantized(networks, name, weights, activations), tmp_path / "m.onnx", pack=pack)
+    exported = brecq.export(quantized(name, weights, activations), tmp_path / "m.onnx", pack=pack)
     x = networks.inputs(networks.build(getattr(networks, name)), 3, seed=5)[0].numpy()
     run = runtime.load(exported.path)
     kernels = run.layer_kernels()

@@ -118,11 +118,11 @@ def test_layers_with_and_without_quantized_inputs_in_one_network(networks: Modul
     np.testing.assert_allclose(output, expected, atol=0.02 * np.abs(expected).max())
 
 
-def test_products_of_two_activations_are_not_counted_as_layers(networks: ModuleType, tmp_path: Path) -> None:
+def test_products_of_two_activations_are_not_counted_as_layers(
+    networks: ModuleType, quantized: Callable[..., QuantResult], tmp_path: Path
+) -> None:
     """Attention multiplies float probabilities with dequantized values: a MatMul of the same look without a weight."""
-    model = networks.build(networks.ViT)
-    config = QuantConfig(weights=4, activations=8, method="rtn")
-    exported = brecq.export(brecq.quantize(model, networks.inputs(model, 8)[0], config), tmp_path / "m.onnx")
-    _, graph = run(exported.path, networks.inputs(model, 3, seed=5)[0].numpy())
+    exported = brecq.export(quantized("ViT", 4, 8), tmp_path / "m.onnx")
+    _, graph = run(exported.path, networks.inputs(networks.build(networks.ViT), 3, seed=5)[0].numpy())
     assert not widths(graph)
     assert not [note for note in exported.notes if "MatMulNBits" in note]

@@ -93,9 +93,8 @@ def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: P
 def notes(completed: Completed, pack: Pack, widths: set[int]) -> tuple[str, ...]:
     """What a user should know about the file."""
     opset, _ = requirements(pack, widths)
-    runtime = {18: "1.17", 21: "1.19" if pack == "native" else "1.23", INT2_OPSET: "1.24"}[
-        opset
-    ]  # the oldest that ran one
+    int4 = "1.19" if pack == "native" else "1.23"
+    runtime = {18: "1.17", 21: int4, INT2_OPSET: "1.24"}[opset]  # the oldest that a file of each was run in
     found = [f"opset {opset}: ONNX Runtime {runtime} or newer"]
     found += added_note(completed)
     if pack == "native" and opset == INT2_OPSET:

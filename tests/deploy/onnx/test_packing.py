@@ -15,6 +15,7 @@ pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
 from brecq.deploy.onnx import packing  # noqa: E402
 from brecq.deploy.onnx.build import Builder  # noqa: E402
+from brecq.deploy.onnx.names import unique_names  # noqa: E402
 from brecq.deploy.onnx.session import Session  # noqa: E402
 
 
@@ -51,12 +52,17 @@ def unpacking_model(codes: np.ndarray, zero_point: np.ndarray, bits: int, pack: 
     out.outputs[0].shape = ir.Shape(codes.shape)
     graph.outputs.append(out.outputs[0])
     graph.sort()
+    unique_names(graph)
     return ir.to_proto(ir.Model(graph, ir_version=packing.requirements(pack, {bits})[1]))
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(2, 7), st.sampled_from(["planes", "cast"]), st.integers(1, 9), st.integers(1, 11), st.integers(0, 99)
+    st.integers(2, 7),
+    st.sampled_from(["planes", "cast", "int8"]),
+    st.integers(1, 9),
+    st.integers(1, 11),
+    st.integers(0, 99),
 )
 def test_the_runtime_unpacks_what_was_packed(
     bits: int, pack: packing.Pack, channels: int, depth: int, seed: int

@@ -33,7 +33,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "graph": "config errors forward quant report",
     "converted": "errors forward graph quant",
     "checkpoint": "errors graph storage version",
-    "reconstruct": "checkpoint config errors graph logits progress quant report storage",
+    "reconstruct": "checkpoint config errors forward graph logits progress quant report storage",
     "result": "checkpoint config converted graph report storage",
     "precision": "checkpoint checks config data errors forward graph plain progress quant reading reconstruct "
     "report settings storage text",

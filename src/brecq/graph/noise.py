@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_arg
 
+from brecq.forward import even_slices
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.placement import activation_end
 from brecq.graph.prepare import fake_quantize_node
@@ -30,9 +31,8 @@ def tensor_noise(prepared: GraphModule, inputs: Sequence[Tensor]) -> list[Tensor
     flow = Dataflow(prepared)
     ends = {activation_end(node): layer for node, layer in zip(flow.ops, flow.layers, strict=True) if layer}
     run = _Pairs(prepared, ends)
-    for start in range(0, min(len(inputs[0]), SAMPLES), _BATCH):
-        stop = min(start + _BATCH, SAMPLES)
-        run.run(*(value[start:stop] for value in inputs), enable_io_processing=False)
+    for rows in even_slices(min(len(inputs[0]), SAMPLES), _BATCH):
+        run.run(*(value[rows] for value in inputs), enable_io_processing=False)
     return [run.tallies[node].result(layer, _grid(prepared, node)) for node, layer in ends.items()]
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from brecq.config import Recipe
+from brecq.forward import even_slices
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, set_mode
 from brecq.reconstruct.site import Site
-from brecq.reconstruct.streams import BATCH
 
 
 def activation_ranges(site: Site) -> None:
@@ -19,8 +19,7 @@ def activation_ranges(site: Site) -> None:
 
     def run() -> None:
         count = min(site.recipe.range_samples, site.streams.samples)
-        for start in range(0, count, BATCH):
-            part = slice(start, min(start + BATCH, count))
+        for part in even_slices(count):
             site.block.module(*site.streams.read("quantized", site.block.inputs, part))
 
     if waiting:

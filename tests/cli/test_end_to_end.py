@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 import brecq
 from brecq.cli import app
+from brecq.page.record import Record
 from brecq.sources import load_source
 
 Invoke = Callable[..., Result]
@@ -60,7 +61,7 @@ def test_quantize_tells_what_it_does_and_what_came_out(
 ) -> None:
     result = invoke(
         "quantize", f"{network_file}:build", "--calib", images, "--eval", images, "--eval-labels", labels, "-o", out,
-        *QUICK,
+        "--log-json", out.parent / "log.jsonl", *QUICK,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     text = result.stdout
@@ -75,6 +76,32 @@ def test_quantize_tells_what_it_does_and_what_came_out(
     assert table[2].split() == ["top-1", "top-5", "agreement", "SQNR", "weights"]
     assert [line.split()[0] for line in table[5:8]] == ["float", "rounding", "reconstructed"]
     assert str(out) in text
+    record = Record.load(out)
+    assert [row.name for row in record.rows] == ["float", "rounding to nearest", "reconstructed"]
+    assert f"{record.rows[2].metrics['top-1 %']:.2f}" == table[7].split()[1]
+    assert (record.samples, record.compared, len(record.calibration)) == (24, 24, 16)
+    page = (out / "report.html").read_text()
+    assert "data:image/jpeg" in page
+    assert "body.1.conv2" in page
+    events = [json.loads(line) for line in (out.parent / "log.jsonl").read_text().splitlines()]
+    done = [event["name"] for event in events if event["event"] == "block_done"]
+    assert done[:4] == ["stem", "body.0", "body.1", "head"]
+
+
+def test_the_report_of_a_result_is_written_again(invoke: Invoke, quantized: Path, tmp_path: Path) -> None:
+    result = invoke("report", quantized, "-o", tmp_path / "page.html")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "page.html").read_text() == (quantized / "report.html").read_text()
+
+
+def test_results_are_compared(invoke: Invoke, quantized: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(quantized, other)
+    page = tmp_path / "compare.html"
+    assert invoke("compare", quantized, other, "-o", page).exit_code == 0
+    assert "body.1.conv2" in page.read_text()
+    assert "exists; replace it with --force" in invoke("compare", quantized, other, "-o", page).stderr
+    assert "one result is nothing to compare" in invoke("compare", quantized).stderr
 
 
 def test_rounding_to_nearest_alone(invoke: Invoke, network_file: Path, images: Path, out: Path) -> None:

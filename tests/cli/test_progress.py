@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from brecq.cli import progress as module
+from brecq.cli.events import Both, JsonLog
 from brecq.cli.progress import Clock, LiveProgress, PlainProgress, describe_block, make_progress
+from brecq.errors import ConfigError
 from brecq.progress import Progress
 from brecq.report import BlockReport, ScopeEntry
 from brecq.units import format_seconds
@@ -227,3 +231,30 @@ def test_at_a_constant_rate_the_estimate_is_exact(
 )  # fmt: skip
 def test_durations(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_events_are_one_json_object_a_line(tmp_path: Path) -> None:
+    progress = make_progress(Console(file=io.StringIO()), tmp_path / "log.jsonl")
+    progress.stage("capturing")
+    progress.start(["stem"], 20)
+    progress.block(0, "stem")
+    progress.step(10, 0.5, None)
+    progress.block_done(BlockReport("stem", ("conv",), 20, 0.5, 0.1, 1.0))
+    progress.close()
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["stage", "start", "block", "step", "block_done"]
+    assert events[1]["blocks"] == ["stem"]
+    assert events[3]["hard_loss"] is None
+    assert events[4]["error_after"] == 0.1
+    assert all(event["time"] > 1e9 for event in events)
+
+
+def test_a_log_tells_everything_that_a_progress_is_told() -> None:
+    told = {name for name in vars(Progress) if not name.startswith("_")}
+    for kind in (JsonLog, Both):
+        assert told <= vars(kind).keys()
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot write the log .*nowhere"):
+        JsonLog(tmp_path / "nowhere" / "log.jsonl")

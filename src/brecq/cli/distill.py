@@ -70,7 +70,7 @@ def distill(
         shape = example_shape(source, preprocessing)
         made = run(
             console, source.model, inputs.n, config, preprocessing, shape, folder,
-            resume=output.resume, device=machine.device,
+            resume=output.resume, device=machine.device, log=output.log_json,
         )  # fmt: skip
         made.forget_batches()
 
@@ -86,13 +86,14 @@ def run(
     *,
     resume: bool,
     device: str,
+    log: Path | None = None,
 ) -> Distilled:
     """Distill into `folder`, telling what is done and how well the statistics are met; finished batches stay there."""
     from brecq.synthesis.distill import synthesize
     from brecq.synthesis.output import save
 
     tell(console, "distillation", f"{n} inputs, {config.describe()}")
-    progress = make_progress(console)
+    progress = make_progress(console, log)
     try:
         made = synthesize(
             model, n, config, preprocessing=preprocessing, shape=shape, run_dir=folder, resume=resume,

@@ -101,6 +101,9 @@ class Output(Checked):
     output: Path = setting(help="where the result goes", flags=("-o", "--output"), metavar="DIR", panel=RUN)
     resume: bool = setting(False, "continue the run in the output folder", panel=RUN)
     force: bool = setting(False, "overwrite what an earlier run left in the output folder", panel=RUN)
+    log_json: Path | None = setting(
+        None, "append what the run tells to this file, one JSON object a line", metavar="FILE", panel=RUN
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

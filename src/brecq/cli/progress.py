@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.live import Live
 from rich.text import Text
 
+from brecq.cli.events import Both, JsonLog
 from brecq.cli.render import scope_table
 from brecq.progress import Progress
 from brecq.units import format_seconds
@@ -160,6 +162,12 @@ class LiveProgress(ConsoleProgress):
             self._live.update(line, refresh=True)
 
 
-def make_progress(console: Console) -> Progress:
-    """The live progress where `console` is a terminal, otherwise the plain one."""
-    return LiveProgress(console) if console.is_terminal and not console.is_dumb_terminal else PlainProgress(console)
+def make_progress(console: Console, log: Path | None = None) -> Progress:
+    """The live progress where `console` is a terminal, otherwise the plain one; beside it a log of events.
+
+    Raises:
+        ConfigError: the log cannot be written.
+    """
+    live = console.is_terminal and not console.is_dumb_terminal
+    shown = LiveProgress(console) if live else PlainProgress(console)
+    return shown if log is None else Both(shown, JsonLog(log))

@@ -26,7 +26,7 @@ from brecq.cli.output import output_folder
 from brecq.cli.parsing import given, require_data, require_path
 from brecq.cli.progress import make_progress
 from brecq.cli.render import ResultRow, describe_evaluation, make_console, result_table, short_count
-from brecq.cli.report import write_run_page
+from brecq.cli.report import collect_pictures, write_run_page
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 from brecq.settings import DATA, WHAT, setting
@@ -190,7 +190,7 @@ def work(job: Job, console: Console) -> None:
         rows[0] = dataclasses.replace(rows[0], evaluation=measured)
         tell(console, "float", describe_evaluation(measured))
 
-    progress = make_progress(console)
+    progress = make_progress(console, job.output.log_json)
     try:
         result = brecq.quantize(
             source.model,
@@ -221,8 +221,9 @@ def work(job: Job, console: Console) -> None:
     if last is not None and (last.scored or last.outputs):  # not plain class scores
         tell(console, "measured", describe_evaluation(last))
     tell(console, "saved", str(folder))
-    device = job.machine.device
-    write_run_page(console, result, folder, rows, calibration, evaluation, source.model, preprocessing, device)
+    networks = (source.model, result.model)
+    pictures = collect_pictures(networks, calibration, evaluation, preprocessing, job.machine.device)
+    write_run_page(console, result, folder, rows, pictures)
 
 
 def distilled_calibration(
@@ -232,7 +233,7 @@ def distilled_calibration(
     shape, folder = example_shape(source, preprocessing), job.output.output / WITHOUT_DATA
     return run_distillation(
         console, source.model, job.calibration.calib_size, config, preprocessing, shape, folder,
-        resume=job.output.resume and (folder / "blocks").exists(), device=job.machine.device,
+        resume=job.output.resume and (folder / "blocks").exists(), device=job.machine.device, log=job.output.log_json,
     )  # fmt: skip
 
 

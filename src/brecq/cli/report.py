@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 import sys
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from brecq.cli.inputs import EvaluationData
     from brecq.cli.render import ResultRow
     from brecq.data import Dataset, Preprocessing
+    from brecq.page.record import Record
     from brecq.result import QuantResult
 
 PAGE, COMPARISON = "report.html", "compare.html"
@@ -48,33 +50,37 @@ def report(
     tell(make_console(), "saved", str(page))
 
 
-def write_run_page(
-    console: Console,
-    result: QuantResult,
-    folder: Path,
-    rows: Sequence[ResultRow],
+def collect_pictures(
+    networks: tuple[nn.Module, nn.Module],
     calibration: Dataset,
     evaluation: EvaluationData | None,
-    model: nn.Module,
     preprocessing: Preprocessing | None,
     device: str,
+) -> Record:
+    """What the page shows of the data; `networks`: the float one and the quantized one."""
+    from brecq.page import pictures
+    from brecq.page.record import Record
+
+    shown = [] if preprocessing is None else pictures.thumbnails(calibration.inputs[0], preprocessing)
+    if evaluation is None:
+        return Record(calibration=shown)
+    changed, compared = pictures.changed_decisions(*networks, evaluation.parts[0], preprocessing, device)
+    return Record(calibration=shown, changed=changed, compared=compared)
+
+
+def write_run_page(
+    console: Console, result: QuantResult, folder: Path, rows: Sequence[ResultRow], pictures: Record
 ) -> None:
     """Keep what a run measured in its folder, and write its page there."""
-    from brecq.page import pictures
-    from brecq.page.record import Changed, Record, Row
+    from brecq.page.record import Row
     from brecq.page.render import write_page
 
-    shown: list[str] = []
-    changed: list[Changed] = []
-    compared = samples = 0
-    if preprocessing is not None:
-        shown = pictures.thumbnails(calibration.inputs[0], preprocessing)
-    if evaluation is not None:
-        samples = max((row.evaluation.samples for row in rows if row.evaluation is not None), default=0)
-        part = evaluation.parts[0]
-        changed, compared = pictures.changed_decisions(model, result.model, part, preprocessing, device)
-    kept = [Row(row.name, measured(row), row.size, row.seconds) for row in rows]
-    record = Record(shlex.join(["brecq", *sys.argv[1:]]), kept, samples, shown, changed, compared)
+    record = dataclasses.replace(
+        pictures,
+        command=shlex.join(["brecq", *sys.argv[1:]]),
+        rows=[Row(row.name, measured(row), row.size, row.seconds) for row in rows],
+        samples=max((row.evaluation.samples for row in rows if row.evaluation is not None), default=0),
+    )
     record.save(folder)
     tell(console, "report", str(write_page(result, folder / PAGE, record)))
 

@@ -198,7 +198,7 @@ def measure(
     assert data.calib is not None
     calibration = load_data(data.calib, preprocessing, data.calib_size, job.config.seed)
     tell_data(console, "calibration", data.calib, calibration)
-    progress = make_progress(console)
+    progress = make_progress(console, output.log_json)
 
     def check(table: SensitivityTable) -> None:
         check_budgets(table, budgets, hardware)

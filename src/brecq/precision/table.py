@@ -20,7 +20,7 @@ from brecq.reading import check_regular
 from brecq.storage.arrays import read_sealed, write_arrays
 from brecq.storage.files import refuse_strangers
 from brecq.storage.files import write as write_file
-from brecq.storage.sealed import seal, unseal
+from brecq.storage.sealed import parse, seal, unseal
 from brecq.text import shown
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -122,12 +122,15 @@ class SensitivityTable:
             raise CheckpointError(f"{file} is missing; give the folder that `brecq search` wrote")
         check_regular(file, CheckpointError, "sensitivity table")
         try:
-            values = unseal(file.read_bytes())
+            content = file.read_bytes()
+            version = parse(content).get("version")
+            if version != VERSION:  # the seal of another version may be another one
+                raise CheckpointError(
+                    f"{file} has version {shown(version)}, this brecq reads {VERSION}; measure it again"
+                )
+            values = unseal(content)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} is damaged: {error}; measure it again") from error
-        version = values.get("version")
-        if version != VERSION:
-            raise CheckpointError(f"{file} has version {shown(version)}, this brecq reads {VERSION}; measure it again")
         try:
             return dataclasses.replace(cls.from_dict(values), codes=learned_codes(folder))
         except ConfigError as error:

@@ -63,3 +63,15 @@ def tensors(inputs: Inputs) -> tuple[Tensor, ...]:
 def like(inputs: Inputs, values: Sequence[Tensor]) -> Inputs:
     """`values` in the place of the tensors of `inputs`."""
     return dict(zip(inputs, values, strict=True)) if isinstance(inputs, Mapping) else tuple(values)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside `torch.compile`, `DataParallel` and `DistributedDataParallel`."""
+    while True:
+        compiled = getattr(model, "_orig_mod", None)
+        if isinstance(compiled, nn.Module):
+            model = compiled
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model

@@ -23,10 +23,10 @@ from brecq.data.collect import collect
 from brecq.data.dataset import Dataset
 from brecq.data.signature import Signature
 from brecq.errors import ConfigError
-from brecq.forward import Inputs, tensors
+from brecq.forward import Inputs, tensors, unwrap
 from brecq.graph import check, ops
 from brecq.graph.blocks import Network, extract
-from brecq.graph.capture import capture, example_batch, unwrap
+from brecq.graph.capture import capture, example_batch
 from brecq.graph.convert import convert
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.environment import in_float32, learning

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
@@ -83,6 +84,9 @@ def float_operators(graph: GraphModule) -> set[str]:
     for node in activations(graph.graph):
         if node.op != "call_function" or node.target in ops.MOVEMENT or quantized_as(node) is not None:
             continue
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and not value.is_floating_point():
+            continue  # of whole numbers and truth values, no bit is in doubt
         if is_integer_layer(node) and not str(ops.kind(node)).startswith("conv_transpose"):
             continue
         ends_in_codes = bool(node.users) and all(user.target is QUANTIZE for user in node.users)

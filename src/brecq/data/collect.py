@@ -147,15 +147,15 @@ def _dataset(parts: Parts, layout: Layout, signature: Signature | None, name: st
             f"{name} holds the parts {_listed(values)}, element 0 {_listed(expected)}; give the same in all"
         )
     inputs = [_to_input(values[place], name) for place in layout.inputs]
-    labels, origin = values.get(layout.label), layout.describe(signature)
+    labels = values.get(layout.label)
     if isinstance(labels, Tensor) and labels.ndim > 1 and labels.numel() == len(inputs[0]):
         labels = labels.flatten()
-    if layout.label is not None and not is_class_index(labels):
-        labels, origin = None, f"{origin}: no class index, left out"
+    usable = is_class_index(labels)
     keys = tuple(place for place in layout.inputs if isinstance(place, str))
     if keys and signature is not None and signature.only_by_position:
         keys = ()
-    return Dataset(tuple(inputs), labels, keys=keys, origin=origin)
+    origin = layout.describe(signature, usable=usable)
+    return Dataset(tuple(inputs), labels if usable else None, keys=keys, origin=origin)
 
 
 def is_class_index(value: Any) -> bool:

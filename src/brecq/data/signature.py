@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from brecq.data.dataset import Dataset
 from brecq.errors import DataError
-from brecq.forward import Inputs, evaluating
+from brecq.forward import Inputs, evaluating, unwrap
 
 LABEL_KEYS = ("label", "labels", "y", "target", "targets")
 
@@ -33,8 +33,8 @@ class Layout:
     inputs: tuple[str, ...] | tuple[int, ...]
     label: str | int | None = None
 
-    def describe(self, signature: Signature | None) -> str:
-        """What went where; empty for a single input that nothing lies beside."""
+    def describe(self, signature: Signature | None, *, usable: bool = True) -> str:
+        """What went where; empty for a single input that nothing lies beside. `usable`: the label is a class index."""
         names = list(map(str, self.inputs))
         named = isinstance(self.inputs[0], str)
         if not named and signature is not None:
@@ -43,7 +43,8 @@ class Layout:
         if self.label is None:
             return found
         label = repr(self.label) if named else "the last part of each batch"
-        return f"{found}{'; ' if found else ''}{label} taken as the label, not given to the network"
+        what = "taken as the label, not given to the network" if usable else "neither an input nor a label: left out"
+        return f"{found}{'; ' if found else ''}{label} {what}"
 
 
 class Signature:
@@ -186,18 +187,6 @@ class Signature:
                 return [x for x in torch.utils._pytree.tree_leaves(self.model(*few)) if isinstance(x, Tensor)]
         except Exception:  # the question is whether it runs; a network's code raises whatever it likes
             return None
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside wrappers whose own `forward` takes anything: compiled, parallel, or an adapter's."""
-    seen: set[int] = set()
-    while id(model) not in seen:
-        seen.add(id(model))
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        model = model if inner is None else inner
-    return model
 
 
 def _quoted(names: Collection[str]) -> str:

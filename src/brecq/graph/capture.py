@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from brecq.errors import CaptureError
-from brecq.forward import Inputs, evaluating, like, tensors
+from brecq.forward import Inputs, evaluating, like, tensors, unwrap
 from brecq.graph import canonical, constants, fold, ops, outputs
 from brecq.graph.chunks import SymbolicChunks
 from brecq.graph.culprit import explain
@@ -53,18 +53,6 @@ def capture(model: nn.Module, example_inputs: Inputs) -> GraphModule:
     _name_layers(graph, model)
     check_derivatives(graph, tensors(inputs))
     return graph
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside `torch.compile`, `DataParallel` and `DistributedDataParallel`."""
-    while True:
-        compiled = getattr(model, "_orig_mod", None)
-        if isinstance(compiled, nn.Module):
-            model = compiled
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        else:
-            return model
 
 
 def example_batch(inputs: Inputs) -> Inputs:

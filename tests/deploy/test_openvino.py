@@ -102,6 +102,7 @@ def test_weight_only_results_keep_packed_weights_and_float_kernels(
     result = quantized("ViT", 4, 32)
     exported = brecq.export(result, tmp_path / "m.xml", "openvino")
     output, x, kernels = run(networks, "ViT", exported)
+    assert runtime.load(exported.path).digest == result.digest()
     assert not any(map(runtime.is_integer, kernels.values()))
     with torch.no_grad():
         expected = result.model(x).numpy()

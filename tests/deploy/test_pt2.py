@@ -23,7 +23,9 @@ def test_a_file_computes_the_same_bits_as_the_completed_program(
     path = brecq.export(result, tmp_path / "m.pt2", "pt2").path
     x = networks.inputs(networks.build(getattr(networks, name)), 5, seed=5)[0]
     expected = result.model if activations == 32 else complete(result).graph
-    program = pt2_runtime.read(path)
+    extra = {pt2_runtime.DIGEST: None}
+    program = pt2_runtime.read(path, extra)
+    assert extra[pt2_runtime.DIGEST] == result.digest()
     with torch.no_grad():
         assert torch.equal(program.module()(x), expected(x))
     # no float copy, and no byte per code

@@ -130,7 +130,8 @@ def test_tuples_go_by_position(model: nn.Module, parts: tuple[Tensor, ...], inpu
         found = collect(data, None, model=model)
         assert len(found.inputs) == inputs
         assert (found.labels is not None) == labelled
-        assert ("taken as the label" in found.origin) == (len(parts) > inputs)
+        assert ("taken as the label" in found.origin) == labelled
+        assert ("neither an input nor a label: left out" in found.origin) == (len(parts) > inputs and not labelled)
     for place, part in enumerate(parts[:inputs]):
         assert torch.equal(found.inputs[place], part)
 

@@ -96,7 +96,8 @@ def network(run: Callable[..., Tensor], kind: str, dims: int) -> tuple[nn.Module
 
 CASES = [
     *[(run, "conv", 2) for run in (shared, bare, read, parallel, series, preactivated, dense)],
-    (shared, "linear", 0), (read, "linear", 0), (shared, "conv", 1), (parallel, "transposed", 1),
+    (shared, "linear", 0), (read, "linear", 0), (shared, "conv", 1), (parallel, "transposed", 1), (series, "conv", 3),
+    (shared, "conv", 3), (series, "transposed", 3),
     (read, "transposed", 2),
 ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from brecq.converted import rewrite
 from brecq.converted.grids import DEQUANTIZE, QUANTIZE, Grid, constant, grid_of
 from brecq.converted.plan import tensors_to_complete
 from brecq.converted.ranges import constant_grid, resolve
+from brecq.deploy.biases import quantize_biases
 from brecq.errors import ExportError
 from brecq.graph import ops
 from brecq.graph.convert import to_program
@@ -89,6 +90,7 @@ def complete(result: QuantResult, *, linear_outputs: bool = False, fold_clamps: 
     rewrite.name_means(graph)
     if fold_clamps:
         rewrite.fold_clamps(graph)
+    quantize_biases(graph)
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()

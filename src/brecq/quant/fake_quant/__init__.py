@@ -11,11 +11,10 @@ from torch import nn
 
 from brecq.quant.fake_quant.activation import ActivationFakeQuantize
 from brecq.quant.fake_quant.base import BaseFakeQuantize, GridFakeQuantize, Mode
-from brecq.quant.fake_quant.bias import BIAS_RANGE, BiasFakeQuantize
+from brecq.quant.fake_quant.bias import BiasFakeQuantize
 from brecq.quant.fake_quant.weight import Start, WeightFakeQuantize
 
 __all__ = [
-    "BIAS_RANGE",
     "ActivationFakeQuantize",
     "BaseFakeQuantize",
     "BiasFakeQuantize",

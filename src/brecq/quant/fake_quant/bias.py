@@ -7,17 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brecq.quant import ranges
-from brecq.quant.affine import IntRange
+from brecq.quant import room
 from brecq.quant.fake_quant.activation import ActivationFakeQuantize
 from brecq.quant.fake_quant.base import BaseFakeQuantize, Mode
 from brecq.quant.fake_quant.weight import WeightFakeQuantize
-
-BIAS_RANGE = IntRange(1 - 2**30, 2**30 - 1)
-"""Bias codes stay inside int32 with room for the accumulator."""
-
-ROOM = 2.0**28
-"""Largest code of a bias that `make_room` had to make room for: its steps may still shrink to a quarter."""
 
 
 class BiasFakeQuantize(BaseFakeQuantize):
@@ -36,7 +29,7 @@ class BiasFakeQuantize(BaseFakeQuantize):
     def __init__(self, inputs: ActivationFakeQuantize | None, weight: WeightFakeQuantize) -> None:
         scheme = torch.per_channel_symmetric if weight.per_channel else torch.per_tensor_symmetric
         rounds = inputs is not None and inputs.enabled and weight.enabled
-        super().__init__(BIAS_RANGE, torch.int32, scheme, 0, rounds)
+        super().__init__(room.BIAS_RANGE, torch.int32, scheme, 0, rounds)
         self.sources = (inputs, weight)  # a tuple: they are not this module's children
 
     @property
@@ -46,34 +39,25 @@ class BiasFakeQuantize(BaseFakeQuantize):
         return super().active and inputs is not None and inputs.active and weight.active
 
     @torch.no_grad()
-    def steps(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The current steps, [C] (or [1]): input step times weight step, multiplied in `dtype`."""
+    def steps(self) -> Tensor:
+        """The current steps, float32 [C] (or [1]): input step times weight step."""
         inputs, weight = self.sources
         assert inputs is not None, "a bias behind a float input has no step"
-        return inputs.grid.scale.to(dtype) * weight.grid.scale.to(dtype)
+        return inputs.grid.scale * weight.grid.scale
 
     @torch.no_grad()
     def make_room(self, bias: Tensor) -> None:
-        """Raise the weight's steps where the codes of `bias` would leave `BIAS_RANGE`, or the step float32's normal
-        range.
-
-        Weights so small beside their bias lose nothing that counts: half a raised step for each of K weights, at
-        inputs of 255 steps, is K·2⁻²¹ of the bias at most. Steps that are not set yet are left for a later call.
-        """
+        """Raise the weight's steps where `bias` needs it; steps that are not set yet are left for a later call."""
         inputs, weight = self.sources
-        if not self.enabled or inputs is None or not inputs.initialized or not weight.initialized:
-            return
-        size, step, steps = self.value(bias).abs().double(), inputs.grid.scale.double(), weight.grid.scale.double()
-        if steps.numel() == 1:
-            size = size.amax().reshape(1)
-        least = torch.where(size >= self.range.high * step * steps, size / (ROOM * step), ranges.MIN_SCALE / step)
-        weight.raise_steps(least.float())
+        if self.enabled and inputs is not None and inputs.initialized and weight.initialized:
+            weight.raise_steps(room.least_steps(self.value(bias), inputs.grid.scale, weight.grid.scale))
 
     @torch.no_grad()
     def integers(self, bias: Tensor) -> Tensor:
-        """The codes of `bias`, int32 [C]. In float64: beyond 2²³ steps, float32 misses the nearest one."""
-        steps = self.value(bias).double() / self.steps(torch.float64)
-        return steps.round().clamp(self.range.low, self.range.high).to(torch.int32)
+        """The codes of `bias`, int32 [C]."""
+        inputs, weight = self.sources
+        assert inputs is not None, "a bias behind a float input has no codes"
+        return room.bias_codes(self.value(bias), inputs.grid.scale, weight.grid.scale)
 
     def value(self, bias: Tensor) -> Tensor:
         """What `bias` is replaced by, before rounding: [C], differentiable while learning."""

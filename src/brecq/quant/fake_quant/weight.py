@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brecq.quant import ranges
+from brecq.quant import ranges, room
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant.base import GridFakeQuantize, Mode
 from brecq.quant.grid import Grid
@@ -59,7 +59,7 @@ class WeightFakeQuantize(GridFakeQuantize):
         raised = torch.maximum(grid.scale, least)
         if self.codes is not None:
             ratio, zero_point = grid.with_scale(grid.scale / raised).spread(self.codes.dim())
-            self.codes = (((self.codes - zero_point) * ratio).round() + zero_point).to(torch.int8)
+            self.codes = room.moved(self.codes, zero_point, ratio)
         self.grid = grid.with_scale(raised)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import Result
 
 import brecq
+import brecq.cli
 from brecq.errors import ConfigError
 
 Invoke = Callable[..., Result]
@@ -148,3 +150,11 @@ def test_what_the_machine_refuses_is_no_bug(
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_names_that_are_no_text_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(brecq.cli, "app", lambda: print("saved in out\udcff, 8 × 8", flush=True))
+    brecq.cli.main()
+    assert written.getvalue() == b"saved in out\\udcff, 8 \\xd7 8\n"

@@ -259,3 +259,15 @@ def test_prepared_networks_have_the_bits_of_the_knobs(bench) -> None:
         found = dissect(prepared, partition(prepared), quantizer.placement, (2, 4), None)
         expected = {knob.name: knob.bits[choice] for knob, choice in zip(problem.knobs, choices, strict=True)}
         assert {knob.name: knob.bits[0] for knob in found.knobs} == expected
+
+
+def test_codes_are_learned_by_the_loss_that_the_recipe_names(bench) -> None:
+    plain, weighted = (
+        bench.measure(
+            "ResNet", config=QuantConfig(4, 8, recipe=bench.recipe.replace(loss=loss)), bits=(2, 4),
+            quality="reconstructed",
+        )
+        for loss in ("plain", "fisher")
+    )  # fmt: skip
+    assert plain.codes.keys() == weighted.codes.keys()
+    assert any(not torch.equal(plain.codes[name], weighted.codes[name]) for name in plain.codes)

@@ -428,6 +428,40 @@ def read_npz(example: tuple[dict[str, Any], tuple[int, bytes] | None, str], thin
             load_data(f"{file}{names}", SMALL, 2, 0)
 
 
+names_of_files = st.one_of(
+    st.text(max_size=8), st.sampled_from(["", "\0", "x" * 5000, "/dev/null", "/dev/null/x", ".", "a.npz", "a.json"])
+)
+calls = st.one_of(
+    st.tuples(st.sampled_from(["search", "pareto"]), st.text(max_size=12), wild, scalars),
+    st.tuples(st.sampled_from(["measure", "distill", "benchmark"]), scalars, wild, wild),
+    st.tuples(
+        st.sampled_from(["load", "data", "latency", "accelerator", "allocation", "sensitivity"]), names_of_files,
+        st.none(), st.none(),
+    ),
+    st.tuples(st.just("rule"), st.text(max_size=8), st.text(max_size=8), st.none()),
+)  # fmt: skip
+
+
+def call(example: tuple[str, Any, Any, Any], things: dict[str, Any]) -> None:
+    name, first, second, third = example
+    table, zeros = things["table"], torch.zeros(4, 3, 8, 8)
+    with only_brecq_errors():
+        {
+            "search": lambda: brecq.search(table, first, algorithm=second, seed=third),
+            "pareto": lambda: brecq.pareto(table, first, third, metric=second),
+            "measure": lambda: brecq.measure_sensitivity(network(), zeros, draws=first, quality=second, cross=third),
+            "distill": lambda: brecq.distill(network(), first, shape=(3, 8, 8), device=second),
+            "benchmark": lambda: BenchmarkConfig(second, runs=first, seconds=third),
+            "load": lambda: brecq.load(first),
+            "data": lambda: load_data(first, SMALL, 2, 0),
+            "latency": lambda: brecq.LatencyTable.load(first),
+            "accelerator": lambda: brecq.Accelerator.load(first),
+            "allocation": lambda: brecq.BitAllocation.load(first),
+            "sensitivity": lambda: brecq.SensitivityTable.load(first),
+            "rule": lambda: LayerRule.parse(first, second),
+        }[name]()
+
+
 values = st.one_of(
     st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), max_size=6),
     numbers.map(lambda n: str(n)[:400] if isinstance(n, float) else str(n % 10**100)),
@@ -518,6 +552,7 @@ PROPERTIES: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any, dict[str, Any
         ),
         read_npz, 2,
     ),
+    "calls": (calls, call, 2),
     "command lines": (command_lines(), invoke, 0.3),
 }  # fmt: skip
 

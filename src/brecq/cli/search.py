@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +22,7 @@ from brecq.cli.render import make_console
 from brecq.config import QuantConfig
 from brecq.errors import CheckpointError, ConfigError
 from brecq.precision.budget import Budget, parse_budgets
-from brecq.precision.options import SEARCH, SearchConfig, SurveyConfig
+from brecq.precision.options import FRONT_SIZE, SEARCH, SearchConfig, SurveyConfig
 from brecq.settings import DATA, setting
 from brecq.storage.files import is_ours, refuse_strangers
 from brecq.storage.files import write as write_file
@@ -60,10 +60,7 @@ class Request(o.Checked):
         "brecq profile measures one)",
         metavar="NAME|FILE", panel=SEARCH,
     )
-    points: int | None = setting(
-        None, "also the front of the first budget's cost", flags=("--pareto",), low=2, high=10_000, metavar="N",
-        panel=SEARCH,
-    )
+    points: int | None = field(default=None, metadata={"setting": FRONT_SIZE})
     # fmt: on
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,7 @@ class BitAllocation:
         """
         path = Path(path)
         file = path / ALLOCATION if path.is_dir() else path
-        if not file.exists():
+        if not os.path.exists(file):
             raise CheckpointError(f"{file} is missing; give the folder that `brecq search` wrote, or a file of it")
         values = read_json(file, CheckpointError, "bit allocation")
         try:

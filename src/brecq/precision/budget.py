@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from brecq.errors import ConfigError
+from brecq.text import shown
 
 Cost = Literal["size", "bops", "latency"]
 COSTS: tuple[Cost, ...] = get_args(Cost)
@@ -49,16 +50,18 @@ class Budget:
         Raises:
             ConfigError: the cost or the unit is unknown; the message lists what there is.
         """
+        if not isinstance(text, str):
+            raise ConfigError(f"the budget is {shown(text)}; write size=2.0MB, bops=10G or latency=3.5ms")
         name, _, amount = text.partition("=")
         cost = next((known for known in COSTS if known == name.strip().lower()), None)
         if cost is None:
-            raise ConfigError(f"the budget is {text!r}; write size=2.0MB, bops=10G or latency=3.5ms")
+            raise ConfigError(f"the budget is {shown(text)}; write size=2.0MB, bops=10G or latency=3.5ms")
         match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*([a-zA-Zµ]*)\s*", amount)
         units = {unit.lower(): factor for unit, factor in UNITS[cost].items()}
         unit = match[2].lower().removesuffix("bops" if cost == "bops" else "\0") if match else ""
         if match is None or unit not in units:
             known = ", ".join(unit or "none" for unit in UNITS[cost])
-            raise ConfigError(f"the budget is {text!r}; give a number and a unit: {known}")
+            raise ConfigError(f"the budget is {shown(text)}; give a number and a unit: {known}")
         return cls(cost, float(match[1]) * units[unit])
 
 
@@ -68,6 +71,8 @@ def parse_budgets(budgets: Iterable[str | Budget]) -> tuple[Budget, ...]:
     Raises:
         ConfigError: none is given, one cannot be read, or one cost has two.
     """
+    if not isinstance(budgets, Iterable):
+        raise ConfigError(f"the budgets are {shown(budgets)}; give texts such as size=2.0MB")
     found = tuple(budget if isinstance(budget, Budget) else Budget.parse(budget) for budget in budgets)
     if not found:
         raise ConfigError("no budget is given; give at least one, such as size=2.0MB")

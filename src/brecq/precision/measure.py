@@ -43,7 +43,7 @@ from brecq.quant.grid import Grid
 from brecq.reconstruct import fisher
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.memory import reuse_freed
-from brecq.reconstruct.passes import seed_of
+from brecq.reconstruct.passes import measure_fisher, seed_of
 from brecq.report import BlockReport
 
 BITS = SurveyConfig().bits
@@ -270,6 +270,9 @@ class _Survey:
             for draw in range(self.draws):
                 fisher.sketch(self.network, self.data.inputs, self.cache, generator, draw, self.config.class_axis)
             self.forwards += self.draws * len(blocks)
+            if self.quality == "reconstructed" and self.config.recipe.loss == "fisher":
+                measure_fisher(self.network, self.data.inputs, self.data.labels, self.config, self.cache)
+                self.forwards += len(blocks)
             streams = FloatStreams(self.network, self.data.inputs, self.cache, Mode.FLOAT)
         learned = self.quality == "reconstructed"
         steps = self.config.recipe.steps if learned else 0

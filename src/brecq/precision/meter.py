@@ -153,6 +153,7 @@ class BlockMeter:
         for place, original in self._originals.items():
             self.block.module.set_submodule(place, original)
         for name in self.block.targets:
+            self.streams.cache.drop(f"fisher/{name}")
             for draw in range(self.draws):
                 self.streams.cache.drop(f"gradient{draw}/{name}")
 

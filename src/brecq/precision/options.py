@@ -7,7 +7,7 @@ from typing import Literal
 
 from brecq.config import FLOAT, check_bits
 from brecq.errors import ConfigError
-from brecq.settings import MOST, check, documented, seed, setting, threads
+from brecq.settings import MOST, Setting, check, documented, seed, setting, threads
 from brecq.text import parse_bit_list
 
 Algorithm = Literal["exact", "genetic", "random"]
@@ -66,6 +66,11 @@ class SurveyConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+FRONT_SIZE = Setting(
+    "also the front of the first budget's cost", flags=("--pareto",), low=2, high=10_000, metavar="N", panel=SEARCH
+)
 
 
 @documented

@@ -13,10 +13,11 @@ from brecq.precision import problem as problems
 from brecq.precision.allocation import BitAllocation
 from brecq.precision.budget import Budget, Cost, parse_budgets
 from brecq.precision.hardware import HardwareModel
-from brecq.precision.options import Algorithm, Metric, SearchConfig
+from brecq.precision.options import FRONT_SIZE, Algorithm, Metric, SearchConfig
 from brecq.precision.pairwise import Choices
 from brecq.precision.problem import Problem
 from brecq.precision.table import SensitivityTable
+from brecq.settings import checked
 
 
 def search(
@@ -68,8 +69,7 @@ def pareto(
         cost: to sweep, from the least to the greatest that can be reached, in equal ratios.
         budgets: on other costs, kept at every point.
     """
-    if points < 2:
-        raise ConfigError(f"the front has {points} points; give at least 2")
+    checked("points", points, int, FRONT_SIZE)
     kept = [budget for budget in map(_parsed, budgets) if budget.cost != cost]
     SearchConfig(algorithm, metric, seed)  # validates
     whole = problems.build(table, [*kept, Budget(cost, float("1e300"))], hardware, metric, cross=cross)

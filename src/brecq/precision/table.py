@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +119,7 @@ class SensitivityTable:
             CheckpointError: there is no table in the folder, or it is damaged or of another version.
         """
         file = Path(folder) / TABLE
-        if not file.exists():
+        if not os.path.exists(file):
             raise CheckpointError(f"{file} is missing; give the folder that `brecq search` wrote")
         check_regular(file, CheckpointError, "sensitivity table")
         try:

@@ -59,9 +59,7 @@ def run(
     forwards = 0
     if config.method == "reconstruct" and config.recipe.loss == "fisher":
         progress.stage("measuring the Fisher information of every block")
-        generator = torch.Generator().manual_seed(seed_of(config.seed, "fisher"))
-        given = labels if config.recipe.fisher_labels == "given" else None
-        fisher.measure(network, inputs, given, cache, generator, config.class_axis)
+        measure_fisher(network, inputs, labels, config, cache)
         forwards += len(network.blocks)
     shared = shared_quantizers(network)
     if shared:
@@ -82,6 +80,15 @@ def run(
         reports.append(_tune(network, inputs, config, cache, state, progress, len(stages(config)), held))
         forwards += 0 if reports[-1].resumed else len(network.blocks)
     return reports, forwards
+
+
+def measure_fisher(
+    network: Network, inputs: tuple[Tensor, ...], labels: Tensor | None, config: QuantConfig, cache: ActivationCache
+) -> None:
+    """Put the weights of the loss `fisher` into the cache, as the recipe says."""
+    generator = torch.Generator().manual_seed(seed_of(config.seed, "fisher"))
+    given = labels if config.recipe.fisher_labels == "given" else None
+    fisher.measure(network, inputs, given, cache, generator, config.class_axis)
 
 
 def _tune(

@@ -14,6 +14,8 @@ architecture, nothing about accuracy.
 from __future__ import annotations
 
 import json
+import math
+import os
 import resource
 import subprocess
 import sys
@@ -45,11 +47,12 @@ def examine(name: str, *, export: bool = True) -> dict[str, Any]:
     Raises:
         BrecqError: the network is refused. Exception: a fault of brecq.
     """
+    os.environ.setdefault("BRECQ_KERNELS", "eager")  # compiling them takes longer than two steps a block
     import torch
     from architectures import ZOO, seeded
 
     import brecq
-    from brecq.forward import call, tensors
+    from brecq.forward import call, like, tensors
     from brecq.graph.difference import flat, largest
 
     architecture = ZOO[name]
@@ -63,7 +66,9 @@ def examine(name: str, *, export: bool = True) -> dict[str, Any]:
         config = brecq.QuantConfig(weights=6, activations=8, recipe=recipe)
         result = brecq.quantize(model, calibration, config, submodule=architecture.submodule)
         clock("quantize")
-        inputs = tensors(result.example_inputs)
+        inputs: Any = result.example_inputs
+        if architecture.submodule is None:
+            inputs = like(batch, [value[:2] for value in tensors(batch)])
         with torch.no_grad():
             fake = flat(call(result.converted, inputs))
             whole = flat(call(result.model, batch)) if architecture.submodule is None else []
@@ -104,7 +109,8 @@ def _agreement(file: Path, inputs: Any, expected: Any) -> float:
     from brecq.deploy.onnx.session import load
 
     session = load(file)
-    outputs = [torch.as_tensor(value) for value in session(*(value.numpy() for value in inputs))]
+    values = [inputs[name] for name in session.inputs] if isinstance(inputs, Mapping) else inputs
+    outputs = [torch.as_tensor(value) for value in session(*(value.numpy() for value in values))]
     if len(outputs) != len(expected):
         raise AssertionError(f"the ONNX file returns {len(outputs)} tensors, the network {len(expected)}")
     return _sqnr(expected, outputs)
@@ -118,8 +124,6 @@ def _sqnr(expected: Any, found: Any) -> float:
             noise = float((a.double() - b.double()).square().mean())
             power = float(a.double().square().mean())
             if noise > 0:
-                import math
-
                 worst = min(worst, 10 * math.log10(max(power, 1e-30) / noise))
     return round(worst, 1)
 

@@ -20,6 +20,7 @@ from brecq.graph.chunks import SymbolicChunks
 from brecq.graph.culprit import explain
 from brecq.graph.derivatives import check_derivatives
 from brecq.graph.environment import in_float32, in_kind
+from brecq.graph.functional import functionalize
 from brecq.graph.randomness import check_deterministic
 from brecq.graph.shapes import arguments, batch_dim, dynamic_shapes, one_batch
 
@@ -83,7 +84,9 @@ def _export(model: nn.Module, inputs: Inputs) -> GraphModule:
                 args, kwargs = arguments(inputs)
                 shapes = dynamic_shapes(model, args, kwargs, dim)
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-                module = program.run_decompositions({}).module()
+                module = functionalize(program)
+                module._forward_pre_hooks.clear()  # they insist on the keywords and sizes of the examples
+                module._forward_pre_hooks_with_kwargs.clear()
                 fold.drop_guards(module)
                 fold.drop_writes(module)
                 _detach(module)

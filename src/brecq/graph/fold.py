@@ -12,6 +12,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from brecq.graph.ops import aten, kind, op_name
 
+_NO_OPS = {
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default,
+    aten.feature_alpha_dropout.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default,
+}  # fmt: skip
 _BATCH_NORMS = {aten._native_batch_norm_legit_no_training.default, aten.native_batch_norm.default}
 
 
@@ -212,13 +216,9 @@ def relax_views(module: GraphModule) -> None:
 def drop_no_ops(module: GraphModule) -> None:
     """Remove dropout (eval mode), aliases, detaches and additions of nothing."""
     for node in list(module.graph.nodes):
-        if node.target in (
-            aten.dropout.default,
-            aten.alias.default,
-            aten.detach.default,
-            aten.lift_fresh_copy.default,
-        ):
+        if node.target in _NO_OPS:
             node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)  # dropout is random by its name: not seen as dead code
     clean(module)
 
 

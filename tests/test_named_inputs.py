@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import brecq
+from brecq.errors import DataError
 
 GENERATOR = torch.Generator().manual_seed(0)
 IDS = torch.randint(1, 20, (16, 6), generator=GENERATOR)
@@ -99,3 +100,32 @@ def test_the_order_of_a_dictionary_does_not_matter(model: nn.Module) -> None:
     assert first.report.data_digest == second.report.data_digest
     with torch.no_grad():
         assert torch.equal(first.model(IDS, MASK)["logits"], second.model(IDS, MASK)["logits"])
+
+
+class Tagger(nn.Module):
+    """Scores of each token beside its state; the states come first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.up, self.down, self.head = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 6)
+
+    def forward(self, input_ids: Tensor, *, attention_mask: Tensor) -> dict[str, Tensor]:
+        states = self.embed(input_ids)
+        states = states + self.down(self.up(states).relu()) * attention_mask[..., None]
+        return {"states": states, "logits": self.head(states)}
+
+
+def test_fisher_information_and_sensitivity(batches: list[Any]) -> None:
+    torch.manual_seed(0)
+    model = Tagger().eval()
+    table = brecq.measure_sensitivity(model, batches, brecq.QuantConfig(first_last=None), bits=(2, 4))
+    assert {layer.name for layer in table.layers} == {"up", "down", "head"}
+    recipe = brecq.Recipe.preset("fast").replace(steps=3, batch_size=8, loss="fisher", range_candidates=10)
+    result = brecq.quantize(model, batches, brecq.QuantConfig(recipe=recipe))
+    unlabeled = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
+    found = brecq.evaluate(result.model, unlabeled, reference=model)
+    assert found.scored == "output 'logits', largest of 6 along axis 2, 6 positions a sample"
+    assert list(found.outputs) == ["states", "logits"]
+    with pytest.raises(DataError, match="class_axis is 7, and the scores have shape"):
+        brecq.quantize(model, batches, brecq.QuantConfig(recipe=recipe, class_axis=7))

@@ -98,7 +98,11 @@ def _gradients(
         values = {k: v.requires_grad_(v.is_floating_point()) for k, v in values.items()}
         with torch.enable_grad():
             for block in network.blocks:
-                values.update(block(values))
+                found = block(values)
+                # what is looked up by whole numbers depends on nothing yet that has a gradient
+                values.update(
+                    {k: v.requires_grad_(v.is_floating_point() or v.requires_grad) for k, v in found.items()}
+                )
             loss = objective(_structured(network, network.output(values)), part)
             gradients = torch.autograd.grad(loss, [values[name] for name in names], allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):

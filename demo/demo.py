@@ -48,10 +48,11 @@ OUT = HERE / "out"
 IMAGENET = HERE.parent.parent / "shared" / "data" / "imagenet_val"  # optional
 CLASSES = SqueezeNet1_1_Weights.IMAGENET1K_V1.meta["categories"]  # names only: torchvision downloads nothing for them
 FILES = {
-    "model.pt2": "the network, ready to run: a PyTorch program, a byte per weight",
+    "program.json": "the network: its operators and how they are connected",
     "weights.safetensors": "its weights packed, two in a byte; scales, zero points, biases",
     "report.json": "what was quantized, how, and how well each block came out",
     "manifest.json": "versions and settings; checksums of the files above",
+    "timing.json": "how long it took",
 }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import Quantizer
 
+from brecq.checkpoint import program
 from brecq.checkpoint.directory import versions
 from brecq.checkpoint.resume import RunState, alone_in_run_dir, fingerprint
 from brecq.checks import check_request, check_runs, check_weights
@@ -110,6 +111,8 @@ def quantize(
 
     progress.stage("capturing the network")
     prepared, specs = _prepare(network_model, example_batch(arguments), config, quantizer, allocation, arguments)
+    if run_dir is not None:
+        program.check(prepared)
     prepared.to(device)
     started = start_from(prepared, learned or {})
     entries = scope(prepared, specs)

@@ -18,7 +18,7 @@ from brecq.checkpoint.tensors import PackedWeight, collect_tensors, encode, stor
 from brecq.config import QuantConfig
 from brecq.converted.grids import QUANTIZE
 from brecq.converted.ranges import FloatRange
-from brecq.graph.convert import example_inputs, to_module, to_program
+from brecq.errors import CheckpointError
 from brecq.graph.submodule import Submodule
 from brecq.report import Report
 
@@ -79,14 +79,14 @@ class QuantResult:
         return sha.hexdigest()
 
     def save(self, path: Path | str) -> Path:
-        """Write `model.pt2`, `weights.safetensors`, `manifest.json` and `report.json` into the folder `path`.
+        """Write the program, its packed weights, report, times and manifest into the folder `path` (docs/format.md).
 
         A quantized submodule is saved alone: load it and put it back into its model.
 
         Raises:
-            CheckpointError: the folder cannot be written.
+            CheckpointError: the folder cannot be written, or holds a file of such a name that is not brecq's; or the
+                program holds what a file cannot.
         """
-        program = to_program(self.converted, self.example_inputs)
         manifest = {
             "config": self.config.to_dict(),
             "seed": self.config.seed,
@@ -95,8 +95,9 @@ class QuantResult:
             "metadata": self.metadata,
             "ranges": None if self.ranges is None else [asdict(range) for range in self.ranges],
         }
-        tensors = collect_tensors(_graph(self.converted))
-        folder = directory.write(path, program, tensors, manifest, self.report.to_dict())
+        graph = _graph(self.converted)
+        report, timing = _apart(self.report.to_dict())
+        folder = directory.write(path, graph, self.example_inputs, collect_tensors(graph), manifest, report, timing)
         if self.run_state is not None:
             self.run_state.clear()
         return folder
@@ -109,15 +110,37 @@ def load(path: Path | str) -> QuantResult:
         CheckpointError: the folder or a file is missing, changed, or of another format version.
     """
     saved = directory.read(path)
-    ranges = saved.manifest.get("ranges")  # results of brecq 0.1.0 have none
-    return QuantResult(
-        to_module(saved.program),
-        Report.from_dict(saved.report),
-        QuantConfig.from_dict(saved.manifest["config"]),
-        example_inputs(saved.program),
-        metadata=saved.manifest["metadata"],
-        ranges=None if ranges is None else [FloatRange(**entry) for entry in ranges],
-    )
+    try:
+        report = Report.from_dict(_together(saved.report, saved.timing))
+        config = QuantConfig.from_dict(saved.manifest["config"])
+        ranges = saved.manifest["ranges"]
+        return QuantResult(
+            saved.graph,
+            report,
+            config,
+            saved.example_inputs,
+            metadata=saved.manifest["metadata"],
+            ranges=None if ranges is None else [FloatRange(**entry) for entry in ranges],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # consistent files, but not those of a result
+        raise CheckpointError(f"{path} does not hold a result of brecq: {error!r}; write it again") from error
+
+
+_ONCE = ("seconds", "block_forwards")
+_ONCE_A_BLOCK = ("seconds", "resumed")
+
+
+def _apart(report: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the same run reports every time, and what differs from one to the next."""
+    timing = {key: report.pop(key) for key in _ONCE}
+    timing["blocks"] = [{key: block.pop(key) for key in _ONCE_A_BLOCK} for block in report["blocks"]]
+    return report, timing
+
+
+def _together(report: dict[str, Any], timing: dict[str, Any]) -> dict[str, Any]:
+    blocks = [{**block, **times} for block, times in zip(report["blocks"], timing["blocks"], strict=True)]
+    whole = {**report, **{key: timing[key] for key in _ONCE}, "blocks": blocks}
+    return {key: value for key, value in whole.items() if key != "format"}
 
 
 def _graph(module: nn.Module) -> GraphModule:

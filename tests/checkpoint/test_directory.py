@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +14,19 @@ from safetensors.numpy import load_file
 from torch import Tensor
 from torch.fx import GraphModule
 
-from brecq.checkpoint import Checkpoint, PackedWeight, collect_tensors, directory, read, write
+from brecq.checkpoint import Checkpoint, PackedWeight, collect_tensors, read, write
 from brecq.errors import CheckpointError
-from brecq.graph.convert import to_program
+from brecq.storage import files
+from brecq.storage.files import sha256
+from brecq.storage.sealed import seal
 
-FILES = ["manifest.json", "model.pt2", "report.json", "weights.safetensors"]
+FILES = ["manifest.json", "program.json", "report.json", "timing.json", "weights.safetensors"]
 MANIFEST = {"config": {"weights": 2}, "seed": 7, "data_digest": "abc", "metadata": {"source": "timm:resnet18"}}
 
 
 def save(path: Path, converted: GraphModule, images: Tensor, manifest: dict[str, object] | None = None) -> Path:
     return write(
-        path, to_program(converted, (images,)), collect_tensors(converted), manifest or MANIFEST, {"seconds": 1.5}
+        path, converted, (images,), collect_tensors(converted), manifest or MANIFEST, {"samples": 8}, {"seconds": 1.5}
     )
 
 
@@ -34,11 +38,12 @@ def folder(tmp_path: Path, converted: GraphModule, images: Tensor) -> Path:
 def test_a_reload_is_bit_identical(folder: Path, converted: GraphModule, images: Tensor) -> None:
     result = read(folder)
     assert isinstance(result, Checkpoint)
-    module = result.program.module()
+    module = result.graph
     for batch in (images, images[:1], torch.randn(9, 3, 8, 8)):
         assert torch.equal(module(batch), converted(batch))
     assert sorted(file.name for file in folder.iterdir()) == FILES
-    assert result.report == {"seconds": 1.5}
+    assert (result.report["samples"], result.timing["seconds"]) == (8, 1.5)
+    assert [(x.shape, x.dtype) for x in result.example_inputs] == [((2, 3, 8, 8), torch.float32)]
     assert {key: result.manifest[key] for key in MANIFEST} == MANIFEST
     assert torch.__version__.startswith(result.manifest["versions"]["torch"])
     for name, value in collect_tensors(converted).items():
@@ -48,10 +53,9 @@ def test_a_reload_is_bit_identical(folder: Path, converted: GraphModule, images:
 
 
 def test_a_reload_can_be_saved_again(folder: Path, tmp_path: Path, images: Tensor) -> None:
-    module = read(folder).program.module()
-    again = save(tmp_path / "again", module, images)
-    assert read(again).manifest["tensors"] == read(folder).manifest["tensors"]
-    assert torch.equal(read(again).program.module()(images), module(images))
+    again = save(tmp_path / "again", read(folder).graph, images)
+    for name in FILES:
+        assert (again / name).read_bytes() == (folder / name).read_bytes(), name
 
 
 def test_weights_take_their_bit_width_on_disk(folder: Path) -> None:
@@ -69,7 +73,17 @@ def test_weights_take_their_bit_width_on_disk(folder: Path) -> None:
 def test_activations_are_listed(folder: Path) -> None:
     result = read(folder)
     assert result.manifest["activations"] == [
-        {"input": "x", "scale": 0.03125, "zero_point": 128, "low": 0, "high": 255}
+        {
+            "node": "x",
+            "role": "input",
+            "module": None,
+            "operator": None,
+            "read_by": ["stem"],
+            "scale": 0.03125,
+            "zero_point": 128,
+            "low": 0,
+            "high": 255,
+        }
     ]
 
 
@@ -87,9 +101,8 @@ def test_the_documented_reader(folder: Path) -> None:
         assert np.array_equal(found, weight.dequantize().numpy())
 
 
-def test_the_program_holds_neither_inputs_nor_paths(folder: Path) -> None:
-    assert read(folder).program.example_inputs is None
-    assert str(Path.cwd()).encode() not in (folder / "model.pt2").read_bytes()
+def test_the_program_holds_no_paths(folder: Path) -> None:
+    assert str(Path.cwd()).encode() not in (folder / "program.json").read_bytes()
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path: Path, converted: GraphModule, images: Tensor) -> None:
@@ -115,12 +128,34 @@ def test_an_interrupted_write_never_reads_as_complete(
             raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr(directory.os, "replace", broken)
+    monkeypatch.setattr(files.os, "replace", broken)
+    (converted.get_buffer("head.bias")).add_(1)  # another result
     with pytest.raises(KeyboardInterrupt):
         save(folder, converted, images, {"seed": 8})
-    with pytest.raises(CheckpointError, match=r"manifest\.json is missing"):
-        read(folder)
+    if failing == "weights.safetensors":  # the first: nothing is changed yet
+        assert read(folder).manifest["seed"] == 7
+    else:
+        with pytest.raises(CheckpointError, match="was changed or damaged"):
+            read(folder)
     assert not list(folder.glob(".tmp*"))
+    monkeypatch.undo()
+    assert read(save(folder, converted, images, {"seed": 8})).manifest["seed"] == 8
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_somebody_else_are_not_replaced(
+    tmp_path: Path, converted: GraphModule, images: Tensor, name: str
+) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} is not brecq's and is not replaced"):
+        save(tmp_path, converted, images)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "{}")]
+
+
+def test_files_may_be_read_by_whom_the_umask_says(folder: Path) -> None:
+    before = os.umask(0)
+    os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o666 & ~before}
 
 
 def test_a_failure_before_the_end_leaves_the_old_result(folder: Path, converted: GraphModule, images: Tensor) -> None:
@@ -137,7 +172,7 @@ def test_reserved_fields(tmp_path: Path, converted: GraphModule, images: Tensor)
 
 def test_a_file_in_the_way(tmp_path: Path, converted: GraphModule, images: Tensor) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(CheckpointError, match="choose another folder"):
+    with pytest.raises(CheckpointError, match="choose another place"):
         save(tmp_path / "out", converted, images)
 
 
@@ -148,7 +183,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
         read(folder)
 
 
-@pytest.mark.parametrize("name", ["model.pt2", "report.json", "weights.safetensors"])
+@pytest.mark.parametrize("name", ["program.json", "report.json", "timing.json", "weights.safetensors"])
 def test_a_changed_file_is_named(folder: Path, name: str) -> None:
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -161,9 +196,13 @@ def test_a_changed_file_is_named(folder: Path, name: str) -> None:
     ("change", "message"),
     [
         ({"format": "other"}, "does not describe a brecq result"),
-        ({"format_version": 99}, "format version 99, this brecq reads 1"),
-        ({"files": {}}, "lacks 'model.pt2'"),
-        ({"tensors": None}, "lacks 'tensors'"),
+        ({"format_version": 99}, "format version 99, this brecq reads 2"),
+        ({"files": {}}, r"files is '\{\}', not an object with the sha256"),
+        ({"tensors": None}, "tensors is 'None', not an object"),
+        ({"seed": 7.5}, "seed is '7.5', not an integer"),
+        ({"metadata": []}, r"metadata is '\[\]', not an object"),
+        ({"seed": 8}, "was changed or damaged: its content has the SHA-256"),
+        ({"sha256": None}, "has no 'sha256'"),
     ],
 )
 def test_a_manifest_of_another_kind(folder: Path, change: dict[str, object], message: str) -> None:
@@ -180,13 +219,53 @@ def test_a_damaged_manifest(folder: Path) -> None:
         read(folder)
 
 
-def test_a_program_that_cannot_be_loaded_names_the_versions(folder: Path) -> None:
-    (folder / "model.pt2").write_bytes(b"of another torch")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["model.pt2"]["sha256"] = directory.sha256(folder / "model.pt2")
-    manifest["versions"]["torch"] = "1.2.3"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match=r"written with torch 1\.2\.3"):
+def forge(folder: Path, change: Callable[[dict[str, Any]], object], **fields: Any) -> None:
+    """Change the program, and make the manifest vouch for it."""
+    described = json.loads((folder / "program.json").read_text())
+    change(described)
+    (folder / "program.json").write_text(json.dumps(described))
+    manifest = json.loads((folder / "manifest.json").read_text()) | fields
+    manifest["files"]["program.json"]["sha256"] = sha256(folder / "program.json")
+    del manifest["sha256"]
+    (folder / "manifest.json").write_text(seal(manifest))
+
+
+def test_a_program_that_cannot_be_read_names_the_versions(folder: Path) -> None:
+    forge(folder, lambda described: described.update(version=2), versions={"torch": "1.2.3"})
+    with pytest.raises(CheckpointError, match=r"version is 2.*written with.* torch 1\.2\.3, this is"):
+        read(folder)
+
+
+def first(described: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next(node for node in described["nodes"] if kind in node)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: first(d, "operator").update(operator="os.system"), "operator is 'os.system', which no program may"),
+        (lambda d: first(d, "operator").update(operator="torch.os.system"), "which no program may call"),
+        (lambda d: first(d, "operator").update(operator="operator.methodcaller"), "which no program may call"),
+        (lambda d: first(d, "operator").update(operator="aten.from_file.default"), "which no program may call"),
+        (lambda d: first(d, "operator").update(operator="aten.__class__.mro"), "which no program may call"),
+        (lambda d: first(d, "operator").update(name="x):\n import os#"), "is no name"),
+        (lambda d: first(d, "input").update(input="x=print(1)"), "is no name"),
+        (lambda d: first(d, "operator").update(kwargs={"a=print(1), b": 1}), "is no name"),
+        (lambda d: first(d, "operator").update(args=[{"dtype": "os"}]), "is no value of a program"),
+        (lambda d: first(d, "operator").update(args=[{"node": "nowhere"}]), "is no value of a program"),
+        (lambda d: first(d, "operator").update(args=[]), "does not run"),
+        (lambda d: d["constants"].update({'x"]); print("': {}}), "constants: .*no part of a tensor"),
+        (lambda d: d["constants"].update({"forward": next(iter(d["constants"].values()))}), "'forward' is no name"),
+        (lambda d: first(d, "constant").update(constant="__class__"), "there is no constant '__class__'"),
+        (lambda d: d.update(output={"namedtuple": "a b", "fields": {}}), "is no name"),
+        (lambda d: d.update(nodes={}), "nodes is '{}', not a list"),
+        (lambda d: d["inputs"].clear(), "describes 0 of the program's inputs"),
+        (lambda d: d["inputs"][0].update(shape=["batch", -1]), "the shape is"),
+    ],
+)
+def test_a_crafted_program_is_refused(folder: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    forge(folder, change)
+    with pytest.raises(CheckpointError, match=message):
         read(folder)
 
 

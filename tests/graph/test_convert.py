@@ -429,9 +429,9 @@ def test_brecq_fake_quantizers_convert_exactly(placement: Placement, bits: int, 
 def test_packed_weights_equal_the_program(bits: int, tmp_path: Path) -> None:
     x = torch.randn(3, 3, 8, 8)
     converted = convert(prepare(Images(), x, bits=bits))
-    write(tmp_path, to_program(converted, (x,)), collect_tensors(converted), {}, {})
+    write(tmp_path, converted, (x,), collect_tensors(converted), {}, {}, {})
     result = read(tmp_path)
-    assert torch.equal(run(result.program.module(), x), run(converted, x))
+    assert torch.equal(run(result.graph, x), run(converted, x))
     values = {name: value for name, value in result.tensors.items() if isinstance(value, PackedWeight)}
     assert sorted(values) == ["depthwise.weight", "head.weight", "stem.0.weight", "up.weight"]
     for node in dequantize_nodes(converted):

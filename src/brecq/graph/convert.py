@@ -96,21 +96,6 @@ def to_program(converted: nn.Module, example_inputs: Sequence[Any]) -> ExportedP
     return program
 
 
-def to_module(program: ExportedProgram) -> nn.Module:
-    """The network of a program that `to_program` made; it takes its inputs by position or by name, as before."""
-    module = program.module()
-    module._forward_pre_hooks.clear()  # they insist on positions
-    module._forward_pre_hooks_with_kwargs.clear()
-    return module
-
-
-def example_inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
-    """Zeros of the shapes and dtypes that a program takes, in a batch of two."""
-    names = set(program.graph_signature.user_inputs)
-    values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
-    return tuple(torch.zeros((2, *map(int, value.shape[1:])), dtype=value.dtype) for value in values)
-
-
 def _shallow_copy(prepared: GraphModule) -> GraphModule:
     """A graph of its own over the same tensors and fake-quantizers."""
     module = GraphModule(prepared, copy.deepcopy(prepared.graph))

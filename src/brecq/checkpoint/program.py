@@ -19,11 +19,11 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils import _pytree as pytree
 
-from brecq.checkpoint.operators import find_operator, operator_name
 from brecq.checkpoint.tensors import IntegerTensor, PackedWeight, Stored
 from brecq.errors import CheckpointError
 from brecq.graph.convert import DEQUANTIZE
 from brecq.graph.fold import get_tensor
+from brecq.storage.operators import find_operator, operator_name
 
 FORMAT, VERSION = "brecq program", 1
 BATCH = "batch"

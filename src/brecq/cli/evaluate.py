@@ -22,7 +22,7 @@ from brecq.settings import DATA, MODEL, setting
 if TYPE_CHECKING:
     from torch import nn
 
-_PYTHON_CODE = ".py:"
+_MAY_RUN_CODE = (".py:", "hub:", "hf_hub:", "local-dir:")  # Python files, and weights that timm unpickles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +129,14 @@ def choose_reference(
 ) -> tuple[str | None, Path | None]:
     """The float model's spec and weights: as named, otherwise as the result remembers them.
 
-    A result that was made from a Python file only names that file: loading somebody's result must not run code,
+    A result that was made from a Python file or a hub only names it: loading somebody's result must not run code,
     so such a model has to be named with `--model`. Where none is known and one is `needed`, raises `ConfigError`.
     """
     stored = metadata.get("source") or {}
     if model is not None:
         return model, weights
     spec = stored.get("spec")
-    if spec is not None and _PYTHON_CODE not in spec:
+    if spec is not None and not any(part in spec.lower() for part in _MAY_RUN_CODE):
         file = stored.get("weights")
         return spec, weights or (None if file is None else Path(file))
     if needed or weights is not None:

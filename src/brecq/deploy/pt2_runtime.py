@@ -21,20 +21,18 @@ from brecq.deploy.runtime import Kernels
 from brecq.errors import ExportError
 from brecq.graph.fold import add_constant, get_tensor
 from brecq.graph.ops import kind
+from brecq.storage.pt2 import load_program
 
 
 def read(path: Path | str, extra: dict[str, Any] | None = None) -> ExportedProgram:
     """The program of a `.pt2` file; `read(path).module()` runs it. Extra files named in `extra` are put there.
 
     Raises:
-        ExportError: the file cannot be read.
+        ExportError: the file cannot be read, or holds what could run code.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.load(path, extra_files=extra)
-    except Exception as error:  # torch raises many unrelated types
-        raise ExportError(f"cannot load {path}: {error}; give a file that brecq export --format pt2 wrote") from error
+    return load_program(
+        Path(path), ExportError, remedy="give a file that brecq export --format pt2 wrote", extra=extra
+    )
 
 
 def compile_x86(path: Path | str) -> Callable[..., Any]:

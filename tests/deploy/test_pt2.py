@@ -70,5 +70,5 @@ def test_asymmetric_8_bit_weights_are_not_lowered(quantized, networks: ModuleTyp
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "m.pt2").write_text("nothing")
-    with pytest.raises(ExportError, match="is not a torch.export program"):
+    with pytest.raises(ExportError, match=r"is not a torch\.export program"):
         pt2_runtime.compile_x86(tmp_path / "m.pt2")

@@ -94,3 +94,24 @@ def test_quantize_and_evaluate_leave_the_model_as_it_was() -> None:
     assert state(model) == before
     assert all(torch.equal(a, b) for a, b in zip(values.values(), model.state_dict().values(), strict=True))
     assert not any("copy_" in str(node.target) for node in result.converted.graph.nodes)
+
+
+class InPlace(nn.Module):
+    """Normalizes its input where it lies, and takes an optional mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = self.fc(x.sub_(0.5).div_(0.3))
+        return y if mask is None else y * mask
+
+
+def test_inputs_are_left_as_they_were_too() -> None:
+    model, x, labels = InPlace().eval(), torch.rand(8, 4), torch.arange(8) % 5
+    before = x.clone()
+    result = brecq.quantize(model, [(x, labels)], QuantConfig(8, 8, method="rtn"))
+    evaluation = brecq.evaluate(result.model, brecq.Dataset((x,)), reference=model)
+    assert torch.equal(x, before)
+    assert evaluation.sqnr > 30

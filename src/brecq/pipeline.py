@@ -131,10 +131,11 @@ def quantize(
     set_mode(prepared, Mode.HARD)
     noise = tensor_noise(prepared, [value[:SAMPLES].to(device) for value in inputs])
     converted = convert(prepared)
-    check.check_converted(prepared, converted, [value[: check.SAMPLES].to(device) for value in inputs])
+    differs = check.check_converted(prepared, converted, [value[: check.SAMPLES].to(device) for value in inputs])
     recipe = config.recipe
     left = ranges.record(converted, inputs, device, recipe.range_norm, recipe.range_candidates)
     notes = [f"fake quantization kernels: {kernels.backend()}"]
+    notes += [differs] if differs else []
     if data.origin:
         notes.append(f"inputs: {data.origin}")
     left_in_float = float_weights(entries)

@@ -15,7 +15,7 @@ import brecq
 from brecq.config import QuantConfig
 from brecq.errors import BrecqError, CaptureError
 from brecq.evaluation import sqnr
-from brecq.graph import fold
+from brecq.graph import fold, ops
 from brecq.graph.blocks import extract
 from brecq.graph.capture import capture
 from brecq.graph.check import FloatNetwork, check_blocks, check_converted
@@ -194,7 +194,11 @@ def test_blocks_that_part_are_refused_by_name(captured, networks) -> None:
 
 def test_a_program_that_parts_from_its_graph_is_refused(captured, networks) -> None:
     graph, (x,) = captured("ResNet"), networks.inputs(networks.build(networks.ResNet))
-    check_converted(graph, graph, [x])
+    assert check_converted(graph, graph, [x]) is None
+    moved = captured("ResNet")
+    layer = next(node for node in moved.graph.nodes if ops.kind(node) == "linear")
+    fold.get_tensor(moved, str(layer.args[2].target)).add_(1e-3 * graph(x).abs().max())
+    assert "differs from the quantized network by 1.0e-03" in str(check_converted(graph, moved, [x]))
     with pytest.raises(BrecqError, match="converted program differs"):
         check_converted(graph, captured("MobileNet"), [x])
 

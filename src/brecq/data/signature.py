@@ -181,7 +181,9 @@ class Signature:
     def _runs(self, parts: Sequence[object]) -> list[Tensor] | None:
         """The outputs on a sample or two of a batch, `None` if the network does not take them."""
         place = next((value for value in (*self.model.parameters(), *self.model.buffers())), torch.zeros(()))
-        few = [part[:2].to(place.device) if isinstance(part, Tensor) and part.ndim else part for part in parts]
+        few = [
+            part[:2].to(place.device, copy=True) if isinstance(part, Tensor) and part.ndim else part for part in parts
+        ]
         try:
             with evaluating(self.model):
                 return [x for x in torch.utils._pytree.tree_leaves(self.model(*few)) if isinstance(x, Tensor)]

@@ -77,13 +77,18 @@ def write(result: QuantResult, path: Path, *, model_config: str | None = None, p
     ignore = [name.removesuffix(".weight") for name in layers if name not in quantized]
     config = _read_config(model_config)
     config["quantization_config"] = _quantization_config(packed, ignore)
-    plain = {name: value for name, value in tensors.items() if name not in quantized}
+    plain = {name: value for name, value in tensors.items() if name not in quantized and not _is_mask(name, value)}
     notes = _notes(packed, plain, ignore)
     arrays = {name: value if isinstance(value, Tensor) else value.dequantize() for name, value in plain.items()}
     for layer in packed:
         arrays |= _pack(layer)
     files = _write(path, arrays, config)
     return Exported(path, files, sum(file.stat().st_size for file in files), notes)
+
+
+def _is_mask(name: str, value: Stored) -> bool:
+    """True for truth values and whole numbers that the network's code makes anew: no parameters went into them."""
+    return "_folded" in name and isinstance(value, Tensor) and not value.is_floating_point()
 
 
 def _refuse_quantized_activations(graph: GraphModule) -> None:

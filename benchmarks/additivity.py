@@ -39,12 +39,13 @@ from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
 from brecq.precision.layers import dissect
 from brecq.precision.measure import measure_sensitivity
-from brecq.precision.meter import BlockMeter, FloatStreams
+from brecq.precision.meter import BlockMeter
 from brecq.precision.options import Cross
 from brecq.precision.problem import build
 from brecq.precision.table import METRICS, SensitivityTable
 from brecq.quant.fake_quant import WeightFakeQuantize
 from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.streams import Streams
 
 BATCH = 50
 
@@ -157,7 +158,7 @@ class Whole:
                 module.enabled = False
         net = extract(prepared, specs)
         self.block = net.blocks[0]
-        streams = FloatStreams(net, data.inputs, ActivationCache(torch.device("cpu")))
+        streams = Streams(net, data.inputs, ActivationCache(torch.device("cpu")), quantized="float")
         self.meter = BlockMeter(self.block, anatomy, streams, config, 1, set())
         for key, codes in table.codes.items():
             knob, _, bits = key.rpartition("@")

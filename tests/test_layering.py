@@ -32,7 +32,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "sources": "data errors storage",
     "graph": "config errors forward quant report",
     "converted": "errors forward graph quant",
-    "checkpoint": "errors graph storage version",
+    "checkpoint": "errors graph progress report storage version",
     "reconstruct": "checkpoint config errors forward graph logits progress quant report storage",
     "result": "checkpoint config converted errors graph report",
     "precision": "checkpoint checks config data errors forward graph plain progress quant reading reconstruct "

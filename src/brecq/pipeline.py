@@ -44,7 +44,7 @@ from brecq.quant import kernels
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct import passes
 from brecq.reconstruct.cache import ActivationCache
-from brecq.reconstruct.memory import reuse_freed
+from brecq.reconstruct.run import Run
 from brecq.report import Report, ScopeEntry
 from brecq.result import QuantResult
 
@@ -87,71 +87,121 @@ def quantize(
     Raises:
         ConfigError, DataError, CaptureError, PartitionError, CheckpointError: before any long work starts.
     """
-    config = config or QuantConfig()
+    config, progress, began = config or QuantConfig(), progress or Progress(), time.perf_counter()
     check_request(model, config, QuantConfig, device)
-    if allocation is not None and quantizer is not None:
-        raise ConfigError("allocation and quantizer both decide on bits; give one of them")
-    if allocation is not None:
-        config = allocation.apply(config)
-    progress = progress or Progress()
-    began = time.perf_counter()
+    config = _settled(config, quantizer, allocation)
     if resume and run_dir is None:
         raise ConfigError("resume=True needs run_dir: the folder of the run to continue")
+    subject = _subject(model, calibration, submodule, progress)
+    request = _Request(config, quantizer, allocation, learned or {}, run_dir is not None)
+    plan = _plan(subject, request, device, progress)
+    state = _run_state(plan, subject.data, config, run_dir, resume)
+    cache = ActivationCache(torch.device(device), config.memory_budget, run_dir)
+    run = Run(plan.network, tensors(subject.arguments), config, cache, subject.data.labels, state, progress)
+    with run.working():
+        reports, forwards = passes.run(run)
+    progress.stage("converting")
+    result = _convert(run, subject, plan)
+    result.report.blocks, result.report.block_forwards = reports, forwards
+    result.report.allocation = None if allocation is None else allocation.to_dict()
+    result.report.seconds = time.perf_counter() - began
+    progress.close()
+    return result
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is quantized: a network, or a submodule of one, with the inputs that it receives. `notes`: on the way."""
+
+    model: nn.Module
+    arguments: Inputs
+    data: Dataset
+    wrapped: Submodule | None
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is asked for. `to_folder`: the result will be saved."""
+
+    config: QuantConfig
+    quantizer: Quantizer | None
+    allocation: BitAllocation | None
+    learned: Mapping[str, Tensor]
+    to_folder: bool
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What will be done. `started`: codes that weights start from, by the names of the fake-quantizers."""
+
+    network: Network
+    specs: list[BlockSpec]
+    scope: list[ScopeEntry]
+    started: dict[str, Tensor]
+
+
+def _settled(config: QuantConfig, quantizer: Quantizer | None, allocation: BitAllocation | None) -> QuantConfig:
+    if allocation is not None and quantizer is not None:
+        raise ConfigError("allocation and quantizer both decide on bits; give one of them")
+    return config if allocation is None else allocation.apply(config)
+
+
+def _subject(
+    model: nn.Module, calibration: Iterable[Any] | Tensor | Dataset, submodule: str | None, progress: Progress
+) -> _Subject:
     data = collect(calibration, None, model=model)
-    if data.origin:
-        progress.note(f"inputs: {data.origin}")
     model, copied = in_float32(model)
-    if copied:
-        progress.note(copied)
+    notes = [note for note in (data.origin and f"inputs: {data.origin}", copied) if note]
+    for note in notes:
+        progress.note(note)
     check_weights(model)
     check_runs(model, data)
-    target = Submodule(model, submodule, data.arguments()) if submodule is not None else None
-    network_model, arguments = (unwrap(model), data.arguments()) if target is None else (target.module, target.inputs)
-    inputs = tensors(arguments)
+    if submodule is None:
+        return _Subject(unwrap(model), data.arguments(), data, None, notes)
+    target = Submodule(model, submodule, data.arguments())
+    return _Subject(target.module, target.inputs, data, target, notes)
 
+
+def _plan(subject: _Subject, request: _Request, device: str | torch.device, progress: Progress) -> _Plan:
     progress.stage("capturing the network")
-    prepared, specs = _prepare(network_model, example_batch(arguments), config, quantizer, allocation, arguments)
-    if run_dir is not None:
+    arguments = subject.arguments
+    prepared, specs = _prepare(
+        subject.model, example_batch(arguments), request.config, request.quantizer, request.allocation, arguments
+    )
+    if request.to_folder:
         program.check(prepared)
     prepared.to(device)
-    started = start_from(prepared, learned or {})
+    started = start_from(prepared, request.learned)
     entries = scope(prepared, specs)
     progress.scope(entries)
     network = extract(prepared, specs)
     check.check_blocks(network, [value.to(device) for value in tensors(check.few(arguments))])
-    state = _run_state({**prepared.state_dict(), **started}, network, data, config, run_dir, resume)
-    cache = ActivationCache(torch.device(device), config.memory_budget, None if run_dir is None else Path(run_dir))
-    try:
-        with reuse_freed(cache.device):
-            reports, forwards = passes.run(network, inputs, data.labels, config, cache, state, progress)
-    finally:
-        cache.close()
+    return _Plan(network, specs, entries, started)
 
-    progress.stage("converting")
+
+def _convert(run: Run, subject: _Subject, plan: _Plan) -> QuantResult:
+    """The result, and the report as far as the converted network tells it."""
+    prepared, device, recipe = plan.network.graph, run.cache.device, run.config.recipe
     set_mode(prepared, Mode.HARD)
-    noise = tensor_noise(prepared, [value[:SAMPLES].to(device) for value in inputs])
+    noise = tensor_noise(prepared, [value[:SAMPLES].to(device) for value in run.inputs])
     converted = convert(prepared)
-    differs = check.check_converted(prepared, converted, [value[: check.SAMPLES].to(device) for value in inputs])
-    recipe = config.recipe
-    left = ranges.record(converted, inputs, device, recipe.range_norm, recipe.range_candidates)
-    notes = [f"fake quantization kernels: {kernels.backend()}"]
-    notes += [differs] if differs else []
-    if data.origin:
-        notes.append(f"inputs: {data.origin}")
-    left_in_float = float_weights(entries)
+    differs = check.check_converted(prepared, converted, [value[: check.SAMPLES].to(device) for value in run.inputs])
+    left = ranges.record(converted, run.inputs, device, recipe.range_norm, recipe.range_candidates)
+    left_in_float = float_weights(plan.scope)
+    notes = [f"fake quantization kernels: {kernels.backend()}", *([differs] if differs else []), *subject.notes]
     notes += [f"parameters in float: {left_in_float}"] if left_in_float else []
-    notes += [copied] if copied else []
-    notes += [spec.joined for spec in specs if spec.joined]
-    if started:
-        notes.append(f"{len(started)} weights started from the codes that the sensitivity table learned")
+    notes += [spec.joined for spec in plan.specs if spec.joined]
+    if plan.started:
+        notes.append(f"{len(plan.started)} weights started from the codes that the sensitivity table learned")
     report = Report(
-        entries, reports, config.to_dict(), time.perf_counter() - began, versions(), data.digest(), forwards,
-        samples=len(data), notes=notes, allocation=None if allocation is None else allocation.to_dict(),
-        tensors=noise,
+        plan.scope, [], run.config.to_dict(), 0.0, versions(), subject.data.digest(), samples=len(subject.data),
+        notes=notes, tensors=noise,
     )  # fmt: skip
-    progress.close()
-    examples = tensors(example_batch(arguments))
-    return QuantResult(converted, report, config, examples, wrapped=target, run_state=state, ranges=left)
+    examples = tensors(example_batch(subject.arguments))
+    return QuantResult(
+        converted, report, run.config, examples, wrapped=subject.wrapped, run_state=run.state, ranges=left
+    )
 
 
 @dataclass(frozen=True)
@@ -235,17 +285,12 @@ def _prepare(
 
 
 def _run_state(
-    weights: Mapping[str, Tensor],
-    network: Network,
-    data: Dataset,
-    config: QuantConfig,
-    run_dir: Path | str | None,
-    resume: bool,
+    plan: _Plan, data: Dataset, config: QuantConfig, run_dir: Path | str | None, resume: bool
 ) -> RunState | None:
     if run_dir is None or config.method == "rtn":
         return None
     relevant = {key: value for key, value in config.to_dict().items() if key != "memory_budget"}
     relevant["recipe"] = {k: v for k, v in relevant["recipe"].items() if k not in ("tuning", "tune_lr")}  # of no block
-    blocks = [f"{block.name}: {', '.join(block.layers)}" for block in network.blocks]
-    mark = fingerprint(relevant, weights, data.digest(), blocks)
-    return RunState(run_dir, mark, resume=resume)
+    blocks = [f"{block.name}: {', '.join(block.layers)}" for block in plan.network.blocks]
+    weights = {**plan.network.graph.state_dict(), **plan.started}
+    return RunState(run_dir, fingerprint(relevant, weights, data.digest(), blocks), resume=resume)

@@ -30,6 +30,11 @@ class BlockReport:
     stage: str = "joint"
     resumed: bool = False
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> BlockReport:
+        """The inverse of `dataclasses.asdict`, also after a round trip through JSON, with `changes`."""
+        return cls(**{**values, "layers": tuple(values["layers"]), **changes})
+
 
 @dataclass(frozen=True)
 class ScopeEntry:
@@ -115,7 +120,7 @@ class Report:
         """The inverse of `to_dict`, also after a round trip through JSON."""
         values = dict(values)
         scope = [ScopeEntry(**entry) for entry in values.pop("scope")]
-        blocks = [BlockReport(**{**entry, "layers": tuple(entry["layers"])}) for entry in values.pop("blocks")]
+        blocks = [BlockReport.from_dict(entry) for entry in values.pop("blocks")]
         tensors = [
             TensorNoise(**{**entry, "grid": None if entry["grid"] is None else tuple(entry["grid"])})
             for entry in values.pop("tensors", [])  # results of brecq 0.1.0 have none

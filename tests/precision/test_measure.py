@@ -26,8 +26,8 @@ from brecq.progress import Progress
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import Mode, WeightFakeQuantize
 from brecq.reconstruct import fisher
-from brecq.reconstruct.cache import ActivationCache
-from brecq.reconstruct.passes import seed_of
+from brecq.reconstruct.cache import ActivationCache, Slot
+from brecq.reconstruct.run import seed_of
 
 
 def rounded(weight: Tensor, bits: int, recipe) -> Tensor:
@@ -51,7 +51,7 @@ def test_losses_are_those_of_the_block_with_rounded_weights(bench) -> None:
     cache = ActivationCache(torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed_of(0, "sensitivity"))
     fisher.sketch(network, (x,), cache, generator)
-    vectors = cache.get(f"gradient0/{block.outputs[0]}", slice(0, len(x)))
+    vectors = cache.get(Slot("gradient", block.outputs[0]), slice(0, len(x)))
 
     def output(bits: dict[str, int]) -> Tensor:
         copied = copy.deepcopy(block.module)

@@ -24,6 +24,7 @@ from brecq.progress import Progress
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct import passes
 from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.run import Run as BlockRun
 from brecq.report import BlockReport
 
 CPU = torch.device("cpu")
@@ -103,7 +104,8 @@ class Lab:
         cache = ActivationCache(CPU, config.memory_budget, folder)
         data = self.inputs(name, samples) if inputs is None else inputs
         try:
-            reports, forwards = passes.run(network, data, labels, config, cache, state, progress or Progress())
+            given = BlockRun(network, data, config, cache, labels, state, progress or Progress())
+            reports, forwards = passes.run(given)
         finally:
             cache.close()
         set_mode(graph, Mode.HARD)

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from brecq.errors import CheckpointError
-from brecq.reconstruct.cache import ActivationCache, free_host_memory
+from brecq.reconstruct.cache import ActivationCache, Slot, free_host_memory
 
 CPU = torch.device("cpu")
+X, A, B, C, D = (Slot("float", name) for name in "xabcd")
 PLACES = {"host": 1 << 30, "file": 0}
 
 
@@ -28,41 +29,41 @@ def cache(request: pytest.FixtureRequest, tmp_path: Path) -> ActivationCache:
 def test_what_is_put_can_be_got(cache: ActivationCache, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = (torch.randn(shape) * 10).to(dtype)
     for start in range(0, 10, 4):
-        cache.put("x", start, x[start : start + 4], 10)
-    assert cache.place("x") == cache.expected
-    assert "x" in cache
-    assert cache.samples("x") == 10
-    assert torch.equal(cache.get("x", slice(2, 7)), x[2:7])
+        cache.put(X, start, x[start : start + 4], 10)
+    assert cache.place(X) == cache.expected
+    assert X in cache
+    assert cache.samples(X) == 10
+    assert torch.equal(cache.get(X, slice(2, 7)), x[2:7])
     index = torch.tensor([7, 0, 3])
-    found = cache.get("x", index)
+    found = cache.get(X, index)
     assert torch.equal(found, x[index])
     assert found.dtype == dtype
     cache.close()
 
 
 def test_images_come_back_channels_last(cache: ActivationCache) -> None:
-    cache.put("x", 0, torch.randn(4, 3, 5, 6), 4)
-    assert cache.get("x", slice(0, 4)).is_contiguous(memory_format=torch.channels_last)
+    cache.put(X, 0, torch.randn(4, 3, 5, 6), 4)
+    assert cache.get(X, slice(0, 4)).is_contiguous(memory_format=torch.channels_last)
     cache.close()
 
 
 def test_what_is_got_is_not_what_is_kept(cache: ActivationCache) -> None:
-    cache.put("x", 0, torch.ones(4, 2), 4)
-    cache.get("x", torch.arange(4)).zero_()
-    assert cache.get("x", torch.arange(4)).sum() == 8
+    cache.put(X, 0, torch.ones(4, 2), 4)
+    cache.get(X, torch.arange(4)).zero_()
+    assert cache.get(X, torch.arange(4)).sum() == 8
     cache.close()
 
 
 def test_the_budget_decides_tensor_by_tensor(tmp_path: Path) -> None:
     cache = ActivationCache(CPU, 1000, tmp_path)
-    cache.put("a", 0, torch.zeros(1, 200), 1)  # 800 bytes
-    cache.put("b", 0, torch.zeros(1, 100), 1)  # 400: too much
-    cache.put("c", 0, torch.zeros(1, 50), 1)  # 200: just fits
-    assert [cache.place(name) for name in "abc"] == ["host", "file", "host"]
+    cache.put(A, 0, torch.zeros(1, 200), 1)  # 800 bytes
+    cache.put(B, 0, torch.zeros(1, 100), 1)  # 400: too much
+    cache.put(C, 0, torch.zeros(1, 50), 1)  # 200: just fits
+    assert [cache.place(slot) for slot in (A, B, C)] == ["host", "file", "host"]
     assert cache.used("host") == 1000
-    cache.drop("a")
-    cache.put("d", 0, torch.zeros(1, 200), 1)
-    assert cache.place("d") == "host"
+    cache.drop(A)
+    cache.put(D, 0, torch.zeros(1, 200), 1)
+    assert cache.place(D) == "host"
     assert cache.peak == {"device": 0, "host": 1000, "file": 400}
     cache.close()
 
@@ -70,16 +71,16 @@ def test_the_budget_decides_tensor_by_tensor(tmp_path: Path) -> None:
 def test_files_have_no_name_and_are_gone_with_their_tensor(tmp_path: Path) -> None:
     cache = ActivationCache(CPU, 0, tmp_path)
     (tmp_path / "activations-1.bin").write_text("the user's")
-    for value, name in enumerate("ab"):
-        cache.put(name, 0, torch.full((4, 4), float(value)), 4)
+    for value, slot in enumerate((A, B)):
+        cache.put(slot, 0, torch.full((4, 4), float(value)), 4)
     assert [file.name for file in tmp_path.iterdir()] == ["activations-1.bin"]
-    assert torch.equal(cache.get("a", slice(0, 4)), torch.zeros(4, 4))
-    assert torch.equal(cache.get("b", slice(0, 4)), torch.ones(4, 4))
-    cache.drop("a")
-    cache.drop("a")  # twice is fine
-    assert "a" not in cache
+    assert torch.equal(cache.get(A, slice(0, 4)), torch.zeros(4, 4))
+    assert torch.equal(cache.get(B, slice(0, 4)), torch.ones(4, 4))
+    cache.drop(A)
+    cache.drop(A)  # twice is fine
+    assert A not in cache
     cache.close()
-    assert "b" not in cache
+    assert B not in cache
     assert [file.name for file in tmp_path.iterdir()] == ["activations-1.bin"]
 
 
@@ -90,7 +91,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "posix_fallocate", full)
     cache = ActivationCache(CPU, 0, tmp_path)
     with pytest.raises(CheckpointError, match=r"the disk is full: 64 bytes are needed, \d+ bytes are free; make room"):
-        cache.put("a", 0, torch.zeros(4, 4), 4)
+        cache.put(A, 0, torch.zeros(4, 4), 4)
     assert list(tmp_path.iterdir()) == []
 
 

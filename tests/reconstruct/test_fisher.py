@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from brecq.errors import DataError
-from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.cache import ActivationCache, Slot
 from brecq.reconstruct.fisher import log_likelihood, measure, normalized, sketch
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def test_squared_gradients_normalized_to_mean_1_over_each_sample(lab) -> None:
         for name, gradient in zip(names, torch.autograd.grad(loss, [values[n] for n in names]), strict=True):
             found[name].append(gradient.square())
     for name in names:
-        every = cache.get(f"fisher/{name}", slice(0, samples))
+        every = cache.get(Slot("fisher", name), slice(0, samples))
         torch.testing.assert_close(every.flatten(1).mean(1), torch.ones(samples))
         expected = torch.cat(found[name]).flatten(1)
         expected = expected / expected.mean(1, keepdim=True)
@@ -59,7 +59,7 @@ def test_sampled_labels_follow_the_generator(lab) -> None:
     first, names = measured(lab, None)
     again, _ = measured(lab, None)
     other, _ = measured(lab, None, seed=1)
-    name = f"fisher/{names[0]}"
+    name = Slot("fisher", names[0])
     everything = slice(0, 70)
     assert torch.equal(first.get(name, everything), again.get(name, everything))
     assert not torch.equal(first.get(name, everything), other.get(name, everything))
@@ -121,7 +121,7 @@ def test_sketched_vectors_have_the_fisher_information_as_their_covariance(lab) -
     found = torch.zeros(samples)
     for draw in range(20):
         sketch(network, repeated, cache, source, draw)
-        vectors = cache.get(f"gradient{draw}/{name}", slice(0, len(repeated[0])))
+        vectors = cache.get(Slot("gradient", name, draw), slice(0, len(repeated[0])))
         products = (vectors * direction.repeat(draws // 20, *[1] * (z.dim() - 1))).flatten(1).sum(1).square()
         found += products.view(-1, samples).mean(0) / 20
     torch.testing.assert_close(found, exact, rtol=0.1, atol=0)

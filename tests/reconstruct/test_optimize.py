@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize
-from brecq.reconstruct import passes
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.initialize import initialize
 from brecq.reconstruct.learnables import learnables
 from brecq.reconstruct.optimize import Reconstruction
+from brecq.reconstruct.run import seed_of
 from brecq.reconstruct.sampler import Sampler, hold_out, measured_on
 from brecq.reconstruct.site import Site
 from brecq.reconstruct.streams import Streams
@@ -63,7 +63,7 @@ def test_without_keep_best_the_last_state_is_kept(lab) -> None:
 
 def test_the_reported_error_is_that_of_the_finished_block(lab, fast) -> None:
     """It is measured on the samples that were held out."""
-    held = hold_out(96, 0.125, passes.seed_of(0, "held out"))
+    held = hold_out(96, 0.125, seed_of(0, "held out"))
     cache = ActivationCache(CPU)
     streams = Streams(fast.network, lab.inputs(), cache)
     for block, report in zip(fast.network.blocks, fast.reports, strict=True):
@@ -198,7 +198,7 @@ def test_what_is_held_out_is_not_learned_from(lab) -> None:
     """Other inputs there lead to another error, not to other learning."""
     changes = {"keep_best": False, "normalize_loss": False, "range_samples": 8}
     (inputs,) = lab.inputs()
-    held = hold_out(len(inputs), 0.125, passes.seed_of(0, "held out"))
+    held = hold_out(len(inputs), 0.125, seed_of(0, "held out"))
     held = held[held >= 8]  # ranges are initialized on the first eight
     learned_from = torch.tensor([i for i in range(8, len(inputs)) if i not in held])
     runs = []

@@ -22,7 +22,8 @@ from brecq.progress import Progress
 from brecq.quant.fake_quant import ActivationFakeQuantize, WeightFakeQuantize
 from brecq.reconstruct import passes
 from brecq.reconstruct.cache import ActivationCache
-from brecq.reconstruct.passes import END_TO_END, seed_of, stages
+from brecq.reconstruct.passes import END_TO_END, stages
+from brecq.reconstruct.run import Run, seed_of
 from brecq.report import BlockReport
 
 PAPER = {"recipe": "paper", "activation_steps": 6}
@@ -110,7 +111,7 @@ def test_measured_calls_outside_learning(lab) -> None:
             lambda _m, _a, name=block.name: calls.update({name: calls.get(name, 0) + 1})
         )
     cache = ActivationCache(torch.device("cpu"))
-    passes.run(network, lab.inputs(samples=32), None, config, cache, None, Progress())
+    passes.run(Run(network, lab.inputs(samples=32), config, cache))
     assert set(calls.values()) <= {3, 4}  # blocks without a quantized activation of their own have no ranges to set
     assert len(calls) == len(network.blocks)
 
@@ -259,7 +260,7 @@ def test_errors_of_a_trained_network_go_down(lab, networks: ModuleType, shared_d
         prepared = prepare(copy.deepcopy(graph), BrecqQuantizer(config))
         network = extract(prepared, partition(prepared))
         cache = ActivationCache(torch.device("cpu"))
-        reports[method], _ = passes.run(network, (x,), None, config, cache, None, Progress())
+        reports[method], _ = passes.run(Run(network, (x,), config, cache))
     learned = [r for r in reports["reconstruct"] if r.name.startswith("layer")]
     assert len(learned) == 9
     for report in learned:

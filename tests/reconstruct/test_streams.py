@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from brecq.quant.fake_quant import Mode, set_mode
-from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.cache import ActivationCache, Slot
 from brecq.reconstruct.streams import BATCH, Streams, run_batches
 
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ def collect(into: dict[str, list[Tensor]], values: dict[str, Tensor]) -> None:
         into.setdefault(name, []).append(value)
 
 
-def advance_all(lab, name: str, samples: int) -> tuple[Streams, list[set[str]]]:
+def advance_all(lab, name: str, samples: int) -> tuple[Streams, list[set[Slot]]]:
     """Both streams through a network whose quantizers are set; the activations kept after each block."""
     run = lab.run(name=name, method="rtn", samples=32)
     cache = ActivationCache(CPU)
@@ -61,7 +61,7 @@ def test_activations_are_forgotten_after_their_last_use(lab) -> None:
     streams, kept = advance_all(lab, "ResNet", 8)
     outputs = [block.outputs[0] for block in streams.network.blocks]
     # a chain: only what the next block reads is kept
-    assert kept == [{f"float/{name}", f"quantized/{name}"} for name in outputs]
+    assert kept == [{Slot("float", name), Slot("quantized", name)} for name in outputs]
 
 
 def test_skips_are_kept_until_they_are_read(lab) -> None:
@@ -69,7 +69,7 @@ def test_skips_are_kept_until_they_are_read(lab) -> None:
     blocks = streams.network.blocks
     names = [block.name for block in blocks]
     skip = next(name for name in blocks[names.index("dec1")].inputs if name in blocks[0].outputs)
-    waiting = [f"float/{skip}" in entries and f"quantized/{skip}" in entries for entries in kept]
+    waiting = [Slot("float", skip) in entries and Slot("quantized", skip) in entries for entries in kept]
     assert waiting == [i < names.index("dec1") for i in range(len(names))]
 
 

@@ -18,29 +18,24 @@ from brecq.graph.prepare import fake_quantize_node
 from brecq.precision.layers import Anatomy, Knob, Quantizer
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
+from brecq.reconstruct.cache import Slot
 from brecq.reconstruct.initialize import initialize
 from brecq.reconstruct.learnables import Learnables
 from brecq.reconstruct.optimize import Reconstruction, StepHook
 from brecq.reconstruct.site import Site
-from brecq.reconstruct.streams import BATCH, Stream, Streams
+from brecq.reconstruct.streams import BATCH, Streams
 
 LEARNED_BELOW = 8
 """Weights of this many bits are rounded to nearest: there is nothing to gain."""
-
-
-class FloatStreams(Streams):
-    """Both streams are the float one: what a block receives does not depend on the blocks before it."""
-
-    def _key(self, stream: Stream, name: str) -> str:
-        return super()._key("float", name)
 
 
 class BlockMeter:
     """Puts fake-quantizers of other bit-widths into the places of a block's own, and measures what they do.
 
     Args:
-        block: whose own fake-quantizers are disabled. streams: with its float inputs and outputs and, as
-            `gradient<draw>/<output>`, the vectors of `fisher.sketch`.
+        block: whose own fake-quantizers are disabled.
+        streams: with its float inputs, also as the quantized ones, its float outputs, and the vectors of
+            `fisher.sketch` in the cache.
         seen: weight knobs that earlier blocks own: they act here too, but are learned and counted there.
 
     Attributes:
@@ -122,7 +117,7 @@ class BlockMeter:
                 error += sum(delta.square().sum().item() for delta in deltas)
                 power += sum(target.square().sum().item() for target in targets)
                 for draw in range(self.draws):
-                    gradients = [self.streams.cache.get(f"gradient{draw}/{name}", part) for name in outputs]
+                    gradients = [self.streams.cache.get(Slot("gradient", name, draw), part) for name in outputs]
                     products = [(g * delta).flatten(1) for g, delta in zip(gradients, deltas, strict=True)]
                     whole += torch.stack([product.sum(1) for product in products]).sum(0).square().sum().item()
                     diagonal += sum(product.square().sum().item() for product in products)
@@ -153,9 +148,9 @@ class BlockMeter:
         for place, original in self._originals.items():
             self.block.module.set_submodule(place, original)
         for name in self.block.targets:
-            self.streams.cache.drop(f"fisher/{name}")
+            self.streams.cache.drop(Slot("fisher", name))
             for draw in range(self.draws):
-                self.streams.cache.drop(f"gradient{draw}/{name}")
+                self.streams.cache.drop(Slot("gradient", name, draw))
 
     def _initialize(self, knob: Knob, variant: Quantizer) -> None:
         name = knob.name

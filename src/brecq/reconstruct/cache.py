@@ -10,12 +10,28 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from brecq.errors import CheckpointError
 from brecq.storage.files import TEMPORARY, explain, reserve
+
+
+class Slot(NamedTuple):
+    """What a tensor in the cache is.
+
+    Attributes:
+        kind: an `input` of the network; a block's output in the `float` or the `quantized` stream; the weights of its
+            squared error (`fisher`) or a vector of the Fisher information (`gradient`); `tuned`: an input of the
+            end-to-end tuning, `target`: what it is to give.
+        of: the activation's name; the number of the network's input or output in the tuning. draw: of the vector.
+    """
+
+    kind: Literal["input", "float", "quantized", "fisher", "gradient", "tuned", "target"]
+    of: str | int
+    draw: int = 0
 
 
 @dataclass
@@ -26,7 +42,7 @@ class _Entry:
 
 
 class ActivationCache:
-    """Named tensors of N samples each, within a memory budget.
+    """Tensors of N samples each, by slot, within a memory budget.
 
     Args:
         device: where blocks run. budget: bytes on the device and in host memory together; `None` takes half of what
@@ -34,42 +50,42 @@ class ActivationCache:
             name once they are mapped, so that nothing of them is left however a run ends.
     """
 
-    def __init__(self, device: torch.device, budget: int | None = None, folder: Path | None = None) -> None:
+    def __init__(self, device: torch.device, budget: int | None = None, folder: Path | str | None = None) -> None:
         self.device = device
         host = free_host_memory() // 2
         card = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
         self.limits = {"device": card, "host": host}
         self.total = card + host if budget is None else budget
         self._folder = Path(tempfile.gettempdir()) if folder is None else Path(folder)
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[Slot, _Entry] = {}
         self.peak: dict[str, int] = {"device": 0, "host": 0, "file": 0}
 
-    def put(self, name: str, start: int, batch: Tensor, samples: int) -> None:
-        """Store `batch` [n, ...] as samples `start` to `start + n` of `name`, which holds `samples` in all."""
+    def put(self, slot: Slot, start: int, batch: Tensor, samples: int) -> None:
+        """Store `batch` [n, ...] as samples `start` to `start + n` of a slot that holds `samples` in all."""
         rows = _physical(batch)
-        if name not in self._entries:
-            self._entries[name] = self._allocate((samples, *rows.shape[1:]), rows.dtype)
-        self._entries[name].data[start : start + len(rows)].copy_(rows)
+        if slot not in self._entries:
+            self._entries[slot] = self._allocate((samples, *rows.shape[1:]), rows.dtype)
+        self._entries[slot].data[start : start + len(rows)].copy_(rows)
 
-    def get(self, name: str, index: Tensor | slice) -> Tensor:
-        """Samples of `name` on the device, in the layout they had; `index` is a slice or int64 [n] on the CPU."""
-        data = self._entries[name].data
+    def get(self, slot: Slot, index: Tensor | slice) -> Tensor:
+        """Samples of a slot on the device, in the layout they had; `index` is a slice or int64 [n] on the CPU."""
+        data = self._entries[slot].data
         rows = data[index] if isinstance(index, slice) else data.index_select(0, index.to(data.device))
         rows = rows.to(self.device)
         return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
+    def __contains__(self, slot: object) -> bool:
+        return slot in self._entries
 
-    def samples(self, name: str) -> int:
-        return len(self._entries[name].data)
+    def samples(self, slot: Slot) -> int:
+        return len(self._entries[slot].data)
 
-    def place(self, name: str) -> str:
+    def place(self, slot: Slot) -> str:
         """`device`, `host` or `file`."""
-        return self._entries[name].place
+        return self._entries[slot].place
 
-    def drop(self, name: str) -> None:
-        self._entries.pop(name, None)
+    def drop(self, slot: Slot) -> None:
+        self._entries.pop(slot, None)
 
     def close(self) -> None:
         """Forget everything."""

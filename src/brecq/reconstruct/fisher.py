@@ -20,7 +20,7 @@ from brecq import logits
 from brecq.errors import DataError
 from brecq.graph.blocks import Network, Values
 from brecq.quant.fake_quant import Mode, set_mode
-from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.cache import ActivationCache, Slot
 from brecq.reconstruct.streams import BATCH
 
 
@@ -32,7 +32,7 @@ def measure(
     generator: torch.Generator,
     class_axis: int | None = None,
 ) -> None:
-    """Store in `cache`, under `fisher/<name>`, the weights of every block output: g², float32, the output's shape,
+    """Store in `cache`, as slots `fisher`, the weights of every block output: g², float32, the output's shape,
     mean 1 over each sample.
 
     Args:
@@ -49,7 +49,7 @@ def measure(
 
     for name, start, value, gradient in _gradients(network, inputs, cache.device, objective):
         weight = torch.ones_like(value) if gradient is None else normalized(gradient.square())
-        cache.put(f"fisher/{name}", start, weight, len(inputs[0]))
+        cache.put(Slot("fisher", name), start, weight, len(inputs[0]))
 
 
 def sketch(
@@ -60,7 +60,7 @@ def sketch(
     draw: int = 0,
     class_axis: int | None = None,
 ) -> None:
-    """Store in `cache`, under `gradient<draw>/<name>`, a random vector g of every block output with E[g gᵀ] = F,
+    """Store in `cache`, as slots `gradient`, a random vector g of every block output with E[g gᵀ] = F,
     float32, the output's shape.
 
     The Fisher information of the logits is diag(p) − p pᵀ = L Lᵀ with L = diag(√p) − p √pᵀ, so g = Jᵀ L u with random
@@ -79,7 +79,7 @@ def sketch(
 
     for name, start, value, gradient in _gradients(network, inputs, cache.device, objective):
         found = torch.zeros_like(value) if gradient is None else gradient
-        cache.put(f"gradient{draw}/{name}", start, found, len(inputs[0]))
+        cache.put(Slot("gradient", name, draw), start, found, len(inputs[0]))
 
 
 def _gradients(

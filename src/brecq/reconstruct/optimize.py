@@ -18,6 +18,7 @@ from brecq.config import Recipe
 from brecq.quant import adaround, kernels
 from brecq.quant.learners import Learner
 from brecq.reconstruct import choice
+from brecq.reconstruct.cache import Slot
 from brecq.reconstruct.learnables import Learnables
 from brecq.reconstruct.sampler import NONE, Sampler, measured_on
 from brecq.reconstruct.site import Site, Stage
@@ -128,7 +129,7 @@ class Reconstruction:
         for name, output, target in zip(names, self.block.compared(outputs), targets, strict=True):
             channels = target.shape[1] if target.dim() == 4 else target.shape[-1]
             if self.fisher:
-                weight = self.streams.cache.get(f"fisher/{name}", index)
+                weight = self.streams.cache.get(Slot("fisher", name), index)
                 error = (weight * (output.float() - target).square()).mean()
             else:
                 error = F.mse_loss(output.float(), target)

@@ -6,26 +6,22 @@ state is saved, so that a killed run continues with the next one and ends with t
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from brecq.checkpoint.resume import RunState
+from brecq.checkpoint.resume import BlockState
+from brecq.checkpoint.walk import finished, walk
 from brecq.config import QuantConfig
-from brecq.graph.blocks import Network
-from brecq.progress import Progress
-from brecq.quant.fake_quant import ActivationFakeQuantize, Mode
+from brecq.quant.fake_quant import Mode
 from brecq.reconstruct import fisher
-from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.initialize import initialize
 from brecq.reconstruct.initialize.shared import shared_quantizers, shared_ranges
 from brecq.reconstruct.learnables import Learnables, learnables, make_room
-from brecq.reconstruct.optimize import Reconstruction
-from brecq.reconstruct.sampler import hold_out
+from brecq.reconstruct.optimize import Outcome, Reconstruction
+from brecq.reconstruct.run import Run
 from brecq.reconstruct.site import Site, Stage
 from brecq.reconstruct.streams import Streams
 from brecq.reconstruct.tune import Tuning
@@ -45,163 +41,120 @@ def stages(config: QuantConfig) -> list[tuple[Stage, int]]:
     return [("weights", recipe.steps), ("activations", recipe.activation_steps)]
 
 
-def run(
-    network: Network,
-    inputs: tuple[Tensor, ...],
-    labels: Tensor | None,
-    config: QuantConfig,
-    cache: ActivationCache,
-    state: RunState | None,
-    progress: Progress,
-) -> tuple[list[BlockReport], int]:
-    """Quantize every block of `network`; returns the reports and the number of block-forwards."""
+def run(run: Run) -> tuple[list[BlockReport], int]:
+    """Quantize every block of the network; returns the reports and the number of block-forwards."""
     reports: list[BlockReport] = []
-    forwards = 0
-    if config.method == "reconstruct" and config.recipe.loss == "fisher":
-        progress.stage("measuring the Fisher information of every block")
-        measure_fisher(network, inputs, labels, config, cache)
-        forwards += len(network.blocks)
-    shared = shared_quantizers(network)
-    if shared:
-        shared_ranges(shared, network, inputs, config.recipe, cache.device)
-        forwards += len(network.blocks)
-    names = [block.name for block in network.blocks]
-    tuned = config.method == "reconstruct" and network.returns_learned
-    tuning = config.recipe.tuning_steps if tuned else 0  # class indices leave nothing to compare end to end
-    later = len(names) * (sum(steps for _, steps in stages(config)) + tuning)
-    held = hold_out(len(inputs[0]), config.recipe.held_out, seed_of(config.seed, "held out"))
-    for number, (stage, steps) in enumerate(stages(config)):
-        later -= len(names) * steps
-        progress.start(names, steps, later)
-        one = _Pass(network, inputs, config, cache, state, progress, number, stage, steps, shared, held)
-        reports += one.run()
-        forwards += one.forwards
+    blocks, recipe = len(run.network.blocks), run.config.recipe
+    forwards = blocks * (_measure_fisher(run) + _initialize_shared(run))
+    tuned = run.config.method == "reconstruct" and run.network.returns_learned
+    tuning = recipe.tuning_steps if tuned else 0  # class indices leave nothing to compare end to end
+    later = blocks * (sum(steps for _, steps in stages(run.config)) + tuning)
+    for number, (stage, steps) in enumerate(stages(run.config)):
+        one = _Pass(run, number, stage, steps)
+        later -= blocks * steps
+        run.progress.start(one.names, steps, later)
+        reports += walk(one, number, one.state, run.progress)
+        forwards += 0 if one.streams is None else one.streams.forwards
     if tuning:
-        reports.append(_tune(network, inputs, config, cache, state, progress, len(stages(config)), held))
-        forwards += 0 if reports[-1].resumed else len(network.blocks)
+        reports.append(_tune(run, len(stages(run.config))))
+        forwards += 0 if reports[-1].resumed else blocks
     return reports, forwards
 
 
-def measure_fisher(
-    network: Network, inputs: tuple[Tensor, ...], labels: Tensor | None, config: QuantConfig, cache: ActivationCache
-) -> None:
+def measure_fisher(run: Run) -> None:
     """Put the weights of the loss `fisher` into the cache, as the recipe says."""
-    generator = torch.Generator().manual_seed(seed_of(config.seed, "fisher"))
-    given = labels if config.recipe.fisher_labels == "given" else None
-    fisher.measure(network, inputs, given, cache, generator, config.class_axis)
+    given = run.labels if run.config.recipe.fisher_labels == "given" else None
+    generator = torch.Generator().manual_seed(run.seed("fisher"))
+    fisher.measure(run.network, run.inputs, given, run.cache, generator, run.config.class_axis)
 
 
-def _tune(
-    network: Network,
-    inputs: tuple[Tensor, ...],
-    config: QuantConfig,
-    cache: ActivationCache,
-    state: RunState | None,
-    progress: Progress,
-    number: int,
-    held: Tensor,
-) -> BlockReport:
+def _measure_fisher(run: Run) -> bool:
+    """Whether there was anything to measure, which takes a pass over the network."""
+    wanted = run.config.method == "reconstruct" and run.config.recipe.loss == "fisher"
+    if wanted:
+        run.progress.stage("measuring the Fisher information of every block")
+        measure_fisher(run)
+    return wanted
+
+
+def _initialize_shared(run: Run) -> bool:
+    """Whether there was anything to initialize, which takes a pass over the network."""
+    shared = shared_quantizers(run.network)
+    if shared:
+        shared_ranges(shared, run.network, run.inputs, run.config.recipe, run.cache.device)
+    return bool(shared)
+
+
+def _tune(run: Run, number: int) -> BlockReport:
     """The pass after the last: steps and biases of all blocks together."""
-    mine = learnables(network.graph)
-    steps = config.recipe.tuning_steps
-    progress.start([END_TO_END], steps)
-    progress.block(0, END_TO_END)
-    name = f"{END_TO_END}, {steps} steps at {config.recipe.tune_lr:g}"  # a resumed run may tune otherwise
+    mine, state = learnables(run.network.graph), run.state
+    steps = run.config.recipe.tuning_steps
+    run.progress.start([END_TO_END], steps)
+    run.progress.block(0, END_TO_END)
+    name = f"{END_TO_END}, {steps} steps at {run.config.recipe.tune_lr:g}"  # a resumed run may tune otherwise
     if state is not None and state.finished(number) and state.load_block(number, 0).name == name:
-        report = _restore(state, number, 0, mine, cache)
+        report = _restore(state.load_block(number, 0), mine, run)
     else:
         began = time.perf_counter()
-        seed = seed_of(config.seed, "tuning")
-        tuning = Tuning(network, mine, inputs, config.recipe, cache, seed, config.autocast == "bf16", held)
-        outcome = tuning.run(steps, progress.step)
+        outcome = Tuning(run, mine).run(steps, run.progress.step)
         seconds = time.perf_counter() - began
         report = BlockReport(END_TO_END, (), steps, outcome.before, outcome.after, seconds, "tuning")
         if state is not None:
             state.save_block(number, 0, name, mine.state(), asdict(report))
-    progress.block_done(report)
+    run.progress.block_done(report)
     return report
 
 
-def _restore(state: RunState, number: int, index: int, mine: Learnables, cache: ActivationCache) -> BlockReport:
+def _restore(saved: BlockState, mine: Learnables, run: Run) -> BlockReport:
     """Take over what an earlier run learned."""
-    saved = state.load_block(number, index)
-    mine.restore({name: value.to(cache.device) for name, value in saved.state.items()})
-    return BlockReport(**{**saved.report, "layers": tuple(saved.report["layers"]), "resumed": True})
-
-
-def seed_of(seed: int, *parts: object) -> int:
-    """A seed for one purpose, the same whatever ran before."""
-    text = ":".join(str(part) for part in (seed, *parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+    mine.restore({name: value.to(run.cache.device) for name, value in saved.state.items()})
+    return BlockReport.from_dict(saved.report, resumed=True)
 
 
 class _Pass:
-    def __init__(
-        self,
-        network: Network,
-        inputs: Sequence[Tensor],
-        config: QuantConfig,
-        cache: ActivationCache,
-        state: RunState | None,
-        progress: Progress,
-        number: int,
-        stage: Stage,
-        steps: int,
-        frozen: set[ActivationFakeQuantize],
-        held: Tensor,
-    ) -> None:
-        self.frozen, self.held = frozen, held
-        self.network, self.inputs, self.config, self.cache = network, inputs, config, cache
-        self.state, self.progress = state, progress
-        self.number, self.stage, self.steps = number, stage, steps
-        self.forwards = 0
+    """One pass over the blocks; see `brecq.checkpoint.walk.Units`."""
 
-    def run(self) -> list[BlockReport]:
-        finished = self.state.finished(self.number) if self.state is not None else []
-        blocks = self.network.blocks
-        activations = Mode.FLOAT if self.stage == "weights" else Mode.HARD
-        # A pass that is finished needs no activations: only its results.
-        streams = None
-        if len(finished) < len(blocks):
-            streams = Streams(self.network, self.inputs, self.cache, activations)
-        reports = []
-        done: set[nn.Module] = set(self.frozen)
-        for index, block in enumerate(blocks):
-            self.progress.block(index, block.name)
-            mine = learnables(block.module, done)
-            done.update(mine.named().values())
-            if streams is not None:
-                streams.advance("float", block)
-            if index in finished:
-                assert self.state is not None
-                report = _restore(self.state, self.number, index, mine, self.cache)
-            else:
-                assert streams is not None
-                report = self._reconstruct(index, mine, streams)
-            make_room(block.module)  # steps shrink, and biases grow, while they are learned
-            if streams is not None:
-                streams.advance("quantized", block)
-                streams.release(index)
-            reports.append(report)
-            self.progress.block_done(report)
-        if streams is not None:
-            self.forwards = streams.forwards
-        return reports
+    def __init__(self, run: Run, number: int, stage: Stage, steps: int) -> None:
+        self.run, self.number, self.stage, self.steps = run, number, stage, steps
+        self.blocks = run.network.blocks
+        self.names = [block.name for block in self.blocks]
+        self.state = None if stage == "rtn" else run.state  # nothing is learned that could be saved
+        self.done: set[nn.Module] = set(shared_quantizers(run.network))
+        self.mine = Learnables()
+        self.streams: Streams | None = None
+        if not finished(self, number, self.state):  # otherwise no activations are needed: only results
+            activations = Mode.FLOAT if stage == "weights" else Mode.HARD
+            self.streams = Streams(run.network, run.inputs, run.cache, activations)
 
-    def _reconstruct(self, index: int, mine: Learnables, streams: Streams) -> BlockReport:
-        block, config = self.network.blocks[index], self.config
+    def enter(self, index: int) -> None:
+        self.mine = learnables(self.blocks[index].module, self.done)
+        self.done.update(self.mine.named().values())
+        if self.streams is not None:
+            self.streams.advance("float", self.blocks[index])
+
+    def work(self, index: int) -> BlockState:
+        assert self.streams is not None, "every block is finished"
+        block, run = self.blocks[index], self.run
         began = time.perf_counter()
-        site = Site(block, mine, streams, config.recipe)
+        site = Site(block, self.mine, self.streams, run.config.recipe)
         initialize(site, self.stage)
-        seed = seed_of(config.seed, self.number, index)
-        learner = Reconstruction(site, self.stage, seed, autocast=config.autocast == "bf16", held=self.held)
+        seed = run.seed(self.number, index)
+        learner = Reconstruction(site, self.stage, seed, autocast=run.autocast, held=run.held)
         if self.stage == "rtn":
             error = learner.hard_error().relative
-            before, after, steps = error, error, 0
+            outcome = Outcome(error, error, 0)
         else:
-            outcome = learner.run(self.steps, self.progress.step)
-            before, after, steps = outcome.before, outcome.after, outcome.steps
-        report = BlockReport(block.name, block.layers, steps, before, after, time.perf_counter() - began, self.stage)
-        if self.state is not None and self.stage != "rtn":
-            self.state.save_block(self.number, index, block.name, mine.state(), asdict(report))
+            outcome = learner.run(self.steps, run.progress.step)
+        seconds = time.perf_counter() - began
+        report = BlockReport(
+            block.name, block.layers, outcome.steps, outcome.before, outcome.after, seconds, self.stage
+        )
+        return BlockState(block.name, self.mine.state(), asdict(report))
+
+    def take(self, index: int, saved: BlockState, resumed: bool) -> BlockReport:
+        report = _restore(saved, self.mine, self.run) if resumed else BlockReport.from_dict(saved.report)
+        make_room(self.blocks[index].module)  # steps shrink, and biases grow, while they are learned
+        if self.streams is not None:
+            self.streams.advance("quantized", self.blocks[index])
+            self.streams.release(index)
         return report

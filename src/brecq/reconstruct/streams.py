@@ -14,7 +14,7 @@ from torch import Tensor
 
 from brecq.graph.blocks import Block, Network, Values
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, set_mode
-from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.cache import ActivationCache, Slot
 
 Stream = Literal["float", "quantized"]
 
@@ -28,6 +28,8 @@ class Streams:
     Args:
         network: the blocks. inputs: the network's inputs, each [N, ...] on the CPU. cache: where activations wait.
         activations: mode of the activations' fake-quantizers in the quantized stream (`FLOAT`: weights only).
+        quantized: what is read as the quantized stream; `float` where what a block receives is not to depend on the
+            blocks before it.
 
     Attributes:
         forwards: block-forwards over the whole set done so far.
@@ -36,9 +38,15 @@ class Streams:
     """
 
     def __init__(
-        self, network: Network, inputs: Sequence[Tensor], cache: ActivationCache, activations: Mode = Mode.HARD
+        self,
+        network: Network,
+        inputs: Sequence[Tensor],
+        cache: ActivationCache,
+        activations: Mode = Mode.HARD,
+        quantized: Stream = "quantized",
     ) -> None:
         self.network = network
+        self._sources: dict[Stream, Stream] = {"float": "float", "quantized": quantized}
         self.cache = cache
         self.activations = activations
         self.samples = len(inputs[0])
@@ -48,11 +56,11 @@ class Streams:
         self._last_use = network.last_use()
         for name, tensor in zip(network.inputs, inputs, strict=True):
             for start in range(0, self.samples, BATCH):
-                cache.put(f"input/{name}", start, tensor[start : start + BATCH], self.samples)
+                cache.put(Slot("input", name), start, tensor[start : start + BATCH], self.samples)
 
     def read(self, stream: Stream, names: Sequence[str], index: Tensor | slice) -> list[Tensor]:
         """Activations of some samples, on the device."""
-        return [self.cache.get(self._key(stream, name), index) for name in names]
+        return [self.cache.get(self._slot(stream, name), index) for name in names]
 
     @torch.no_grad()
     def advance(self, stream: Stream, block: Block) -> None:
@@ -62,7 +70,7 @@ class Streams:
             part = slice(start, start + BATCH)
             outputs = block.module(*self.read(stream, block.inputs, part))
             for name, value in zip(block.outputs, outputs, strict=True):
-                self.cache.put(f"{stream}/{name}", start, value, self.samples)
+                self.cache.put(Slot(stream, name), start, value, self.samples)
         self.forwards += 1
 
     def set_mode(self, stream: Stream, block: Block) -> None:
@@ -76,11 +84,11 @@ class Streams:
         """Forget what no block after number `index` reads."""
         for name, last in self._last_use.items():
             if last == index:
-                for key in (f"float/{name}", f"quantized/{name}", f"input/{name}"):
-                    self.cache.drop(key)
+                for slot in (Slot("float", name), Slot("quantized", name), Slot("input", name)):
+                    self.cache.drop(slot)
 
-    def _key(self, stream: Stream, name: str) -> str:
-        return f"input/{name}" if name in self.network.inputs else f"{stream}/{name}"
+    def _slot(self, stream: Stream, name: str) -> Slot:
+        return Slot("input" if name in self.network.inputs else self._sources[stream], name)
 
 
 def run_batches(

@@ -15,14 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brecq.config import Recipe
 from brecq.errors import BrecqError
-from brecq.graph.blocks import Network
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct import choice
-from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.cache import Slot
 from brecq.reconstruct.learnables import Learnables, make_room
 from brecq.reconstruct.optimize import Outcome, StepHook
+from brecq.reconstruct.run import Run
 from brecq.reconstruct.sampler import Sampler, measured_on
 from brecq.reconstruct.streams import BATCH
 
@@ -44,44 +43,31 @@ DRAWS = 4
 
 
 class Tuning:
-    """Tunes a network whose blocks are finished.
+    """Tunes a network whose blocks are finished. `mine`: all of its fake-quantizers, initialized."""
 
-    Args:
-        mine: all of its fake-quantizers, initialized. inputs: each [N, ...] on the CPU. cache: holds the inputs and
-            the float network's outputs meanwhile. autocast: run in bfloat16 while learning. held: samples left out.
-    """
-
-    def __init__(
-        self,
-        network: Network,
-        mine: Learnables,
-        inputs: tuple[Tensor, ...],
-        recipe: Recipe,
-        cache: ActivationCache,
-        seed: int,
-        autocast: bool,
-        held: Tensor,
-    ) -> None:
-        self.network, self.mine, self.recipe, self.cache, self.autocast = network, mine, recipe, cache, autocast
-        samples = len(inputs[0])
-        self.batches = Sampler(samples, recipe.batch_size, torch.Generator().manual_seed(seed), held)
+    def __init__(self, run: Run, mine: Learnables) -> None:
+        self.network, self.mine, self.recipe, self.cache = run.network, mine, run.config.recipe, run.cache
+        self.autocast = run.autocast
+        samples, seed = len(run.inputs[0]), run.seed("tuning")
+        self.batches = Sampler(samples, self.recipe.batch_size, torch.Generator().manual_seed(seed), run.held)
         self.signs = torch.Generator().manual_seed(seed)
-        self.checked = measured_on(samples, held, seed)
-        self.inputs = [f"tuning input/{i}" for i in range(len(inputs))]
-        self.targets: list[str] = []
-        self._record(inputs)
+        self.checked = measured_on(samples, run.held, seed)
+        self.inputs = [Slot("tuned", i) for i in range(len(run.inputs))]
+        self.targets: list[Slot] = []
+        self._record(run.inputs)
 
     @torch.no_grad()
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
+        """Keep the inputs and the float network's outputs in the cache."""
         set_mode(self.network.graph, Mode.FLOAT)
         samples = len(inputs[0])
         for start in range(0, samples, BATCH):
-            for name, value in zip(self.inputs, inputs, strict=True):
-                self.cache.put(name, start, value[start : start + BATCH], samples)
+            for slot, value in zip(self.inputs, inputs, strict=True):
+                self.cache.put(slot, start, value[start : start + BATCH], samples)
             outputs = self._outputs(slice(start, start + BATCH))
-            self.targets = [f"tuning target/{i}" for i in range(len(outputs))]
-            for name, value in zip(self.targets, outputs, strict=True):
-                self.cache.put(name, start, value, samples)
+            self.targets = [Slot("target", i) for i in range(len(outputs))]
+            for slot, value in zip(self.targets, outputs, strict=True):
+                self.cache.put(slot, start, value, samples)
 
     def run(self, steps: int, on_step: StepHook) -> Outcome:
         """Learn for `steps` steps, leaving the network in hard mode, with the state that has the lowest loss on the
@@ -98,8 +84,8 @@ class Tuning:
                 best, kept = after, self.mine.state()
             self.mine.restore(kept)
         make_room(self.network.graph)
-        for name in (*self.inputs, *self.targets):
-            self.cache.drop(name)
+        for slot in (*self.inputs, *self.targets):
+            self.cache.drop(slot)
         return Outcome(before, best, steps)
 
     @torch.no_grad()
@@ -145,11 +131,11 @@ class Tuning:
         return loss.detach()
 
     def _outputs(self, index: Tensor | slice) -> list[Tensor]:
-        return self.network.learned(self.network.graph(*(self.cache.get(name, index) for name in self.inputs)))
+        return self.network.learned(self.network.graph(*(self.cache.get(slot, index) for slot in self.inputs)))
 
     def _loss(self, outputs: list[Tensor], index: Tensor) -> Tensor:
         """Squared error divided by the target's mean square, mean over the outputs."""
-        targets = [self.cache.get(name, index) for name in self.targets]
+        targets = [self.cache.get(slot, index) for slot in self.targets]
         errors = [
             F.mse_loss(output.float(), target) / target.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
             for output, target in zip(outputs, targets, strict=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from brecq.checkpoint.resume import RunState, alone_in_run_dir, fingerprint
+from brecq.checkpoint.resume import BlockState, RunState, alone_in_run_dir, fingerprint
+from brecq.checkpoint.walk import walk
 from brecq.checks import check_request, check_weights
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import ConfigError
@@ -132,11 +133,13 @@ def synthesize(
         names = [f"{_name(rows)} of {spec.shape}" for rows in slices]
         state = RunState(run_dir, fingerprint(settings, model.state_dict(), "none", names), resume=resume)
     with reuse_freed(teacher.device):
-        inputs, batches = _batches(teacher, slices, config, state, progress)
+        units = _Batches(teacher, slices, config, progress)
+        progress.start(units.names, config.steps, loss="loss")
+        batches = walk(units, 0, state, progress)
         progress.stage("measuring the statistics")
-        layers = _report(teacher, inputs, config)
+        layers = _report(teacher, units.inputs, config)
     progress.close()
-    return Distilled(inputs, layers, config, batches, time.perf_counter() - began, state)
+    return Distilled(units.inputs, layers, config, batches, time.perf_counter() - began, state)
 
 
 def _draw(spec: InputSpec, n: int, config: DistillConfig, progress: Progress) -> Tensor:
@@ -154,36 +157,33 @@ def _draw(spec: InputSpec, n: int, config: DistillConfig, progress: Progress) ->
     return inputs
 
 
-def _batches(
-    teacher: Teacher, slices: list[slice], config: DistillConfig, state: RunState | None, progress: Progress
-) -> tuple[Tensor, list[BlockReport]]:
-    finished = set(state.finished(0)) if state is not None else set()
-    inputs = torch.empty(slices[-1].stop, *teacher.spec.shape)
-    reports: list[BlockReport] = []
-    progress.start([_name(rows) for rows in slices], config.steps, loss="loss")
-    for index, rows in enumerate(slices):
-        progress.block(index, _name(rows))
-        if state is not None and index in finished:
-            _, tensors, stored = state.load_block(0, index)
-            inputs[rows] = tensors["inputs"]
-            report = BlockReport(**{**stored, "layers": (), "resumed": True})
-        else:
-            began = time.perf_counter()
-            batch = optimize_batch(
-                teacher,
-                rows.stop - rows.start,
-                config,
-                _generator(config, index),
-                lambda step, loss: progress.step(step, loss, None),
-            )
-            inputs[rows] = batch.inputs
-            seconds = time.perf_counter() - began
-            report = BlockReport(_name(rows), (), config.steps, batch.loss_before, batch.loss_after, seconds)
-            if state is not None:
-                state.save_block(0, index, report.name, {"inputs": batch.inputs}, dataclasses.asdict(report))
-        reports.append(report)
-        progress.block_done(report)
-    return inputs, reports
+class _Batches:
+    """The batches to distill; see `brecq.checkpoint.walk.Units`."""
+
+    def __init__(self, teacher: Teacher, slices: list[slice], config: DistillConfig, progress: Progress) -> None:
+        self.teacher, self.slices, self.config, self.progress = teacher, slices, config, progress
+        self.names = [_name(rows) for rows in slices]
+        self.inputs = torch.empty(slices[-1].stop, *teacher.spec.shape)
+
+    def enter(self, index: int) -> None:
+        """Batches do not depend on each other."""
+
+    def work(self, index: int) -> BlockState:
+        rows, began = self.slices[index], time.perf_counter()
+        batch = optimize_batch(
+            self.teacher,
+            rows.stop - rows.start,
+            self.config,
+            _generator(self.config, index),
+            lambda step, loss: self.progress.step(step, loss, None),
+        )
+        seconds = time.perf_counter() - began
+        report = BlockReport(self.names[index], (), self.config.steps, batch.loss_before, batch.loss_after, seconds)
+        return BlockState(report.name, {"inputs": batch.inputs}, dataclasses.asdict(report))
+
+    def take(self, index: int, saved: BlockState, resumed: bool) -> BlockReport:
+        self.inputs[self.slices[index]] = saved.state["inputs"]
+        return BlockReport.from_dict(saved.report, resumed=resumed)
 
 
 def _report(teacher: Teacher, inputs: Tensor, config: DistillConfig) -> list[LayerMatch]:

@@ -1,0 +1,66 @@
+"""What a run over the blocks of a network works with, from its start to its end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor
+
+from brecq.checkpoint.resume import RunState
+from brecq.config import QuantConfig
+from brecq.graph.blocks import Network
+from brecq.progress import Progress
+from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.memory import reuse_freed
+from brecq.reconstruct.sampler import hold_out
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        inputs: of the network, each [N, ...] on the CPU. labels: int64 [N, ...], if there are any.
+        cache: where activations wait. state: what was finished before, and is saved; `None` saves nothing.
+    """
+
+    network: Network
+    inputs: tuple[Tensor, ...]
+    config: QuantConfig
+    cache: ActivationCache
+    labels: Tensor | None = None
+    state: RunState | None = None
+    progress: Progress = field(default_factory=Progress)
+
+    @cached_property
+    def held(self) -> Tensor:
+        """Indices of the samples that nothing is learned from."""
+        return hold_out(len(self.inputs[0]), self.config.recipe.held_out, self.seed("held out"))
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Inside, memory is kept for the next step; afterwards the cache is empty."""
+        try:
+            with reuse_freed(self.cache.device):
+                yield
+        finally:
+            self.cache.close()
+
+    @property
+    def autocast(self) -> bool:
+        """Whether to learn in bfloat16."""
+        return self.config.autocast == "bf16"
+
+    def seed(self, *parts: object) -> int:
+        """A seed for one purpose."""
+        return seed_of(self.config.seed, *parts)
+
+
+def seed_of(seed: int, *parts: object) -> int:
+    """A seed for one purpose, the same whatever ran before."""
+    text = ":".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")

@@ -186,7 +186,7 @@ def _bounded(name: str, value: Any, found: Setting) -> Any:
     elif found.high >= MOST and not value > found.high:
         bound = f"at least {found.low}"
     elif found.high >= MOST:
-        bound = f"at most {min(found.high, _MOST):.0f}"
+        bound = f"at most {min(found.high, _MOST)}"
     else:
         bound = f"between {found.low} and {found.high}"
     raise ConfigError(f"{name} is {shown(value)}; it must be {bound}")

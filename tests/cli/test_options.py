@@ -16,14 +16,14 @@ from brecq.cli import app as brecq_app
 from brecq.cli.command import command
 from brecq.config import LayerRule, QuantConfig, Recipe
 from brecq.data.preprocessing import Preprocessing
-from brecq.deploy.options import BenchmarkConfig
+from brecq.deploy.options import BenchmarkConfig, Tolerance
 from brecq.errors import ConfigError
 from brecq.precision.hardware.profile import measure_latency
 from brecq.precision.options import ProfileConfig, SearchConfig, SurveyConfig
 from brecq.settings import setting_of, types_of
 from brecq.synthesis.config import DistillConfig
 
-CONFIGS = (QuantConfig, Recipe, DistillConfig, SurveyConfig, SearchConfig, BenchmarkConfig, ProfileConfig)
+CONFIGS = (QuantConfig, Recipe, DistillConfig, SurveyConfig, SearchConfig, BenchmarkConfig, Tolerance, ProfileConfig)
 
 # of every field: the arguments that change it, and its new value
 CHANGES: dict[type, dict[str, tuple[str, Any]]] = {
@@ -103,6 +103,12 @@ CHANGES: dict[type, dict[str, tuple[str, Any]]] = {
         "runs": ("--runs 7", 7),
         "threads": ("--threads 2", 2),
         "seconds": ("--seconds 1.5", 1.5),
+    },
+    Tolerance: {
+        "codes": ("--allow-codes 2", 2.0),
+        "largest": ("--allow-largest 3", 3.0),
+        "mean": ("--allow-mean 4", 4.0),
+        "agreement": ("--agreement 90", 90.0),
     },
     ProfileConfig: {
         "repeats": ("--repeats 7", 7),
@@ -190,7 +196,7 @@ NO_OPTION = {
     },
     "evaluate": {"model", "data", "reference", "class_axis"},  # RESULT, --data, --model, the result's
     "export": {"result", "path"},  # RESULT, -o
-    "verify": {"result", "path", "data"},
+    "verify": {"result", "path", "data", "tolerance"},  # options of its own
     "benchmark": {"result", "path"},
     "inspect": {"model", "example_inputs", "config", "quantizer"},
     "distill": {"model", "config", "preprocessing", "shape", "run_dir", "progress"},
@@ -255,7 +261,7 @@ def test_preprocessing_has_an_option_for_each_field() -> None:
         ("--recipe-set held_out=0.6", "held_out is 0.6"),
         ("--memory-budget lots", "--memory-budget is 'lots'"),
         ("--seed -1", "seed is -1"),
-        ("--seed 18446744073709551616", "seed is 18446744073709551616"),
+        ("--seed 18446744073709551616", "seed is 18446744073709551616; it must be at most 18446744073709551615"),
     ],
 )
 def test_what_cannot_be_read_is_named(arguments: str, message: str) -> None:

@@ -15,6 +15,7 @@ from brecq.cli.command import Without, command
 from brecq.cli.inputs import EvaluationData, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.parsing import require_data, require_path
 from brecq.cli.render import codes_table, comparison_table, describe_kernels, make_console
+from brecq.deploy.options import Tolerance
 from brecq.settings import DATA, setting
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def verify(
     changes: o.Changes,
     seed: o.Seed,
     machine: Annotated[o.Machine, Without(("device",))],
+    tolerance: Tolerance,
     format: o.FormatOfFile = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Compare every quantized tensor; name the first that differs.")
@@ -75,7 +77,9 @@ def verify(
     dataset = EvaluationData(data.data, preprocessing, data.samples, seed.seed, None)
     tell_data(console, "data", data.data, dataset)
     check(Signature(result.converted).bind(dataset.parts[0]), like=result.example_inputs)
-    found = brecq.verify(result, file, dataset, format=format, bisect=bisect, batch_size=data.batch_size)
+    found = brecq.verify(
+        result, file, dataset, format=format, bisect=bisect, batch_size=data.batch_size, tolerance=tolerance
+    )
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(found), "as_expected": found.as_expected}))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from brecq.data.dataset import Dataset
 from brecq.deploy.compare import CodesCompared, CodesTally, Comparison, Tally
 from brecq.deploy.complete import Completed
 from brecq.deploy.formats import Format
+from brecq.deploy.options import Tolerance
 from brecq.deploy.runtime import Kernels, Runner, open_file
 from brecq.deploy.simulate import IntegerModel, simulate
 from brecq.errors import ConfigError, DataError, ExportError
@@ -25,31 +26,6 @@ from brecq.settings import BATCH_SIZE, checked
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far a file may be from the simulator where float operators or other kernels excuse a difference.
-
-    A float operator's last bit tips a code now and then, and takes what follows with it: outputs may differ by more
-    the deeper the network. What a tensor's codes are, computed from the file's own codes before it, may not.
-
-    Attributes:
-        codes: largest share of a tensor's codes, in percent, that may differ, each by one step.
-        largest, mean: of the differences of outputs, in steps. agreement: least percent of equal predictions.
-    """
-
-    codes: float = 1.0
-    largest: float = 64.0
-    mean: float = 8.0
-    agreement: float = 75.0
-
-    def describe(self) -> str:
-        """In words."""
-        return (
-            f"at most {self.codes:g} % of a tensor's codes one step apart, outputs {self.largest:g} steps apart and "
-            f"{self.mean:g} on average, {self.agreement:g} % agreement"
-        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +56,7 @@ class Verification:
     notes: tuple[str, ...]
     exact: bool
     failures: tuple[str, ...] = ()
-    tolerance: Tolerance = Tolerance()
+    tolerance: Tolerance = field(default_factory=Tolerance)
 
     @property
     def as_expected(self) -> bool:

@@ -172,6 +172,12 @@ def work(job: Job, console: Console) -> None:
     tell(console, "model", f"{source.name}, {short_count(count_parameters(source.model))} parameters")
     tell_preprocessing(console, preprocessing)
 
+    evaluation = None
+    if of.eval is not None:
+        evaluation = EvaluationData(of.eval, preprocessing, of.eval_size, job.config.seed, of.eval_labels)
+        tell_data(console, "evaluation", of.eval, evaluation)
+        few = evaluation.parts[0].subset(slice(0, 2))  # what does not fit is found before anything is learned
+        brecq.evaluate(source.model, few, reference=source.model, device=job.machine.device)
     made: Distilled | None = None
     if job.distillation is None:
         calibration = load_data(data.calib, preprocessing, data.calib_size, job.config.seed)
@@ -179,10 +185,6 @@ def work(job: Job, console: Console) -> None:
     else:
         made = distilled_calibration(job, job.distillation, source, preprocessing, console)
         calibration = Dataset((made.inputs,))
-    evaluation = None
-    if of.eval is not None:
-        evaluation = EvaluationData(of.eval, preprocessing, of.eval_size, job.config.seed, of.eval_labels)
-        tell_data(console, "evaluation", of.eval, evaluation)
 
     rows = [ResultRow("float", None, None, None)]
     if evaluation is not None and evaluation.labelled:

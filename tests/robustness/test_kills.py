@@ -1,0 +1,52 @@
+"""Runs that are killed at random moments, and resumed: they end bit-equal to a run that was left alone."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TASKS = ("quantize", "search", "distill", "export")
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+ENDED = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+
+Undisturbed = Callable[[str], tuple[Path, float]]
+Digests = Callable[[Path], dict[str, str]]
+
+
+def kill_and_resume(worker: Any, undisturbed: Undisturbed, digests: Digests, folder: Path, seed: int) -> None:
+    """Kill a run up to three times, each at a random moment, and let it end."""
+    chance = random.Random(seed)
+    task, number = TASKS[seed % len(TASKS)], SIGNALS[seed // len(TASKS) % len(SIGNALS)]
+    expected, seconds = undisturbed(task)
+    for _ in range(chance.randint(1, 3)):
+        status = worker.run(task, folder, number=number, after=chance.uniform(0, seconds))
+        assert status in (0, ENDED[number], -number)  # it had ended already, or it was killed
+    assert worker.run(task, folder) == 0
+    found = {name: digest for name, digest in digests(folder).items() if not Path(name).name.startswith(".")}
+    assert found == digests(expected)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_killed_run_ends_as_if_nothing_had_happened(
+    worker: Any, undisturbed: Undisturbed, digests: Digests, tmp_path: Path, seed: int
+) -> None:
+    kill_and_resume(worker, undisturbed, digests, tmp_path / "run", seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10, 200))
+def test_many_killed_runs(worker: Any, undisturbed: Undisturbed, digests: Digests, tmp_path: Path, seed: int) -> None:
+    kill_and_resume(worker, undisturbed, digests, tmp_path / "run", seed)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_same_run_writes_the_same_bytes(
+    worker: Any, undisturbed: Undisturbed, digests: Digests, tmp_path: Path, task: str
+) -> None:
+    assert worker.run(task, tmp_path / "again") == 0
+    assert digests(tmp_path / "again") == digests(undisturbed(task)[0])

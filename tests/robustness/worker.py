@@ -1,0 +1,124 @@
+"""Runs of a small network in processes of their own, forked from one that has imported everything: they can be killed.
+
+Reads requests as JSON lines {"task": …, "folder": …, "limit": bytes of a file or null, "signal": number or null,
+"after": seconds}; answers each with the exit status. A refusal is written to <folder>.error, and the status is 2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import brecq
+from brecq.checkpoint.resume import has_run
+from brecq.cli.output import Terminated, ending_like_interrupted
+from brecq.errors import BrecqError
+from brecq.synthesis.config import DistillConfig
+from brecq.synthesis.distill import synthesize
+from brecq.synthesis.output import save
+
+SHAPE = (3, 8, 8)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 36, 5))
+    with torch.no_grad():
+        model(torch.randn(64, *SHAPE))  # statistics
+    return model.eval()
+
+
+def inputs() -> torch.Tensor:
+    return torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+def config(**changes: object) -> brecq.QuantConfig:
+    recipe = brecq.Recipe.preset("fast").replace(steps=60, batch_size=8, range_candidates=10, tuning=0.2)
+    return brecq.QuantConfig(weights=3, activations=4, recipe=recipe, granularity="layer", **changes)
+
+
+def quantize(folder: Path, **changes: object) -> None:
+    if (folder / "manifest.json").exists() and not has_run(folder):
+        return
+    resume = has_run(folder)
+    brecq.quantize(network(), inputs(), config(**changes), run_dir=folder, resume=resume).save(folder)
+
+
+def quantize_on_disk(folder: Path) -> None:
+    """Activations wait in files."""
+    quantize(folder, memory_budget=0)
+
+
+def search(folder: Path) -> None:
+    if (folder / "sensitivity.json").exists() and not has_run(folder):
+        return
+    resume = has_run(folder)
+    table = brecq.measure_sensitivity(network(), inputs(), config(), bits=(2, 4), run_dir=folder, resume=resume)
+    table.save(folder)
+
+
+def distill(folder: Path) -> None:
+    if (folder / "distilled.npz").exists() and not has_run(folder):
+        return
+    settings = DistillConfig.preset("fast").replace(steps=30, batch_size=4, coarse=0)
+    made = synthesize(network(), 12, settings, shape=SHAPE, run_dir=folder, resume=has_run(folder))
+    save(folder, made, None)
+    made.forget_batches()
+
+
+def export(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    result = brecq.quantize(network(), inputs(), config(method="rtn"))
+    brecq.export(result, folder / "model.onnx", "onnx")
+    brecq.export(result, folder / "model.pt2", "pt2")
+
+
+TASKS = {task.__name__: task for task in (quantize, quantize_on_disk, search, distill, export)}
+
+
+def run(request: dict[str, object]) -> int:
+    folder, limit = Path(str(request["folder"])), request["limit"]
+    torch.set_num_threads(1)
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(str(limit)), int(str(limit))))
+    try:
+        with ending_like_interrupted():
+            TASKS[str(request["task"])](folder)
+    except BrecqError as error:
+        folder.with_suffix(".error").write_text(str(error))
+        return 2
+    except KeyboardInterrupt as error:
+        return 143 if isinstance(error, Terminated) else 130
+    return 0
+
+
+def main() -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        process = os.fork()
+        if process == 0:
+            status = 1
+            try:
+                status = run(request)
+            finally:
+                os._exit(status)
+        if request["signal"] is not None:
+            deadline = time.monotonic() + request["after"]
+            ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            while time.monotonic() < deadline and os.waitid(os.P_PID, process, ended) is None:
+                time.sleep(0.002)
+            os.kill(process, request["signal"])  # its status is not taken yet: the number is still its own
+        _, status = os.waitpid(process, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,8 @@ from brecq.errors import DataError
 from brecq.unchanged import unchanged
 
 BATCH = 64
-"""Samples that a network or block is run on at a time, where nobody asked for another number."""
+"""Samples that a network or block is run on at a time, where nobody asked for another number; fixed, so that results
+do not depend on anything else."""
 
 
 def even_slices(count: int, size: int = BATCH) -> Iterator[slice]:

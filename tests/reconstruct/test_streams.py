@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from brecq.forward import BATCH
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct.cache import ActivationCache, Slot
-from brecq.reconstruct.streams import BATCH, Streams, run_batches
+from brecq.reconstruct.streams import Streams, run_batches
 
 CPU = torch.device("cpu")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from brecq.checkpoint.packing import pack
 from brecq.checkpoint.tensors import PackedWeight, stored_bytes
 from brecq.config import QuantConfig
+from brecq.forward import BATCH
 from brecq.graph.blocks import Block
 from brecq.graph.fold import get_tensor
 from brecq.graph.placement import is_symmetric
@@ -23,7 +24,7 @@ from brecq.reconstruct.initialize import initialize
 from brecq.reconstruct.learnables import Learnables
 from brecq.reconstruct.optimize import Reconstruction, StepHook
 from brecq.reconstruct.site import Site
-from brecq.reconstruct.streams import BATCH, Streams
+from brecq.reconstruct.streams import Streams
 
 LEARNED_BELOW = 8
 """Weights of this many bits are rounded to nearest: there is nothing to gain."""

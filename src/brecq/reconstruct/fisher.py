@@ -18,10 +18,10 @@ from torch.utils import _pytree as pytree
 
 from brecq import logits
 from brecq.errors import DataError
+from brecq.forward import BATCH
 from brecq.graph.blocks import Network, Values
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct.cache import ActivationCache, Slot
-from brecq.reconstruct.streams import BATCH
 
 
 def measure(

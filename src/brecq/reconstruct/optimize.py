@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brecq.config import Recipe
+from brecq.forward import BATCH
 from brecq.quant import adaround, kernels
 from brecq.quant.learners import Learner
 from brecq.reconstruct import choice
@@ -22,7 +23,6 @@ from brecq.reconstruct.cache import Slot
 from brecq.reconstruct.learnables import Learnables
 from brecq.reconstruct.sampler import NONE, Sampler, measured_on
 from brecq.reconstruct.site import Site, Stage
-from brecq.reconstruct.streams import BATCH
 
 HARD_CHECKS = 3
 """How often per block it is measured while learning."""

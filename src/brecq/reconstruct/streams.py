@@ -12,14 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from brecq.forward import BATCH
 from brecq.graph.blocks import Block, Network, Values
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, set_mode
 from brecq.reconstruct.cache import ActivationCache, Slot
 
 Stream = Literal["float", "quantized"]
-
-BATCH = 64
-"""Samples a forward pass; fixed, so that results do not depend on anything else."""
 
 
 class Streams:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brecq.errors import BrecqError
+from brecq.forward import BATCH
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct import choice
 from brecq.reconstruct.cache import Slot
@@ -23,7 +24,6 @@ from brecq.reconstruct.learnables import Learnables, make_room
 from brecq.reconstruct.optimize import Outcome, StepHook
 from brecq.reconstruct.run import Run
 from brecq.reconstruct.sampler import Sampler, measured_on
-from brecq.reconstruct.streams import BATCH
 
 CYCLES = (1.0, 0.2)
 """Factors of the learning rate: the steps are divided among so many cycles, each kept only if it helps. A network at 2

@@ -111,7 +111,7 @@ _TIMM_CONVOLUTIONAL = (
     "eca_nfnet_l0",
 )  # fmt: skip
 for _name in _TIMM_CONVOLUTIONAL:
-    _timm(_name, fast=_name in ("mobilenetv3_small_050", "nf_resnet26", "lcnet_035"))
+    _timm(_name)
 _timm("inception_v3", 80, aux_logits=False)
 _timm("xception41", 64)
 _timm("nasnetalarge", 64, stem_size=24, channel_multiplier=2, num_features=96 * 6 * 2)
@@ -233,8 +233,7 @@ _VISION = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_lay
            "intermediate_size": 64}  # fmt: skip
 _masked = tokens(99, 16, "input_ids", "attention_mask")
 _encoder_decoder = tokens(99, 16, "input_ids", "decoder_input_ids")
-_transformers("bert", "BertForSequenceClassification", "Bert", tokens(
-    99, 16, "input_ids", "attention_mask"), fast=True, **_BERT)  # fmt: skip
+_transformers("bert", "BertForSequenceClassification", "Bert", _masked, **_BERT)
 _transformers("roberta", "RobertaForMaskedLM", "Roberta", _masked, **_BERT)
 _transformers("distilbert", "DistilBertForSequenceClassification", "DistilBert", _masked, vocab_size=99, dim=32,
               n_layers=2, n_heads=2, hidden_dim=64)  # fmt: skip
@@ -252,7 +251,7 @@ _transformers("opt", "OPTForCausalLM", "OPT", tokens(), vocab_size=99, hidden_si
               num_attention_heads=2, ffn_dim=64, use_cache=False, word_embed_proj_dim=32)  # fmt: skip
 _transformers("bloom", "BloomForCausalLM", "Bloom", tokens(), vocab_size=99, hidden_size=32, n_layer=2, n_head=2,
               use_cache=False)  # fmt: skip
-_transformers("llama", "LlamaForCausalLM", "Llama", tokens(), fast=True, **_LLAMA)
+_transformers("llama", "LlamaForCausalLM", "Llama", tokens(), **_LLAMA)
 _transformers("mistral", "MistralForCausalLM", "Mistral", tokens(), **_LLAMA)
 _transformers("qwen2", "Qwen2ForCausalLM", "Qwen2", tokens(), **_LLAMA)
 _transformers("gemma", "GemmaForCausalLM", "Gemma", tokens(), head_dim=16, **_LLAMA)
@@ -362,7 +361,7 @@ class Translator(nn.Module):
     def forward(self, input_ids: Tensor, decoder_input_ids: Tensor) -> Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(decoder_input_ids.shape[1])
         x, y = (self.embed(ids) + self.positions for ids in (input_ids, decoder_input_ids))
-        return self.head(self.transformer(x, y, tgt_mask=mask))
+        return self.head(self.transformer(x, y, tgt_mask=mask, tgt_is_causal=True))
 
 
 class Stacked(nn.Module):
@@ -484,5 +483,5 @@ for _key, _build, _batch in (
     ("super_resolution", SuperResolution, images(16)),
     ("temporal", Temporal, floats((8, 32))),
 ):
-    _chosen = ("nn_transformer", "stacked_pair", "coordinates", "products")
-    ZOO[_key] = Architecture("by hand", _build, _batch, fast=_key in _chosen)
+    _slower = _key in ("unet", "lstm_tagger", "gru_tagger")
+    ZOO[_key] = Architecture("by hand", _build, _batch, fast=not _slower)

@@ -172,7 +172,7 @@ def run(names: list[str]) -> None:
     from architectures import ZOO
 
     for name in names:
-        command = [sys.executable, __file__, "--one", name]
+        command = [sys.executable, str(Path(__file__).resolve()), "--one", name]
         done = subprocess.run(command, capture_output=True, text=True, preexec_fn=_limit, check=False)
         lines = done.stdout.strip().splitlines()
         if done.returncode == 0 and lines and lines[-1].startswith("{"):

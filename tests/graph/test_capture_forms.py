@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 import brecq
 from brecq import QuantConfig, Recipe
 from brecq.errors import CaptureError
+from brecq.graph import ops
 from brecq.graph.capture import capture
 
 CONFIG = QuantConfig(
@@ -216,3 +217,17 @@ def test_tied_layers_have_the_names_of_their_modules() -> None:
     rule = brecq.LayerRule("head", weights=3)
     found = brecq.inspect(model, (tokens,), QuantConfig(weights=4, first_last=None, rules=(rule,)))
     assert {e.layer: e.weights.split()[0] for e in found.scope if e.weights} == {"body": "4", "head": "3"}
+
+
+@pytest.mark.parametrize("core", [False, True])
+def test_exported_programs_also_for_other_batch_sizes_than_theirs(core: bool) -> None:
+    layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(True), nn.Flatten(), nn.Linear(32, 5))
+    model = build(lambda: nn.Sequential(*layers))
+    sizes = ({0: torch.export.Dim("n", min=2, max=8)},)
+    program = torch.export.export(model, (torch.randn(2, 3, 4, 4),), dynamic_shapes=sizes)
+    program = program.run_decompositions() if core else program
+    graph = capture(program.module(), [torch.randn(2, 3, 4, 4)])
+    assert [ops.kind(node) for node in graph.graph.nodes if ops.kind(node)] == ["conv2d", "linear"]
+    for count in (1, 12):
+        x = torch.randn(count, 3, 4, 4)
+        torch.testing.assert_close(graph(x), model(x))

@@ -6,6 +6,7 @@ No operator writes in place, so a block can never overwrite an activation that a
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -35,7 +36,7 @@ def capture(model: nn.Module, example_inputs: Inputs) -> GraphModule:
     Raises:
         CaptureError: the model cannot be exported; the message names the module and what to do.
     """
-    model, _ = in_float32(unwrap(model))
+    model, _ = in_float32(_without_guards(unwrap(model)))
     values = [in_kind(value) for value in tensors(example_inputs)]
     if len({id(value) for value in values}) < len(values):  # a tensor given twice would become one input
         values = [value.clone() if isinstance(value, Tensor) else value for value in values]
@@ -61,6 +62,14 @@ def example_batch(inputs: Inputs) -> Inputs:
     values = tensors(inputs)
     few = [value[:2] if len(value) > 1 else value.repeat(2, *[1] * (value.dim() - 1)) for value in values]
     return like(inputs, few)
+
+
+def _without_guards(model: nn.Module) -> nn.Module:
+    """An exported program without the checks that tie it to the batch sizes that it was exported for."""
+    if isinstance(model, GraphModule) and any(map(fold.is_guard, model.graph.nodes)):
+        model = GraphModule(model, copy.deepcopy(model.graph))
+        fold.drop_guards(model)
+    return model
 
 
 def _check_inputs(inputs: tuple[Any, ...]) -> None:

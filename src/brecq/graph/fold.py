@@ -66,14 +66,19 @@ def add_constant(graph: GraphModule, name: str, value: Tensor, before: Node) -> 
     return node
 
 
+def is_guard(node: Node) -> bool:
+    """True for the input checks of an exported program's module."""
+    checks = node.op == "call_module" and "guard" in str(node.target)
+    return checks or (node.op == "call_function" and "assert" in op_name(node))
+
+
 def drop_guards(module: GraphModule) -> None:
     """Remove the input checks that an exported program's module begins with: blocks and other batch sizes run
     without them, and inputs may come by position or by name."""
     module._forward_pre_hooks.clear()
     module._forward_pre_hooks_with_kwargs.clear()
     for node in list(module.graph.nodes):
-        checks = node.op == "call_module" and "guard" in str(node.target)
-        if checks or (node.op == "call_function" and "assert" in op_name(node)):
+        if is_guard(node):
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()

@@ -141,7 +141,7 @@ for _name, _size, _settings in (
         _name,
         _size,
         img_size=_size,
-        fast=_name in ("xcit_nano_12_p16_224", "swin_tiny_patch4_window7_224"),
+        fast=_name == "xcit_nano_12_p16_224",
         **_settings,
     )
 

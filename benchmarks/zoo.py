@@ -54,6 +54,7 @@ def examine(name: str, *, export: bool = True) -> dict[str, Any]:
     import brecq
     from brecq.forward import call, like, tensors
     from brecq.graph.difference import flat, largest
+    from brecq.graph.ops import WEIGHTED
 
     architecture = ZOO[name]
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
@@ -78,13 +79,14 @@ def examine(name: str, *, export: bool = True) -> dict[str, Any]:
             again = flat(call(loaded.model, inputs))
         same = len(again) == len(fake) and all(torch.equal(a, b) for a, b in zip(again, fake, strict=True))
         clock("save and load")
-        layers = [entry for entry in result.report.scope if entry.weights]
+        scope = result.report.scope
+        layers = [entry for entry in scope if entry.weights and entry.kind in WEIGHTED.values()]
         found: dict[str, Any] = {
             "nodes": len(result.converted.graph.nodes),
             "blocks": len(result.report.blocks),
             "layers": len(layers),
             "quantized": sum(entry.weights != "float" for entry in layers),
-            "float": dict(Counter(f"{e.kind}: {e.reason}" for e in layers if e.weights == "float")),
+            "float": dict(Counter(f"{e.kind}: {e.reason}" for e in scope if e.weights == "float" and e.reason)),
             "notes": [note for note in result.report.notes if "one block" in note or "float32 copy" in note],
             "sqnr": None if not real else _sqnr(real, whole),
             "loaded equal": same,

@@ -137,9 +137,18 @@ class Recipe:
 
     # fmt: off
     name: str = setting("custom", "of the recipe, for people")
+    compensate: bool = setting(
+        True,
+        "start from codes, weight steps and biases in closed form, from the second moments of each layer's inputs; "
+        "otherwise from weights rounded to nearest",
+    )
+    damping: float = setting(
+        0.01, "share of its mean that is added to the diagonal of these moments: how far to distrust the samples",
+        low=1e-6, high=1000,
+    )
     steps: int = _count(
         400, "gradient steps per block on the weights' rounding (and on step sizes too, when `joint`)",
-        flags=("--steps",), metavar="N",
+        low=0, flags=("--steps",), metavar="N",
     )
     batch_size: int = _count(32, "samples a step", flags=("--batch-size",), metavar="N")
     rounding_lr: float = _rate(3e-2, "Adam learning rate of the rounding logits v (AdaRound)")
@@ -207,7 +216,7 @@ class Recipe:
     range_candidates: int = setting(100, "shrink factors tried by range initialization", low=1, high=100_000)
     range_samples: int = _count(256, "calibration samples that activation ranges are initialized on")
 
-    presets: ClassVar[Presets] = Presets("--recipe", "--recipe-set", "the recipe", "fast, paper or thorough", HOW)
+    presets: ClassVar[Presets] = Presets("--recipe", "--recipe-set", "the recipe", "instant, fast, paper or thorough", HOW)
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -226,16 +235,18 @@ class Recipe:
 
     @classmethod
     def preset(cls, name: str) -> Recipe:
-        """`fast` (default), `paper` (Li et al. 2021, published hyper-parameters) or `thorough`."""
+        """`instant` (no gradient), `fast` (default), `paper` (Li et al. 2021, published hyper-parameters) or
+        `thorough`."""
         if name not in _PRESETS:
             raise ConfigError(f"recipe is {name!r}; choose one of {', '.join(_PRESETS)}")
         return _PRESETS[name]
 
 
 _PRESETS = {
+    "instant": Recipe(name="instant", steps=0, tuning=0.0),
     "fast": Recipe(name="fast"),
     "paper": Recipe(
-        name="paper", steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000, step_lr=4e-4,
+        name="paper", compensate=False, steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000, step_lr=4e-4,
         step_space="linear", bias_lr=0.0, qdrop=0.0, loss="fisher", normalize_loss=False, rounding_penalty=0.01,
         keep_best=False, held_out=0.0, tuning=0.0,
     ),

@@ -136,15 +136,19 @@ def test_a_weight_on_the_grid_can_still_move() -> None:
     assert (v.grad > 0).all()
 
 
-def test_a_weight_above_the_grid_stays_at_its_end() -> None:
+def test_weights_at_both_ends_of_the_grid_can_leave_them() -> None:
+    """Clipped weights start at the end of the grid, with a gradient that can bring them back from it."""
     range = IntRange(-2, 1)
     scale, zero_point = torch.tensor(0.5), torch.tensor(-1.0)
-    w = torch.tensor([7.0])
+    w = torch.tensor([7.0, 1.0, -0.5, -7.0])
     base = adaround.base_codes(w, scale, zero_point, range)
-    for v in (-10.0, 0.0, 10.0):
-        logits = torch.tensor([v])
-        assert adaround.hard_codes(base, logits, range).item() == 1
-        assert adaround.soft_weight(base, logits, scale, zero_point, range).item() == 1.0
+    v = adaround.initial_logits(w, scale, zero_point, range).requires_grad_()
+    assert adaround.hard_codes(base, v, range).tolist() == [1, 1, -2, -2]
+    assert adaround.hard_codes(base, torch.tensor([-9.0, -9.0, 9.0, 9.0]), range).tolist() == [0, 0, -1, -1]
+    soft = adaround.soft_weight(base, v, scale, zero_point, range)
+    torch.testing.assert_close(soft, torch.tensor([1.0, 1.0, -0.5, -0.5]), atol=1e-3, rtol=0)
+    soft.sum().backward()
+    assert (v.grad > 0).all()
 
 
 @given(seeds, integer_ranges)

@@ -25,23 +25,28 @@ to its end) could never move."""
 
 
 def base_codes(w: Tensor, scale: Tensor, zero_point: Tensor, range: IntRange) -> Tensor:
-    """Codes rounded down, float32, of w's shape, clipped to `range`. `scale` and `zero_point` broadcast with w."""
-    return _clipped(w, scale, zero_point, range).floor() + zero_point
+    """The lower of the two codes that a weight may round to, float32, of w's shape.
+
+    Both are in `range`: a weight that is clipped to the top code has it above, and can come down from it. `scale` and
+    `zero_point` broadcast with w.
+    """
+    return _floor(_clipped(w, scale, zero_point, range), zero_point, range) + zero_point
 
 
 def initial_logits(
     w: Tensor, scale: Tensor, zero_point: Tensor, range: IntRange, codes: Tensor | None = None
 ) -> Tensor:
-    """Logits v for which h(v) is the fractional part of w/s (within 1e-3 of 0 and 1).
+    """Logits v for which base + h(v) is w/s (h within 1e-3 of 0 and 1).
 
     Weights beyond the grid are clipped to it first, so that they start on the code at its end. With `codes`, learned
     before, h starts halfway between the fractional part and what was learned: it rounds to these codes, and learning
     can still change them.
     """
     clipped = _clipped(w, scale, zero_point, range)
-    fraction = clipped - clipped.floor()
+    floor = _floor(clipped, zero_point, range)
+    fraction = clipped - floor
     if codes is not None:
-        up = (codes.to(fraction.dtype) - zero_point > clipped.floor()).to(fraction.dtype)
+        up = (codes.to(fraction.dtype) - zero_point > floor).to(fraction.dtype)
         fraction = 0.49 * fraction + 0.51 * up  # never quite 1/2, so that h rounds to the code
     fraction = fraction.clamp(_MARGIN, 1 - _MARGIN)
     return torch.logit((fraction - OFFSET) / STRETCH)
@@ -51,6 +56,10 @@ def _clipped(w: Tensor, scale: Tensor, zero_point: Tensor, range: IntRange) -> T
     """w/s before rounding, clipped to the codes of `range` less the zero point."""
     steps = w.detach().to(torch.float32) * (1.0 / scale)
     return torch.minimum(torch.maximum(steps, range.low - zero_point), range.high - zero_point)
+
+
+def _floor(clipped: Tensor, zero_point: Tensor, range: IntRange) -> Tensor:
+    return torch.minimum(clipped.floor(), range.high - 1 - zero_point)
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from brecq.config import QuantConfig
 from brecq.quant.fake_quant import Mode
 from brecq.reconstruct import fisher
 from brecq.reconstruct.initialize import initialize
+from brecq.reconstruct.initialize.compensated import compensated_weights
 from brecq.reconstruct.initialize.shared import shared_quantizers, shared_ranges
 from brecq.reconstruct.learnables import Learnables, learnables, make_room
 from brecq.reconstruct.optimize import Outcome, Reconstruction
@@ -136,18 +137,20 @@ class _Pass:
         assert self.streams is not None, "every block is finished"
         block, run = self.blocks[index], self.run
         began = time.perf_counter()
-        site = Site(block, self.mine, self.streams, run.config.recipe)
+        site = Site(block, self.mine, self.streams, run.config.recipe, run.held)
         initialize(site, self.stage)
         seed = run.seed(self.number, index)
         learner = Reconstruction(site, self.stage, seed, autocast=run.autocast, held=run.held)
+        nearest = learner.hard_error()
         if self.stage == "rtn":
-            error = learner.hard_error().relative
-            outcome = Outcome(error, error, 0)
+            outcome = Outcome(nearest.relative, nearest.relative, 0)
         else:
+            if site.recipe.compensate and self.stage != "activations":
+                _compensate(site, learner, nearest.loss)
             outcome = learner.run(self.steps, run.progress.step)
         seconds = time.perf_counter() - began
         report = BlockReport(
-            block.name, block.layers, outcome.steps, outcome.before, outcome.after, seconds, self.stage
+            block.name, block.layers, outcome.steps, nearest.relative, outcome.after, seconds, self.stage
         )
         return BlockState(block.name, self.mine.state(), asdict(report))
 
@@ -158,3 +161,14 @@ class _Pass:
             self.streams.advance("quantized", self.blocks[index])
             self.streams.release(index)
         return report
+
+
+def _compensate(site: Site, learner: Reconstruction, nearest: float) -> None:
+    """The closed-form start, unless its loss is larger than `nearest`, that of rounding to nearest."""
+    state = site.mine.state()
+    starts = [(module, module.start) for module, _ in site.mine.weights.values()]
+    compensated_weights(site)
+    if site.recipe.keep_best and learner.hard_error().loss > nearest:
+        site.mine.restore(state)
+        for module, start in starts:
+            module.start = start

@@ -27,9 +27,7 @@ class Sampler:
     """
 
     def __init__(self, samples: int, batch: int, generator: torch.Generator, held: Tensor = NONE) -> None:
-        learned_from = torch.ones(samples, dtype=torch.bool)
-        learned_from[held] = False
-        self.indices = learned_from.nonzero().flatten()
+        self.indices = learned_from(samples, held)
         self.batch, self.generator = min(batch, len(self.indices)), generator
         self.order = torch.empty(0, dtype=torch.int64)
 
@@ -39,6 +37,13 @@ class Sampler:
             self.order = torch.cat([self.order, shuffled])
         index, self.order = self.order[: self.batch], self.order[self.batch :]
         return index
+
+
+def learned_from(samples: int, held: Tensor) -> Tensor:
+    """Indices of the samples that are not held out, int64, sorted, on the CPU."""
+    free = torch.ones(samples, dtype=torch.bool)
+    free[held] = False
+    return free.nonzero().flatten()
 
 
 def measured_on(samples: int, held: Tensor, seed: int) -> Tensor:

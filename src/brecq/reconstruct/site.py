@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from brecq.config import Recipe
 from brecq.graph.blocks import Block
 from brecq.reconstruct.learnables import Learnables
+from brecq.reconstruct.sampler import NONE
 from brecq.reconstruct.streams import Streams
 
 Stage = Literal["joint", "weights", "activations", "rtn"]
@@ -21,9 +24,11 @@ class Site:
     Attributes:
         mine: its fake-quantizers, without those of earlier blocks.
         streams: float inputs and outputs of the block and its quantized inputs, for all samples; the cache is in it.
+        held: indices of the samples that nothing is learned from.
     """
 
     block: Block
     mine: Learnables
     streams: Streams
     recipe: Recipe
+    held: Tensor = NONE

@@ -91,7 +91,7 @@ def test_small_blocks_hold_the_same_patches(monkeypatch: pytest.MonkeyPatch) -> 
 def test_offsets_together_visit_every_position_once() -> None:
     x, layer = torch.arange(2 * 10 * 7.0).view(2, 1, 10, 7), Geometry.conv((1, 1), 1)
     visited = [torch.cat(list(layer.patches(x, 3, offset)), dim=2).flatten() for offset in range(9)]
-    assert [len(part) for part in visited] == [2 * 4 * 3, 2 * 3 * 2, 2 * 3 * 2] * 3  # the diagonal ones only
+    assert torch.equal(torch.cat(visited).sort().values, x.flatten())
     rows = Geometry.conv((1,), 2)
     line = torch.arange(11.0).view(1, 1, 11)
     parts = [torch.cat(list(rows.patches(line, 2, offset)), dim=2).flatten().tolist() for offset in (0, 1)]
@@ -102,3 +102,12 @@ def test_offsets_together_visit_every_position_once() -> None:
 def test_fewer_positions_than_steps_leave_one(every: int, offset: int) -> None:
     (block,) = Geometry.conv((3, 3)).patches(torch.randn(1, 2, 3, 3), every, offset)
     assert block.shape == (1, 18, 1)
+
+
+@pytest.mark.parametrize("wanted", [1, 100, 400, 10_000])
+def test_positions_are_left_out_while_enough_remain(wanted: int) -> None:
+    x, layer = torch.randn(3, 2, 20, 20), Geometry.conv((3, 3), padding=1)
+    every = layer.every(x, samples=3, wanted=wanted)
+    counts = [sum(block.shape[2] for block in layer.patches(x, step)) for step in (every, every + 1)]
+    assert counts[0] >= min(wanted, 1200)
+    assert every == 1 or counts[1] < 1.3 * wanted or counts[1] == 3  # one a sample is the least

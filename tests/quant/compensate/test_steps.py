@@ -7,8 +7,8 @@ import torch
 
 from brecq.quant.compensate import rounding
 from brecq.quant.compensate.descent import descend, optimum
-from brecq.quant.compensate.grid import Grid, fit
 from brecq.quant.compensate.rounding import compensated_rounding
+from brecq.quant.compensate.row_grid import RowGrid, fit
 from brecq.quant.compensate.search import search
 
 from .problems import error, problem
@@ -78,7 +78,7 @@ def test_the_fitted_step_is_the_best(shared: str) -> None:
         "across groups": torch.arange(3).view(1, 3, 1).expand(2, 3, 1),
     }[shared]
     steps = int(owner.max()) + 1
-    grid = Grid(grid.scale[:steps] * 1.3, grid.zero_point[:steps], owner, grid.range)
+    grid = RowGrid(grid.scale[:steps] * 1.3, grid.zero_point[:steps], owner, grid.range)
     codes, wanted = grid.codes(target), target @ gram
     before = grid.sums(error(codes, target, gram, grid))
     scaled = fit(codes, wanted, gram, grid, shift=False)
@@ -86,12 +86,14 @@ def test_the_fitted_step_is_the_best(shared: str) -> None:
     assert torch.equal(scaled.zero_point, grid.zero_point)
     assert (after <= before + 1e-12).all()
     for factor in (0.99, 1.01):
-        other = Grid(scaled.scale * factor, scaled.zero_point, owner, grid.range)
+        other = RowGrid(scaled.scale * factor, scaled.zero_point, owner, grid.range)
         assert (after <= other.sums(error(codes, target, gram, other)) + 1e-12).all()
     shifted = fit(codes, wanted, gram, grid, shift=True)
     best = shifted.sums(error(codes, target, gram, shifted))
     for offset in (-1, 0, 1):
-        moved = Grid(grid.scale, (grid.zero_point + offset).clamp(grid.range.low, grid.range.high), owner, grid.range)
+        moved = RowGrid(
+            grid.scale, (grid.zero_point + offset).clamp(grid.range.low, grid.range.high), owner, grid.range
+        )
         other = fit(codes, wanted, gram, moved, shift=False)
         assert (best <= other.sums(error(codes, target, gram, other)) + 1e-9).all()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from brecq.quant.compensate.grid import Grid
 from brecq.quant.compensate.rounding import COLUMNS
+from brecq.quant.compensate.row_grid import RowGrid
 
 
-def descend(codes: Tensor, target: Tensor, gram: Tensor, grid: Grid) -> Tensor:
+def descend(codes: Tensor, target: Tensor, gram: Tensor, grid: RowGrid) -> Tensor:
     """One pass over all columns; (w − q)·H·(w − q)ᵀ never grows.
 
     Args:
@@ -39,7 +39,7 @@ def descend(codes: Tensor, target: Tensor, gram: Tensor, grid: Grid) -> Tensor:
     return codes
 
 
-def optimum(codes: Tensor, target: Tensor, gram: Tensor, grid: Grid) -> Tensor:
+def optimum(codes: Tensor, target: Tensor, gram: Tensor, grid: RowGrid) -> Tensor:
     """For each weight the real value that is best given all other codes, float64 [G, R, K]."""
     values = grid.values(codes)
     return values + (target - values) @ gram / gram.diagonal(dim1=1, dim2=2)[:, None]

@@ -9,16 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from brecq.quant.compensate.grid import Grid
+from brecq.quant.compensate.row_grid import RowGrid
 
-NODES = 20_000
+FEWEST = 12
+"""Most weights a row may have to be searched exhaustively."""
+
+NODES = 5_000
 """Partial decisions that are looked at per row, on average; beyond them the best codes found so far are taken."""
 
 _WIDTH = 4
 """Partial decisions per row, on average, that are extended at a time: few, so that complete codes are soon known."""
 
 
-def best_codes(codes: Tensor, target: Tensor, gram: Tensor, grid: Grid, nodes: int = NODES) -> Tensor:
+def best_codes(codes: Tensor, target: Tensor, gram: Tensor, grid: RowGrid, nodes: int = NODES) -> Tensor:
     """Codes with the smallest (w − q)·H·(w − q)ᵀ, unless the search is given up; never worse than `codes`.
 
     Args:

@@ -101,7 +101,8 @@ class Geometry:
 
         Args:
             x: the layer's input, as the operator takes it (a batch dimension may be missing).
-            every, offset: take of every so many positions along each spatial dimension one; all of them by default.
+            every: take of so many positions along each spatial dimension one. offset: which; 0 to every^dims − 1
+                together visit every position once.
         """
         x = x.detach().to(torch.float32)
         if not self.kernel:
@@ -131,12 +132,20 @@ class Geometry:
                 block[:, tap] = x[(slice(None), slice(None), *index)]
             yield block.view(self.groups, channels // self.groups * taps, -1)
 
+    def every(self, x: Tensor, samples: int, wanted: int) -> int:
+        """The largest distance at which inputs like x, `samples` of them in all, give `wanted` patches; at least 1."""
+        if not self.kernel:
+            return 1
+        spatial = x.shape[-len(self.kernel) :]
+        total = samples * prod(len(self._places(extent, i, 1, 0)) for i, extent in enumerate(spatial))
+        return max(1, int((total / wanted) ** (1 / len(spatial))))
+
     def _places(self, extent: int, i: int, every: int, offset: int) -> range:
         """Where patches begin along spatial dimension i of `extent` input elements, padded."""
         padded = (extent - 1) * self.insert[i] + 1 + self.before[i] + self.after[i]
         outputs = (padded - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i] + 1
         step = self.stride[i]
-        return range(offset % min(every, outputs) * step, outputs * step, every * step)
+        return range(offset // every**i % min(every, outputs) * step, outputs * step, every * step)
 
     def _padded(self, x: Tensor) -> Tensor:
         if any(step > 1 for step in self.insert):

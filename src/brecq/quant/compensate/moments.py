@@ -8,6 +8,7 @@ of the error upon itself; what is left depends on the central moments.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,3 +77,13 @@ class MomentSum:
         """Means over everything that was added."""
         assert self.count, "no input was added"
         return Moments(*(total / self.count for total in self._sums))
+
+
+def mixed(parts: Sequence[tuple[int, Moments]]) -> Moments:
+    """Means over several sets of inputs together; with each the number of its patches."""
+    count = sum(number for number, _ in parts)
+
+    def mean(name: str) -> Tensor:
+        return torch.stack([getattr(one, name) * (number / count) for number, one in parts]).sum(0)
+
+    return Moments(mean("gram"), mean("cross"), mean("mean"), mean("float_mean"))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from brecq.quant.compensate.grid import Grid
+from brecq.quant.compensate.row_grid import RowGrid
 
 COLUMNS = 128
 """Columns whose errors are handed on together: one matrix product for all later ones."""
 
 
-def compensated_rounding(target: Tensor, gram: Tensor, grid: Grid) -> Tensor:
+def compensated_rounding(target: Tensor, gram: Tensor, grid: RowGrid) -> Tensor:
     """Codes q with a small error (w − q)·H·(w − q)ᵀ, column by column in the order of falling H_jj.
 
     Each column is rounded to nearest, and the columns that are still open take the value that is best given those

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from brecq.quant.compensate.descent import descend
-from brecq.quant.compensate.exact import best_codes
-from brecq.quant.compensate.grid import Grid, fit
+from brecq.quant.compensate.exact import FEWEST, best_codes
+from brecq.quant.compensate.row_grid import RowGrid, fit
 
 FEW = 32
 """Most weights a row may have to be searched."""
@@ -30,7 +30,7 @@ _CHUNK = 1 << 18
 """Weights of the rows that are tried at a time."""
 
 
-def search(target: Tensor, gram: Tensor, grid: Grid, shift: bool) -> tuple[Tensor, Grid]:
+def search(target: Tensor, gram: Tensor, grid: RowGrid, shift: bool) -> tuple[Tensor, RowGrid]:
     """Codes [G, R, K] and steps for rows that have a step each (S = G·R); `shift`: zero points are free as well.
 
     Args: as `descend`.
@@ -48,7 +48,7 @@ def search(target: Tensor, gram: Tensor, grid: Grid, shift: bool) -> tuple[Tenso
             s = (base_scale[:, :, None] * part).clamp(min=grid.least)
             z = (base_zero + offset).clamp(grid.range.low, grid.range.high)[:, :, None].expand_as(s)
             owner = torch.arange(s.numel(), device=s.device).view(groups, rows * tried, 1)
-            trial = Grid(s.flatten(), z.flatten(), owner, grid.range)
+            trial = RowGrid(s.flatten(), z.flatten(), owner, grid.range)
             wanted = target.repeat_interleave(tried, dim=1)
             found = descend(descend(trial.codes(wanted), wanted, gram, trial), wanted, gram, trial)
             missing = wanted - trial.values(found)
@@ -62,9 +62,9 @@ def search(target: Tensor, gram: Tensor, grid: Grid, shift: bool) -> tuple[Tenso
             chosen = found.view(groups, rows, tried, size).gather(2, pick[..., None].expand(-1, -1, 1, size))[:, :, 0]
             codes = torch.where(better[:, :, None], chosen, codes)
     owner = torch.arange(groups * rows, device=target.device).view(groups, rows, 1)
-    best = Grid(scale.flatten(), zero_point.flatten(), owner, grid.range, grid.least)
+    best = RowGrid(scale.flatten(), zero_point.flatten(), owner, grid.range, grid.least)
     wanted = target @ gram
     for _ in range(ROUNDS):
         best = fit(codes, wanted, gram, best, shift)
-        codes = best_codes(codes, target, gram, best)
+        codes = best_codes(codes, target, gram, best) if size <= FEWEST else descend(codes, target, gram, best)
     return codes, fit(codes, wanted, gram, best, shift=False)

@@ -12,7 +12,7 @@ from brecq.quant.ranges import MIN_SCALE
 
 
 @dataclass(frozen=True)
-class Grid:
+class RowGrid:
     """Element (g, r, k) of the rows is worth scale·(code − zero_point) of its owner; codes are those of `range`.
 
     Attributes:
@@ -49,13 +49,13 @@ class Grid:
         """Σ over the rows of each owner: [G, R] to [S]. Only where `by_row`."""
         return torch.zeros_like(self.scale).index_add_(0, self.owner.flatten(), per_row.flatten())
 
-    def pick(self, better: Tensor, other: Grid) -> Grid:
+    def pick(self, better: Tensor, other: RowGrid) -> RowGrid:
         """The step and zero point of `other` where `better` (bool [S])."""
         scale = torch.where(better, other.scale, self.scale)
         return replace(self, scale=scale, zero_point=torch.where(better, other.zero_point, self.zero_point))
 
 
-def fit(codes: Tensor, wanted: Tensor, gram: Tensor, grid: Grid, shift: bool) -> Grid:
+def fit(codes: Tensor, wanted: Tensor, gram: Tensor, grid: RowGrid, shift: bool) -> RowGrid:
     """The best step for given codes, with `shift` also the best of the zero points z − 1, z, z + 1.
 
     With k = code − z, the error of s·k towards w is smallest at s = ⟨w, k⟩/⟨k, k⟩, by ⟨w, k⟩²/⟨k, k⟩ below that of 0,

@@ -1,0 +1,111 @@
+"""The closed-form start inside blocks: which inputs it sees, in which order, and what it leaves alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from brecq.quant.fake_quant import Start
+from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.initialize import compensated, initialize
+from brecq.reconstruct.initialize.compensated import compensated_weights
+from brecq.reconstruct.learnables import learnables
+from brecq.reconstruct.optimize import Reconstruction
+from brecq.reconstruct.sampler import hold_out
+from brecq.reconstruct.site import Site
+from brecq.reconstruct.streams import Streams
+
+CPU = torch.device("cpu")
+
+
+def site_of(lab, name: str, index: int, *, inputs: tuple[Tensor, ...] | None = None, **changes) -> Site:
+    """Block `index` of a network with its ranges set, those before it rounded to nearest."""
+    config = lab.config(**changes)
+    _, network = lab.network(config, name)
+    samples = lab.inputs(name, 64) if inputs is None else inputs
+    streams = Streams(network, samples, ActivationCache(CPU))
+    held, done = hold_out(len(samples[0]), 0.125, 0), set()
+    for number, block in enumerate(network.blocks):
+        streams.advance("float", block)
+        site = Site(block, learnables(block.module, done), streams, config.recipe, held)
+        initialize(site, "joint")
+        if number == index:
+            return site
+        streams.advance("quantized", block)
+        done.update(site.mine.named().values())
+    raise AssertionError(index)
+
+
+def error(site: Site) -> float:
+    return Reconstruction(site, "joint", 0, held=site.held).hard_error().relative
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "bits", "most"),
+    [
+        ("ResNet", 1, (2, 32), 0.6),
+        ("ResNet", 3, (2, 8), 0.7),
+        ("MobileNet", 1, (2, 32), 0.85),
+        ("ViT", 1, (3, 8), 0.85),
+        ("Signal", 0, (2, 8), 0.95),
+    ],
+)
+def test_below_rounding_to_nearest(lab, name: str, index: int, bits: tuple[int, int], most: float) -> None:
+    """On samples that it has not seen, in convolutions of several kinds and linear layers."""
+    site = site_of(lab, name, index, weights=bits[0], activations=bits[1], first_last=None)
+    nearest = error(site)
+    compensated_weights(site)
+    assert error(site) < most * nearest
+    assert all(module.codes is not None for module, _ in site.mine.weights.values())
+    assert all(bias.learned is not None for bias, _ in site.mine.biases.values())
+
+
+def test_each_layer_sees_what_those_before_it_make(lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    solve = compensated.compensate
+    monkeypatch.setattr(
+        compensated, "compensate", lambda *args, **named: seen.append(args[2]) or solve(*args, **named)
+    )
+    site = site_of(lab, "ResNet", 1)
+    compensated_weights(site)
+    _, (second, _) = site.mine.weights.values()
+    uses = compensated._layers(site.block.module)[second]
+    ((_, again),) = compensated._moments(site, uses, 10**9).values()
+    assert torch.equal(again.central().gram, seen[1].gram)
+    assert torch.equal(again.central().cross, seen[1].cross)
+    assert not torch.equal(seen[1].gram, seen[1].cross)
+
+
+def test_samples_held_out_are_not_looked_at(lab) -> None:
+    inputs = lab.inputs("ResNet", 64)
+    other = tuple(value.clone() for value in inputs)
+    for value in other:
+        value[hold_out(64, 0.125, 0)] *= 3
+    found = []
+    for data in (inputs, other):
+        site = site_of(lab, "ResNet", 1, inputs=data, weights=2, activations=32)
+        compensated_weights(site)
+        found.append([module.codes for module, _ in site.mine.weights.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_start_that_was_handed_over_is_kept(lab) -> None:
+    site = site_of(lab, "ResNet", 1)
+    module, weight = next(iter(site.mine.weights.values()))
+    start = Start(weight, module.integers(weight))
+    module.start = start
+    compensated_weights(site)
+    assert module.start is start
+    assert module.codes is None
+
+
+def test_the_instant_recipe_makes_no_step(lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_step(*_: object) -> None:
+        raise AssertionError("a gradient step was made")
+
+    monkeypatch.setattr(torch.optim.Adam, "step", no_step)
+    run = lab.run(recipe="instant", weights=2, activations=8, steps=0)
+    assert [report.steps for report in run.reports] == [0] * len(run.reports)
+    assert all(report.error_after < report.error_before for report in run.reports if report.error_before > 1e-3)
+    assert lab.same(run, lab.run(recipe="instant", weights=2, activations=8, steps=0))

@@ -112,6 +112,19 @@ def test_data(name: str, count: int) -> Dataset:
     return load_data(require(DATA / "imagenet_val"), preprocessing.replace(resize=227), count, 0)
 
 
+def reported(name: str) -> Dataset:
+    """The labelled inputs that results are reported on, where others were chosen by: see `chosen_by`."""
+    return test_data(name, CIFAR_TEST) if name in CIFAR else test_data(name, IMAGENET_TEST).subset(slice(400, None))
+
+
+def chosen_by(name: str) -> Dataset:
+    """Labelled inputs to choose recipes by: training images not calibrated on, the other half of the ImageNet ones."""
+    if name not in CIFAR:
+        return test_data(name, IMAGENET_TEST).subset(slice(0, 400))
+    whole = load_data(f"{require(DATA / 'cifar10.npz')}:x_train", _preprocessing(name), None, 0)
+    return whole.subset(slice(CIFAR_CALIBRATION, None))
+
+
 def _preprocessing(name: str) -> Preprocessing:
     preprocessing = network(name).preprocessing
     assert preprocessing is not None
@@ -140,8 +153,12 @@ def quantized(name: str, calibration: int, config: brecq.QuantConfig) -> tuple[b
 
 def quality(name: str, model: nn.Module, samples: int) -> dict[str, float]:
     """Top-1 accuracy, agreement with the float network (both percent), and SQNR of the logits (dB)."""
-    reference = network(name).model
-    found = brecq.evaluate(model, test_data(name, samples), reference=reference, batch_size=100)
+    return quality_on(name, model, test_data(name, samples))
+
+
+def quality_on(name: str, model: nn.Module, data: Dataset) -> dict[str, float]:
+    """The same on `data`."""
+    found = brecq.evaluate(model, data, reference=network(name).model, batch_size=100)
     assert found.top1 is not None
     values = {"top1": found.top1, "agreement": found.agreement, "sqnr": found.sqnr}
     return {key: value for key, value in values.items() if value is not None and value != float("inf")}

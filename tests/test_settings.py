@@ -55,6 +55,8 @@ class Row:
 
 ROWS = {
     # the recipe
+    "compensate": Row({"compensate": False}, "codes scales biases", "nearest steps"),
+    "damping": Row({"damping": 10.0}, "codes scales biases", "nearest steps"),
     "steps": Row({"steps": 12}, "steps codes activations", "nearest"),
     "batch_size": Row({"batch_size": 12}, "codes activations", "nearest steps"),
     "rounding_lr": Row({"rounding_lr": 0.01}, "codes", "nearest steps"),

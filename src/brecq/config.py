@@ -216,7 +216,9 @@ class Recipe:
     range_candidates: int = setting(100, "shrink factors tried by range initialization", low=1, high=100_000)
     range_samples: int = _count(256, "calibration samples that activation ranges are initialized on")
 
-    presets: ClassVar[Presets] = Presets("--recipe", "--recipe-set", "the recipe", "instant, fast, paper or thorough", HOW)
+    presets: ClassVar[Presets] = Presets(
+        "--recipe", "--recipe-set", "the recipe", "instant, fast, paper or thorough", HOW
+    )
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -246,9 +248,9 @@ _PRESETS = {
     "instant": Recipe(name="instant", steps=0, tuning=0.0),
     "fast": Recipe(name="fast"),
     "paper": Recipe(
-        name="paper", compensate=False, steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000, step_lr=4e-4,
-        step_space="linear", bias_lr=0.0, qdrop=0.0, loss="fisher", normalize_loss=False, rounding_penalty=0.01,
-        keep_best=False, held_out=0.0, tuning=0.0,
+        name="paper", compensate=False, steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000,
+        step_lr=4e-4, step_space="linear", bias_lr=0.0, qdrop=0.0, loss="fisher", normalize_loss=False,
+        rounding_penalty=0.01, keep_best=False, held_out=0.0, tuning=0.0,
     ),
     "thorough": Recipe(name="thorough", steps=1_500),
 }  # fmt: skip

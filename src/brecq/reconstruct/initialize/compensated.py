@@ -53,7 +53,7 @@ def compensated_weights(site: Site) -> None:
                 bias.learned = values[bias] + one.bias_shift(rows, quantized).float()
     make_room(site.block.module)
     for module, solution in solved:
-        module.start = Start(solution.weight, module.codes)
+        module.start = Start(solution.weight, module.integers(solution.weight))
 
 
 def _layers(block: GraphModule) -> dict[WeightFakeQuantize, list[Node]]:

@@ -1,0 +1,103 @@
+"""Accuracy against processor seconds: what each recipe reaches, and what it costs to get there.
+
+    python benchmarks/clock.py --threads 1
+    python benchmarks/clock.py --threads 1 --networks resnet20 --settings W2A32 --recipes instant fast
+    python benchmarks/clock.py --threads 1 --validation      # on images that the tables do not use: choose by these
+    python benchmarks/clock.py --table
+
+Top-1 accuracy is of images that nothing is chosen by: 4000 test images of CIFAR-10, the second half of the ImageNet
+ones. The authors' own code with the published schedule, measured once on the same network and images, stands beside
+them. Finished cells are kept in benchmarks/results/clock.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from cells import Cell, Results, Values, bits, describe_steps, parser, run, tables, with_steps
+from common import CIFAR, IMAGENET, chosen_by, network, quality_on, quantized, reported, use_threads
+
+from brecq import QuantConfig, Recipe
+from brecq.data import Dataset
+
+SETTINGS = {"resnet20": ("W2A32", "W4A4", "W2A4", "W2A2"), "efficientnet_lite0": ("W4A8", "W4A4", "W2A8")}
+CALIBRATION = {"resnet20": 1024, "resnet32": 1024, "efficientnet_lite0": 512, "squeezenet1_1": 512}
+RECIPES = ("instant", "fast", "thorough", "paper")
+AUTHORS = {"W2A32": (78.95, 2103), "W2A4": (77.25, 3040)}
+"""ResNet-20: top-1 and processor seconds of the authors' code, 20 000 steps a block on the weights, 5 000 on steps."""
+
+MEASURES = {
+    "top1": ("top-1 accuracy in percent", 1.0, 2),
+    "agreement": ("agreement with float in percent", 1.0, 2),
+    "sqnr": ("SQNR of the logits in dB", 1.0, 1),
+    "cpu_seconds": ("processor seconds to quantize", 1.0, 0),
+}
+
+
+def main() -> None:
+    options = arguments()
+    use_threads(options.threads)
+    cells = list_cells(options)
+    results = Results(options.results)
+    if not options.table:
+        run(cells, results, measure_cell)
+    print(tables(cells, results, MEASURES))
+    if "resnet20" in options.networks and not options.validation:
+        for setting, (top1, seconds) in AUTHORS.items():
+            print(f"\nThe authors' code, resnet20 {setting}: {top1} % in {seconds} processor seconds.")
+
+
+def arguments() -> argparse.Namespace:
+    found = parser(__doc__, "clock.jsonl")
+    found.add_argument("--networks", nargs="+", choices=(*CIFAR, *IMAGENET), default=list(SETTINGS))
+    found.add_argument("--settings", nargs="+", metavar="WxAy", help="(default: those of the network's table)")
+    found.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
+    found.add_argument(
+        "--paper-steps", type=float, nargs="+", default=[0.005, 0.05], metavar="X", help="shares of the paper's steps"
+    )
+    found.add_argument("--calibration", type=int, metavar="N", help="calibration samples")
+    found.add_argument("--validation", action="store_true", help="measure on the images to choose by")
+    return found.parse_args()
+
+
+def list_cells(options: argparse.Namespace) -> list[Cell]:
+    detail = "validation" if options.validation else ""
+    cells = []
+    for name in options.networks:
+        sizes = (options.calibration or CALIBRATION[name], len(data_of(name, detail)))
+        cells.append(Cell(name, "float", "", *sizes, detail=detail))
+        for setting in options.settings or SETTINGS.get(name, SETTINGS["resnet20"]):
+            for row, recipe in recipes(options):
+                for seed in options.seeds:
+                    config = QuantConfig(*bits(setting), recipe=recipe, seed=seed)
+                    cells.append(Cell(name, row, setting, *sizes, config, detail))
+    return cells
+
+
+def recipes(options: argparse.Namespace) -> list[tuple[str, Recipe]]:
+    found = []
+    for name in options.recipes:
+        recipe = Recipe.preset(name)
+        if name == "instant":
+            found.append((name, recipe))
+            continue
+        for share in options.paper_steps if name == "paper" else (1.0,):
+            changed = with_steps(recipe, options.steps, share)
+            found.append((f"{name} ({describe_steps(changed)})", changed))
+    return found
+
+
+def measure_cell(cell: Cell) -> Values:
+    data = data_of(cell.network, cell.detail)
+    if cell.config is None:
+        return quality_on(cell.network, network(cell.network).model, data)
+    result, cost = quantized(cell.network, cell.calibration, cell.config)
+    return {**cost, **quality_on(cell.network, result.model, data)}
+
+
+def data_of(name: str, detail: str) -> Dataset:
+    return chosen_by(name) if detail else reported(name)
+
+
+if __name__ == "__main__":
+    main()

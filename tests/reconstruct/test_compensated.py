@@ -44,8 +44,8 @@ def error(site: Site) -> float:
 @pytest.mark.parametrize(
     ("name", "index", "bits", "most"),
     [
-        ("ResNet", 1, (2, 32), 0.6),
-        ("ResNet", 3, (2, 8), 0.7),
+        ("ResNet", 1, (2, 32), 0.75),
+        ("ResNet", 3, (2, 8), 0.75),
         ("MobileNet", 1, (2, 32), 0.85),
         ("ViT", 1, (3, 8), 0.85),
         ("Signal", 0, (2, 8), 0.95),

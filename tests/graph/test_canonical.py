@@ -152,3 +152,16 @@ def test_an_operator_without_derivative_is_refused_before_learning() -> None:
 
     with pytest.raises(CaptureError, match="heaviside has no derivative"):
         capture(Net(), [torch.randn(2, 3, 6, 6)])
+
+
+def test_symbols_of_bits_have_names() -> None:
+    class Masks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = x > 0, x < 1
+            number = (a.int() << 2) | (b.int() & 1)
+            return torch.where((a & b) ^ (a | b), x, 0.0) + (number >> 1)
+
+    x = torch.randn(3, 8)
+    graph = capture(Masks(), [x[:2]])
+    assert torch.equal(graph(x), Masks()(x))
+    assert not any("__" in str(node.target) for node in graph.graph.nodes)

@@ -22,9 +22,20 @@ from brecq.graph.dataflow import constants
 aten = ops.aten
 
 
+_SYMBOLS = {
+    "__and__": aten.bitwise_and, "__or__": aten.bitwise_or, "__xor__": aten.bitwise_xor,
+    "__lshift__": aten.bitwise_left_shift, "__rshift__": aten.bitwise_right_shift,
+}  # fmt: skip
+"""`a & b` and the like under their names."""
+
+
 def canonicalize(module: GraphModule) -> None:
     """Rewrite a captured graph in place; it computes the same."""
     _write(module)
+    for node in module.graph.nodes:
+        named = _SYMBOLS.get(ops.op_name(node)) if node.op == "call_function" else None
+        if named is not None:
+            node.target = named.Tensor if isinstance(node.args[1], Node) else _of_number(named)
     fixed = constants(module.graph)
     for node in list(module.graph.nodes):
         if node.target is aten.convolution.default:
@@ -37,6 +48,11 @@ def canonicalize(module: GraphModule) -> None:
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
+
+
+def _of_number(packet: Any) -> Any:
+    """The variant of an operator that takes a tensor and a number."""
+    return getattr(packet, "Scalar" if "Scalar" in packet.overloads() else "Tensor_Scalar")
 
 
 def _write(module: GraphModule) -> None:

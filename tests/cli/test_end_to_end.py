@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner, Result
@@ -312,3 +313,16 @@ def test_an_interruption_tells_how_to_go_on(
     result = invoke("quantize", f"{network_file}:build", "--calib", images, "-o", out, *QUICK)
     assert result.exit_code not in (0, 2)
     assert "--resume" in result.stdout
+
+
+def test_evaluation_data_that_does_not_fit_is_found_before_the_run(
+    invoke: Invoke, network_file: Path, images: Path, out: Path, tmp_path: Path, calls: list[tuple[tuple, dict]]
+) -> None:
+    np.savez(tmp_path / "grey.npz", x=np.zeros((4, 1, 16, 16), np.float32))
+    result = invoke(
+        "quantize", f"{network_file}:build", "--calib", images, "--eval", tmp_path / "grey.npz", "-o", out, *QUICK
+    )
+    assert result.exit_code == 2, result.output
+    assert "error:" in result.stderr
+    assert not calls
+    assert not out.exists()

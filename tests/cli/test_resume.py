@@ -7,8 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
+
+from brecq.errors import ConfigError
+from brecq.storage.lock import locked
 
 PATIENCE = 240  # seconds
 
@@ -27,15 +31,19 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(network_file: Path,
     subprocess.run(command(network_file, images, undisturbed), check=True, capture_output=True, timeout=PATIENCE)
 
     process = subprocess.Popen(
-        command(network_file, images, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(network_file, images, killed), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     deadline = time.monotonic() + PATIENCE
     while not (killed / "blocks" / "pass0-block0000.safetensors").exists():
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.kill()
-    process.wait()
+    with pytest.raises(ConfigError, match=f"is in use by process {process.pid};"), locked(killed, ConfigError):
+        pass
+    process.terminate()
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143
+    assert f"interrupted; the same command with --resume continues in {killed}" in said
     assert not (killed / "manifest.json").exists()
 
     again = command(network_file, images, killed, "--resume")

@@ -20,6 +20,7 @@ from brecq.errors import BrecqError, ConfigError, SourceError
 from brecq.settings import DATA, MODEL, setting
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch import nn
 
 _MAY_RUN_CODE = (".py:", "hub:", "hf_hub:", "local-dir:")  # Python files, and weights that timm unpickles
@@ -89,20 +90,7 @@ def evaluate(
     submodule = (result.metadata.get("source") or {}).get("submodule")
     if submodule is None:
         check(Signature(result.converted).bind(dataset.parts[0]), like=result.example_inputs)
-    elif not compared.reference:
-        raise ConfigError(f"only the submodule {submodule!r} was quantized; its float model is needed around it")
-    float_model: nn.Module | None = None
-    if compared.reference:
-        spec, file = choose_reference(
-            result.metadata, compared.model, checkpoint.weights, needed=submodule is not None or not dataset.labelled
-        )
-        if spec is None:
-            tell(console, "reference", "none; name the float model with --model to compare with it")
-        else:
-            float_model = load_reference(spec, file, checkpoint.trust_pickle)
-            tell(console, "reference", spec)
-    elif not dataset.labelled:
-        raise ConfigError("without labels and without the float model nothing can be measured; give --labels")
+    float_model = find_reference(result.metadata, compared, checkpoint, dataset.labelled, console)
     quantized = brecq.simulate(result) if compared.integer else result.model
     if submodule is not None and float_model is not None:
         quantized = Submodule(float_model, submodule, dataset.parts[0].subset(slice(0, 2)).inputs).put_back(quantized)
@@ -115,6 +103,27 @@ def evaluate(
         typer.echo(json.dumps(finite(dataclasses.asdict(measured))))
     else:
         tell(console, "on integers" if compared.integer else "quantized", describe_evaluation(measured))
+
+
+def find_reference(
+    metadata: dict[str, Any], compared: Compared, checkpoint: o.Checkpoint, labelled: bool, console: Console
+) -> nn.Module | None:
+    """The float model, as asked for or as the result remembers it; `None` where labels are enough."""
+    submodule = (metadata.get("source") or {}).get("submodule")
+    if not compared.reference:
+        if submodule is not None:
+            raise ConfigError(f"only the submodule {submodule!r} was quantized; its float model is needed around it")
+        if not labelled:
+            raise ConfigError("without labels and without the float model nothing can be measured; give --labels")
+        return None
+    needed = submodule is not None or not labelled
+    spec, file = choose_reference(metadata, compared.model, checkpoint.weights, needed=needed)
+    if spec is None:
+        tell(console, "reference", "none; name the float model with --model to compare with it")
+        return None
+    float_model = load_reference(spec, file, checkpoint.trust_pickle)
+    tell(console, "reference", spec)
+    return float_model
 
 
 def finite(value: Any) -> Any:

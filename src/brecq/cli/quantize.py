@@ -159,7 +159,7 @@ def run(job: Job, console: Console) -> None:
 
 def work(job: Job, console: Console) -> None:
     """Do the job in its folder."""
-    data, of, folder = job.calibration, job.evaluation, job.output.output
+    data, folder = job.calibration, job.output.output
 
     import brecq
     from brecq.data import Dataset, load_data
@@ -172,12 +172,7 @@ def work(job: Job, console: Console) -> None:
     tell(console, "model", f"{source.name}, {short_count(count_parameters(source.model))} parameters")
     tell_preprocessing(console, preprocessing)
 
-    evaluation = None
-    if of.eval is not None:
-        evaluation = EvaluationData(of.eval, preprocessing, of.eval_size, job.config.seed, of.eval_labels)
-        tell_data(console, "evaluation", of.eval, evaluation)
-        few = evaluation.parts[0].subset(slice(0, 2))  # what does not fit is found before anything is learned
-        brecq.evaluate(source.model, few, reference=source.model, device=job.machine.device)
+    evaluation = evaluation_data(job, source.model, preprocessing, console)
     made: Distilled | None = None
     if job.distillation is None:
         calibration = load_data(data.calib, preprocessing, data.calib_size, job.config.seed)
@@ -195,17 +190,10 @@ def work(job: Job, console: Console) -> None:
     progress = make_progress(console, job.output.log_json)
     try:
         result = brecq.quantize(
-            source.model,
-            calibration,
-            job.config,
-            allocation=allocation,
-            learned=learned,
-            submodule=job.submodule,
-            run_dir=folder,
-            resume=job.output.resume and (folder / "blocks").exists(),
-            progress=progress,
+            source.model, calibration, job.config, allocation=allocation, learned=learned, submodule=job.submodule,
+            run_dir=folder, resume=job.output.resume and (folder / "blocks").exists(), progress=progress,
             device=job.machine.device,
-        )
+        )  # fmt: skip
     finally:
         progress.close()
     result.metadata.update(describe_source(job), preprocessing=preprocessing and preprocessing.to_dict())
@@ -226,6 +214,21 @@ def work(job: Job, console: Console) -> None:
     networks = (source.model, result.model)
     pictures = collect_pictures(networks, calibration, evaluation, preprocessing, job.machine.device)
     write_run_page(console, result, folder, rows, pictures)
+
+
+def evaluation_data(
+    job: Job, model: nn.Module, preprocessing: Preprocessing | None, console: Console
+) -> EvaluationData | None:
+    """What the networks are compared on; data that the network does not take is refused before anything is learned."""
+    import brecq
+
+    asked = job.evaluation
+    if asked.eval is None:
+        return None
+    found = EvaluationData(asked.eval, preprocessing, asked.eval_size, job.config.seed, asked.eval_labels)
+    tell_data(console, "evaluation", asked.eval, found)
+    brecq.evaluate(model, found.parts[0].subset(slice(0, 2)), reference=model, device=job.machine.device)
+    return found
 
 
 def distilled_calibration(

@@ -110,21 +110,7 @@ def search(
     brecq quantize timm:mobilenetv2_100 --bits-from search/ --calib DIR -o out/
     """
     folder, measuring = output.output, calibration.calib is not None
-    earlier = Path(model) if (Path(model) / "sensitivity.json").is_file() else None
-    if earlier is not None:
-        if (option := given(ctx, CHOOSING, others=True)) is not None:
-            raise ConfigError(
-                f"{model} is an earlier search, whose sensitivities are taken over: drop {option}, or name the model "
-                "to measure anew"
-            )
-        if folder.resolve() == earlier.resolve():
-            raise ConfigError(f"the search in {model} would be overwritten by its own; name another folder with -o")
-    elif Path(model).is_dir():
-        raise ConfigError(
-            f"{model} holds no finished search (no sensitivity.json); finish it with --resume, or name a model"
-        )
-    elif not measuring:
-        raise ConfigError(f"{model!r} needs calibration data to be measured on; give --calib DIR")
+    check_source(ctx, model, folder, measuring)
     require_data("--calib", calibration.calib)
     require_path("--weights", checkpoint.weights, file=True)
     console = make_console()
@@ -148,6 +134,24 @@ def search(
         deliver(table, request, machine_model, choosing, folder, console)
     spec = model if measuring else "MODEL"
     tell(console, "saved", f"{folder}; deliver it: brecq quantize {spec} --bits-from {folder} --calib DIR -o out/")
+
+
+def check_source(ctx: typer.Context, model: str, folder: Path, measuring: bool) -> None:
+    """Raise `ConfigError` unless `model` is an earlier search to take over, or can be measured."""
+    if (Path(model) / "sensitivity.json").is_file():
+        if (option := given(ctx, CHOOSING, others=True)) is not None:
+            raise ConfigError(
+                f"{model} is an earlier search, whose sensitivities are taken over: drop {option}, or name the model "
+                "to measure anew"
+            )
+        if folder.resolve() == Path(model).resolve():
+            raise ConfigError(f"the search in {model} would be overwritten by its own; name another folder with -o")
+    elif Path(model).is_dir():
+        raise ConfigError(
+            f"{model} holds no finished search (no sensitivity.json); finish it with --resume, or name a model"
+        )
+    elif not measuring:
+        raise ConfigError(f"{model!r} needs calibration data to be measured on; give --calib DIR")
 
 
 def load_hardware(source: str) -> HardwareModel:

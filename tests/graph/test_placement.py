@@ -46,7 +46,7 @@ OUTPUT = {
 # The same for each tensor that enters a layer.
 INPUT = {
     "ResNet": {
-        "x": 8, "relu": 3, "relu_1": 3, "relu_2": 3, "relu_3": 3, "relu_4": 3, "relu_5": 3, "view": 8,
+        "x": 8, "relu": 3, "relu_1": 3, "relu_2": 3, "relu_3": 3, "relu_4": 3, "relu_5": 3, "flatten": 8,
     },
     "MobileNet": {
         "x": 8, "hardtanh": 3, "hardtanh_1": 3, "hardtanh_2": 3, "add": 3, "hardtanh_3": 3, "hardtanh_4": 3,
@@ -55,8 +55,8 @@ INPUT = {
     "SENet": {"x": 8, "silu": 3, "mean": 3, "relu": 3, "mul_1": 3, "mean_1": 8},
     "ConcatNet": {"x": 8, "relu": 3, "max_pool2d": 3, "mean": 8},
     "ViT": {
-        "x": 8, "layer_norm": 3, "view": 3, "layer_norm_1": 3, "gelu": 3,
-        "layer_norm_2": 3, "view_1": 3, "layer_norm_3": 3, "gelu_1": 3, "select": 8,
+        "x": 8, "layer_norm": 3, "reshape_1": 3, "layer_norm_1": 3, "gelu": 3,
+        "layer_norm_2": 3, "reshape_3": 3, "layer_norm_3": 3, "gelu_1": 3, "select": 8,
     },
     "TwoBranch": {"x": 8, "y": 8, "relu": 3, "relu_2": 3, "cat": 8},
 }  # fmt: skip

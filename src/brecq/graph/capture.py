@@ -118,6 +118,8 @@ def _name_layers(module: GraphModule, model: nn.Module) -> None:
         weight = node.args[1] if ops.kind(node) else None
         if isinstance(weight, Node) and weight.op == "get_attr":
             path, stem = ops.module_path(node), str(weight.target).rpartition(".")[0]
+            if stem in tied:
+                node.meta[ops.TIED] = sorted(tied[stem])
             if path != stem and path in tied.get(stem, ()):
                 node.meta[ops.LAYER] = path
 

@@ -101,11 +101,12 @@ class Dataflow:
         return [count == 0 for count in accumulate(change)]
 
     def is_batch(self, node: Node) -> bool:
-        """True if the output is one tensor [N, ...]."""
+        """True if the output is one tensor [N, ...] whose samples are of one size: [N, N] compares samples."""
         value: Any = node.meta.get("val")
         if not isinstance(value, torch.Tensor) or value.dim() == 0:
             return False
-        return str(value.shape[0]) == self.batch
+        alike = not any(isinstance(size, torch.SymInt) for size in value.shape[1:])
+        return alike and str(value.shape[0]) == self.batch
 
     def resolution(self, position: int) -> tuple[str, ...]:
         """Spatial size of an operator's output: what follows batch and channels."""

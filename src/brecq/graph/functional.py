@@ -83,7 +83,8 @@ def _functional(node: Node) -> Any:
 def _spell_out(module: GraphModule, node: Node) -> None:
     target: Any = node.args[0]
     with module.graph.inserting_before(node):
-        new = module.graph.call_function(_functional(node), node.args, node.kwargs)
+        name = ops.op_name(node).removesuffix("_")
+        new = module.graph.create_node("call_function", _functional(node), node.args, node.kwargs, name)
     new.meta = dict(node.meta)
     target.replace_all_uses_with(new, delete_user_cb=lambda user: user > new and user is not node)
     node.replace_all_uses_with(new)

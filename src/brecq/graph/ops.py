@@ -28,6 +28,9 @@ WEIGHTED: dict[Any, str] = {
 LAYER = "brecq_layer"
 """In the metadata of a weighted operator: its layer's name, where its weight has another's."""
 
+TIED = "brecq_tied"
+"""In the metadata of a weighted operator: the modules that hold its weight, where there are several."""
+
 ADD = {aten.add.Tensor}
 
 ELEMENTWISE = {

@@ -68,8 +68,9 @@ def plan(graph: GraphModule, config: QuantConfig) -> Placement:
     placement = Placement(weighted)
     if not weighted:
         raise ConfigError("the network has no convolution or linear layer; there is nothing to quantize")
+    shared = _names_by_weight(weighted)
     for rule in config.rules:
-        if not any(rule.matches(name) for name in weighted.values()):
+        if not any(rule.matches(name) for names in shared.values() for name in names):
             raise ConfigError(
                 f"no layer matches {rule.pattern!r}; there are {', '.join(list(weighted.values())[:8])}, ..."
             )
@@ -82,10 +83,12 @@ def plan(graph: GraphModule, config: QuantConfig) -> Placement:
             placement.own_weights.add(name)
             placement.own_inputs.add(name)
         for rule in config.rules:
-            if rule.matches(name):
-                bits = [new or old for new, old in zip((rule.weights, rule.activations), bits, strict=True)]
+            if any(map(rule.matches, shared[node.args[1]])):
+                mine = rule.matches(name) or not any(map(rule.matches, weighted.values()))
+                wanted = (rule.weights, rule.activations if mine else None)
+                bits = [new or old for new, old in zip(wanted, bits, strict=True)]
                 placement.own_weights |= {name} if rule.weights else set()
-                placement.own_inputs |= {name} if rule.activations else set()
+                placement.own_inputs |= {name} if wanted[1] else set()
                 placement.ends.pop(node, None)
         constant = isinstance(node.args[1], Node) and node.args[1].op == "get_attr"
         placement.weight_bits[node] = bits[0] if constant else FLOAT
@@ -95,6 +98,14 @@ def plan(graph: GraphModule, config: QuantConfig) -> Placement:
     else:
         _place_outputs(graph, placement, config)
     return placement
+
+
+def _names_by_weight(weighted: dict[Node, str]) -> dict[object, set[str]]:
+    """For each weight the names of all layers that read it and of all modules that hold it: they share a width."""
+    names: dict[object, set[str]] = defaultdict(set)
+    for node, name in weighted.items():
+        names[node.args[1]] |= {name, *node.meta.get(ops.TIED, ())}
+    return names
 
 
 def _place_inputs(placement: Placement) -> None:

@@ -156,3 +156,24 @@ def test_a_tied_weight_is_counted_and_stored_once(tmp_path: Path, method: str) -
     result.save(tmp_path)
     with torch.no_grad():
         assert torch.equal(brecq.load(tmp_path).model(ids), result.model(ids))
+
+
+class Recurrent(nn.Module):
+    """Ends in operators whose shapes PyTorch knows from their decompositions only: an LSTM and a bilinear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.state = nn.Linear(4, 4), nn.LSTM(4, 4, batch_first=True)
+        self.last = nn.Bilinear(4, 4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x), self.state(x)[0])
+
+
+def test_operators_that_have_shapes_by_decomposition_only_are_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 4)
+    result = brecq.quantize(Recurrent(), x, QuantConfig(weights=8, activations=8, method="rtn"))
+    loaded = brecq.load(result.save(tmp_path / "out"))
+    assert torch.equal(loaded.model(x), result.model(x))
+    assert torch.equal(loaded.model(x[:3]), result.model(x[:3]))

@@ -9,9 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import brecq
 from brecq import QuantConfig
+from brecq.deploy.complete import complete
+from brecq.graph import ops
 from brecq.graph.blocks import extract
 from brecq.graph.capture import capture
+from brecq.graph.dataflow import Dataflow
 from brecq.graph.partition import partition
 from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
@@ -121,3 +125,37 @@ def test_blocks_that_cannot_be_cut_say_why() -> None:
     assert (first.name, first.joined) == ("a", "")
     assert spec.joined.startswith("b, c are one block: ")
     assert "[8], which passes between them, is no batch" in spec.joined
+
+
+class Counted(nn.Module):
+    """Scales by numbers that come from sizes by other ways than x.shape: all elements, a quotient, a power."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y = F.relu(self.middle(y)) * (y.numel() / x.shape[0]) / 6
+        y = y + torch.arange(y.numel()).view(y.shape) % 3 * 0.1
+        return self.last(y) * x.shape[0] ** 0.5
+
+
+def test_every_way_to_a_size_is_a_size() -> None:
+    network = build(Counted)
+    x = torch.randn(8, 6)
+    graph = capture(network, (x,))
+    assert {ops.op_name(node) for node in Dataflow(graph).ops} == {"linear", "relu", "mul", "div", "add"}
+    result = brecq.quantize(network, x, QuantConfig(weights=8, activations=8, method="rtn"))
+    assert len(complete(result).added) > 0  # the recorded ranges are found again in the program as exported anew
+    assert torch.nn.functional.mse_loss(result.model(x[:3]), network(x[:3])) < 1e-2
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x.amax().item() * 2)
+
+
+def test_numbers_that_depend_on_values_are_no_sizes() -> None:
+    graph = capture(build(Branching), (torch.randn(4, 6),))
+    assert not any(ops.is_size(node) for node in graph.graph.nodes)

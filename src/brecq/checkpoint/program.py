@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -299,7 +300,7 @@ def _note_shapes(module: GraphModule, examples: Sequence[Tensor]) -> None:
         sizes = [DimDynamic.DYNAMIC if dim == 0 else DimDynamic.STATIC for dim in range(value.dim())]
         inputs.append(mode.from_tensor(value, symbolic_context=StatelessSymbolicContext(sizes)))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), enable_python_dispatcher():  # as torch.export: LSTM and bilinear have no other shapes
             FakeTensorProp(module, mode).propagate_dont_convert_inputs(*inputs)
     except Exception as error:  # operators raise many unrelated types for arguments that do not fit them
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

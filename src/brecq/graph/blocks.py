@@ -179,7 +179,7 @@ def _extract(
     def copy(node: Node) -> Node:
         if node in copies:
             return copies[node]
-        if node.target is ops.aten.sym_size.int and owner.get(node.args[0]) != index:  # type: ignore[arg-type]
+        if node.target in ops.SIZES and owner.get(node.args[0]) != index:  # type: ignore[arg-type]
             copies[node] = _size(graph, node, {source: copies[source] for source in inputs})
         else:
             copies[node] = graph.node_copy(node, copy)

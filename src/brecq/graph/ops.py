@@ -63,8 +63,11 @@ MOVEMENT = {
 
 CONCAT = {aten.cat.default, aten.stack.default, aten.concat.default}
 
-SIZES = {aten.sym_size.int, operator.mul, operator.add, operator.sub, operator.floordiv}
-"""Arithmetic on tensor sizes; each block rebuilds what it needs from its own inputs."""
+SIZES = {aten.sym_size.int, aten.sym_numel.default, aten.sym_stride.int, aten.sym_storage_offset.default}
+"""Sizes of tensors: numbers that do not depend on a tensor's values."""
+
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+_ARITHMETIC = {operator.mul, operator.add, operator.sub, operator.floordiv}
 
 
 def kind(node: Node) -> str | None:
@@ -97,11 +100,14 @@ def is_tensor(node: Node) -> bool:
 
 
 def is_size(node: Node) -> bool:
-    """True for nodes that compute sizes, not tensors."""
+    """True for sizes of tensors and arithmetic on them; each block rebuilds what it needs from its own inputs."""
     if node.op != "call_function":
         return False
+    if node.target in SIZES:
+        return True
     val = node.meta.get("val")
-    return node.target in SIZES and (val is None or isinstance(val, (int, float, torch.SymInt, torch.SymFloat)))
+    numbers = isinstance(val, _NUMBERS) if "val" in node.meta else node.target in _ARITHMETIC
+    return numbers and bool(node.all_input_nodes) and all(map(is_size, node.all_input_nodes))
 
 
 def module_path(node: Node) -> str:

@@ -86,8 +86,10 @@ def linear_layers(graph: ir.Graph) -> None:
     for product in list(graph):
         turned = producer(product.inputs[1], "Transpose") if product.op_type == "MatMul" else None
         weight = None if turned is None else producer(turned.inputs[0], "DequantizeConstant", DOMAIN)
+        if weight is None:
+            continue
         x = product.inputs[0]
-        if weight is None or x is None or x.shape is None or product.outputs[0].shape is None:
+        if x is None or x.shape is None or product.outputs[0].shape is None:
             continue
         if producer(_behind_movement(x), "Dequantize", DOMAIN) is None:
             continue  # its input is float: the weight alone is quantized

@@ -307,8 +307,6 @@ _transformers("dinov2", "Dinov2Model", "Dinov2", images(32), **_VISION)
 _transformers("hf_beit", "BeitForImageClassification", "Beit", images(32), **_VISION)
 _transformers("yolos", "YolosForObjectDetection", "Yolos", images(32), **{
     **_VISION, "image_size": [32, 32], "num_detection_tokens": 5})  # fmt: skip
-_transformers("segformer", "SegformerForSemanticSegmentation", "Segformer", images(64), depths=[1, 1, 1, 1],
-              hidden_sizes=[8, 16, 16, 32], num_attention_heads=[1, 2, 2, 4], decoder_hidden_size=16)  # fmt: skip
 _transformers("wav2vec2", "Wav2Vec2ForCTC", "Wav2Vec2", floats((2000,)), vocab_size=32, hidden_size=32,
               num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=[16, 16, 16],
               conv_stride=[5, 4, 2], conv_kernel=[10, 8, 4], num_conv_pos_embeddings=16,

@@ -214,7 +214,9 @@ class Recipe:
     )
     range_norm: float = setting(2.4, "exponent p of the Lp error that range initialization minimizes", low=1, high=10)
     range_candidates: int = setting(100, "shrink factors tried by range initialization", low=1, high=100_000)
-    range_samples: int = _count(256, "calibration samples that activation ranges are initialized on")
+    range_samples: int = _count(
+        256, "calibration samples that activation ranges, and the moments behind `compensate`, are taken from"
+    )
 
     presets: ClassVar[Presets] = Presets(
         "--recipe", "--recipe-set", "the recipe", "instant, fast, paper or thorough", HOW

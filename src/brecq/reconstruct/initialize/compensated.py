@@ -22,11 +22,17 @@ from brecq.quant.fake_quant import BiasFakeQuantize, Start, WeightFakeQuantize
 from brecq.reconstruct.learnables import make_room
 from brecq.reconstruct.sampler import learned_from
 from brecq.reconstruct.site import Site
-from brecq.reconstruct.streams import BATCH
+
+SAMPLES = 16
+"""Run at a time: the inputs of a layer from both streams are held at once."""
 
 PATCHES = 1_000
 """Patches of its input that a layer's moments are taken from, for each weight that an output channel has: where there
 are more, positions are left out, as neighbouring ones say the same."""
+
+DISTRUST = 32.0
+"""How fast the damping grows where patches are few for the weights of an output channel: it doubles at one weight for
+so many patches."""
 
 
 @torch.no_grad()
@@ -42,9 +48,9 @@ def compensated_weights(site: Site) -> None:
         rows = geometry.rows(weight)
         moments = _moments(site, uses, PATCHES * rows.shape[2])
         parts = [(count, one.central() if bias in values else one) for bias, (count, one) in moments.items()]
-        solution = compensate(
-            weight, geometry, mixed(parts), module.grid, symmetric=module.symmetric, damping=site.recipe.damping
-        )
+        scarcity = rows.shape[2] / sum(count for count, _ in parts)
+        damping = site.recipe.damping * (1 + DISTRUST * scarcity)
+        solution = compensate(weight, geometry, mixed(parts), module.grid, symmetric=module.symmetric, damping=damping)
         module.grid, module.codes = solution.grid, solution.codes
         solved.append((module, solution))
         quantized = geometry.rows(solution.grid.dequantize(solution.codes))
@@ -73,7 +79,7 @@ def _moments(site: Site, uses: Sequence[Node], patches: int) -> dict[BiasFakeQua
     block, streams = site.block, site.streams
     sums: dict[BiasFakeQuantize | None, MomentSum] = defaultdict(MomentSum)
     chosen = learned_from(streams.samples, site.held)[: site.recipe.range_samples]
-    for number, index in enumerate(chosen.split(BATCH)):
+    for number, index in enumerate(chosen.split(SAMPLES)):
         found: list[dict[Node, Tensor]] = []
         for stream in ("quantized", "float"):
             streams.set_mode(stream, block)

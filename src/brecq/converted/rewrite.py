@@ -1,15 +1,17 @@
-"""Rewrites of a program that change nothing it computes: pooling named, clamps folded."""
+"""Rewrites of a program that change nothing it computes: equal operators merged, pooling named, clamps folded."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from brecq.converted.grids import DEQUANTIZE, QUANTIZE, Grid, grid_of
+from brecq.converted.grids import DEQUANTIZE, QUANTIZE, Grid, constant, grid_of
 from brecq.converted.plan import CLAMPS, computes_on_codes
 from brecq.graph import ops
 
@@ -41,6 +43,31 @@ def gather_quantizers(module: GraphModule) -> None:
             if kept is not user:
                 user.replace_all_uses_with(kept)
                 module.graph.erase_node(user)
+
+
+def merge_equal(module: GraphModule) -> None:
+    """Compute once what the network's code computes twice, an activation function for each of two branches say.
+
+    Exporters merge such operators, quantizers among them; merged here, all see the same quantizers.
+    """
+    first: dict[str, Node] = {}
+    names: dict[Node, str] = {}
+    for node in list(module.graph.nodes):
+        names[node] = node.name
+        if node.op == "get_attr":
+            names[node] = _content(constant(module, node))
+        elif node.op == "call_function" and not ops.is_random(node):
+            arguments = torch.fx.map_arg((node.args, node.kwargs), names.__getitem__)
+            kept = first.setdefault(f"{node.target}{arguments}", node)
+            if kept is not node:
+                node.replace_all_uses_with(kept)
+                module.graph.erase_node(node)
+
+
+def _content(value: Tensor) -> str:
+    """What tells a constant from all others: those of a layer that is called twice are stored twice."""
+    digest = hashlib.sha256(value.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
+    return f"{value.dtype}{tuple(value.shape)}{digest}"
 
 
 def _only_moves(moved: Node, quantizer: Node) -> bool:

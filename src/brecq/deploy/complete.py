@@ -87,6 +87,7 @@ def complete(result: QuantResult, *, linear_outputs: bool = False, fold_clamps: 
             "reconstruction leaves in float; quantize again with this version of brecq, which records them"
         )
     added = tuple(_insert(graph, node, grids[node]) for node in nodes if not _reuse(graph, node))
+    rewrite.merge_equal(graph)
     rewrite.name_means(graph)
     if fold_clamps:
         rewrite.fold_clamps(graph)

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import brecq
-from brecq import LayerRule, QuantResult
+from brecq import LayerRule, QuantConfig, QuantResult
 from brecq.deploy.sizes import ideal_bytes
 from brecq.errors import ConfigError, ExportError
 
@@ -205,3 +207,32 @@ def test_an_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"bessel_i0e.*submodule"):
         brecq.export(result, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+class Twice(nn.Module):
+    """Computes an activation function, a layer, and a constant pattern once for each branch that reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shared, self.left, self.right = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        pattern = [torch.arange(y.numel()).view(y.shape) % 3 * 0.1 for _ in range(2)]
+        left, right = self.left(F.relu(y)) + pattern[0], self.right(F.relu(y)) + pattern[1]
+        return self.left(F.relu(self.shared(left))) - right * self.right(F.relu(self.shared(left)))
+
+
+def test_what_is_computed_twice_has_one_quantizer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(32, 6)
+    result = brecq.quantize(Twice(), x, QuantConfig(weights=8, activations=8, method="rtn"))
+    brecq.export(result, tmp_path / "model.onnx")
+    simulator, run = brecq.simulate(result), session.load(tmp_path / "model.onnx")
+    ours, theirs = simulator.codes(x), run.codes(x.numpy())
+    assert list(ours) == list(theirs)
+    assert all(
+        torch.equal(codes.reshape(-1), torch.from_numpy(theirs[name]).reshape(-1)) for name, codes in ours.items()
+    )
+    with torch.no_grad():
+        assert F.mse_loss(simulator(x), result.model(x)) < 1e-3 * result.model(x).var()

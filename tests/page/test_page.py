@@ -85,6 +85,15 @@ def test_a_page_that_cannot_be_written_names_the_file(result: brecq.QuantResult,
         write_page(result, tmp_path / "nowhere" / "report.html")
 
 
+def test_only_pages_of_brecq_are_replaced(result: brecq.QuantResult, tmp_path: Path) -> None:
+    page = write_page(result, tmp_path / "report.html")
+    assert write_page(result, page) == page
+    page.write_text("<html>mine</html>")
+    with pytest.raises(CheckpointError, match=r"report.html is not brecq's"):
+        write_page(result, page)
+    assert page.read_text() == "<html>mine</html>"
+
+
 def test_records_come_back_and_damaged_ones_are_refused(record: Record, tmp_path: Path) -> None:
     assert Record.load(tmp_path) == Record()
     record.save(tmp_path)

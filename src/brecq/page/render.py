@@ -18,6 +18,7 @@ from brecq.page import charts
 from brecq.page.facts import Layer, gather
 from brecq.page.record import Record
 from brecq.result import QuantResult
+from brecq.storage.files import refuse_strangers
 from brecq.storage.files import write as write_file
 from brecq.units import format_seconds
 
@@ -41,11 +42,12 @@ def write_page(result: QuantResult, file: Path | str, record: Record | None = No
 
 
 def write_text(file: Path, text: str) -> Path:
-    """Write a page.
+    """Write a page, in place of an earlier page of brecq's only.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file cannot be written, or what is there is not brecq's.
     """
+    refuse_strangers(file.parent, [file.name], CheckpointError)
     write_file(file, text.encode(), CheckpointError)
     return file
 

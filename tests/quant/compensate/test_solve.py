@@ -192,3 +192,18 @@ def test_same_bits_every_time() -> None:
     first, second = (solve("conv", x_f, x_q, w, grid) for _ in "ab")
     assert torch.equal(first.weight, second.weight)
     assert torch.equal(first.grid.scale, second.grid.scale)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3])
+def test_inputs_that_hardly_vary_around_a_large_mean(spread: float) -> None:
+    """Learned queries, position embeddings: their central moments are rounding errors, and not positive."""
+    generator = torch.Generator().manual_seed(0)
+    level = 100 * torch.rand(64, generator=generator)
+    x = level * (1 + spread * torch.randn(250, 4, 64, generator=generator))
+    w = torch.randn(8, 64, generator=generator)
+    grid = start(w, IntRange.weights(4, symmetric=False), 0)
+    q = value(solve("linear", x, x, w, grid, bias=True))
+    assert torch.isfinite(q).all()
+    nearest, x = grid.dequantize(grid.quantize(w)).double(), x.double()
+    errors = [output_error("linear", x, x, w.double(), each, bias=True) for each in (q.double(), nearest)]
+    assert errors[0] <= errors[1] * (1 + 1e-6) + 1e-12

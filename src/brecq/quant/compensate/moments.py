@@ -48,11 +48,16 @@ class Moments:
 
 
 class MomentSum:
-    """Adds up the moments of a layer over batches, and over all the places where the layer is used."""
+    """Adds up the moments of a layer over batches, and over all the places where the layer is used.
+
+    What is added up are moments about the mean of the first batch: those about 0 would leave nothing but rounding
+    errors of the central ones where an input hardly varies around a large mean.
+    """
 
     def __init__(self) -> None:
         self.count = 0
         self._sums: list[Tensor] = []
+        self._about: tuple[Tensor, Tensor] | None = None
 
     def add(self, geometry: Geometry, x_q: Tensor, x_f: Tensor | None = None, every: int = 1, offset: int = 0) -> None:
         """One batch: the layer's input in the quantized network and, where it differs, in the float network.
@@ -63,6 +68,10 @@ class MomentSum:
         reference = None if x_f is None else geometry.patches(x_f, every, offset)
         for q in geometry.patches(x_q, every, offset):
             f = q if reference is None else next(reference)
+            if self._about is None:
+                self._about = q.mean(2, keepdim=True), f.mean(2, keepdim=True)
+            q = q - self._about[0]
+            f = q if reference is None else f - self._about[1]
             gram = q @ q.mT
             cross = gram if reference is None else f @ q.mT
             mean = q.sum(2)
@@ -75,8 +84,13 @@ class MomentSum:
 
     def moments(self) -> Moments:
         """Means over everything that was added."""
-        assert self.count, "no input was added"
-        return Moments(*(total / self.count for total in self._sums))
+        assert self._about is not None, "no input was added"
+        gram, cross, mean, float_mean = (total / self.count for total in self._sums)
+        at, float_at = (value.double() for value in self._about)  # [G, K, 1]
+        whole, float_whole = mean + at[:, :, 0], float_mean + float_at[:, :, 0]
+        gram = gram + mean[:, :, None] * at.mT + at * whole[:, None]
+        cross = cross + float_mean[:, :, None] * at.mT + float_at * whole[:, None]
+        return Moments(gram, cross, whole, float_whole)
 
 
 def mixed(parts: Sequence[tuple[int, Moments]]) -> Moments:

@@ -28,6 +28,9 @@ from brecq.quant.ranges import MIN_SCALE
 PASSES = 3
 """Passes of coordinate descent."""
 
+_PRECISION = 1e-12
+"""Relative error of central moments, which are differences in float64, with room; an eigenvalue's grows with K."""
+
 _INSIDE = 0.49
 """How far from its code a weight may be, in steps: it rounds to this code."""
 
@@ -80,8 +83,7 @@ def compensate(
         )
     owner = _owner(geometry, weight, grid)
     start = RowGrid(grid.scale.double().flatten(), grid.zero_point.double().flatten(), owner, grid.range, least)
-    mean = moments.gram.diagonal(dim1=1, dim2=2).mean(1)
-    pull = torch.where(mean > 0, damping * mean, 1.0)[:, None, None] * torch.eye(rows.shape[2]).to(rows)
+    pull = _pull(moments, damping)[:, None, None] * torch.eye(rows.shape[2]).to(rows)
     gram = moments.gram + pull
     target = torch.linalg.solve(gram, rows @ (moments.cross + pull), left=False)
     codes, found = _solve(target, gram, start, free=not prescribed and start.by_row, shift=not symmetric)
@@ -98,6 +100,15 @@ def compensate(
         ),
         geometry.weight((nearest + best) * scale, weight.shape).float(),
     )
+
+
+def _pull(moments: Moments, damping: float) -> Tensor:
+    """What is added to H's diagonal, [G]: at least what rounding errors can take from its eigenvalues, where an input
+    hardly varies around a large mean and central moments are nothing but such errors."""
+    diagonal = moments.gram.diagonal(dim1=1, dim2=2)
+    power = (diagonal.clamp(min=0) + moments.mean.square()).mean(1)
+    pull = torch.maximum(damping * diagonal.mean(1), _PRECISION * diagonal.shape[1] * power)
+    return torch.where(pull > 0, pull, 1.0)
 
 
 def _solve(target: Tensor, gram: Tensor, grid: RowGrid, *, free: bool, shift: bool) -> tuple[Tensor, RowGrid]:

@@ -21,7 +21,7 @@ from brecq.data.dataset import Dataset
 from brecq.graph.capture import capture
 
 QUICK = {"steps": 8, "batch_size": 8, "rounding_lr": 0.3, "range_candidates": 12, "range_samples": 16, "tuning": 0.0}
-FISHER, STAGES, TUNED = {"loss": "fisher"}, {"joint": False, "activation_steps": 2}, {"tuning": 1.0, "tune_lr": 1e-4}
+FISHER, STAGES, TUNED = {"loss": "fisher"}, {"joint": False, "activation_steps": 2}, {"tuning": 1.0}
 LAST, NEAREST = {"keep_best": False}, {"method": "rtn"}
 
 
@@ -55,8 +55,8 @@ class Row:
 
 ROWS = {
     # the recipe
-    "compensate": Row({"compensate": False}, "codes scales biases", "nearest steps"),
-    "damping": Row({"damping": 10.0}, "codes scales biases", "nearest steps"),
+    "compensate": Row({"compensate": True}, "codes scales biases", "nearest steps"),
+    "damping": Row({"damping": 10.0}, "codes scales biases", "nearest steps", {"compensate": True}),
     "steps": Row({"steps": 12}, "steps codes activations", "nearest"),
     "batch_size": Row({"batch_size": 12}, "codes activations", "nearest steps"),
     "rounding_lr": Row({"rounding_lr": 0.01}, "codes", "nearest steps"),
@@ -74,8 +74,8 @@ ROWS = {
     "warmup": Row({"warmup": 0.9}, "codes", "nearest steps", LAST),
     "keep_best": Row({"keep_best": False}, "codes after", "nearest steps", {"rounding_lr": 30.0}),
     "held_out": Row({"held_out": 0.25}, "nearest after", "steps"),
-    "tuning": Row({"tuning": 1.0}, "stages activations", "codes", {"tune_lr": 1e-4}),
-    "tune_lr": Row({"tune_lr": 3e-5}, "activations", "codes stages", TUNED),
+    "tuning": Row(TUNED, "stages activations", "codes"),
+    "tune_lr": Row({"tune_lr": 1e-4}, "activations", "codes stages", TUNED),
     "range_norm": Row({"range_norm": 1.5}, "scales activations", "stages", NEAREST),
     "range_candidates": Row({"range_candidates": 40}, "scales activations", "stages", NEAREST),
     "range_samples": Row({"range_samples": 24}, "activations", "scales codes", NEAREST),

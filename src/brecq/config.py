@@ -138,12 +138,14 @@ class Recipe:
     # fmt: off
     name: str = setting("custom", "of the recipe, for people")
     compensate: bool = setting(
-        True,
+        False,
         "start from codes, weight steps and biases in closed form, from the second moments of each layer's inputs; "
         "otherwise from weights rounded to nearest",
     )
     damping: float = setting(
-        0.01, "share of its mean that is added to the diagonal of these moments: how far to distrust the samples",
+        0.01,
+        "share of its mean that is added to the diagonal of these moments, more where samples are few: how far to "
+        "distrust them",
         low=1e-6, high=1000,
     )
     steps: int = _count(
@@ -247,10 +249,10 @@ class Recipe:
 
 
 _PRESETS = {
-    "instant": Recipe(name="instant", steps=0, tuning=0.0),
+    "instant": Recipe(name="instant", compensate=True, steps=0, tuning=0.0),
     "fast": Recipe(name="fast"),
     "paper": Recipe(
-        name="paper", compensate=False, steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000,
+        name="paper", steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000,
         step_lr=4e-4, step_space="linear", bias_lr=0.0, qdrop=0.0, loss="fisher", normalize_loss=False,
         rounding_penalty=0.01, keep_best=False, held_out=0.0, tuning=0.0,
     ),

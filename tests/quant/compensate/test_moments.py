@@ -74,3 +74,15 @@ def test_moments_on_cuda(layer: Geometry) -> None:
     total = MomentSum()
     total.add(layer, x_q.cuda(), x_f.cuda())
     torch.testing.assert_close(total.moments().cross.cpu(), naive(layer, x_q, x_f)[1], atol=1e-3, rtol=1e-3)
+
+
+def test_uses_with_and_without_a_float_input_of_their_own_add_up() -> None:
+    x = 10 + torch.randn(40, 6)
+    apart, together = MomentSum(), MomentSum()
+    apart.add(Geometry.linear(), x[:20], x[:20] + 1)
+    apart.add(Geometry.linear(), x[20:])
+    together.add(Geometry.linear(), x, torch.cat([x[:20] + 1, x[20:]]))
+    for name in ("gram", "cross", "mean", "float_mean"):
+        torch.testing.assert_close(
+            getattr(apart.moments(), name), getattr(together.moments(), name), rtol=1e-6, atol=1e-5
+        )

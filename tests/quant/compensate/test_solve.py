@@ -207,3 +207,21 @@ def test_inputs_that_hardly_vary_around_a_large_mean(spread: float) -> None:
     nearest, x = grid.dequantize(grid.quantize(w)).double(), x.double()
     errors = [output_error("linear", x, x, w.double(), each, bias=True) for each in (q.double(), nearest)]
     assert errors[0] <= errors[1] * (1 + 1e-6) + 1e-12
+
+
+@pytest.mark.parametrize(("name", "kind"), [("linear", "single"), ("conv1d", "constant"), ("depthwise", "zero")])
+def test_inputs_that_do_not_vary_decide_nothing(name: str, kind: str) -> None:
+    """Without their mean, all that is left of such moments is the rounding of float32, of either sign."""
+    geometry, _, shape, weight_shape, axis = LAYERS[name]
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        if kind == "single":
+            x = 10 * torch.randn(1, 1, shape[2], generator=generator)
+        else:
+            channels = torch.randn(1, shape[1], *(1 for _ in shape[2:]), generator=generator)
+            x = 10 * channels.expand(shape) * (kind != "zero")
+        weight = torch.randn(weight_shape, generator=generator)
+        moments = moments_of(geometry, x * (1 + 1e-6), x).central()
+        solution = compensate(weight, geometry, moments, start(weight, IntRange(-8, 7), axis), symmetric=False)
+        error = (value(solution) - weight).square().mean() / weight.var()
+        assert error < 0.02, error

@@ -69,13 +69,14 @@ class MomentSum:
         for q in geometry.patches(x_q, every, offset):
             f = q if reference is None else next(reference)
             if self._about is None:
-                self._about = q.mean(2, keepdim=True), f.mean(2, keepdim=True)
-            q = q - self._about[0]
-            f = q if reference is None else f - self._about[1]
+                about = q.mean(2, keepdim=True)
+                self._about = about, about if f is q else f.mean(2, keepdim=True)
+            same = f is q and self._about[0] is self._about[1]
+            q, f = q - self._about[0], f - self._about[1]
             gram = q @ q.mT
-            cross = gram if reference is None else f @ q.mT
+            cross = gram if same else f @ q.mT
             mean = q.sum(2)
-            parts = [gram, cross, mean, mean if reference is None else f.sum(2)]
+            parts = [gram, cross, mean, mean if same else f.sum(2)]
             if not self._sums:
                 self._sums = [torch.zeros_like(part, dtype=torch.float64) for part in parts]
             for total, part in zip(self._sums, parts, strict=True):

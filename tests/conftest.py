@@ -14,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -22,6 +23,10 @@ from brecq.graph.capture import capture
 
 Captured = Callable[[str], GraphModule]
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+# Nothing is said about a test by how busy the machine is.
+settings.register_profile("brecq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("brecq")
 
 # Fixtures of a module run before the per-test fixture below: they too are on one thread.
 torch.set_num_threads(1)

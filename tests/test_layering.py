@@ -22,7 +22,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "settings": "errors text",
     "plain": "errors text",
     "reading": "errors",
-    "checks": "data errors forward text",
+    "checks": "data errors forward logits text",
     "config": "errors plain settings text",
     "progress": "report",
     "data": "errors forward reading settings text",

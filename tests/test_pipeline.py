@@ -13,7 +13,7 @@ from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 import brecq
 from brecq import LayerRule, QuantConfig, Recipe
-from brecq.errors import CaptureError, CheckpointError, ConfigError, DataError, PartitionError
+from brecq.errors import CheckpointError, ConfigError, DataError, PartitionError
 from brecq.graph import convert as convert_module
 from brecq.progress import Progress
 
@@ -218,7 +218,7 @@ class Never(Progress):
         ({"config": config(blocks={"b": ["nothing"]})}, PartitionError, "'nothing' matches no module"),
         ({"calibration": []}, DataError, "no samples"),
         ({"calibration": torch.full((4, 3, 16, 16), float("nan"))}, DataError, "NaN"),
-        ({"calibration": torch.randn(4, 5, 16, 16)}, CaptureError, "does not run on the example inputs"),
+        ({"calibration": torch.randn(4, 5, 16, 16)}, DataError, "does not run on sample 0"),
         ({"model": nn.Sequential(nn.ReLU())}, ConfigError, "nothing to quantize"),
     ],
 )

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from brecq.data.dataset import Dataset, describe_sample
 from brecq.errors import BrecqError, CaptureError, ConfigError, DataError, SourceError
 from brecq.forward import call, evaluating
+from brecq.logits import named_outputs
 from brecq.text import shown
 
 
@@ -77,7 +78,7 @@ def check_runs(model: nn.Module, data: Dataset) -> None:
     with evaluating(model), running(where):
         output = call(model, part.arguments([value.to(device) for value in part.inputs]))
     leaves = tree_leaves(output)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    tensors = list(named_outputs(output).values())
     if not tensors:
         what = type(output).__name__ if len(leaves) != 1 else shown(leaves[0])
         raise CaptureError(f"the network returns {what}; its forward has to return a tensor, or several")

@@ -187,6 +187,8 @@ def _bounded(name: str, value: Any, found: Setting) -> Any:
         bound = f"at least {found.low}"
     elif found.high >= MOST:
         bound = f"at most {min(found.high, _MOST)}"
+    elif found.above == 0:
+        bound = f"above 0 and at most {found.high}"
     else:
         bound = f"between {found.low} and {found.high}"
     raise ConfigError(f"{name} is {shown(value)}; it must be {bound}")

@@ -116,13 +116,16 @@ def test_formats_are_listed(invoke: Invoke) -> None:
             ("export", "{saved}", "-o", "x.onnx", "--pack", "zip"),
             "--option pack is 'zip'; give planes or cast or native or int8",
         ),
-        (("export", "{saved}", "-o", "x.onnx", "--option", "bits=4"), "no option 'bits'; choose from pack"),
+        (
+            ("export", "{saved}", "-o", "x.onnx", "--option", "bits=4"),
+            "unknown option of the format onnx 'bits'; choose from pack",
+        ),
         (("export", "{saved}", "-o", "x.onnx", "--option", "pack"), "gives no value; write pack=VALUE"),
         (("export", "{saved}", "-f", "tflite", "-o", "x"), "the format is 'tflite'; choose one of onnx"),
         (("export", "nowhere", "-o", "x.onnx"), "RESULT is 'nowhere', which does not exist"),
         (("verify", "{saved}", "nowhere.onnx", "--data", "{images}"), "FILE is 'nowhere.onnx', which does not exist"),
         (("verify", "{saved}", "{saved}/report.json", "--data", "{images}"), "no format writes files like"),
-        (("benchmark", "{saved}", "{file}", "--batch", "0"), "a batch size is 0; give at least 1"),
+        (("benchmark", "{saved}", "{file}", "--batch", "0"), "batches is 0; it must be at least 1"),
     ],
 )
 def test_errors_name_the_value_and_the_fix(

@@ -134,6 +134,8 @@ def test_what_is_handed_to_the_library(
 ) -> None:
     start = ("quantize", f"{network_file}:build", "--calib", images, "-o", out, "--calib-size", "16")
     invoke(*start)
+    (out / "blocks").mkdir(parents=True)
+    (out / "blocks" / "run.json").write_text("{}")  # as if blocks had been finished
     invoke(*start, "--seed", "5", "--submodule", "body", "--resume")
     (_, first, config), options = calls[0]
     assert config == brecq.QuantConfig()
@@ -282,12 +284,10 @@ def test_a_model_without_preprocessing_needs_one(invoke: Invoke, network_file: P
     without = invoke(*start)
     assert without.exit_code == 2
     assert without.stderr.startswith("error: ")
-    half = invoke(*start, "--mean", "0.5,0.5,0.5", "--resume")
+    half = invoke(*start, "--mean", "0.5,0.5,0.5")
     assert half.exit_code == 2
     assert "--std and --size" in half.stderr
-    whole = invoke(
-        *start, "--method", "rtn", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--size", "16", "--resume"
-    )
+    whole = invoke(*start, "--method", "rtn", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--size", "16")
     assert whole.exit_code == 0, whole.output
 
 
@@ -311,8 +311,8 @@ def test_an_interruption_tells_how_to_go_on(
     invoke: Invoke, network_file: Path, images: Path, out: Path, calls: list[tuple[tuple, dict]]
 ) -> None:
     result = invoke("quantize", f"{network_file}:build", "--calib", images, "-o", out, *QUICK)
-    assert result.exit_code not in (0, 2)
-    assert "--resume" in result.stdout
+    assert result.exit_code == 130
+    assert "nothing was saved yet: repeat the command" in result.stdout  # with blocks behind it: tests/robustness
 
 
 def test_evaluation_data_that_does_not_fit_is_found_before_the_run(

@@ -258,7 +258,7 @@ def test_preprocessing_has_an_option_for_each_field() -> None:
         ("--recipe-set beta=20", "'20'; give 2 numbers"),
         ("--recipe-set steps=5 --steps 6", "steps is set twice"),
         ("--recipe-set qdrop=0 --recipe-set qdrop=1", "qdrop is set twice"),
-        ("--steps 0", "steps is 0"),
+        ("--steps -1", "steps is -1"),
         ("--qdrop 1.5", "qdrop is 1.5"),
         ("--recipe-set held_out=0.6", "held_out is 0.6"),
         ("--memory-budget lots", "--memory-budget is 'lots'"),

@@ -22,6 +22,7 @@ command = importlib.import_module("brecq.cli.quantize")
 Invoke = Callable[..., Result]
 
 REQUIRED = {"spec", "calib", "output"}
+LOG = {"log_json"}  # of the output, not of the job that is done there: tested end to end
 
 
 # parameter of the command: arguments, and the field of the job that they must change, as NAME or GROUP.NAME
@@ -130,7 +131,7 @@ def test_each_option_changes_its_part_of_the_job(job_of: Callable[..., Any], nam
 
 def test_no_option_is_left_out() -> None:
     names = {parameter.name for parameter in typer.main.get_command(app).commands["quantize"].params}
-    assert names - {"help"} == set(OPTIONS) | REQUIRED
+    assert names - {"help"} == set(OPTIONS) | REQUIRED | LOG
 
 
 @pytest.fixture

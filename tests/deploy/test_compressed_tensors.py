@@ -137,7 +137,7 @@ def test_files_that_cannot_be_read_or_written(quantized: Quantized, tmp_path: Pa
     with pytest.raises(ExportError, match="no JSON object"):
         export(result, tmp_path / "out", model_config=str(tmp_path / "list.json"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExportError, match="choose another folder"):
+    with pytest.raises(ExportError, match="choose another place"):
         export(result, tmp_path / "file")
     export(result, tmp_path / "out")
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}

@@ -10,8 +10,8 @@ import pytest
 import brecq
 from brecq import QuantResult
 from brecq.deploy import formats
-from brecq.deploy.files import replacing
 from brecq.errors import ConfigError, ExportError
+from brecq.storage.files import replacing
 
 Quantized = Callable[..., QuantResult]
 
@@ -48,10 +48,10 @@ def test_every_format_has_a_writer(name: str) -> None:
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+    with pytest.raises(ZeroDivisionError), replacing(path, ExportError) as temporary:
         assert temporary.write_text("half") / 0
     assert path.read_text() == "old"
-    with replacing(path) as temporary:
+    with replacing(path, ExportError) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -59,5 +59,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="choose another path"), replacing(tmp_path / "none" / "file") as temporary:
+    file = tmp_path / "none" / "file"
+    with pytest.raises(ExportError, match="choose another place"), replacing(file, ExportError) as temporary:
         temporary.write_text("")

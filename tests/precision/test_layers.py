@@ -11,6 +11,7 @@ from brecq.graph.capture import capture
 from brecq.graph.partition import partition
 from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.plain import build
 from brecq.precision.layers import Anatomy, Layer, dissect
 
 
@@ -86,4 +87,4 @@ def test_shapes(networks: ModuleType) -> None:
 
 def test_a_layer_survives_json(networks: ModuleType) -> None:
     layer = dataclasses.replace(anatomy(networks, "ResNet").layers[1], weight_bytes={2: 5, 8: 17})
-    assert Layer.from_dict(json.loads(json.dumps(layer.to_dict()))) == layer
+    assert build(Layer, json.loads(json.dumps(layer.to_dict())), "the layer") == layer

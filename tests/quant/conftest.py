@@ -1,13 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
 
 from brecq.quant.fusion import backend
-
-# The first example of a test pays for imports and thread pools: a deadline would only measure the machine.
-settings.register_profile("quant", deadline=None)
-settings.load_profile("quant")
 
 
 @pytest.fixture

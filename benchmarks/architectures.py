@@ -101,7 +101,7 @@ def _timm(name: str, size: int = 64, fast: bool = False, key: str | None = None,
 
 
 _TIMM_CONVOLUTIONAL = (
-    "resnet10t", "resnet18", "resnet26d", "resnext26ts", "seresnext26ts", "resnest14d", "skresnet18", "ecaresnext26ts",
+    "resnet10t", "resnet18", "resnet26d", "resnext26ts", "seresnext26ts", "resnest14d", "skresnet18",
     "regnetx_002", "regnety_002", "efficientnet_lite0", "efficientnet_b0", "mobilenetv2_035", "mobilenetv3_small_050",
     "mobilenetv4_conv_small", "mnasnet_small", "tinynet_e", "ghostnet_050", "lcnet_035", "hardcorenas_a",
     "mixnet_s", "dla46_c", "hrnet_w18_small", "repvgg_a0", "repvit_m0_9", "mobileone_s0", "convnext_atto",

@@ -28,7 +28,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "data": "errors forward reading settings text",
     "quant": "errors",
     "logits": "",
-    "evaluation": "checks data errors forward logits settings",
+    "evaluation": "checks data errors forward logits settings report",
     "sources": "data errors storage",
     "graph": "config errors forward quant report",
     "converted": "errors forward graph quant",

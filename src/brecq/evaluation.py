@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from brecq.data.collect import stream
 from brecq.data.dataset import Dataset, check_labels
 from brecq.errors import DataError
 from brecq.forward import BATCH, call, evaluating
+from brecq.report import sqnr
 from brecq.settings import BATCH_SIZE, checked
 
 
@@ -185,13 +185,6 @@ class _Tally:
             result.sqnr = min(ratios.values())
             result.outputs = ratios if len(ratios) > 1 else {}
         return result
-
-
-def sqnr(signal: float, noise: float) -> float:
-    """10·log10(signal / noise) in dB, of sums of squares; infinite without noise."""
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
 def _outputs(output: Any, whose: str, start: int, batch: int) -> dict[str, Tensor]:

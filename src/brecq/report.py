@@ -60,6 +60,13 @@ class ScopeEntry:
     parameters: int = 0
 
 
+def sqnr(signal: float, noise: float) -> float:
+    """10·log10(signal / noise) in dB, of sums of squares; infinite without noise."""
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
 @dataclass(frozen=True)
 class TensorNoise:
     """A layer's output, behind its activation function, in the quantized network against the float one.
@@ -81,9 +88,7 @@ class TensorNoise:
     @property
     def sqnr(self) -> float:
         """Signal-to-quantization-noise ratio in dB, infinite without noise."""
-        if self.noise == 0:
-            return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -math.inf
+        return sqnr(self.signal, self.noise)
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +73,7 @@ def evaluate(
     from brecq.data import Preprocessing, check
     from brecq.data.signature import Signature
     from brecq.graph.submodule import Submodule
+    from brecq.storage.sealed import finite
 
     console = make_console(quiet=as_json)
     use_device(machine)
@@ -124,13 +124,6 @@ def find_reference(
     float_model = load_reference(spec, file, checkpoint.trust_pickle)
     tell(console, "reference", spec)
     return float_model
-
-
-def finite(value: Any) -> Any:
-    """Numbers that JSON does not have become null."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def choose_reference(

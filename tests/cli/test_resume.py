@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,24 @@ from brecq.storage.lock import locked
 PATIENCE = 240  # seconds
 
 DRIVER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from brecq.cli import main; sys.exit(main())"
+STOPPING = """
+import os, signal
+rename = os.replace
+
+def replace(source, target):
+    rename(source, target)
+    if os.path.basename(target) == "pass0-block0000.safetensors":
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+os.replace = replace
+"""
 SOURCES = str(Path(__file__).resolve().parents[2] / "src")
 
 
-def command(network_file: Path, images: Path, out: Path, *options: str) -> list[str]:
+def command(network_file: Path, images: Path, out: Path, *options: str, driver: str = DRIVER) -> list[str]:
     quantize = ["quantize", f"{network_file}:build", "--calib", str(images), "-o", str(out)]
-    settings = ["-w", "2", "-a", "4", "--calib-size", "16", "--steps", "600", "--batch-size", "4", "--threads", "1"]
-    return [sys.executable, "-c", DRIVER, SOURCES, *quantize, *settings, *options]
+    settings = ["-w", "2", "-a", "4", "--calib-size", "16", "--steps", "60", "--batch-size", "4", "--threads", "1"]
+    return [sys.executable, "-c", driver, SOURCES, *quantize, *settings, *options]
 
 
 def test_a_killed_run_resumes_and_ends_with_the_same_weights(network_file: Path, images: Path, tmp_path: Path) -> None:
@@ -31,16 +43,16 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(network_file: Path,
     subprocess.run(command(network_file, images, undisturbed), check=True, capture_output=True, timeout=PATIENCE)
 
     process = subprocess.Popen(
-        command(network_file, images, killed), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    deadline = time.monotonic() + PATIENCE
-    while not (killed / "blocks" / "pass0-block0000.safetensors").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        command(network_file, images, killed, driver=STOPPING + DRIVER),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert process.poll() is None, "the run ended before it could be killed"
+    assert (killed / "blocks" / "pass0-block0000.safetensors").exists()
     with pytest.raises(ConfigError, match=f"is in use by process {process.pid};"), locked(killed, ConfigError):
         pass
     process.terminate()
+    process.send_signal(signal.SIGCONT)
     said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
     assert f"interrupted; the same command with --resume continues in {killed}" in said

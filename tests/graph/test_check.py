@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 import brecq
@@ -103,11 +103,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(("run", "kind", "dims"), CASES)
-def test_batch_norms_anywhere(run: Callable[..., Tensor], kind: str, dims: int) -> None:
+def test_batch_norms_anywhere(
+    run: Callable[..., Tensor], kind: str, dims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, x = network(run, kind, dims)
-    began = time.perf_counter()
+    # the search for patterns of quantization-aware training takes a minute wherever a norm is left
+    monkeypatch.setattr(SubgraphMatcher, "match", lambda *_: pytest.fail("searches the graph for patterns"))
     result = brecq.quantize(model, x, W8)  # checks itself
-    assert time.perf_counter() - began < 10  # conversion does not search for patterns
     expected, found = model(x), result.converted(x)
     assert sqnr(float(expected.square().sum()), float((expected - found).square().sum())) > 30
 

@@ -31,12 +31,13 @@ class Worker:
 
     def run(
         self, task: str, folder: Path, *, limit: int | None = None, number: signal.Signals | None = None,
-        after: float = 0.0,
+        after: float = 0.0, until: str | None = None,
     ) -> int:  # fmt: skip
-        """The exit status of a task; with `number`, which is sent `after` seconds."""
+        """The exit status of a task; with `number`, which is sent `after` seconds, or when a file matches `until`."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {"task": task, "folder": str(folder), "limit": limit, "signal": number, "after": after}
+        when = {"signal": number, "after": after, "until": until}
+        request = {"task": task, "folder": str(folder), "limit": limit, **when}
         print(json.dumps(request), file=self._process.stdin, flush=True)
         return int(self._process.stdout.readline())
 

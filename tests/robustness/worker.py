@@ -1,7 +1,9 @@
 """Runs of a small network in processes of their own, forked from one that has imported everything: they can be killed.
 
 Reads requests as JSON lines {"task": …, "folder": …, "limit": bytes of a file or null, "signal": number or null,
-"after": seconds}; answers each with the exit status. A refusal is written to <folder>.error, and the status is 2.
+"after": seconds, "until": pattern or null}; answers each with the exit status. The signal comes after that time, or
+when the first file of the folder that the pattern matches has got its name, whatever the speed of the machine. A
+refusal is written to <folder>.error, and the status is 2.
 """
 
 from __future__ import annotations
@@ -84,9 +86,23 @@ def export(folder: Path) -> None:
 TASKS = {task.__name__: task for task in (quantize, quantize_on_disk, search, distill, export)}
 
 
+def kill_at(folder: Path, pattern: str, number: int) -> None:
+    """Send this process a signal as soon as a file of the folder that matches has got its name."""
+    rename = os.replace
+
+    def replace(source: str, target: str) -> None:
+        rename(source, target)
+        if any(folder.glob(pattern)):
+            os.kill(os.getpid(), number)
+
+    os.replace = replace  # type: ignore[assignment]
+
+
 def run(request: dict[str, object]) -> int:
     folder, limit = Path(str(request["folder"])), request["limit"]
     torch.set_num_threads(1)
+    if request["until"] is not None:
+        kill_at(folder, str(request["until"]), int(str(request["signal"])))
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(str(limit)), int(str(limit))))
     try:
@@ -108,9 +124,11 @@ def main() -> None:
             status = 1
             try:
                 status = run(request)
+            except KeyboardInterrupt:  # before the task began
+                status = 130
             finally:
                 os._exit(status)
-        if request["signal"] is not None:
+        if request["signal"] is not None and request["until"] is None:
             deadline = time.monotonic() + request["after"]
             ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
             while time.monotonic() < deadline and os.waitid(os.P_PID, process, ended) is None:

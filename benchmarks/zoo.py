@@ -4,6 +4,7 @@
     python benchmarks/zoo.py resnet18 t5     these, anew
     python benchmarks/zoo.py --failed        those that failed, anew
     python benchmarks/zoo.py --table         docs/zoo.md only
+    python benchmarks/zoo.py --jobs 8 ...    so many at a time
 
 Each network is captured, compared with its float self, prepared, cut into blocks that run in order, quantized (6-bit
 weights, 8-bit activations, two steps a block), saved, loaded, exported to ONNX and executed. What is written per
@@ -24,6 +25,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,9 @@ def one(name: str) -> None:
         last = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-4:]]
         text = " ".join(str(error).split())[:300]
         outcome["result"] = f"failed: {type(error).__name__}: {text} ({' < '.join(reversed(last))})"
+    import torch
+
+    outcome["torch"] = torch.__version__
     usage = resource.getrusage(resource.RUSAGE_SELF)
     outcome |= {"cpu": round(usage.ru_utime + usage.ru_stime, 1), "memory": round(usage.ru_maxrss / 1e6, 2)}
     print(json.dumps(outcome))
@@ -169,23 +174,27 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
 
 
-def run(names: list[str]) -> None:
-    """Examine networks one after the other, each in a process of its own; append what comes out."""
+def run(names: list[str], jobs: int = 1) -> None:
+    """Examine networks, `jobs` at a time, each in a process of its own; append what comes out."""
+    with ThreadPoolExecutor(jobs) as pool:
+        for outcome in map(Future.result, as_completed([pool.submit(_outcome, name) for name in names])):
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(outcome) + "\n")
+            print(f"{outcome['network']}: {outcome['result'][:160]} ({outcome.get('cpu', '?')} s)", flush=True)
+
+
+def _outcome(name: str) -> dict[str, Any]:
     from architectures import ZOO
 
-    for name in names:
-        command = [sys.executable, str(Path(__file__).resolve()), "--one", name]
-        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=_limit, check=False)
-        lines = done.stdout.strip().splitlines()
-        if done.returncode == 0 and lines and lines[-1].startswith("{"):
-            outcome = json.loads(lines[-1])
-        else:
-            last = (done.stderr.strip().splitlines() or [""])[-1]
-            outcome = {"network": name, "result": f"failed: exit status {done.returncode}: {last[:300]}"}
-        outcome["source"] = ZOO[name].source
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(outcome) + "\n")
-        print(f"{name}: {outcome['result'][:160]} ({outcome.get('cpu', '?')} s)", flush=True)
+    command = [sys.executable, str(Path(__file__).resolve()), "--one", name]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=_limit, check=False)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 0 and lines and lines[-1].startswith("{"):
+        outcome = json.loads(lines[-1])
+    else:
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        outcome = {"network": name, "result": f"failed: exit status {done.returncode}: {last[:300]}"}
+    return {**outcome, "source": ZOO[name].source}
 
 
 def results() -> dict[str, dict[str, Any]]:
@@ -243,6 +252,9 @@ def main(arguments: list[str]) -> None:
         torch.set_num_threads(1)
         one(arguments[1])
         return
+    jobs = 1
+    if arguments[:1] == ["--jobs"]:
+        jobs, arguments = int(arguments[1]), arguments[2:]
     if arguments == ["--failed"]:
         names = [name for name, outcome in results().items() if outcome["result"].startswith("failed")]
     elif arguments == ["--table"]:
@@ -252,7 +264,7 @@ def main(arguments: list[str]) -> None:
     unknown = [name for name in names if name not in ZOO]
     if unknown:
         raise SystemExit(f"unknown: {', '.join(unknown)}; choose from {', '.join(ZOO)}")
-    run(names)
+    run(names, jobs)
     TABLE.write_text(table())
 
 

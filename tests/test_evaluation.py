@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from brecq.data import Dataset, iter_data
-from brecq.errors import DataError
+from brecq.errors import ConfigError, DataError
 from brecq.evaluation import evaluate, sqnr
+from brecq.metrics import Segmentation
 
 
 class Fixed(nn.Module):
@@ -191,3 +192,51 @@ def test_batches_of_any_kind() -> None:
 class Total(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         return rows.sum()
+
+
+def test_a_task_without_targets_is_judged_by_the_reference() -> None:
+    reference = torch.eye(4).repeat(2, 1)
+    output = reference.clone()
+    output[0] = torch.tensor([0.0, 2.0, 0.0, 0.0])
+    result = evaluate(Fixed(output), rows(8), metric="classification", reference=Fixed(reference), batch_size=3)
+    assert (result.task, result.against_reference, result.reference_metrics) == ("classification", True, {})
+    assert result.metrics == {"top-1 %": 87.5}
+    assert (result.flips, result.agreement) == (12.5, 87.5)
+    assert result.sqnr == pytest.approx(10 * math.log10(8 / 5))
+
+
+def test_targets_of_any_kind_come_from_the_data() -> None:
+    scores = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    masks = scores.argmax(1)
+    masks[0] = 255
+    data = [(torch.arange(2), masks[:2]), (torch.arange(2, 4), masks[2:])]
+    result = evaluate(Fixed(scores), data, metric=Segmentation(), reference=Fixed(-scores))
+    assert (result.task, result.against_reference) == ("segmentation", False)
+    assert result.metrics == {"mIoU %": 100.0, "pixel accuracy %": 100.0}
+    assert result.reference_metrics["pixel accuracy %"] == 0.0
+    assert result.flips == 100.0
+
+
+def test_a_metric_is_left_as_it_was() -> None:
+    metric = Segmentation()
+    scores = torch.randn(2, 3, 4, 4)
+    data = Dataset((torch.arange(2),), targets=scores.argmax(1))
+    first = evaluate(Fixed(scores), data, metric=metric)
+    assert metric.compute() == {}
+    assert first.metrics == evaluate(Fixed(scores), data, metric=metric).metrics
+    assert (first.flips, first.agreement, first.sqnr) == (None, None, None)
+
+
+def test_a_metric_needs_something_to_compare_with() -> None:
+    with pytest.raises(DataError, match="classification needs targets, or the float network"):
+        evaluate(Fixed(torch.eye(3)), rows(3), metric="classification")
+    with pytest.raises(ConfigError, match="the metric is object, which has to be"):
+        evaluate(Fixed(torch.eye(3)), rows(3), metric=object())  # type: ignore[arg-type]
+
+
+def test_metrics_of_torchmetrics() -> None:
+    torchmetrics = pytest.importorskip("torchmetrics")
+    data = Dataset((torch.arange(4),), torch.tensor([0, 1, 2, 0]))
+    metric = torchmetrics.classification.MulticlassAccuracy(3, average="micro")
+    found = evaluate(Fixed(torch.eye(4)[:, :3]), data, metric=metric)
+    assert found.metrics == {"MulticlassAccuracy": 1.0}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from brecq.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from brecq import metrics
     from brecq.config import LayerRule, QuantConfig, Recipe
     from brecq.data.dataset import Dataset
     from brecq.deploy.benchmark import Benchmark, benchmark
@@ -124,6 +125,7 @@ __all__ = [
     "inspect",
     "load",
     "measure_sensitivity",
+    "metrics",
     "pareto",
     "quantize",
     "search",
@@ -134,6 +136,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `brecq --help` and `import brecq` need no torch."""
+    if name == "metrics":
+        return import_module("brecq.metrics")
     if name in _HOMES:
         value = getattr(import_module(f"brecq.{_HOMES[name]}"), name)
         globals()[name] = value  # also replaces the submodule of the same name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from brecq.checks import check_device, running
 from brecq.data.collect import stream
 from brecq.data.dataset import Dataset, check_labels
 from brecq.errors import DataError
-from brecq.forward import BATCH, call, evaluating
+from brecq.forward import BATCH, call, evaluating, even_slices
+from brecq.metrics.base import Metric
+from brecq.metrics.judge import Judge
 from brecq.report import sqnr
 from brecq.settings import BATCH_SIZE, checked
 
@@ -37,6 +40,10 @@ class Evaluation:
         outputs: the ratio of each output by name (or place, in a tuple); empty if there is only one.
         scored: the output that top-1, top-5 and agreement are of, and along which axis; empty where that is plain
             (one output [N, classes]) or there are no class scores.
+        task: the name of the metric, where one was given: then `agreement` is of its decisions, whatever they are.
+        metrics: what it computed of the network, by name, the most telling first. reference_metrics: of the reference.
+        against_reference: the data said nothing of what is right: `metrics` take the reference's decisions for that.
+        flips: percent of decisions that are other ones than the reference's, 100 - agreement.
     """
 
     samples: int
@@ -47,12 +54,18 @@ class Evaluation:
     seconds: float = 0.0
     outputs: dict[str, float] = field(default_factory=dict)
     scored: str = ""
+    task: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    reference_metrics: dict[str, float] = field(default_factory=dict)
+    against_reference: bool = False
+    flips: float | None = None
 
 
 def evaluate(
     model: nn.Module,
     data: Dataset | Iterable[Any] | Tensor,
     *,
+    metric: Metric | str | None = None,
     reference: nn.Module | None = None,
     batch_size: int = BATCH,
     device: torch.device | str = "cpu",
@@ -61,12 +74,18 @@ def evaluate(
 ) -> Evaluation:
     """Run `model`, and `reference` beside it, over `data` in eval mode without gradients.
 
-    Top-1 and agreement are of class scores: those of a network that returns one tensor, or the entry `logits` or
-    `out` of several; other networks have an SQNR for each of their outputs only. Scores are [N, classes], maps
-    [N, classes, H, W] or sequences [N, tokens, classes]. Labels go with [N, classes] only.
+    With a `metric` (`brecq.metrics`) the networks are judged by it: by the targets or labels in the data or, where it
+    has none, by what the reference decides. Beside it stands the share of decisions that changed, and the SQNR of
+    every output.
+
+    Without one, top-1 and agreement are of class scores: those of a network that returns one tensor, or the entry
+    `logits` or `out` of several; other networks have an SQNR for each of their outputs only. Scores are [N, classes],
+    maps [N, classes, H, W] or sequences [N, tokens, classes]. Labels go with [N, classes] only.
 
     Args:
         data: a `Dataset`, or whatever `brecq.quantize` takes, read batch by batch: it may be larger than memory.
+        metric: of a task, such as `brecq.metrics.Detection(decode=...)`; its name; or anything with `update(outputs,
+            targets)` and `compute()`. It is copied, once a network.
         device: both networks and the batches are moved there; the networks stay there.
         output: name, or place in a tuple, of the output that holds class scores, where that is none of these.
         class_axis: the axis of classes, where the scores have another layout.
@@ -79,19 +98,32 @@ def evaluate(
     checked("batch_size", batch_size, int, BATCH_SIZE)
     check_device(device)
     tally = _Tally(None if output is None else str(output), class_axis)
+    judge = None if metric is None else Judge(metric)
     start = time.perf_counter()
     models = [model] if reference is None else [model, reference]
     for each in models:
         each.to(device)
     with torch.inference_mode(), evaluating(*models):
         for part in stream(data, model=model):
-            for inputs, labels in part.batches(batch_size):
-                arguments = part.arguments([x.to(device) for x in inputs])
-                with running(f"samples {tally.samples} to {tally.samples + len(inputs[0]) - 1}"):
+            for rows in even_slices(len(part), batch_size):
+                few = part.subset(rows)
+                arguments = few.arguments([x.to(device) for x in few.inputs])
+                with running(f"samples {tally.samples} to {tally.samples + len(few) - 1}"):
                     expected = None if reference is None else call(reference, arguments)
                     found = call(model, arguments)
-                tally.add(found, part, labels, expected, len(inputs[0]))
-    return tally.result(time.perf_counter() - start)
+                if judge is None:
+                    tally.add(found, few, expected)
+                else:
+                    tally.add_judged(found, expected, len(few))
+                    judge.add(found, expected, few.answers)
+    result = tally.result()
+    if judge is not None:
+        result = dataclasses.replace(result, **vars(judge.verdict(reference is not None)))
+        result.agreement = None if result.flips is None else 100 - result.flips
+    elif result.agreement is not None:
+        result.flips = 100 - result.agreement
+    result.seconds = time.perf_counter() - start
+    return result
 
 
 class _Tally:
@@ -104,7 +136,8 @@ class _Tally:
         self.noise: dict[str, float] = {}
         self.scored, self.has_top5 = "", False
 
-    def add(self, output: Any, part: Dataset, labels: Tensor | None, reference: Any, batch: int) -> None:
+    def add(self, output: Any, data: Dataset, reference: Any) -> None:
+        batch = len(data)
         found = _outputs(output, "model", self.samples, batch)
         name = self._scores(found, batch)
         axis = None if name is None else self._axis(found[name])
@@ -112,12 +145,10 @@ class _Tally:
             what = logits.describe(found[name], axis)
             shown = f"output {name!r}" if len(found) > 1 else ""
             self.scored = ", ".join(filter(None, (shown, what)))
-        if labels is not None:
-            self._add_labels(found, name, axis, part, labels)
+        if data.labels is not None:
+            self._add_labels(found, name, axis, data, data.labels)
         if reference is not None:
-            expected = _outputs(reference, "reference", self.samples, batch)
-            if len(expected) == len(found):  # programs of some runtimes return tuples where the network has names
-                expected = dict(zip(found, expected.values(), strict=True))
+            expected = self._named_alike(reference, found, batch)
             shapes = [{key: list(value.shape) for key, value in each.items()} for each in (found, expected)]
             if shapes[0] != shapes[1]:
                 raise DataError(
@@ -128,11 +159,34 @@ class _Tally:
                 same = found[name].argmax(axis) == expected[name].argmax(axis)
                 self.predictions += same.numel()
                 self.agreeing += int(same.sum())
-            for key, value in expected.items():
-                self.signal[key] = self.signal.get(key, 0.0) + float(value.double().square().sum())
-                noise = (value.double() - found[key].double()).square().sum()
-                self.noise[key] = self.noise.get(key, 0.0) + float(noise)
+            self._add_noise(found, expected)
         self.samples += batch
+
+    def add_judged(self, output: Any, reference: Any, batch: int) -> None:
+        """What is known of outputs that a metric judges: their noise, where they are tensors of equal shapes.
+
+        A detector's lists of boxes have no noise: the boxes of one network are not those of the other.
+        """
+        found = _outputs(output, "model", self.samples, batch)
+        if reference is not None:
+            expected = self._named_alike(reference, found, batch)
+            boxes = isinstance(output, (list, tuple)) and any(isinstance(each, Mapping) for each in output)
+            alike = {key: value.shape for key, value in found.items()} == {k: v.shape for k, v in expected.items()}
+            if alike and not boxes:
+                self._add_noise(found, expected)
+        self.samples += batch
+
+    def _named_alike(self, reference: Any, found: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
+        expected = _outputs(reference, "reference", self.samples, batch)
+        if len(expected) == len(found):  # programs of some runtimes return tuples where the network has names
+            return dict(zip(found, expected.values(), strict=True))
+        return expected
+
+    def _add_noise(self, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+        for key, value in expected.items():
+            self.signal[key] = self.signal.get(key, 0.0) + float(value.double().square().sum())
+            noise = (value.double() - found[key].double()).square().sum()
+            self.noise[key] = self.noise.get(key, 0.0) + float(noise)
 
     def _scores(self, found: Mapping[str, Tensor], batch: int) -> str | None:
         if self.output is not None and self.output not in found:
@@ -171,10 +225,10 @@ class _Tally:
         self.top5 += int(hits.sum())
         self.has_top5 = scores.shape[1] > 5
 
-    def result(self, seconds: float) -> Evaluation:
+    def result(self) -> Evaluation:
         if not self.samples:
             raise DataError("there is nothing to evaluate on: the data holds no samples")
-        result = Evaluation(self.samples, seconds=seconds, scored=self.scored)
+        result = Evaluation(self.samples, scored=self.scored)
         if self.labelled:
             result.top1 = 100 * self.top1 / self.labelled
             result.top5 = 100 * self.top5 / self.labelled if self.has_top5 else None

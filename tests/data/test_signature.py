@@ -131,7 +131,8 @@ def test_tuples_go_by_position(model: nn.Module, parts: tuple[Tensor, ...], inpu
         assert len(found.inputs) == inputs
         assert (found.labels is not None) == labelled
         assert ("taken as the label" in found.origin) == labelled
-        assert ("neither an input nor a label: left out" in found.origin) == (len(parts) > inputs and not labelled)
+        assert ("taken as the target" in found.origin) == (len(parts) > inputs and not labelled)
+        assert (found.targets is not None) == (len(parts) > inputs and not labelled)
     for place, part in enumerate(parts[:inputs]):
         assert torch.equal(found.inputs[place], part)
 

@@ -12,6 +12,7 @@ _REQUIREMENT = re.compile(r"(?P<need>[^;]+?) *; *extra *== *['\"](?P<extra>[^'\"
 _ENABLES = {
     "vision": "networks of timm and torchvision",
     "hf": "networks of transformers",
+    "tasks": "metrics of tasks: detection, restoration",
     "search": "bits per layer: brecq search",
     "profile": "latency of layers on this machine: brecq profile",
     "qonnx": "executing QONNX files",

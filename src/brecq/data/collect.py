@@ -111,8 +111,14 @@ def _batched(parts: Parts, samples: bool, like: tuple[Tensor, ...] | None, name:
         raise DataError(f"{name} is a single number; give batches [B, ...]")
     lacking = like is not None and [x.ndim for x in tensors[: len(like)]] == [x.ndim - 1 for x in like]
     if samples or lacking or not all(x.ndim for x in tensors):
-        return {key: x[None] if isinstance(x, Tensor) else x for key, x in parts.items()}  # type: ignore[return-value]
+        return {key: _alone(value) for key, value in parts.items()}  # type: ignore[return-value]
     return parts
+
+
+def _alone(value: Any) -> Any:
+    if isinstance(value, Mapping):  # a target, such as boxes and their classes
+        return [value]
+    return value[None] if isinstance(value, Tensor) else value
 
 
 def _layout(parts: Parts, signature: Signature | None, name: str) -> Layout:
@@ -155,7 +161,14 @@ def _dataset(parts: Parts, layout: Layout, signature: Signature | None, name: st
     if keys and signature is not None and signature.only_by_position:
         keys = ()
     origin = layout.describe(signature, usable=usable)
-    return Dataset(tuple(inputs), labels if usable else None, keys=keys, origin=origin)
+    targets = labels if labels is not None and not usable and _counts(labels, len(inputs[0])) else None
+    return Dataset(tuple(inputs), labels if usable else None, keys=keys, origin=origin, targets=targets)
+
+
+def _counts(values: Any, samples: int) -> bool:
+    """Whether these are targets, one a sample."""
+    many = isinstance(values, (tuple, list)) or (isinstance(values, Tensor) and values.ndim > 0)
+    return many and len(values) == samples
 
 
 def is_class_index(value: Any) -> bool:
@@ -198,6 +211,7 @@ def _listed(places: Iterable[Any]) -> str:
 def _join(parts: list[Dataset]) -> Dataset:
     columns = zip(*(part.inputs for part in parts), strict=True)
     labels = [part.labels for part in parts if part.labels is not None]
+    targets = [target for part in parts for target in (() if part.targets is None else part.targets)]
     return Dataset(
         tuple(torch.cat(column) for column in columns),
         torch.cat(labels) if labels else None,
@@ -205,6 +219,7 @@ def _join(parts: list[Dataset]) -> Dataset:
         [file for part in parts for file in part.skipped],
         parts[0].keys,
         parts[0].origin,
+        targets if len(targets) == sum(map(len, parts)) else None,
     )
 
 

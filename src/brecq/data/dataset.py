@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class Dataset:
     Attributes:
         inputs: one tensor per network input, each [N, ...], samples in the same order.
         labels: class indices, int64 [N], or `None`.
+        targets: what is right where it is no class index: a tensor [N, ...] or a list of N, such as masks, pictures
+            or dictionaries of boxes, as the metric of a task takes them (`brecq.metrics`); `None` without.
         names: one per sample (file names), or empty.
         skipped: what could not be read and why, `NAME: REASON`.
         keys: names of the parameters of the network's `forward` that the inputs go to; empty: by position.
@@ -32,6 +35,7 @@ class Dataset:
     skipped: list[str] = field(default_factory=list)
     keys: tuple[str, ...] = ()
     origin: str = ""
+    targets: Tensor | Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.inputs or not all(isinstance(x, Tensor) and x.ndim for x in self.inputs):
@@ -48,6 +52,8 @@ class Dataset:
                 )
             object.__setattr__(self, "labels", self.labels.long())
             counts["labels"] = len(self.labels)
+        if self.targets is not None:
+            counts["targets"] = len(self.targets)
         if self.names:
             counts["names"] = len(self.names)
         if len(set(counts.values())) > 1:
@@ -68,7 +74,18 @@ class Dataset:
             [self.names[i] for i in positions] if self.names else [],
             keys=self.keys,
             origin=self.origin,
+            targets=_rows(self.targets, positions),
         )
+
+    @property
+    def answers(self) -> Tensor | Sequence[Any] | None:
+        """What is right: the targets, or the labels."""
+        return self.labels if self.targets is None else self.targets
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it says what is right."""
+        return self.answers is not None
 
     def arguments(self, inputs: Sequence[Tensor] | None = None) -> Inputs:
         """What the network is called with: its inputs (by default all samples) by name or by position."""
@@ -89,6 +106,12 @@ class Dataset:
             for row in tensor.split(64):
                 sha.update(row.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return sha.hexdigest()
+
+
+def _rows(targets: Tensor | Sequence[Any] | None, positions: Sequence[int]) -> Tensor | Sequence[Any] | None:
+    if targets is None or isinstance(targets, Tensor):
+        return targets if targets is None else targets[list(positions)]
+    return [targets[position] for position in positions]
 
 
 def check(dataset: Dataset, num_classes: int | None = None, like: tuple[Tensor, ...] | None = None) -> None:

@@ -43,7 +43,7 @@ class Layout:
         if self.label is None:
             return found
         label = repr(self.label) if named else "the last part of each batch"
-        what = "taken as the label, not given to the network" if usable else "neither an input nor a label: left out"
+        what = f"taken as the {'label' if usable else 'target'}, not given to the network"
         return f"{found}{'; ' if found else ''}{label} {what}"
 
 

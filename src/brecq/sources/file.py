@@ -24,14 +24,8 @@ def load_file_source(path: Path, attribute: str, spec: str, weights: Path | None
     It may return a Module or (Module, Preprocessing); the Module may have an attribute `example_inputs`, a tensor or
     a tuple of tensors. `attribute` may also be a Module.
     """
-    if not path.is_file():
-        raise SourceError(f"{spec}: there is no file {path}; check the path")
+    target = load_attribute(path, attribute, spec)
     with _importable(path.resolve().parent):
-        module = _execute(path, spec)
-        target = getattr(module, attribute, None)
-        if target is None:
-            names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-            raise unknown_name(spec, attribute, names, str(path))
         built = _call(target, attribute, spec)
     model, preprocessing = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(model, nn.Module) or not isinstance(preprocessing, (Preprocessing, type(None))):
@@ -40,6 +34,23 @@ def load_file_source(path: Path, attribute: str, spec: str, weights: Path | None
     if weights is not None:
         load_weights(model, read_weights(weights, trust_pickle=trust_pickle), weights)
     return Source(path.stem, model.eval(), preprocessing, _example(model, preprocessing, spec), spec)
+
+
+def load_attribute(path: Path, attribute: str, spec: str, what: str = "model") -> Any:
+    """Run a Python file and take what `attribute` names in it; the file may import its neighbours.
+
+    Raises:
+        SourceError: there is no such file or name, or running it fails.
+    """
+    if not path.is_file():
+        raise SourceError(f"{spec}: there is no file {path}; check the path")
+    with _importable(path.resolve().parent):
+        module = _execute(path, spec)
+    target = getattr(module, attribute, None)
+    if target is None:
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise unknown_name(spec, attribute, names, str(path), what)
+    return target
 
 
 @contextmanager

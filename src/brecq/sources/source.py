@@ -54,8 +54,8 @@ def require(module: str, extra: str, spec: str) -> ModuleType:
         raise SourceError(f"{spec} needs the package {module} ({error}); pip install 'brecq[{extra}]'") from error
 
 
-def unknown_name(spec: str, name: str, known: Iterable[str], where: str) -> SourceError:
+def unknown_name(spec: str, name: str, known: Iterable[str], where: str, what: str = "model") -> SourceError:
     """The error for a name that does not exist, with the nearest ones that do."""
     close = get_close_matches(name, list(known), n=5, cutoff=0.5)
     hint = f"; did you mean {', '.join(close)}?" if close else f"; see {where} for the names there are"
-    return SourceError(f"{spec}: there is no model {name!r}{hint}")
+    return SourceError(f"{spec}: there is no {what} {name!r}{hint}")

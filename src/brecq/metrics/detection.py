@@ -1,0 +1,171 @@
+"""Object detection: boxes with classes and scores, judged as COCO does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from brecq.errors import DataError
+from brecq.metrics.base import Decode, Task, describe
+from brecq.sources.source import require
+
+Boxes = dict[str, Tensor]
+"""Of one picture: `boxes` [M, 4] (x1, y1, x2, y2 in pixels), `scores` [M], `labels` [M]."""
+
+_NAMES = {
+    "map": "AP %", "map_50": "AP50 %", "map_75": "AP75 %",
+    "map_small": "AP small %", "map_medium": "AP medium %", "map_large": "AP large %",
+}  # fmt: skip
+
+
+class Detection(Task):
+    """Average precision of COCO (pycocotools' numbers, by faster-coco-eval), in percent: AP over IoU 0.5 to 0.95,
+    AP50, AP75, and by the size of the objects.
+
+    Flips: of the boxes that either network gives a score of at least `sure`, those without a partner of the same class
+    and IoU 0.5 in the other.
+
+    Targets are a dictionary a picture: `boxes` [M, 4] (x1, y1, x2, y2), `labels` [M], and if there are any `iscrowd`
+    [M], `area` [M]. With `placed` (scale x, scale y, left, top) in it, as brecq's data has it, its boxes are those of
+    the picture before preprocessing, and what the network finds in its input is brought back there; `size` (height,
+    width) clips it.
+
+    Args:
+        decode: from the network's output to a `Boxes` dictionary a picture, which are final; or to candidates: three
+            tensors boxes [N, A, 4], scores [N, A], labels [N, A] or one [N, A, 6] (x1, y1, x2, y2, score, label),
+            from which the best are taken by non-maximum suppression a class. `None` for networks that return boxes.
+        score, overlap, most: of that selection: the least score, the IoU above which the worse box goes, and how many
+            stay.
+        labels: `index` if the network counts classes from 0, without gaps; `category` if it numbers them as the
+            dataset does (torchvision's detectors: COCO's category ids).
+    """
+
+    name = "detection"
+
+    def __init__(
+        self,
+        decode: Decode | None = None,
+        score: float = 0.05,
+        overlap: float = 0.6,
+        most: int = 100,
+        labels: Literal["index", "category"] | None = None,
+        sure: float = 0.3,
+    ) -> None:
+        super().__init__(decode)
+        self.score, self.overlap, self.most, self.sure = score, overlap, most, sure
+        self.labels = labels or ("index" if decode is not None else "category")
+        self._found: list[Boxes] = []
+        self._targets: list[Boxes] = []
+
+    def boxes(self, outputs: Any) -> list[Boxes]:
+        """What the network found, a dictionary a picture, in pixels of its input, best first.
+
+        Raises:
+            DataError: the outputs hold no boxes.
+        """
+        decoded = self.decoded(outputs)
+        if isinstance(decoded, Tensor) and decoded.ndim == 3 and decoded.shape[-1] == 6:
+            decoded = (decoded[..., :4], decoded[..., 4], decoded[..., 5].long())
+        if isinstance(decoded, (tuple, list)) and decoded and all(isinstance(each, dict) for each in decoded):
+            return [_checked(each) for each in decoded]
+        if isinstance(decoded, tuple) and len(decoded) == 3 and all(isinstance(each, Tensor) for each in decoded):
+            boxes, scores, labels = decoded
+            if boxes.ndim == 3 and boxes.shape[-1] == 4 and boxes.shape[:2] == scores.shape == labels.shape:
+                return [self._select(*each) for each in zip(boxes, scores, labels, strict=True)]
+        how = "decode(outputs) returned" if self.decode is not None else "the network returns"
+        raise DataError(
+            f"{how} {describe(decoded)}; detection needs a dictionary (boxes, scores, labels) a picture, or boxes "
+            "[N, A, 4], scores [N, A] and labels [N, A]: give a function that makes them (decode=..., --decode)"
+        )
+
+    def _select(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Boxes:
+        ops = require("torchvision.ops", "tasks", "detection")
+        boxes, scores, labels = boxes.float().cpu(), scores.float().cpu(), labels.long().cpu()
+        good = scores >= self.score
+        boxes, scores, labels = boxes[good], scores[good], labels[good]
+        kept = ops.batched_nms(boxes, scores, labels, self.overlap)[: self.most]
+        return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
+
+    def update(self, outputs: Any, targets: Any, /) -> None:
+        found = self.boxes(outputs)
+        if len(found) != len(targets):
+            raise DataError(f"there are boxes of {len(found)} pictures and targets of {len(targets)}")
+        for boxes, target in zip(found, targets, strict=True):
+            if not isinstance(target, dict) or not {"boxes", "labels"} <= target.keys():
+                raise DataError(
+                    f"a target is {describe(target)}; detection needs a dictionary with boxes [M, 4] and labels [M]: "
+                    "give data with boxes (COCO's JSON, YOLO's labels)"
+                )
+            self._found.append(brought_back(boxes, target))
+            truth = {key: torch.as_tensor(target[key]).cpu() for key in ("boxes", "iscrowd", "area") if key in target}
+            labels = target["categories"] if self.labels == "category" and "categories" in target else target["labels"]
+            truth["labels"] = torch.as_tensor(labels).cpu().long()
+            truth["boxes"] = truth["boxes"].float().view(-1, 4)
+            self._targets.append(truth)
+
+    def compute(self) -> dict[str, float]:
+        if not self._targets:
+            return {}
+        require("faster_coco_eval", "tasks", "detection")
+        meter = require("torchmetrics.detection", "tasks", "detection").MeanAveragePrecision(
+            backend="faster_coco_eval", max_detection_thresholds=[1, 10, max(self.most, 100)]
+        )
+        meter.warn_on_many_detections = False
+        meter.update(self._found, self._targets)
+        values = {name: float(value) for name, value in meter.compute().items() if name in _NAMES}
+        return {_NAMES[name]: 100 * values[name] for name in _NAMES if values[name] >= 0}  # -1: no such objects
+
+    def targets_of(self, outputs: Any) -> list[Boxes]:
+        return [
+            {key: boxes[key][boxes["scores"] >= self.sure] for key in ("boxes", "labels")}
+            for boxes in self.boxes(outputs)
+        ]
+
+    def compare(self, outputs: Any, reference: Any, targets: Any = None) -> None:
+        for found, expected in zip(self.boxes(outputs), self.boxes(reference), strict=True):
+            found, expected = self._sure(found), self._sure(expected)
+            matched = partners(found, expected)
+            total = len(found["scores"]) + len(expected["scores"])
+            self._count(total - 2 * matched, total)
+
+    def _sure(self, boxes: Boxes) -> Boxes:
+        return {key: value[boxes["scores"] >= self.sure] for key, value in boxes.items()}
+
+
+def partners(found: Boxes, expected: Boxes) -> int:
+    """How many boxes find a partner of their class with an IoU of at least 0.5, the best ones first."""
+    if not len(found["scores"]) or not len(expected["scores"]):
+        return 0
+    overlap = require("torchvision.ops", "tasks", "detection").box_iou(found["boxes"], expected["boxes"])
+    overlap[found["labels"][:, None] != expected["labels"]] = 0
+    count = 0
+    for row in found["scores"].argsort(descending=True).tolist():
+        best = int(overlap[row].argmax())
+        if overlap[row, best] >= 0.5:
+            overlap[:, best] = 0
+            count += 1
+    return count
+
+
+def brought_back(boxes: Boxes, target: dict[str, Any]) -> Boxes:
+    """Boxes in the network's input as boxes in the picture before preprocessing."""
+    placed: Sequence[float] | None = target.get("placed")
+    if placed is None:
+        return boxes
+    scale_x, scale_y, left, top = placed
+    moved = boxes["boxes"] - torch.tensor([left, top, left, top])
+    moved = moved / torch.tensor([scale_x, scale_y, scale_x, scale_y])
+    if "size" in target:
+        height, width = target["size"]
+        moved = moved.clamp(min=0).minimum(torch.tensor([width, height, width, height]).float())
+    return {**boxes, "boxes": moved}
+
+
+def _checked(found: dict[str, Any]) -> Boxes:
+    if not {"boxes", "scores", "labels"} <= found.keys():
+        raise DataError(f"a picture's boxes hold {', '.join(found)}; they need boxes, scores and labels")
+    boxes = found["boxes"].float().cpu().view(-1, 4)
+    return {"boxes": boxes, "scores": found["scores"].float().cpu(), "labels": found["labels"].long().cpu()}

@@ -1,0 +1,91 @@
+"""A metric applied to a network and to the one that it is compared with."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from brecq.errors import ConfigError, DataError
+from brecq.metrics.base import Metric, Task, plain
+from brecq.metrics.custom import Function
+from brecq.metrics.names import task_metric
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """See `brecq.Evaluation`, whose attributes have the same names."""
+
+    task: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    reference_metrics: dict[str, float] = field(default_factory=dict)
+    against_reference: bool = False
+    flips: float | None = None
+
+
+class Judge:
+    """Applies copies of `metric` to both networks, batch after batch.
+
+    Raises:
+        ConfigError: `metric` is neither the name of a task nor has it `update` and `compute`.
+    """
+
+    def __init__(self, metric: Metric | str) -> None:
+        made = task_metric(metric) if isinstance(metric, str) else metric
+        if isinstance(made, type) or not isinstance(made, Metric):
+            made_of = made.__name__ if isinstance(made, type) else type(made).__name__
+            raise ConfigError(f"the metric is {made_of}, which has to be an object with update() and compute()")
+        self.name = getattr(made, "name", None) or type(made).__name__
+        self.model, self.reference = _fresh(made), _fresh(made)
+        self._targets: bool | None = None
+        self._compared = False
+
+    def add(self, found: Any, expected: Any, targets: Any) -> None:
+        """A batch: outputs of the network and of the reference (`None` without one), and what is right, if known.
+
+        Raises:
+            DataError: neither is known; the metric cannot be computed of them.
+        """
+        if targets is None and expected is None:
+            raise DataError(
+                f"the data does not say what is right, and there is no reference to compare with: {self.name} needs "
+                "targets, or the float network (reference=...)"
+            )
+        if self._targets not in (None, targets is not None):
+            raise DataError("some of the data has targets, some has not; give all or none")
+        self._targets = targets is not None
+        if targets is not None:
+            self.model.update(found, targets)
+            if expected is not None:
+                self.reference.update(expected, targets)
+        else:
+            self._against_reference(found, expected)
+        if expected is not None and isinstance(self.model, Task):
+            self.model.compare(found, expected, targets)
+            self._compared = True
+
+    def _against_reference(self, found: Any, expected: Any) -> None:
+        if isinstance(self.model, Task):
+            self.model.update(found, self.model.targets_of(expected))
+        elif isinstance(self.model, Function):
+            self.model.update(found, expected)
+        else:
+            raise DataError(f"the data has no targets, which {self.name} needs; give data that has")
+
+    def verdict(self, with_reference: bool) -> Verdict:
+        """What came out."""
+        return Verdict(
+            self.name,
+            plain(self.model.compute(), self.name),
+            plain(self.reference.compute(), self.name) if with_reference and self._targets else {},
+            not self._targets,
+            self.model.flips() if self._compared and isinstance(self.model, Task) else None,
+        )
+
+
+def _fresh(metric: Metric) -> Metric:
+    copied = copy.deepcopy(metric)
+    reset = getattr(copied, "reset", None)
+    if callable(reset):  # metrics of torchmetrics, used before
+        reset()
+    return copied

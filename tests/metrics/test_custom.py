@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from brecq import metrics
+from brecq.errors import BrecqError, ConfigError, DataError
+
+SOURCE = """
+def mae(outputs, targets):
+    return (outputs - targets).abs().mean()
+
+def both(outputs, targets):
+    return {"mae": mae(outputs, targets), "count": len(outputs)}
+
+class Largest:
+    def __init__(self):
+        self.value = 0.0
+    def update(self, outputs, targets):
+        self.value = max(self.value, float((outputs - targets).abs().max()))
+    def compute(self):
+        return {"largest": self.value}
+
+def make():
+    return Largest()
+
+ready = Largest()
+number = 3
+def broken(outputs, targets):
+    raise KeyError("weight")
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def test_functions_are_averaged_over_samples(file: Path) -> None:
+    metric = metrics.load_metric(f"{file}:both")
+    metric.update(torch.ones(3, 2), torch.zeros(3, 2))
+    metric.update(torch.ones(1, 2) * 5, torch.zeros(1, 2))
+    assert metric.compute() == {"mae": 2.0, "count": 2.5}
+
+
+@pytest.mark.parametrize("name", ["Largest", "make", "ready"])
+def test_objects_classes_and_factories(file: Path, name: str) -> None:
+    metric = metrics.load_metric(f"{file}:{name}")
+    metric.update(torch.ones(3), torch.zeros(3))
+    assert metric.compute() == {"largest": 1.0}
+
+
+def test_what_is_no_metric(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mine\.py'; write file\.py:name"):
+        metrics.load_metric(str(file))
+    with pytest.raises(BrecqError, match="no function 'mea'; did you mean mae"):
+        metrics.load_metric(f"{file}:mea")
+    with pytest.raises(ConfigError, match="is a int; name a function"):
+        metrics.load_metric(f"{file}:number")
+    with pytest.raises(DataError, match=r"broken\(outputs, targets\) fails: KeyError: 'weight'; outputs are \[2\]"):
+        metrics.load_metric(f"{file}:broken").update(torch.zeros(2), torch.zeros(2))

@@ -92,8 +92,8 @@ def one_tensor(outputs: Any, name: str | None, what: str) -> Tensor:
     """
     found = logits.named_outputs(outputs)
     if name is None:
-        usual = [key for key in logits.KEYS if key in found]
-        name = next(iter(found)) if len(found) == 1 else (usual or [None])[0]
+        names = list(found) if len(found) == 1 else [key for key in logits.KEYS if key in found]
+        name = names[0] if names else None
     if name is None or name not in found:
         asked = "" if name is None else f"no output {name!r}: "
         raise DataError(

@@ -35,7 +35,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "converted": "errors forward graph quant",
     "checkpoint": "errors graph progress report storage version",
     "reconstruct": "checkpoint config errors forward graph logits progress quant report storage",
-    "result": "checkpoint config converted errors graph report",
+    "result": "checkpoint config converted errors graph report storage",
     "precision": "checkpoint checks config data errors forward graph plain progress quant reading reconstruct "
     "report settings storage text",
     "synthesis": "checkpoint checks config data errors evaluation forward logits progress reconstruct report "

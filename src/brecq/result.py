@@ -21,6 +21,7 @@ from brecq.converted.ranges import FloatRange
 from brecq.errors import CheckpointError
 from brecq.graph.submodule import Submodule
 from brecq.report import Report
+from brecq.storage import hub
 
 
 @dataclass
@@ -106,9 +107,16 @@ class QuantResult:
 def load(path: Path | str) -> QuantResult:
     """Read a saved result; its network computes bit for bit what the saved one computed.
 
+    Args:
+        path: its folder, or `hf:USER/NAME` (`hf:USER/NAME@REVISION`): a repository that `brecq push` filled. The files
+            are checked as those of a folder, and no code of the repository is run.
+
     Raises:
-        CheckpointError: the folder or a file is missing, changed, or of another format version.
+        CheckpointError: the folder or a file is missing, changed, or of another format version; or the repository
+            cannot be fetched.
     """
+    if isinstance(path, str) and path.startswith(hub.PREFIX):
+        path = hub.fetch(path, directory.FILES)
     saved = directory.read(path)
     try:
         report = Report.from_dict(_together(saved.report, saved.timing))

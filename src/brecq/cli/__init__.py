@@ -31,6 +31,8 @@ from brecq.cli.render import make_console
 from brecq.cli.report import compare as _compare
 from brecq.cli.report import report as _report
 from brecq.cli.search import search as _search
+from brecq.cli.share import card as _card
+from brecq.cli.share import push as _push
 from brecq.cli.verify import verify as _verify
 from brecq.errors import BrecqError
 from brecq.version import __version__
@@ -126,6 +128,8 @@ app.command("distill")(_distill)
 app.command("inspect", cls=PairsCommand)(_inspect)
 app.command("report")(_report)
 app.command("compare")(_compare)
+app.command("card")(_card)
+app.command("push")(_push)
 app.command("export")(_export)
 app.command("verify")(_verify)
 app.command("benchmark")(_benchmark)

@@ -15,6 +15,7 @@ _ENABLES = {
     "tasks": "metrics of tasks: detection, restoration",
     "search": "bits per layer: brecq search",
     "profile": "latency of layers on this machine: brecq profile",
+    "hub": "results on the Hugging Face hub: brecq push, brecq.load",
     "qonnx": "executing QONNX files",
     "demo": "demo/demo.py: an ImageNet network and photographs",
     "dev": "the tests and checks of brecq itself",

@@ -68,7 +68,7 @@ def page(result: QuantResult, record: Record) -> str:
     return render(
         "report.html.j2",
         title=" at ".join(title(result)),
-        summary=_summary(result),
+        summary=summary(result),
         sections=[(key, name) for key, name in _SECTIONS.items() if present.get(key, True)],
         facts=facts,
         report=result.report,
@@ -85,10 +85,10 @@ def page(result: QuantResult, record: Record) -> str:
     )
 
 
-def render(template: str, **values: Any) -> str:
-    """A template of this package with the page's style and script."""
+def render(template: str, *, plain: bool = False, **values: Any) -> str:
+    """A template of this package: a page with its style and script, or with `plain` text that is not HTML."""
     loader = PackageLoader("brecq.page")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(loader=loader, autoescape=not plain, undefined=StrictUndefined, trim_blocks=True)
     environment.filters.update(number=_number, bytes=_bytes, seconds=format_seconds, tail=_tail)
     style, script = (Markup(loader.get_source(environment, name)[0]) for name in ("style.css", "report.js"))
     return environment.get_template(template).render(style=style, script=script, **values)
@@ -101,7 +101,8 @@ def title(result: QuantResult) -> tuple[str, str]:
     return source or "A network", f"W{result.config.weights}A{result.config.activations}{mixed}"
 
 
-def _summary(result: QuantResult) -> str:
+def summary(result: QuantResult) -> str:
+    """What was done, in a sentence."""
     config = result.config
     how = (
         "rounded to nearest"

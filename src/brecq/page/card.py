@@ -1,0 +1,92 @@
+"""A model card for the Hugging Face hub: what was quantized, how well, how to run it and how to make it again."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from brecq.checkpoint.directory import versions
+from brecq.page.facts import gather
+from brecq.page.record import Record
+from brecq.page.render import render, summary, title
+from brecq.result import QuantResult
+
+CARD = "README.md"
+MARK = "library_name: brecq"
+
+RUNNERS = {
+    ".onnx": 'ONNX Runtime: `onnxruntime.InferenceSession("{name}")`, integer kernels',
+    ".xml": 'OpenVINO: `openvino.Core().compile_model("{name}", "CPU")`',
+    ".pt2": 'PyTorch: `import brecq.storage.operators; torch.export.load("{name}").module()`',
+    ".pte": "ExecuTorch, with the XNNPACK backend",
+    ".tflite": 'LiteRT: `ai_edge_litert.interpreter.Interpreter("{name}")`',
+}
+"""How each exported file is run, by its ending."""
+
+
+def card(
+    result: QuantResult, record: Record, repository: str, files: Sequence[str] = (), *,
+    license: str | None = None, base: str | None = None, task: str | None = None,
+) -> str:  # fmt: skip
+    """The card as Markdown with its metadata in front.
+
+    Args:
+        record: what the run measured. repository: `USER/NAME`, where it will be. files: names of exported files.
+        license: an identifier of the hub such as `apache-2.0`. base: the repository of the float network, by default
+            that of a `hf:` source. task: of the hub, e.g. `image-classification`; by default known from the metrics.
+    """
+    facts = gather(result)
+    metrics = list(dict.fromkeys(name for row in record.rows for name in row.metrics))
+    quantized = sum(layer.bits <= 8 for layer in facts.layers)
+    name, bits = title(result)
+    preprocessing = result.metadata.get("preprocessing")
+    front = {
+        "library_name": "brecq",
+        "license": license,
+        "base_model": base or _base(result),
+        "base_model_relation": "quantized" if base or _base(result) else None,
+        "pipeline_tag": task or ("image-classification" if any("top-1" in name for name in metrics) else None),
+        "tags": ["brecq", "quantized", f"{result.config.weights}-bit"],
+    }
+    shown = {key: json.dumps(value) if isinstance(value, list) else value for key, value in front.items() if value}
+    return render(
+        "card.md.j2",
+        plain=True,
+        front="".join(f"{key}: {value}\n" for key, value in shown.items()),
+        title=f"{name} at {bits}",
+        summary=summary(result),
+        versions=versions(),
+        metrics=metrics,
+        rows=[row for row in record.rows if any(map(math.isfinite, row.metrics.values()))],
+        samples=record.samples,
+        float_bytes=facts.float_bytes,
+        weight_bytes=facts.weight_bytes,
+        layers=f"{quantized} of {len(facts.layers)} layers with weights are quantized.",
+        floats=facts.floats,
+        repository=repository,
+        inputs=", ".join(_shape(value) for value in result.example_inputs),
+        preprocessing=json.dumps(preprocessing, indent=2) if preprocessing else "",
+        exported=[
+            (file, RUNNERS[Path(file).suffix].format(name=file)) for file in files if Path(file).suffix in RUNNERS
+        ],
+        command=record.command,
+        calibration=result.report.samples,
+        digest=result.report.data_digest,
+        seed=result.config.seed,
+        numbers=result.digest(),
+        license=license,
+    )
+
+
+def _base(result: QuantResult) -> str | None:
+    """The hub's repository of the network that was quantized, if it came from there."""
+    spec: str = (result.metadata.get("source") or {}).get("spec") or ""
+    name = spec.removeprefix("hf:")
+    return name if spec.startswith("hf:") and name.count("/") == 1 and not Path(name).exists() else None
+
+
+def _shape(value: Any) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} [{', '.join(['N', *map(str, value.shape[1:])])}]"

@@ -86,6 +86,7 @@ ROWS = {
     "placement": Row({"placement": "input"}, "scope activations", "scales", NEAREST),
     "weight_scheme": Row({"weight_scheme": "symmetric"}, "scope codes scales", "stages", NEAREST),
     "activation_scheme": Row({"activation_scheme": "symmetric"}, "scope activations", "codes scales", NEAREST),
+    "target": Row({"target": "qualcomm"}, "scope activations", "stages", NEAREST),
     "rules": Row({"rules": (LayerRule("first.0", weights=8),)}, "scope codes scales", "stages", NEAREST),
     "granularity": Row({"granularity": "layer"}, "blocks codes", "scope"),
     "blocks": Row({"blocks": {"both": ["first.*", "second.*"]}}, "blocks codes", ""),

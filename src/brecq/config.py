@@ -25,6 +25,7 @@ from brecq.settings import (
     seed,
     setting,
 )
+from brecq.targets import Target, load
 from brecq.text import parse_blocks, parse_bytes, shown
 
 FLOAT = 32
@@ -33,6 +34,7 @@ FLOAT = 32
 Granularity = Literal["layer", "block", "stage", "net"]
 Placement = Literal["output", "input"]
 Scheme = Literal["auto", "symmetric", "asymmetric"]
+ActivationScheme = Literal["auto", "symmetric", "asymmetric", "signed"]
 Method = Literal["reconstruct", "rtn"]
 Loss = Literal["plain", "fisher"]
 FisherLabels = Literal["sampled", "given"]
@@ -69,6 +71,11 @@ def check_blocks(name: str, blocks: Mapping[str, Sequence[str]]) -> None:
                 f"{name} holds {shown(block)}: {shown(patterns)}; give names and lists of patterns, such as "
                 '{"stem": ["conv1", "layer1.*"]}'
             )
+
+
+def check_target(name: str, target: str) -> None:
+    """Raise `ConfigError` unless there is a table of this name."""
+    load(target)
 
 
 _BITS = Setting("", check=check_bits)
@@ -285,7 +292,16 @@ class QuantConfig:
         panel=WHAT,
     )
     weight_scheme: Scheme = setting("auto", "auto is symmetric at 8 bits, asymmetric below", panel=WHAT)
-    activation_scheme: Scheme = setting("auto", "auto is asymmetric", panel=WHAT)
+    activation_scheme: ActivationScheme = setting(
+        "auto",
+        "auto is asymmetric, or what the target takes; signed has codes around 0 (zero point 0), behind a ReLU too",
+        panel=WHAT,
+    )
+    target: str | None = setting(
+        None,
+        "the runtime that the network is learned for: widths, schemes and all that its kernels need quantized",
+        check=check_target, usage="; see brecq targets", metavar="NAME", panel=WHAT,
+    )
     rules: tuple[LayerRule, ...] = setting(
         (), "overrides by layer name (`LayerRule`), the last that matches wins",
         usage=", e.g. --set 'layer4.*' w=8 or --set head float; repeatable",
@@ -324,6 +340,23 @@ class QuantConfig:
         check(self)
         if self.weights == FLOAT and self.activations == FLOAT and not self.rules:
             raise ConfigError("weights and activations are both 32 bits: nothing to quantize; lower one of them")
+        if self.target is not None:
+            self._check_target(load(self.target))
+
+    def _check_target(self, target: Target) -> None:
+        if self.placement == "input":
+            raise ConfigError(f"the target {target.name} decides the placement; leave placement at output")
+        if target.zero_point == "zero" and self.activation_scheme not in ("auto", "signed"):
+            raise ConfigError(
+                f"activation_scheme is {self.activation_scheme!r}, but {target.name} takes signed codes with zero "
+                "point 0; leave it at auto"
+            )
+        if target.symmetric and self.weight_scheme == "asymmetric":
+            widths = ", ".join(map(str, target.symmetric))
+            raise ConfigError(
+                f"weight_scheme is 'asymmetric', but {target.name} takes symmetric weights of {widths} bits; leave it "
+                "at auto"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, ready for JSON."""

@@ -33,7 +33,7 @@ from brecq.graph.dataflow import Dataflow
 from brecq.graph.environment import in_float32, learning
 from brecq.graph.noise import SAMPLES, tensor_noise
 from brecq.graph.partition import BlockSpec, partition
-from brecq.graph.placement import BrecqQuantizer
+from brecq.graph.placement import BrecqQuantizer, activation_scheme
 from brecq.graph.prepare import prepare
 from brecq.graph.scope import float_weights, scope
 from brecq.graph.submodule import Submodule
@@ -187,7 +187,8 @@ def _convert(run: Run, subject: _Subject, plan: _Plan) -> QuantResult:
     noise = tensor_noise(prepared, [value[:SAMPLES].to(device) for value in run.inputs])
     converted = convert(prepared)
     differs = check.check_converted(prepared, converted, [value[: check.SAMPLES].to(device) for value in run.inputs])
-    left = ranges.record(converted, run.inputs, device, recipe.range_norm, recipe.range_candidates)
+    signed = activation_scheme(run.config) == "signed"
+    left = ranges.record(converted, run.inputs, device, recipe.range_norm, recipe.range_candidates, signed)
     left_in_float = float_weights(plan.scope)
     notes = [f"fake quantization kernels: {kernels.backend()}", *([differs] if differs else []), *subject.notes]
     notes += [f"parameters in float: {left_in_float}"] if left_in_float else []

@@ -34,6 +34,7 @@ CHANGES: dict[type, dict[str, tuple[str, Any]]] = {
         "placement": ("--placement input", "input"),
         "weight_scheme": ("--weight-scheme symmetric", "symmetric"),
         "activation_scheme": ("--activation-scheme asymmetric", "asymmetric"),
+        "target": ("--target tensorrt", "tensorrt"),
         "rules": ("--set layer4.* w=8", (LayerRule("layer4.*", weights=8),)),
         "granularity": ("--granularity stage", "stage"),
         "blocks": ("--block stem=conv1,layer1.*", {"stem": ["conv1", "layer1.*"]}),

@@ -34,6 +34,7 @@ OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "placement": (["--placement", "input"], {"config.placement": "input"}),
     "weight_scheme": (["--weight-scheme", "symmetric"], {"config.weight_scheme": "symmetric"}),
     "activation_scheme": (["--activation-scheme", "symmetric"], {"config.activation_scheme": "symmetric"}),
+    "target": (["--target", "openvino"], {"config.target": "openvino"}),
     "set": (
         ["--set", "layer4.*", "w=8", "--set", "head", "float"],
         {"config.rules": (LayerRule("layer4.*", weights=8), LayerRule("head", weights=32, activations=32))},

@@ -13,9 +13,10 @@ import torch
 import brecq
 from brecq import QuantResult
 from brecq.converted.grids import QUANTIZE, grid_of
-from brecq.converted.plan import CLAMPS, float_operators
+from brecq.converted.plan import float_operators
 from brecq.deploy.complete import complete
 from brecq.errors import CheckpointError, ExportError
+from brecq.graph.integer import CLAMPS
 
 Quantized = Callable[..., QuantResult]
 

@@ -16,8 +16,6 @@ QUANTIZE = decomposed.quantize_per_tensor.default
 DEQUANTIZE = decomposed.dequantize_per_tensor.default
 DEQUANTIZE_CHANNELS = decomposed.dequantize_per_channel.default
 
-POOLS = {ops.aten.adaptive_avg_pool2d.default, ops.aten.avg_pool2d.default, ops.aten.mean.dim}
-
 
 @dataclass(frozen=True)
 class Grid:
@@ -102,20 +100,6 @@ def is_integer_layer(node: Node) -> bool:
         return False
     codes: Any = weight.args[0]
     return codes.op == "get_attr" and quantized_as(node.args[0]) is not None
-
-
-def is_join(node: Node, target: Any) -> bool:
-    """True for `target` (an addition, a product) of two distinct activations, neither a constant nor scaled."""
-    if node.target is not target or node.kwargs.get("alpha", 1) != 1:
-        return False
-    operands = [arg for arg in node.args[:2] if isinstance(arg, Node) and not _is_constant(arg)]
-    return len(operands) == 2 and not any(ops.is_size(operand) for operand in operands)
-
-
-def _is_constant(node: Node) -> bool:
-    if node.op == "get_attr":
-        return True
-    return node.op == "call_function" and bool(node.all_input_nodes) and all(map(_is_constant, node.all_input_nodes))
 
 
 def constant(graph: GraphModule, node: Any) -> torch.Tensor:

@@ -8,20 +8,13 @@ operator without a weight becomes an integer one only if its own result is quant
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from brecq.converted.grids import POOLS, QUANTIZE, activations, is_integer_layer, is_join, quantized_as
+from brecq.converted.grids import QUANTIZE, activations, is_integer_layer, quantized_as
 from brecq.graph import ops
-
-CLAMPS = {
-    ops.aten.relu.default, ops.aten.relu6.default, ops.aten.hardtanh.default, ops.aten.clamp.default,
-    ops.aten.clamp_min.default,
-}  # fmt: skip
-"""Activation functions that a quantizer behind them can take over: they only bound the values."""
+from brecq.graph.integer import clamped_end, computes_on_codes, operands
 
 
 def tensors_to_complete(graph: GraphModule, *, linear_outputs: bool = False) -> list[Node]:
@@ -51,33 +44,6 @@ def _is_float(node: Node) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def clamped_end(node: Node) -> Node:
-    """`node`, or the last of the clamps behind it that nothing else comes between."""
-    while len(node.users) == 1 and next(iter(node.users)).target in CLAMPS:
-        node = next(iter(node.users))
-    return node
-
-
-def computes_on_codes(node: Node) -> bool:
-    """True for operators without a weight that integer runtimes have kernels for."""
-    if is_join(node, ops.aten.add.Tensor):
-        return True
-    if is_join(node, ops.aten.mul.Tensor):
-        left, right = operands(node)
-        return left not in right.all_input_nodes and right not in left.all_input_nodes  # x·sigmoid(x) is swish
-    if node.target is ops.aten.mean.dim:
-        return _is_spatial(node)
-    return node.target in POOLS or node.target in ops.CONCAT
-
-
-def operands(node: Node) -> list[Node]:
-    """The activations that a node joins or pools."""
-    if node.target in ops.CONCAT:
-        return [part for part in node.args[0] if isinstance(part, Node)]  # type: ignore[union-attr]
-    count = 2 if node.target in (ops.aten.add.Tensor, ops.aten.mul.Tensor) else 1
-    return [arg for arg in node.args[:count] if isinstance(arg, Node)]
-
-
 def float_operators(graph: GraphModule) -> set[str]:
     """Names of the operators that a completed program computes in float: the others compute on codes or move data."""
     found = set()
@@ -94,14 +60,6 @@ def float_operators(graph: GraphModule) -> set[str]:
             continue
         found.add(ops.op_name(node))
     return found
-
-
-def _is_spatial(mean: Node) -> bool:
-    """True for a mean over height and width of [N, C, H, W]."""
-    dims: Any = mean.args[1] or []
-    keeps = len(mean.args) > 2 and bool(mean.args[2])
-    rank = mean.meta["val"].dim() + (0 if keeps else len(dims))
-    return rank == 4 and sorted(dim % 4 for dim in dims) == [2, 3]
 
 
 def _unquantized(operand: Node) -> list[Node]:

@@ -38,16 +38,17 @@ class FloatRange:
 
     Attributes:
         position: of the tensor's node in `measured` of the program. op: the node's operator, for checking.
-        scale, zero_point: value = (code - zero_point) * scale for codes 0..255.
+        scale, zero_point: value = (code - zero_point) * scale for codes 0..255, or -128..127 where they are `signed`.
     """
 
     position: int
     op: str
     scale: float
     zero_point: int
+    signed: bool = False
 
     def grid(self) -> Grid:
-        return Grid(self.scale, self.zero_point, 0, 2**BITS - 1)
+        return _grid(self.scale, self.zero_point, self.signed)
 
 
 @torch.no_grad()
@@ -57,20 +58,23 @@ def record(
     device: torch.device | str,
     norm: float = 2.4,
     candidates: int = 100,
+    signed: bool = False,
 ) -> list[FloatRange]:
     """Run up to 256 of the `inputs` (each [N, ...]) through a converted program and choose a range for every tensor
     that an integer runtime may want quantized: that with the smallest Lp error, as for all other activations.
 
-    Constants need no data: `constant_grid` covers them when a program is completed."""
+    Constants need no data: `constant_grid` covers them when a program is completed.
+
+    Args:
+        signed: codes around 0, with zero point 0.
+    """
     program = GraphModule(converted, copy.deepcopy(converted.graph))
     rewrite.gather_quantizers(program)
     positions = {node: position for position, node in enumerate(measured(program.graph))}
     nodes = [node for node in tensors_to_complete(program, linear_outputs=True) if node.op != "get_attr"]
     if not nodes:
         return []
-    observers = {node: ActivationFakeQuantize(IntRange.activations(BITS), torch.per_tensor_affine) for node in nodes}
-    for observer in observers.values():
-        observer.mode = Mode.OBSERVE
+    observers = {node: _observer(signed) for node in nodes}
     run = _Recorder(program, observers)
     for rows in even_slices(min(len(inputs[0]), SAMPLES), _BATCH):
         run.run(*(value[rows].to(device) for value in inputs))
@@ -78,7 +82,7 @@ def record(
     for node, observer in observers.items():
         observer.initialize(norm, candidates)
         grid = observer.grid
-        found.append(FloatRange(positions[node], operator_name(node), grid.scale.item(), int(grid.zero_point)))
+        found.append(FloatRange(positions[node], operator_name(node), grid.scale.item(), int(grid.zero_point), signed))
     return found
 
 
@@ -95,15 +99,24 @@ def measured(graph: Graph) -> list[Node]:
     ]
 
 
-def constant_grid(value: Tensor) -> Grid:
+def constant_grid(value: Tensor, signed: bool = False) -> Grid:
     """The 8-bit grid that covers a constant."""
-    observer = ActivationFakeQuantize(IntRange.activations(BITS), torch.per_tensor_affine)
-    observer.mode = Mode.OBSERVE
+    observer = _observer(signed)
     observer(value)
     observer.initialize(2.4, 100)
-    assert observer.scale is not None
-    assert observer.zero_point is not None
-    return Grid(observer.scale.item(), int(observer.zero_point), 0, 2**BITS - 1)
+    return _grid(observer.grid.scale.item(), int(observer.grid.zero_point), signed)
+
+
+def _observer(signed: bool) -> ActivationFakeQuantize:
+    scheme, dtype = (torch.per_tensor_symmetric, torch.int8) if signed else (torch.per_tensor_affine, torch.uint8)
+    observer = ActivationFakeQuantize(IntRange.activations(BITS, signed=signed), scheme, dtype=dtype)
+    observer.mode = Mode.OBSERVE
+    return observer
+
+
+def _grid(scale: float, zero_point: int, signed: bool) -> Grid:
+    range = IntRange.activations(BITS, signed=signed)
+    return Grid(scale, zero_point, range.low, range.high, torch.int8 if signed else torch.uint8)
 
 
 class _Recorder(Interpreter):

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from brecq.converted.grids import DEQUANTIZE, QUANTIZE, Grid, constant, grid_of
-from brecq.converted.plan import CLAMPS, computes_on_codes
 from brecq.graph import ops
+from brecq.graph.integer import CLAMPS, computes_on_codes
 
 aten = ops.aten
 

@@ -17,6 +17,7 @@ from brecq.errors import ExportError
 from brecq.graph import ops
 from brecq.graph.convert import to_program
 from brecq.graph.fold import drop_guards
+from brecq.graph.placement import activation_scheme
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -68,6 +69,8 @@ class Completed:
 def complete(result: QuantResult, *, linear_outputs: bool = False, fold_clamps: bool = True) -> Completed:
     """The completed program of a result; the result is left as it is.
 
+    To what was learned for a target nothing is added: all that its kernels need is learned.
+
     Args:
         linear_outputs: also quantize what linear layers leave in float.
         fold_clamps: let quantizers take over the ReLU, ReLU6 and other clamps in front of them.
@@ -77,9 +80,11 @@ def complete(result: QuantResult, *, linear_outputs: bool = False, fold_clamps: 
     """
     graph = _program(result)
     rewrite.gather_quantizers(graph)
-    nodes = tensors_to_complete(graph, linear_outputs=linear_outputs)
+    learned = result.config.target is not None
+    nodes = [] if learned else tensors_to_complete(graph, linear_outputs=linear_outputs)
     grids = resolve(graph, result.ranges or [])
-    grids |= {node: constant_grid(constant(graph, node)) for node in nodes if node.op == "get_attr"}
+    signed = activation_scheme(result.config) == "signed"
+    grids |= {node: constant_grid(constant(graph, node), signed) for node in nodes if node.op == "get_attr"}
     missing = [node for node in nodes if node not in grids]
     if missing:
         raise ExportError(

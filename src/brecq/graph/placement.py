@@ -7,6 +7,8 @@ layer (pooled features, normalized tokens, the network's input) is quantized the
 `input`: the inputs of convolutions and linear layers, and nothing else.
 
 Tensors that a concatenation joins in front of a layer share one quantizer, as integer runtimes need.
+
+With a target (`targeted`) layers have widths that its kernels take, and whatever these read and write is quantized.
 """
 
 from __future__ import annotations
@@ -19,16 +21,20 @@ import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import Quantizer
 
-from brecq.config import FLOAT, QuantConfig, Scheme
+from brecq.config import FLOAT, ActivationScheme, QuantConfig
 from brecq.errors import ConfigError
-from brecq.graph import ops, pt2e
+from brecq.graph import ops, pt2e, targeted
 from brecq.graph.dataflow import layer_names
 from brecq.graph.ends import first_layers, last_layers
+from brecq.graph.integer import operator_of
 from brecq.quant.affine import IntRange
+from brecq.targets import Kernel, Target, load
 
-ANNOTATION = "quantization_annotation"
 END = "brecq_end"
 """Marks a layer whose width is that of the `first` or `last` layers."""
+
+REASON = "brecq_reason"
+"""Why a layer has other widths than were asked for."""
 
 _POOLING = {ops.aten.avg_pool2d.default, ops.aten.adaptive_avg_pool2d.default, ops.aten.mean.dim}
 
@@ -43,6 +49,7 @@ class Placement:
         edges: (`input` placement) bits of the tensor that enters each weighted operator.
         own_weights, own_inputs: names of layers whose width `first_last` or a rule decides, not the general setting.
         ends: `first` or `last`, of the layers whose width `first_last` decides.
+        kernels: of the target, for the layers that have one. reasons: why layers have other widths than asked for.
     """
 
     layers: dict[Node, str]
@@ -54,13 +61,15 @@ class Placement:
     own_weights: set[str] = field(default_factory=set)
     own_inputs: set[str] = field(default_factory=set)
     ends: dict[Node, str] = field(default_factory=dict)
+    kernels: dict[Node, Kernel] = field(default_factory=dict)
+    reasons: dict[Node, str] = field(default_factory=dict)
 
 
 def plan(graph: GraphModule, config: QuantConfig) -> Placement:
     """Decide what is quantized in a captured graph.
 
     Raises:
-        ConfigError: a rule's pattern matches no layer.
+        ConfigError: a rule's pattern matches no layer, or the target has no kernel for what is asked for.
     """
     nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
     names = layer_names(nodes)
@@ -93,11 +102,34 @@ def plan(graph: GraphModule, config: QuantConfig) -> Placement:
         constant = isinstance(node.args[1], Node) and node.args[1].op == "get_attr"
         placement.weight_bits[node] = bits[0] if constant else FLOAT
         placement.input_bits[node] = bits[1] if constant else FLOAT
+    target = None if config.target is None else load(config.target)
+    if target is not None:
+        _fit(placement, config, target, shared)
     if config.placement == "input":
         _place_inputs(placement)
     else:
-        _place_outputs(graph, placement, config)
+        _place_outputs(graph, placement, config, target)
     return placement
+
+
+def _fit(placement: Placement, config: QuantConfig, target: Target, shared: dict[object, set[str]]) -> None:
+    """Give every layer widths that the target has a kernel for."""
+    kinds = {targeted.layer_kind(node) for node in placement.layers}
+    targeted.check_general(target, kinds, (config.weights, config.activations))
+    weights: dict[object, int] = defaultdict(int)
+    for node, name in placement.layers.items():
+        asked = placement.weight_bits[node], placement.input_bits[node]
+        fitted = targeted.fit(target, node, asked)
+        if fitted.reason and any(rule.matches(each) for rule in config.rules for each in shared[node.args[1]]):
+            raise ConfigError(f"{fitted.reason} ({name}); change the rule for it, or the target")
+        placement.weight_bits[node], placement.input_bits[node] = fitted.widths
+        weights[node.args[1]] = max(weights[node.args[1]], fitted.widths[0])
+        if fitted.reason:
+            placement.reasons[node] = fitted.reason
+        if fitted.kernel is not None and fitted.widths[1] != FLOAT:
+            placement.kernels[node] = fitted.kernel
+    for node in placement.layers:  # layers that share a weight share its width
+        placement.weight_bits[node] = weights[node.args[1]]
 
 
 def _names_by_weight(weighted: dict[Node, str]) -> dict[object, set[str]]:
@@ -123,7 +155,9 @@ def _tensor(layer: Node) -> Node:
     return source
 
 
-def _place_outputs(graph: GraphModule, placement: Placement, config: QuantConfig) -> None:
+def _place_outputs(
+    graph: GraphModule, placement: Placement, config: QuantConfig, target: Target | None = None
+) -> None:
     wanted: list[Node] = []
     for node in graph.graph.nodes:
         if node in placement.layers:
@@ -150,6 +184,13 @@ def _place_outputs(graph: GraphModule, placement: Placement, config: QuantConfig
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             bits[node] = _width(node, placement, config)
+    if target is not None:
+        known = {node for node, width in bits.items() if width != FLOAT}
+        more, same = targeted.tensors_of_kernels(graph, target, placement.kernels, known, _sources)
+        bits |= dict.fromkeys(more, target.widest)
+        for first, *others in same:
+            for other in others:
+                leaders[_leader(leaders, other)] = _leader(leaders, first)
     widest: dict[Node, int] = defaultdict(int)
     for node, width in bits.items():
         leader = _leader(leaders, node)
@@ -260,44 +301,64 @@ class BrecqQuantizer(Quantizer):
 
     def annotate(self, model: GraphModule) -> GraphModule:
         placement = self.placement = plan(model, self.config)
-        for node, end in placement.ends.items():
-            node.meta[END] = end
         # A PT2E node holds one annotation: inputs and output are collected first.
         inputs: dict[Node, dict[Node, Any]] = defaultdict(dict)
         outputs: dict[Node, Any] = {}
         leaders: dict[Node, Node] = {}
-        symmetric = self.config.activation_scheme == "symmetric"
+        scheme = activation_scheme(self.config)
         for node in model.graph.nodes:
             if node in placement.tensors:
                 group = placement.groups[node]
-                spec = pt2e.activation_spec(IntRange.activations(placement.tensors[node]), symmetric)
+                fixed = self._fixed(node, placement)
+                spec = pt2e.activation_spec(placement.tensors[node], scheme, fixed)
                 outputs[node] = pt2e.shared_with(leaders[group]) if group in leaders else spec
                 leaders.setdefault(group, node)
         edges: dict[Node, Node] = {}
         for layer, bits in placement.edges.items():
             tensor = _tensor(layer)
             first = edges.setdefault(tensor, layer)
-            spec = pt2e.activation_spec(IntRange.activations(bits), symmetric)
+            spec = pt2e.activation_spec(bits, scheme)
             inputs[layer][tensor] = spec if first is layer else pt2e.shared_with((tensor, first))
         for layer, bits in placement.weight_bits.items():
             if bits != FLOAT:
-                whole = is_symmetric(self.config.weight_scheme, bits)
+                kernel = placement.kernels.get(layer)
+                whole = is_symmetric(self.config, bits)
+                axis = output_axis(layer) if kernel is None or kernel.per_channel else None
                 weight: Any = layer.args[1]
-                inputs[layer][weight] = pt2e.weight_spec(IntRange.weights(bits, whole), whole, output_axis(layer))
+                inputs[layer][weight] = pt2e.weight_spec(IntRange.weights(bits, whole), whole, axis)
         for node, end in placement.ends.items():
             node.meta[END] = end
+        for node, reason in placement.reasons.items():
+            node.meta[REASON] = reason
         for node in model.graph.nodes:
             if node in inputs or node in outputs:
                 pt2e.annotate(node, inputs.get(node, {}), outputs.get(node))
         return model
 
+    def _fixed(self, node: Node, placement: Placement) -> tuple[float, float] | None:
+        """Step and lowest value of a result that the target prescribes the grid of, unless it shares another's."""
+        target = None if self.config.target is None else load(self.config.target)
+        alone = list(placement.groups.values()).count(placement.groups[node]) == 1
+        grid = None if target is None else target.fixed.get(str(operator_of(node)))
+        return None if grid is None or not alone or placement.tensors[node] != 8 else (grid.scale, grid.lowest)
+
     def validate(self, model: GraphModule) -> None:
         """Nothing to check: `plan` only asks for what brecq can do."""
 
 
-def is_symmetric(scheme: Scheme, bits: int) -> bool:
-    """`auto` is symmetric at 8 bits, what int8 kernels need, and asymmetric below, where a lost level counts."""
-    return bits == 8 if scheme == "auto" else scheme == "symmetric"
+def is_symmetric(config: QuantConfig, bits: int) -> bool:
+    """`auto` is symmetric at 8 bits, what int8 kernels need, and asymmetric below, where a lost level counts; with a
+    target it is symmetric at the widths that the target says."""
+    if config.weight_scheme != "auto":
+        return config.weight_scheme == "symmetric"
+    return bits == 8 if config.target is None else bits in load(config.target).symmetric
+
+
+def activation_scheme(config: QuantConfig) -> ActivationScheme:
+    """The scheme of activations, with `auto` decided: what the target takes, otherwise asymmetric."""
+    target = None if config.target is None else load(config.target)
+    needed: ActivationScheme = "signed" if target is not None and target.zero_point == "zero" else "asymmetric"
+    return needed if config.activation_scheme == "auto" else config.activation_scheme
 
 
 def output_axis(layer: Node) -> int:

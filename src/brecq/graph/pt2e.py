@@ -83,14 +83,28 @@ class Spec:
         return self.qscheme in _PER_CHANNEL
 
 
-def activation_spec(range: IntRange, symmetric: bool) -> QuantizationSpec:
-    """An activation, uint8, with one scale in all."""
-    scheme = torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
-    return QuantizationSpec(torch.uint8, SpecObserver, range.low, range.high, scheme)
+def activation_spec(bits: int, scheme: str, fixed: tuple[float, float] | None = None) -> QuantizationSpec:
+    """An activation with one scale in all: uint8, or int8 around 0 where the scheme is `signed`.
+
+    Args:
+        fixed: step and lowest value of a grid that is given.
+    """
+    range, signed = IntRange.activations(bits, signed=scheme == "signed"), scheme == "signed"
+    dtype = torch.int8 if signed else torch.uint8
+    qscheme = torch.per_tensor_affine if scheme == "asymmetric" else torch.per_tensor_symmetric
+    observer: Any = SpecObserver
+    if fixed is not None:
+        scale, lowest = fixed
+        zero_point = 0 if signed else range.low - round(lowest / scale)
+        observer = SpecObserver.with_args(fixed=(scale, zero_point))
+    return QuantizationSpec(dtype, observer, range.low, range.high, qscheme)
 
 
-def weight_spec(range: IntRange, symmetric: bool, axis: int) -> QuantizationSpec:
-    """A weight, int8, with a scale per channel along `axis`."""
+def weight_spec(range: IntRange, symmetric: bool, axis: int | None) -> QuantizationSpec:
+    """A weight, int8, with a scale per channel along `axis`, or one in all."""
+    if axis is None:
+        whole = torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
+        return QuantizationSpec(torch.int8, SpecObserver, range.low, range.high, whole)
     scheme = torch.per_channel_symmetric if symmetric else torch.per_channel_affine
     return QuantizationSpec(torch.int8, PerChannelSpecObserver, range.low, range.high, scheme, ch_axis=axis)
 
@@ -143,7 +157,7 @@ def spec_of(observer: Any) -> Spec:
     integer = not (dtype.is_floating_point or dtype.is_complex) and dtype not in (torch.quint8, torch.qint8)
     low, high = (torch.iinfo(dtype).min, torch.iinfo(dtype).max) if integer else (0, 0)
     least, most = get("quant_min"), get("quant_max")
-    fixed = None
+    fixed = getattr(inner, "fixed", None)
     if type(inner).__name__.startswith("FixedQParams"):
         fixed = float(inner.scale), int(inner.zero_point)
     return Spec(

@@ -12,7 +12,7 @@ from brecq.graph import ops
 from brecq.graph.dataflow import Dataflow, resolve
 from brecq.graph.fold import get_tensor
 from brecq.graph.partition import BlockSpec
-from brecq.graph.placement import END, activation_end
+from brecq.graph.placement import END, REASON, activation_end
 from brecq.graph.prepare import fake_quantize_node, grid_of, input_quantizer
 from brecq.report import ScopeEntry
 
@@ -144,9 +144,11 @@ def _layer_reason(flow: Dataflow, node: Node, weights: str, inputs: str) -> str:
     weight: Any = resolve(node.args[1])  # type: ignore[arg-type]
     if weights == "float":
         if weight.op == "get_attr":
-            return "32 bits asked for"
+            return str(node.meta.get(REASON, "32 bits asked for"))
         return f"its weight is computed from {'the batch size' if weight in flow.constants else 'activations'}"
     end = f"{node.meta[END]} layer (first_last)" if END in node.meta else ""
+    if REASON in node.meta:
+        return str(node.meta[REASON])
     return "activations: 32 bits asked for" if inputs == "float" else end
 
 

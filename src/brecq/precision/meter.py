@@ -171,10 +171,13 @@ class BlockMeter:
 def variant_of(original: Quantizer, bits: int, config: QuantConfig) -> Quantizer:
     """A fake-quantizer for the place of `original`, as placement would make it for `bits`."""
     if isinstance(original, WeightFakeQuantize):
-        symmetric = is_symmetric(config.weight_scheme, bits)
+        symmetric = is_symmetric(config, bits)
         scheme = torch.per_channel_symmetric if symmetric else torch.per_channel_affine
+        if not original.per_channel:
+            scheme = torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
         return WeightFakeQuantize(IntRange.weights(bits, symmetric), scheme, original.ch_axis)
-    return ActivationFakeQuantize(IntRange.activations(bits), original.qscheme, dtype=original.dtype)
+    range = IntRange.activations(bits, signed=original.dtype is torch.int8)
+    return ActivationFakeQuantize(range, original.qscheme, dtype=original.dtype)
 
 
 def packed_bytes(quantizer: WeightFakeQuantize, weight: Tensor) -> int:

@@ -37,8 +37,10 @@ class IntRange:
         return cls(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
     @classmethod
-    def activations(cls, bits: int) -> IntRange:
-        return cls(0, 2**bits - 1)
+    def activations(cls, bits: int, *, signed: bool = False) -> IntRange:
+        """From 0 on, or around 0."""
+        low = -(2 ** (bits - 1)) if signed else 0
+        return cls(low, low + 2**bits - 1)
 
     @property
     def levels(self) -> int:

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 aten = ops.aten
 
+_FLOAT_ONLY = {
+    aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default, aten.upsample_nearest2d.vec,
+    aten.upsample_nearest2d.default,
+}  # fmt: skip
+"""Movement that PyTorch has no kernels of bytes for (of signed ones, or of any)."""
+
 Tap = Callable[[Node, Tensor], Tensor | None]
 """Sees the codes that a quantizer makes; what it returns takes their place."""
 
@@ -193,7 +199,7 @@ def _move(target: Any, x: Codes, args: Any, kwargs: Any) -> Any:
         if mode != "constant" or fill:
             return None
         return Codes(aten.constant_pad_nd.default(codes, rest[0], x.grid.zero_point), x.grid)
-    if target in (aten.max_pool1d.default, aten.max_pool2d.default):  # PyTorch pools no bytes
+    if target in _FLOAT_ONLY:
         return Codes(target(codes.to(torch.float32), *rest, **kwargs).to(codes.dtype), x.grid)
     moved = target(codes, *rest, **kwargs)
     if isinstance(moved, Tensor):

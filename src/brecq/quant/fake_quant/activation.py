@@ -38,6 +38,10 @@ class ActivationFakeQuantize(GridFakeQuantize):
         found = ranges.activation_range(seen.samples(), seen.low, seen.high, self.range, self.symmetric, p, candidates)
         self.grid = Grid(*found, self.range)
 
+    def describe(self) -> str:
+        signed = self.enabled and self.dtype is torch.int8
+        return f"{self.range.bits} bit signed" if signed else super().describe()
+
     def forward(self, x: Tensor) -> Tensor:
         if self.mode is Mode.OBSERVE and self.enabled:
             self.observer.add(x)

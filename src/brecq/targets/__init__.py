@@ -1,0 +1,9 @@
+"""Targets: what runtimes accept, as tables. A network is placed, learned and completed for one from the start.
+
+A table is a TOML file in `tables/`; `Target` says what its fields mean. A new runtime is a new file.
+"""
+
+from brecq.targets.table import FixedGrid, Kernel, Rule, Target
+from brecq.targets.tables import load, names
+
+__all__ = ["FixedGrid", "Kernel", "Rule", "Target", "load", "names"]

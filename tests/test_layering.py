@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "brecq"
 
 MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but the command line
     "errors": "",
+    "devices": "",
     "units": "",
     "version": "",
     "storage": "errors",
@@ -22,7 +23,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "settings": "errors text",
     "plain": "errors text",
     "reading": "errors",
-    "checks": "data errors forward logits text",
+    "checks": "data devices errors forward logits text",
     "targets": "errors plain reading text",
     "config": "errors plain settings targets text",
     "progress": "report",
@@ -31,20 +32,21 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "logits": "",
     "sources": "data errors storage",
     "metrics": "errors logits sources",
-    "evaluation": "checks data errors forward logits metrics settings report",
-    "graph": "config errors forward quant report targets",
+    "evaluation": "checks data devices errors forward logits metrics report settings",
+    "graph": "config devices errors forward quant report targets",
     "converted": "errors forward graph quant",
     "checkpoint": "errors graph progress report storage version",
     "reconstruct": "checkpoint config errors forward graph logits progress quant report storage",
     "result": "checkpoint config converted errors graph report storage",
-    "precision": "checkpoint checks config data errors forward graph plain progress quant reading reconstruct "
-    "report settings storage text",
-    "synthesis": "checkpoint checks config data errors evaluation forward logits progress reconstruct report "
-    "settings storage",
-    "deploy": "checkpoint converted data errors evaluation graph logits quant result settings storage text version",
-    "page": "checkpoint converted data errors graph report result storage units",
-    "pipeline": "checkpoint checks config converted data errors forward graph precision progress quant reconstruct "
-    "report result",
+    "precision": "checkpoint checks config data devices errors forward graph plain progress quant reading "
+    "reconstruct report settings storage text",
+    "synthesis": "checkpoint checks config data devices errors evaluation forward logits progress reconstruct "
+    "report settings storage",
+    "deploy": "checkpoint converted data devices errors evaluation graph logits quant result settings storage text "
+    "version",
+    "page": "checkpoint converted data devices errors graph report result storage units",
+    "pipeline": "checkpoint checks config converted data devices errors forward graph precision progress quant "
+    "reconstruct report result",
     "cli": "brecq checkpoint checks config data deploy errors forward graph page pipeline precision "
     "progress quant report result settings sources storage synthesis text units version",
     "__main__": "cli",

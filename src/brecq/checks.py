@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from brecq.data.dataset import Dataset, describe_sample
+from brecq.devices import device_of
 from brecq.errors import BrecqError, CaptureError, ConfigError, DataError, SourceError
 from brecq.forward import call, evaluating
 from brecq.logits import named_outputs
@@ -18,15 +19,18 @@ from brecq.text import shown
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """The device, if networks can be quantized on it: the CPU, or a CUDA device that is there.
+    """The device, if networks can be quantized on it: the CPU, or a CUDA device that is there. `auto` is the current
+    CUDA device where there is one, otherwise the CPU.
 
     Raises:
         ConfigError: there is no such device, or it is of another kind.
     """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError, ValueError):
-        raise ConfigError(f"the device is {shown(device)}; give cpu, cuda or cuda:N") from None
+        raise ConfigError(f"the device is {shown(device)}; give auto, cpu, cuda or cuda:N") from None
     if found.type not in ("cpu", "cuda"):
         raise ConfigError(f"the device is {str(device)!r}, but brecq computes on cpu and cuda; give one of these")
     count = torch.cuda.device_count()
@@ -35,13 +39,13 @@ def check_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def check_request(model: Any, config: Any, kind: type, device: str | torch.device = "cpu") -> None:
-    """Raise `ConfigError` unless the model is a module, the configuration of its class, and the device there."""
+def check_request(model: Any, config: Any, kind: type, device: str | torch.device = "cpu") -> torch.device:
+    """The device; raises `ConfigError` unless it is there, the model a module, and the configuration of its class."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
     if not isinstance(config, kind):
         raise ConfigError(f"config is {shown(config)}; give a brecq.{kind.__name__}")
-    check_device(device)
+    return check_device(device)
 
 
 def check_weights(model: nn.Module) -> None:
@@ -74,9 +78,8 @@ def check_runs(model: nn.Module, data: Dataset) -> None:
     index = torch.tensor(_telling(data))
     part = data.subset(index)
     where = ", ".join(describe_sample(data, i) for i in dict.fromkeys(index.tolist()))
-    device = next((value.device for value in model.parameters()), torch.device("cpu"))
     with evaluating(model), running(where):
-        output = call(model, part.arguments([value.to(device) for value in part.inputs]))
+        output = call(model, part.arguments([value.to(device_of(model)) for value in part.inputs]))
     leaves = tree_leaves(output)
     tensors = list(named_outputs(output).values())
     if not tensors:

@@ -15,6 +15,7 @@ from brecq import logits
 from brecq.checks import check_device, running
 from brecq.data.collect import stream
 from brecq.data.dataset import Dataset, check_labels
+from brecq.devices import on_device
 from brecq.errors import DataError
 from brecq.forward import BATCH, call, evaluating, even_slices
 from brecq.metrics.base import Metric
@@ -68,7 +69,7 @@ def evaluate(
     metric: Metric | str | None = None,
     reference: nn.Module | None = None,
     batch_size: int = BATCH,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
     output: str | int | None = None,
     class_axis: int | None = None,
 ) -> Evaluation:
@@ -86,7 +87,7 @@ def evaluate(
         data: a `Dataset`, or whatever `brecq.quantize` takes, read batch by batch: it may be larger than memory.
         metric: of a task, such as `brecq.metrics.Detection(decode=...)`; its name; or anything with `update(outputs,
             targets)` and `compute()`. It is copied, once a network.
-        device: both networks and the batches are moved there; the networks stay there.
+        device: where both networks run, and are moved back from; `auto` is the CUDA device where there is one.
         output: name, or place in a tuple, of the output that holds class scores, where that is none of these.
         class_axis: the axis of classes, where the scores have another layout.
 
@@ -96,14 +97,14 @@ def evaluate(
             such `output` or `class_axis`.
     """
     checked("batch_size", batch_size, int, BATCH_SIZE)
-    check_device(device)
     tally = _Tally(None if output is None else str(output), class_axis)
     judge = None if metric is None else Judge(metric)
     start = time.perf_counter()
     models = [model] if reference is None else [model, reference]
-    for each in models:
-        each.to(device)
-    with torch.inference_mode(), evaluating(*models):
+    if device == "auto":
+        device = next((str(each.only_on) for each in models if hasattr(each, "only_on")), device)
+    device = check_device(device)
+    with on_device(device, *models), torch.inference_mode(), evaluating(*models):
         for part in stream(data, model=model):
             for rows in even_slices(len(part), batch_size):
                 few = part.subset(rows)

@@ -23,6 +23,7 @@ from brecq.converted import ranges
 from brecq.data.collect import collect
 from brecq.data.dataset import Dataset
 from brecq.data.signature import Signature
+from brecq.devices import device_of, move
 from brecq.errors import ConfigError
 from brecq.forward import Inputs, tensors, unwrap
 from brecq.graph import check, ops
@@ -63,7 +64,7 @@ def quantize(
     run_dir: Path | str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
 ) -> QuantResult:
     """Quantize a trained network by block reconstruction.
 
@@ -79,16 +80,17 @@ def quantize(
         learned: codes of weights to start learning from (`SensitivityTable.codes`), where they fit.
         submodule: quantize only the submodule of this name, with the inputs that it receives, and put it back.
         run_dir: folder for the state of the run; with `resume`, continue there after the last finished block.
-        progress: receives what the run is doing. device: where blocks run.
+        progress: receives what the run is doing.
+        device: where blocks run; `auto` is the CUDA device where there is one.
 
     Returns:
-        The converted network and a report.
+        The converted network, on the device that the model is on, and a report.
 
     Raises:
         ConfigError, DataError, CaptureError, PartitionError, CheckpointError: before any long work starts.
     """
     config, progress, began = config or QuantConfig(), progress or Progress(), time.perf_counter()
-    check_request(model, config, QuantConfig, device)
+    device = check_request(model, config, QuantConfig, device)
     config = _settled(config, quantizer, allocation)
     if resume and run_dir is None:
         raise ConfigError("resume=True needs run_dir: the folder of the run to continue")
@@ -96,7 +98,7 @@ def quantize(
     request = _Request(config, quantizer, allocation, learned or {}, run_dir is not None)
     plan = _plan(subject, request, device, progress)
     state = _run_state(plan, subject.data, config, run_dir, resume)
-    cache = ActivationCache(torch.device(device), config.memory_budget, run_dir)
+    cache = ActivationCache(device, config.memory_budget, run_dir)
     run = Run(plan.network, tensors(subject.arguments), config, cache, subject.data.labels, state, progress)
     with run.working():
         reports, forwards = passes.run(run)
@@ -163,7 +165,7 @@ def _subject(
     return _Subject(target.module, target.inputs, data, target, notes)
 
 
-def _plan(subject: _Subject, request: _Request, device: str | torch.device, progress: Progress) -> _Plan:
+def _plan(subject: _Subject, request: _Request, device: torch.device, progress: Progress) -> _Plan:
     progress.stage("capturing the network")
     arguments = subject.arguments
     prepared, specs = _prepare(
@@ -171,7 +173,7 @@ def _plan(subject: _Subject, request: _Request, device: str | torch.device, prog
     )
     if request.to_folder:
         program.check(prepared)
-    prepared.to(device)
+    move(prepared, device)
     started = start_from(prepared, request.learned)
     entries = scope(prepared, specs)
     progress.scope(entries)
@@ -189,9 +191,11 @@ def _convert(run: Run, subject: _Subject, plan: _Plan) -> QuantResult:
     differs = check.check_converted(prepared, converted, [value[: check.SAMPLES].to(device) for value in run.inputs])
     signed = activation_scheme(run.config) == "signed"
     left = ranges.record(converted, run.inputs, device, recipe.range_norm, recipe.range_candidates, signed)
+    move(converted, device_of(subject.model))
     left_in_float = float_weights(plan.scope)
-    notes = [f"fake quantization kernels: {kernels.backend()}", *([differs] if differs else []), *subject.notes]
+    notes = [f"fake quantization kernels: {kernels.backend(device)}", *([differs] if differs else []), *subject.notes]
     notes += [f"parameters in float: {left_in_float}"] if left_in_float else []
+    notes += dict.fromkeys(run.cache.notes)
     notes += [spec.joined for spec in plan.specs if spec.joined]
     if plan.started:
         notes.append(f"{len(plan.started)} weights started from the codes that the sensitivity table learned")

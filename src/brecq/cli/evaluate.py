@@ -64,7 +64,7 @@ def evaluate(
     require_data("--data", data.data)
     require_path("--labels", data.labels, file=True)
     require_path("--weights", checkpoint.weights, file=True)
-    if compared.integer and machine.device != "cpu":
+    if compared.integer and machine.device not in ("auto", "cpu"):
         raise ConfigError(f"--integer simulates the kernels of a CPU; drop --device {machine.device}")
     if not compared.reference and (compared.model is not None or checkpoint.weights is not None):
         raise ConfigError("--no-reference leaves the float model out; drop it, or drop --model and --weights")
@@ -95,8 +95,9 @@ def evaluate(
     if submodule is not None and float_model is not None:
         quantized = Submodule(float_model, submodule, dataset.parts[0].subset(slice(0, 2)).inputs).put_back(quantized)
     measured = brecq.evaluate(
-        quantized, dataset, reference=float_model, batch_size=data.batch_size, device=machine.device,
-        output=compared.output, class_axis=result.config.class_axis,
+        quantized, dataset, reference=float_model, batch_size=data.batch_size,
+        device="cpu" if compared.integer else machine.device, output=compared.output,
+        class_axis=result.config.class_axis,
     )  # fmt: skip
     if as_json:
         # JSON has no infinity: an output identical to the reference's has the SQNR null and the agreement 100

@@ -110,7 +110,12 @@ class Output(Checked):
 class Machine(Checked):
     """What the work is done on."""
 
-    device: str = setting("cpu", "where to compute: cpu, cuda, cuda:1, …", metavar="NAME", panel=RUN)
+    device: str = setting(
+        "auto",
+        "where to compute: auto (CUDA where there is a device), cpu, cuda, cuda:1, …",
+        metavar="NAME",
+        panel=RUN,
+    )
     threads: int | None = threads(None, "CPU threads", panel=RUN)
 
 

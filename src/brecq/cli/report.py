@@ -58,13 +58,14 @@ def collect_pictures(
     device: str,
 ) -> Record:
     """What the page shows of the data; `networks`: the float one and the quantized one."""
+    from brecq.checks import check_device
     from brecq.page import pictures
     from brecq.page.record import Record
 
     shown = [] if preprocessing is None else pictures.thumbnails(calibration.inputs[0], preprocessing)
     if evaluation is None:
         return Record(calibration=shown)
-    changed, compared = pictures.changed_decisions(*networks, evaluation.parts[0], preprocessing, device)
+    changed, compared = pictures.changed_decisions(*networks, evaluation.parts[0], preprocessing, check_device(device))
     return Record(calibration=shown, changed=changed, compared=compared)
 
 

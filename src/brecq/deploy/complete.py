@@ -13,6 +13,7 @@ from brecq.converted.grids import DEQUANTIZE, QUANTIZE, Grid, constant, grid_of
 from brecq.converted.plan import tensors_to_complete
 from brecq.converted.ranges import constant_grid, resolve
 from brecq.deploy.biases import quantize_biases
+from brecq.devices import on_cpu
 from brecq.errors import ExportError
 from brecq.graph import ops
 from brecq.graph.convert import to_program
@@ -113,7 +114,7 @@ def as_converted(result: QuantResult) -> Completed:
 
 
 def _program(result: QuantResult) -> GraphModule:
-    graph = to_program(result.converted, result.example_inputs).module()
+    graph = to_program(on_cpu(result.converted), result.example_inputs).module()
     drop_guards(graph)
     return graph
 

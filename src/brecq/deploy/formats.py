@@ -6,10 +6,11 @@ import importlib
 import inspect
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brecq.devices import on_cpu
 from brecq.errors import ConfigError, ExportError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def export(result: QuantResult, path: Path | str, format: str = "onnx", **option
     path = Path(path)
     if not path.parent.is_dir():
         raise ExportError(f"the folder {str(path.parent)!r} does not exist; create it, or choose another path")
-    exported: Exported = write(result, path, **options)
+    exported: Exported = write(replace(result, converted=on_cpu(result.converted)), path, **options)
     return exported
 
 

@@ -20,6 +20,7 @@ from brecq.deploy.formats import Format
 from brecq.deploy.options import Tolerance
 from brecq.deploy.runtime import Kernels, Runner, open_file
 from brecq.deploy.simulate import IntegerModel, simulate
+from brecq.devices import on_cpu
 from brecq.errors import ConfigError, DataError, ExportError
 from brecq.logits import named_outputs
 from brecq.settings import BATCH_SIZE, checked
@@ -165,7 +166,7 @@ class _Run:
     """The three networks side by side; `always`: look at codes also where outputs are equal."""
 
     def __init__(self, runner: Runner, simulator: IntegerModel, result: QuantResult, always: bool) -> None:
-        self.runner, self.simulator, self.converted, self.always = runner, simulator, result.converted, always
+        self.runner, self.simulator, self.converted, self.always = runner, simulator, on_cpu(result.converted), always
         self.class_axis = result.config.class_axis
         self.codes = CodesTally()
         self.samples = 0

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from brecq.devices import device_of
 from brecq.errors import CaptureError
 from brecq.forward import Inputs, evaluating, like, tensors, unwrap
 from brecq.graph import canonical, constants, fold, ops, outputs
@@ -37,7 +38,8 @@ def capture(model: nn.Module, example_inputs: Inputs) -> GraphModule:
         CaptureError: the model cannot be exported; the message names the module and what to do.
     """
     model, _ = in_float32(_without_guards(unwrap(model)))
-    values = [in_kind(value) for value in tensors(example_inputs)]
+    home = device_of(model)
+    values = [in_kind(value.to(home)) if isinstance(value, Tensor) else value for value in tensors(example_inputs)]
     if len({id(value) for value in values}) < len(values):  # a tensor given twice would become one input
         values = [value.clone() if isinstance(value, Tensor) else value for value in values]
     inputs = like(example_inputs, values)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule, Interpreter, Node
 
+from brecq.devices import device_of
 from brecq.errors import BrecqError, CaptureError
 from brecq.forward import Inputs, call, evaluating, like, tensors
 from brecq.graph import ops
@@ -50,7 +51,8 @@ class FloatNetwork:
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self.model, self.inputs = model, few(inputs)
+        self.model, home = model, device_of(model)
+        self.inputs = like(inputs, [value.to(home) for value in tensors(few(inputs))])
         with torch.no_grad(), evaluating(model), plain(model):
             self.outputs = flat(call(model, self.inputs))
             again = flat(call(model, self.inputs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,11 +25,46 @@ def learning() -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_reproducible())
         torch.set_default_dtype(torch.float32)
         try:
             yield
         finally:
             torch.set_default_dtype(default)
+
+
+_fill: Any = torch.utils.deterministic  # a module whose attribute is a property
+
+TF32 = False
+"""Whether convolutions and matrix products on CUDA may round their float32 inputs to ten bits of mantissa."""
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """Inside, CUDA gives the same bits every time, in float32; what cannot is warned of. The CPU is left alone."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    strict = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = _fill.fill_uninitialized_memory
+    try:
+        _set_cuda(False, True, TF32, "high" if TF32 else "highest")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        _fill.fill_uninitialized_memory = False
+        yield
+    finally:
+        _set_cuda(*before)
+        torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])
+        _fill.fill_uninitialized_memory = filled
+
+
+def _set_cuda(benchmark: bool, deterministic: bool, tf32: bool, matmul: str) -> None:
+    cudnn = torch.backends.cudnn
+    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = benchmark, deterministic, tf32
+    torch.set_float32_matmul_precision(matmul)
 
 
 def in_float32(model: nn.Module) -> tuple[nn.Module, str | None]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brecq.devices import device_of
 from brecq.errors import ConfigError
 from brecq.forward import Inputs, call, evaluating, even_slices, like, tensors
 
@@ -63,13 +64,13 @@ class Submodule:
             calls.append({key: value.detach().cpu().clone() for key, value in received.items()})
             self._by_name = bool(other or kwargs)
 
-        values = tensors(inputs)
+        values, home = tensors(inputs), device_of(self.model)
         handle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
         try:
             batches = list(even_slices(len(values[0])))
             with evaluating(self.model):
                 for rows in batches:
-                    call(self.model, like(inputs, [value[rows] for value in values]))
+                    call(self.model, like(inputs, [value[rows].to(home) for value in values]))
         finally:
             handle.remove()
         if len(calls) != len(batches):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from brecq.data.dataset import Dataset
 from brecq.data.preprocessing import Preprocessing
+from brecq.devices import on_device
 from brecq.page.record import Changed
 
 SIDE = 112
@@ -30,7 +31,7 @@ def changed_decisions(
     quantized: nn.Module,
     data: Dataset,
     preprocessing: Preprocessing | None,
-    device: torch.device | str = "cpu",
+    device: torch.device,
 ) -> tuple[list[Changed], int]:
     """The first inputs of `data` on which two classifiers decide otherwise, and how many were compared.
 
@@ -42,7 +43,8 @@ def changed_decisions(
     compared = min(len(data), COMPARED)
     for start in range(0, compared, _BATCH):
         batch = data.inputs[0][start : min(start + _BATCH, compared)].to(device)
-        outputs = floating(batch), quantized(batch)
+        with on_device(device, floating, quantized):
+            outputs = floating(batch), quantized(batch)
         if not all(isinstance(output, Tensor) and output.ndim == 2 for output in outputs):
             return [], 0
         before, after = (output.argmax(1).tolist() for output in outputs)

@@ -21,6 +21,7 @@ from brecq.checks import check_request, check_runs, check_weights
 from brecq.config import FLOAT, QuantConfig
 from brecq.data.collect import collect
 from brecq.data.dataset import Dataset
+from brecq.devices import move
 from brecq.errors import ConfigError
 from brecq.graph.blocks import Network, extract
 from brecq.graph.capture import capture, example_batch
@@ -58,7 +59,7 @@ def measure_sensitivity(
     run_dir: Path | str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
 ) -> SensitivityTable:
     """Measure what each bit-width costs, for `brecq.search`.
 
@@ -82,7 +83,7 @@ def measure_sensitivity(
         ConfigError, DataError, CaptureError, PartitionError, CheckpointError: before any long work starts.
     """
     config, progress, began = config or QuantConfig(), progress or Progress(), time.perf_counter()
-    check_request(model, config, QuantConfig, device)
+    device = check_request(model, config, QuantConfig, device)
     wanted = SurveyConfig(
         tuple(bits), None if activation_bits is None else tuple(activation_bits), quality, cross, draws
     )
@@ -92,9 +93,10 @@ def measure_sensitivity(
     table = _without_terms(network, anatomy, data, config, wanted)
     if check is not None:
         check(table)
-    _disable(network.graph.to(device))
+    move(network.graph, device)
+    _disable(network.graph)
     state = None if run_dir is None else _run_state(run_dir, network, data, table, wanted, resume)
-    cache = ActivationCache(torch.device(device), config.memory_budget, run_dir)
+    cache = ActivationCache(device, config.memory_budget, run_dir)
     survey = Survey(Run(network, data.inputs, config, cache, data.labels, state, progress), anatomy, wanted)
     with survey.run.working():
         survey.measure()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from brecq.quant.affine import IntRange
-from brecq.quant.fusion import Fused, bounds, dense, flat, like
+from brecq.quant.fusion import Fused, bounds, constants, dense, flat, like
 
 STRETCH = 1.2
 OFFSET = -0.1
@@ -112,7 +112,7 @@ class _Regularizer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, beta: float) -> Tensor:
         v = dense(v.detach())
-        value, derivative = _regularize(flat(v), torch.tensor(beta, dtype=v.dtype, device=v.device))
+        value, derivative = _regularize(flat(v), constants([beta], v.dtype, v.device)[0])
         ctx.save_for_backward(derivative.as_strided(v.shape, v.stride()))
         return value
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,8 +21,9 @@ from brecq.errors import ConfigError
 
 VARIABLE = "BRECQ_KERNELS"
 
-SMALL = 1 << 15
-"""Tensors with fewer elements run eagerly: compiling takes seconds, and a toy network should not wait for it."""
+SMALL = {"cpu": 1 << 15, "cuda": 1 << 12}
+"""Tensors with fewer elements, by device type, run eagerly: compiling takes seconds, and a toy network should not wait
+for it. On CUDA every operation of an eager kernel is a launch of its own."""
 
 _failures: dict[str, str] = {}
 """Why compilation failed, by device type."""
@@ -87,12 +88,12 @@ class Fused:
     def __call__(self, first: Tensor, *others: Tensor) -> Any:
         device = first.device.type
         forced = _forced()
-        if forced == "eager" or (first.numel() < SMALL and forced != "compiled"):
+        if forced == "eager" or (first.numel() < SMALL.get(device, 0) and forced != "compiled"):
             return self.eager(first, *others)
         if device not in self._ready and _eager_because(device):
             return self.eager(first, *others)
         if self._compiled is None:
-            self._compiled = torch.compile(self.eager, dynamic=True, fullgraph=True)
+            self._compiled = torch.compile(self.eager, dynamic=True, fullgraph=True, options=_options())
         try:
             result = self._compiled(first, *others)
         except torch.OutOfMemoryError:
@@ -113,10 +114,23 @@ class Fused:
         return result
 
 
+def _options() -> dict[str, Any] | None:
+    """The compiler makes no choice between ways to add up by how fast each runs now."""
+    from torch._inductor import config
+
+    return {"deterministic": True} if hasattr(config, "deterministic") else None
+
+
 @lru_cache(maxsize=64)
 def bounds(low: int, high: int, device: torch.device) -> Tensor:
     """[2] float32: the ends of an integer range."""
-    return torch.tensor([low, high], dtype=torch.float32, device=device)
+    return constants([low, high], torch.float32, device)
+
+
+def constants(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A few numbers as a 1-D tensor on the device, which the host does not wait for."""
+    made = torch.tensor(values, dtype=dtype)
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
 
 
 def dense(x: Tensor) -> Tensor:

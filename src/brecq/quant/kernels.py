@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from brecq.errors import ConfigError
-from brecq.quant.fusion import Fused, backend, bounds, dense, flat, like
+from brecq.quant.fusion import Fused, backend, bounds, constants, dense, flat, like
 from brecq.quant.grid import Grid
 
 __all__ = ["backend", "drop_mask", "hash_mix", "lsq_qdrop", "on_grid"]
@@ -140,7 +140,7 @@ def _mask_constants(x: Tensor, drop: float, seed: int) -> Tensor:
     if x.numel() >= 1 << 31:
         raise ConfigError(f"an activation of shape {tuple(x.shape)} has 2^31 elements or more; lower the batch size")
     threshold = round(drop * (1 << _RESOLUTION)) - (1 << (_RESOLUTION - 1))
-    return torch.tensor([*_keys(seed), threshold], dtype=torch.int32, device=x.device)
+    return constants([*_keys(seed), threshold], torch.int32, x.device)
 
 
 def _keys(seed: int) -> list[int]:

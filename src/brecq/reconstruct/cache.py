@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -44,6 +45,9 @@ class _Entry:
 class ActivationCache:
     """Tensors of N samples each, by slot, within a memory budget.
 
+    Attributes:
+        notes: what was done otherwise than planned, for the report.
+
     Args:
         device: where blocks run. budget: bytes on the device and in host memory together; `None` takes half of what
             is free on each. folder: for memory-mapped files; the system's for temporary files by default. They have no
@@ -59,6 +63,8 @@ class ActivationCache:
         self._folder = Path(tempfile.gettempdir()) if folder is None else Path(folder)
         self._entries: dict[Slot, _Entry] = {}
         self.peak: dict[str, int] = {"device": 0, "host": 0, "file": 0}
+        self.notes: list[str] = []
+        self._copies: torch.cuda.Stream | None = None
 
     def put(self, slot: Slot, start: int, batch: Tensor, samples: int) -> None:
         """Store `batch` [n, ...] as samples `start` to `start + n` of a slot that holds `samples` in all."""
@@ -69,10 +75,54 @@ class ActivationCache:
 
     def get(self, slot: Slot, index: Tensor | slice) -> Tensor:
         """Samples of a slot on the device, in the layout they had; `index` is a slice or int64 [n] on the CPU."""
-        data = self._entries[slot].data
-        rows = data[index] if isinstance(index, slice) else data.index_select(0, index.to(data.device))
-        rows = rows.to(self.device)
+        entry = self._entries[slot]
+        if self.device.type == "cuda":
+            rows = self._on_device(entry.data, index) if entry.place == "device" else self._fetch(entry.data, index)
+        else:
+            rows = entry.data[index] if isinstance(index, slice) else entry.data.index_select(0, index)
         return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
+
+    def _on_device(self, data: Tensor, index: Tensor | slice) -> Tensor:
+        if isinstance(index, slice):
+            return data[index]
+        return data.index_select(0, index.pin_memory().to(self.device, non_blocking=True))
+
+    def _fetch(self, data: Tensor, index: Tensor | slice) -> Tensor:
+        """From host memory or a file. The host runs ahead of the device, and this stream copies what the next step
+        needs while the last one is still computed."""
+        count = len(range(*index.indices(len(data)))) if isinstance(index, slice) else len(index)
+        staged = torch.empty((count, *data.shape[1:]), dtype=data.dtype, pin_memory=True)
+        if isinstance(index, slice):
+            staged.copy_(data[index])
+        else:
+            torch.index_select(data, 0, index, out=staged)
+        computing = torch.cuda.current_stream(self.device)
+        if self._copies is None:
+            self._copies = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self._copies):
+            rows = staged.to(self.device, non_blocking=True)
+        computing.wait_stream(self._copies)
+        rows.record_stream(computing)
+        return rows
+
+    def evict(self) -> bool:
+        """Move what is on the device to where there is room for it, and keep the device clear from now on: it is out
+        of memory. Whether that freed anything; if so, `notes` tell."""
+        there = {slot: entry for slot, entry in self._entries.items() if entry.place == "device"}
+        self.limits["device"] = 0
+        for slot, entry in there.items():
+            del self._entries[slot]
+            moved = self._allocate(tuple(entry.data.shape), entry.data.dtype)
+            moved.data.copy_(entry.data)
+            self._entries[slot] = moved
+        if there:
+            self.say(f"{self.device} ran out of memory: cached activations were moved to the host")
+        return bool(there)
+
+    def say(self, note: str) -> None:
+        """Warn of what is done otherwise than planned, and keep it for the report."""
+        self.notes.append(note)
+        warnings.warn(note, RuntimeWarning, stacklevel=2)
 
     def __contains__(self, slot: object) -> bool:
         return slot in self._entries
@@ -106,7 +156,11 @@ class ActivationCache:
         if place == "file":
             data = self._mapped(numel, dtype).view(shape)
         else:
-            data = torch.empty(shape, dtype=dtype, device=self.device if place == "device" else "cpu")
+            try:
+                data = torch.empty(shape, dtype=dtype, device=self.device if place == "device" else "cpu")
+            except torch.OutOfMemoryError:  # others use the device, too
+                self.limits["device"] = self.used("device")
+                return self._allocate(shape, dtype)
         entry = _Entry(data, place, nbytes)
         self.peak[place] = max(self.peak[place], self.used(place) + nbytes)
         return entry

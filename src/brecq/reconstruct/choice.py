@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from brecq.config import Recipe
@@ -43,6 +44,11 @@ def parameter_groups(learners: Sequence[Learner], recipe: Recipe) -> list[dict[s
         parameters = [p for learner in learners for p in learner.groups().get(name, ())]
         groups += [{"params": parameters, "lr": rate}] if parameters else []
     return groups
+
+
+def adam(parameters: Any, device: torch.device) -> torch.optim.Adam:
+    """Adam, on CUDA in one kernel for all parameters."""
+    return torch.optim.Adam(parameters, fused=True if device.type == "cuda" else None)
 
 
 def _adaround(module: WeightFakeQuantize, weight: Tensor) -> AdaRound:

@@ -1,4 +1,4 @@
-"""Keep freed memory in the process while blocks are learned on the CPU.
+"""Memory while blocks are learned: kept in the process on the CPU, made room in on a CUDA device.
 
 Every step allocates and frees the same large activations. By default the C library returns each to the operating
 system and fetches it again page by page, which can cost more time than the arithmetic (benchmarks/fake_quant.py
@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
+
+from brecq.reconstruct.cache import ActivationCache
+
+T = TypeVar("T")
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # mallopt(3)
 _NEVER = 2**31 - 1
@@ -34,3 +39,23 @@ def reuse_freed(device: torch.device) -> Iterator[None]:
         for option, value in _DEFAULTS.items():
             library.mallopt(option, value)
         library.malloc_trim(0)
+
+
+def with_room(
+    cache: ActivationCache, work: Callable[..., T], *args: Any, smaller: Callable[[], bool] = lambda: False
+) -> T:
+    """`work(*args)`, and again whenever the device is out of memory: first with the caches on the host, then as long
+    as `smaller` makes the work smaller.
+
+    Raises:
+        torch.OutOfMemoryError: that was all that could be done.
+    """
+    while True:
+        try:
+            return work(*args)
+        except torch.OutOfMemoryError as error:
+            reason = error.with_traceback(None)  # its frames hold on to memory
+        if not cache.evict() and not smaller():
+            raise reason
+        if cache.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from brecq.quant.learners import Learner
 from brecq.reconstruct import choice
 from brecq.reconstruct.cache import Slot
 from brecq.reconstruct.learnables import Learnables
+from brecq.reconstruct.memory import with_room
+from brecq.reconstruct.readout import Readout
 from brecq.reconstruct.sampler import NONE, Sampler, measured_on
 from brecq.reconstruct.site import Site, Stage
 
@@ -51,6 +54,7 @@ class Reconstruction:
         self.drop = self.recipe.qdrop if site.streams.quantizes_activations else 0.0
         self.fisher = self.recipe.loss == "fisher"
         self.held = held
+        self.parts = 1  # into how many a batch is cut, for want of memory
         self.checked = measured_on(site.streams.samples, held, seed)
 
     def run(self, steps: int, on_step: StepHook) -> Outcome:
@@ -69,44 +73,68 @@ class Reconstruction:
         batches = Sampler(
             self.streams.samples, self.recipe.batch_size, torch.Generator().manual_seed(self.seed), self.held
         )
+        told = Readout()
         for step in range(steps):
-            loss = self._step(step, next(batches), learning)
+            loss = with_room(self.streams.cache, self._step, step, next(batches), learning, smaller=self._cut)
             if step in checks and (self.recipe.keep_best or step == steps - 1):
                 error = self._check()
                 hard = error.relative
                 if error.loss < best[0].loss or not self.recipe.keep_best:
                     best = (error, self.mine.state())
             if step % 10 == 9 or step == steps - 1:
-                on_step(step + 1, loss.item() * before.relative, hard)
+                told.put(loss, partial(_tell, on_step, step + 1, before.relative, hard))
+        told.close()
         self.mine.restore(best[1])
         return Outcome(before.relative, best[0].relative, steps)
 
     def _begin(self, steps: int, scale: float) -> _Learning:
         learners = self.mine.learn(choice.for_block(self.recipe, self.drop))
-        return _Learning(learners, torch.optim.Adam(choice.parameter_groups(learners, self.recipe)), steps, scale)
+        groups = choice.parameter_groups(learners, self.recipe)
+        return _Learning(learners, choice.adam(groups, self.device), steps, scale)
 
     def _step(self, step: int, index: Tensor, learning: _Learning) -> Tensor:
         """One gradient step on the samples `index`; returns their loss relative to that before learning."""
         recipe = self.recipe
-        learning.reseed(self.seed, step)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            outputs = self.block.module(*self._inputs(index, step))
-        reconstruction = self._loss(outputs, index)
-        if recipe.normalize_loss:
-            reconstruction = reconstruction / learning.scale
+        learning.optimizer.zero_grad(set_to_none=True)
+        pieces = index.chunk(self.parts)
+        total = torch.zeros((), device=self.device)
+        for number, piece in enumerate(pieces):
+            learning.reseed(self.seed, step + number * learning.steps)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+                outputs = self.block.module(*self._inputs(piece, step + number * learning.steps))
+            reconstruction = self._loss(outputs, piece)
+            if recipe.normalize_loss:
+                reconstruction = reconstruction / learning.scale
+            if len(pieces) > 1:
+                reconstruction = reconstruction * (len(piece) / len(index))
+            total = total + reconstruction.detach()
+            last = number == len(pieces) - 1
+            (reconstruction + self._penalty(step, learning) if last else reconstruction).backward()
+        learning.optimizer.step()
+        return total if recipe.normalize_loss else total / learning.scale
+
+    def _penalty(self, step: int, learning: _Learning) -> Tensor | float:
+        """The regularizer, weighted; 0 while there is none."""
+        recipe = self.recipe
         beta = adaround.beta_schedule(step, learning.steps, recipe.warmup, *recipe.beta)
         penalized = [learner for learner in learning.learners if learner.penalized]
-        loss = reconstruction
-        if beta is not None and penalized:
-            penalty = torch.stack([learner.penalty(beta) for learner in penalized]).sum()
-            if recipe.normalize_loss:
-                penalty = penalty / sum(learner.penalized for learner in penalized)
-            loss = loss + recipe.rounding_penalty * penalty
-        learning.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        learning.optimizer.step()
-        detached = reconstruction.detach()
-        return detached if recipe.normalize_loss else detached / learning.scale
+        if beta is None or not penalized:
+            return 0.0
+        penalty = torch.stack([learner.penalty(beta) for learner in penalized]).sum()
+        if recipe.normalize_loss:
+            penalty = penalty / sum(learner.penalized for learner in penalized)
+        return recipe.rounding_penalty * penalty
+
+    def _cut(self) -> bool:
+        """Learn from batches in twice as many parts, whose gradients are added up; False for single samples."""
+        if 2 * self.parts > self.recipe.batch_size:
+            return False
+        self.parts *= 2
+        self.streams.cache.say(
+            f"{self.device} ran out of memory: block {self.block.name!r} was learned with batches of "
+            f"{self.recipe.batch_size} in {self.parts} parts"
+        )
+        return True
 
     def _inputs(self, index: Tensor, step: int) -> list[Tensor]:
         """The block's inputs: from the quantized prefix, a random share of elements from the float one (QDrop)."""
@@ -140,21 +168,32 @@ class Reconstruction:
     def hard_error(self) -> _Error:
         """Loss and relative error with hard rounding on the samples that are not learned from."""
         self.streams.set_mode("quantized", self.block)
-        loss, error, power = 0.0, 0.0, 0.0
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         for index in self.checked.split(BATCH):
-            outputs = self.block.module(*self.streams.read("quantized", self.block.inputs, index))
-            loss += self._loss(outputs, index).item() * len(index)
-            targets = self.streams.read("float", self.block.targets, index)
-            for output, target in zip(self.block.compared(outputs), targets, strict=True):
-                error += F.mse_loss(output.float(), target, reduction="sum").item()
-                power += target.square().sum().item()
+            sums += with_room(self.streams.cache, self._sums, index)
+        loss, error, power = sums.tolist()
         return _Error(loss / len(self.checked), error / max(power, 1e-30))
+
+    def _sums(self, index: Tensor) -> Tensor:
+        """Loss times samples, squared error, and square of the target, of some samples: float64 [3]."""
+        outputs = self.block.module(*self.streams.read("quantized", self.block.inputs, index))
+        loss = self._loss(outputs, index).double() * len(index)
+        error, power = torch.zeros_like(loss), torch.zeros_like(loss)
+        targets = self.streams.read("float", self.block.targets, index)
+        for output, target in zip(self.block.compared(outputs), targets, strict=True):
+            error += F.mse_loss(output.float(), target, reduction="sum").double()
+            power += target.square().sum().double()
+        return torch.stack([loss, error, power])
 
     def _check(self) -> _Error:
         """The error if learning stopped now; learning can go on afterwards."""
         error = self.hard_error()
         self.mine.resume()
         return error
+
+
+def _tell(on_step: StepHook, step: int, scale: float, hard: float | None, loss: float) -> None:
+    on_step(step, loss * scale, hard)
 
 
 def _learned_in(stage: Stage, mine: Learnables, recipe: Recipe) -> Learnables:

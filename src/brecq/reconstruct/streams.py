@@ -16,6 +16,7 @@ from brecq.forward import BATCH
 from brecq.graph.blocks import Block, Network, Values
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, set_mode
 from brecq.reconstruct.cache import ActivationCache, Slot
+from brecq.reconstruct.memory import with_room
 
 Stream = Literal["float", "quantized"]
 
@@ -66,10 +67,14 @@ class Streams:
         self.set_mode(stream, block)
         for start in range(0, self.samples, BATCH):
             part = slice(start, start + BATCH)
-            outputs = block.module(*self.read(stream, block.inputs, part))
+            outputs = with_room(self.cache, self._run, block, stream, part)
             for name, value in zip(block.outputs, outputs, strict=True):
                 self.cache.put(Slot(stream, name), start, value, self.samples)
         self.forwards += 1
+
+    def _run(self, block: Block, stream: Stream, part: slice) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = block.module(*self.read(stream, block.inputs, part))
+        return outputs
 
     def set_mode(self, stream: Stream, block: Block) -> None:
         """Put the block's fake-quantizers into the mode of a stream."""

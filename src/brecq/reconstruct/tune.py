@@ -10,6 +10,7 @@ of EfficientQAT (Chen et al. 2024, "E2E-QP"), with the float network's outputs a
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,9 @@ from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct import choice
 from brecq.reconstruct.cache import Slot
 from brecq.reconstruct.learnables import Learnables, make_room
+from brecq.reconstruct.memory import with_room
 from brecq.reconstruct.optimize import Outcome, StepHook
+from brecq.reconstruct.readout import Readout
 from brecq.reconstruct.run import Run
 from brecq.reconstruct.sampler import Sampler, measured_on
 
@@ -54,6 +57,7 @@ class Tuning:
         self.checked = measured_on(samples, run.held, seed)
         self.inputs = [Slot("tuned", i) for i in range(len(run.inputs))]
         self.targets: list[Slot] = []
+        self.parts = 1  # into how many a batch is cut, for want of memory
         self._record(run.inputs)
 
     @torch.no_grad()
@@ -103,35 +107,58 @@ class Tuning:
 
     def _cycle(self, rate: float, start: int, end: int, on_step: StepHook) -> None:
         """Learn from step `start` to step `end`."""
-        optimizer = torch.optim.Adam(self._parameters())
+        optimizer = choice.adam(self._parameters(), self.cache.device)
+        told = Readout()
         for step in range(start, end):
             for group in optimizer.param_groups:
                 group["lr"] = rate * schedule(step - start, end - start)
-            loss = self._step(next(self.batches), optimizer)
+            loss = with_room(self.cache, self._step, next(self.batches), optimizer, smaller=self._cut)
             if step % 10 == 9 or step == end - 1:
-                on_step(step + 1, loss.item(), None)
+                told.put(loss, partial(_tell, on_step, step + 1))
+        told.close()
 
     def _parameters(self) -> list[nn.Parameter]:
         """Begin to learn; those to optimize."""
         return [value for learner in self.mine.learn(choice.for_tuning()) for value in learner.parameters()]
 
     def _step(self, index: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
-        try:
+        optimizer.zero_grad(set_to_none=True)
+        pieces = index.chunk(self.parts)
+        total = torch.zeros((), device=self.cache.device)
+        for piece in pieces:
             with torch.autocast(self.cache.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-                outputs = self._outputs(index)
-            loss = self._loss(outputs, index)
-            optimizer.zero_grad(set_to_none=True)
+                outputs = self._outputs(piece)
+            loss = self._loss(outputs, piece)
+            if len(pieces) > 1:
+                loss = loss * (len(piece) / len(index))
             loss.backward()
-        except torch.OutOfMemoryError as error:
-            raise BrecqError(
-                f"no memory to tune the whole network on {len(index)} samples at once; the blocks are finished: "
-                "resume the run without tuning (--recipe-set tuning=0)"
-            ) from error
+            total = total + loss.detach()
         optimizer.step()
-        return loss.detach()
+        return total
+
+    def _cut(self) -> bool:
+        """Learn from batches in twice as many parts, whose gradients are added up.
+
+        Raises:
+            BrecqError: they are single samples.
+        """
+        if 2 * self.parts > self.recipe.batch_size:
+            raise BrecqError(
+                "no memory to tune the whole network on a single sample; the blocks are finished: resume the run "
+                "without tuning (--recipe-set tuning=0)"
+            )
+        self.parts *= 2
+        self.cache.say(
+            f"{self.cache.device} ran out of memory: the network was tuned with batches of "
+            f"{self.recipe.batch_size} in {self.parts} parts"
+        )
+        return True
 
     def _outputs(self, index: Tensor | slice) -> list[Tensor]:
         return self.network.learned(self.network.graph(*(self.cache.get(slot, index) for slot in self.inputs)))
+
+    def _compared(self, index: Tensor) -> Tensor:
+        return self._loss(self._outputs(index), index)
 
     def _loss(self, outputs: list[Tensor], index: Tensor) -> Tensor:
         """Squared error divided by the target's mean square, mean over the outputs."""
@@ -144,8 +171,14 @@ class Tuning:
 
     @torch.no_grad()
     def _checked_loss(self) -> float:
-        parts = self.checked.split(BATCH)
-        return sum(self._loss(self._outputs(part), part).item() * len(part) for part in parts) / len(self.checked)
+        total = torch.zeros((), dtype=torch.float64, device=self.cache.device)
+        for part in self.checked.split(BATCH):
+            total += with_room(self.cache, self._compared, part).double() * len(part)
+        return total.item() / len(self.checked)
+
+
+def _tell(on_step: StepHook, step: int, loss: float) -> None:
+    on_step(step, loss, None)
 
 
 def schedule(step: int, steps: int) -> float:

@@ -68,7 +68,7 @@ def distill(
     run_dir: Path | str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
 ) -> Tensor:
     """Make `n` calibration inputs for a trained network without any data, from its batch norms unless `steps` is 0.
 
@@ -81,7 +81,8 @@ def distill(
         shape: of one input without the batch, such as (3, 224, 224), where there is no preprocessing. By default what
             the model's timm metadata says.
         run_dir: folder for the state of the run; with `resume`, continue there after the last finished batch.
-        progress: receives what the run is doing. device: where the network runs.
+        progress: receives what the run is doing. device: where the network runs; `auto` is the CUDA
+            device where there is one.
 
     Returns:
         Inputs float32 [n, C, ...] on the CPU, ready for `quantize`.
@@ -110,11 +111,11 @@ def synthesize(
     run_dir: Path | str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
 ) -> Distilled:
     """`distill` with a report; arguments and errors are the same. Finished batches stay in `run_dir`."""
     config = config or DistillConfig.preset("fast")
-    check_request(model, config, DistillConfig, device)
+    device = check_request(model, config, DistillConfig, device)
     check_weights(model)
     progress = progress or Progress()
     began = time.perf_counter()
@@ -125,7 +126,7 @@ def synthesize(
     spec = input_spec(model, preprocessing, shape)
     if config.steps == 0:
         return Distilled(_draw(spec, n, config, progress), [], config, [], time.perf_counter() - began)
-    teacher = prepare_teacher(model, spec, config, torch.device(device))
+    teacher = prepare_teacher(model, spec, config, device)
     slices = list(even_slices(n, config.batch_size))
     state = None
     if run_dir is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from brecq.devices import move
 from brecq.errors import ConfigError
 from brecq.logits import scores
 from brecq.synthesis.config import DistillConfig
@@ -53,7 +54,8 @@ def prepare_teacher(model: nn.Module, spec: InputSpec, config: DistillConfig, de
             "the network has no batch norm, so that nothing in it remembers the statistics of its training data (a "
             ".pt2 program has lost its batch norms: distill from the module it was exported from); " + _OTHERWISE
         )
-    copied = copy.deepcopy(model).eval().requires_grad_(False).to(device)
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    move(copied, device)
     if len(spec.shape) == 3:
         copied = copied.to(memory_format=torch.channels_last)
     norms, output = _try(copied, spec, device, scale=1)

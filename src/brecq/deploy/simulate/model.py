@@ -48,8 +48,10 @@ class IntegerModel(nn.Module):
     """Runs a completed program on integers; takes and returns what the network does, float tensors.
 
     Attributes:
-        completed: the program.
+        completed: the program. only_on: where it runs; `brecq.evaluate` leaves it there.
     """
+
+    only_on = "cpu"
 
     def __init__(self, completed: Completed) -> None:
         super().__init__()

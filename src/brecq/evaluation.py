@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from brecq import logits
 from brecq.checks import check_device, running
@@ -116,6 +117,7 @@ def evaluate(
                     tally.add(found, few, expected)
                 else:
                     tally.add_judged(found, expected, len(few))
+                    found, expected = pytree.tree_map_only(Tensor, Tensor.cpu, (found, expected))
                     judge.add(found, expected, few.answers)
     result = tally.result()
     if judge is not None:

@@ -11,6 +11,8 @@ from brecq.errors import ConfigError
 from brecq.quant import fusion
 from brecq.quant.fusion import Fused, backend, dense, flat, like
 
+SMALL = fusion.SMALL["cpu"]
+
 
 @pytest.fixture(autouse=True)
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +28,7 @@ def test_the_environment_forces_the_backend(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("BRECQ_KERNELS", "eager")
     assert backend() == "eager (BRECQ_KERNELS=eager)"
     monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled although eager is forced"))
-    assert Fused(double)(torch.ones(fusion.SMALL)).sum() == 2 * fusion.SMALL
+    assert Fused(double)(torch.ones(SMALL)).sum() == 2 * SMALL
     monkeypatch.setenv("BRECQ_KERNELS", "compiled")
     assert backend() == "compiled"
     monkeypatch.setenv("BRECQ_KERNELS", "fast")
@@ -37,7 +39,7 @@ def test_the_environment_forces_the_backend(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_a_compiler_the_report_says_so() -> None:
     with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
         assert backend() == "eager (no C++ compiler found)"
-        assert Fused(double)(torch.ones(fusion.SMALL)).sum() == 2 * fusion.SMALL
+        assert Fused(double)(torch.ones(SMALL)).sum() == 2 * SMALL
 
 
 def test_a_device_without_a_compiler() -> None:
@@ -46,7 +48,7 @@ def test_a_device_without_a_compiler() -> None:
 
 def test_small_tensors_do_not_wait_for_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled for a small tensor"))
-    assert Fused(double)(torch.ones(fusion.SMALL - 1)).sum() == 2 * (fusion.SMALL - 1)
+    assert Fused(double)(torch.ones(SMALL - 1)).sum() == 2 * (SMALL - 1)
 
 
 def broken_compile(function: object, **_: object) -> object:
@@ -58,7 +60,7 @@ def broken_compile(function: object, **_: object) -> object:
 
 def test_a_failing_compiler_is_reported_once_and_replaced(monkeypatch: pytest.MonkeyPatch, compiler: None) -> None:
     monkeypatch.setattr(torch, "compile", broken_compile)
-    x = torch.ones(fusion.SMALL)
+    x = torch.ones(SMALL)
     fused = Fused(double)
     with pytest.warns(RuntimeWarning, match="eagerly on cpu.*linker exploded"):
         assert torch.equal(fused(x), 2 * x)

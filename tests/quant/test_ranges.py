@@ -114,7 +114,7 @@ def test_any_axis_is_the_channel(axis: int) -> None:
 def test_searching_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     w, x = random_weight(1, 7, 40), torch.randn(1000).relu()
     whole = weight_range(w, IntRange(-8, 7)), activation_range(x, 0.0, x.max(), IntRange(0, 15))
-    monkeypatch.setattr(module, "_CHUNK", 64)
+    monkeypatch.setitem(module._CHUNK, "cpu", 64)
     pieces = weight_range(w, IntRange(-8, 7)), activation_range(x, 0.0, x.max(), IntRange(0, 15))
     for a, b in zip(whole, pieces, strict=True):
         assert torch.equal(a[0], b[0])

@@ -73,6 +73,20 @@ def _missing_compiler(device: str) -> str | None:
     return f"no compiler for {device}"
 
 
+def give_up(device: str, error: Exception) -> None:
+    """Run kernels eagerly on devices of this type from now on, and say why; with `BRECQ_KERNELS=compiled`, fail."""
+    if _forced() == "compiled":
+        raise error
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    _failures[device] = f"compilation failed: {lines[0]}"
+    warnings.warn(
+        f"compilation failed, kernels run eagerly on {device}, several times slower: {lines[0]} "
+        f"(set {VARIABLE}=compiled to see the whole error, {VARIABLE}=eager to silence this)",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
 class Fused:
     """Wraps an elementwise function of tensors; its first argument decides device and size.
 
@@ -99,16 +113,7 @@ class Fused:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            if forced == "compiled":
-                raise
-            lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            _failures[device] = f"compilation failed: {lines[0]}"
-            warnings.warn(
-                f"torch.compile failed, quantizers run eagerly on {device}, several times slower: {lines[0]} "
-                f"(set {VARIABLE}=compiled to see the whole error, {VARIABLE}=eager to silence this)",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            give_up(device, error)
             return self.eager(first, *others)
         self._ready.add(device)
         return result

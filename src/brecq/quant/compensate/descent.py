@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from brecq.quant.compensate.columns import decide
 from brecq.quant.compensate.rounding import COLUMNS
 from brecq.quant.compensate.row_grid import RowGrid
 
@@ -21,21 +21,13 @@ def descend(codes: Tensor, target: Tensor, gram: Tensor, grid: RowGrid) -> Tenso
     codes = codes.clone()
     scale, zero_point = (value.expand_as(codes) for value in grid.steps())
     residual = (target - grid.values(codes)) @ gram
-    diagonal = gram.diagonal(dim1=1, dim2=2)
     size = codes.shape[2]
     for first in range(0, size, COLUMNS):
         last = min(first + COLUMNS, size)
-        local = residual[:, :, first:last].clone()
-        moved = torch.empty_like(local)
-        for j in range(first, last):
-            s, z, code = scale[:, :, j], zero_point[:, :, j], codes[:, :, j]
-            best = (code - z) * s + local[:, :, j - first] / diagonal[:, j, None]
-            new = ((best / s).round() + z).clamp(grid.range.low, grid.range.high)
-            step = (new - code) * s
-            moved[:, :, j - first] = step
-            codes[:, :, j] = new
-            local[:, :, j - first :] -= step[:, :, None] * gram[:, None, j, j:last]
-        residual -= moved @ gram[:, first:last]
+        now = slice(first, last)
+        block, s, z, before = (value[:, :, now] for value in (residual, scale, zero_point, codes))
+        codes[:, :, now], moved = decide(block, gram[:, now, now], s, z, grid.range, before)
+        residual -= moved @ gram[:, now]
     return codes
 
 

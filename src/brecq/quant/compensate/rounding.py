@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from brecq.quant.compensate.columns import decide
 from brecq.quant.compensate.row_grid import RowGrid
 
 COLUMNS = 128
@@ -34,13 +35,8 @@ def compensated_rounding(target: Tensor, gram: Tensor, grid: RowGrid) -> Tensor:
     codes = torch.empty_like(open_)
     for first in range(0, size, COLUMNS):
         last = min(first + COLUMNS, size)
-        errors = open_.new_empty(*open_.shape[:2], last - first)
-        for j in range(first, last):
-            s, z = scale[:, :, j], zero_point[:, :, j]
-            code = ((open_[:, :, j] / s).round() + z).clamp(grid.range.low, grid.range.high)
-            codes[:, :, j] = code
-            error = (open_[:, :, j] - (code - z) * s) / upper[:, j, j, None]
-            errors[:, :, j - first] = error
-            open_[:, :, j + 1 : last] -= error[:, :, None] * upper[:, None, j, j + 1 : last]
-        open_[:, :, last:] -= errors @ upper[:, first:last, last:]
+        now = slice(first, last)
+        block, s, z = (value[:, :, now] for value in (open_, scale, zero_point))
+        codes[:, :, now], errors = decide(block, upper[:, now, now], s, z, grid.range)
+        open_[:, :, last:] -= errors @ upper[:, now, last:]
     return torch.empty_like(codes).scatter_(2, columns, codes)

@@ -26,8 +26,8 @@ NARROWEST, WIDEST = 0.4, 1.6
 ROUNDS = 2
 """How often steps are fitted and codes searched in turns."""
 
-_CHUNK = 1 << 18
-"""Weights of the rows that are tried at a time."""
+_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 22}
+"""Weights of the rows that are tried at a time, by device type."""
 
 
 def search(target: Tensor, gram: Tensor, grid: RowGrid, shift: bool) -> tuple[Tensor, RowGrid]:
@@ -42,7 +42,7 @@ def search(target: Tensor, gram: Tensor, grid: RowGrid, shift: bool) -> tuple[Te
     codes, error = target.new_zeros(target.shape), target.new_full((groups, rows), torch.inf)
     scale, zero_point = (value[grid.owner][:, :, 0] for value in (grid.scale, grid.zero_point))
     base_scale, base_zero = scale, zero_point
-    for part in factors.split(max(1, _CHUNK // target.numel())):
+    for part in factors.split(max(1, _CHUNK[target.device.type] // target.numel())):
         for offset in shifts:
             tried = len(part)
             s = (base_scale[:, :, None] * part).clamp(min=grid.least)

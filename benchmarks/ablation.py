@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import argparse
 
-from cells import Cell, bits, parser, run_and_print, with_steps
+from cells import Cell, bits, parse_recipe, parser, run_and_print, with_steps
 from common import CIFAR, CIFAR_CALIBRATION, CIFAR_TEST, measure, use_threads
 
 from brecq import QuantConfig, Recipe
-from brecq.cli.parsing import parse_recipe
 from brecq.config import FLOAT
 from brecq.errors import BrecqError
 
@@ -76,13 +75,13 @@ def about_activations(recipe: Recipe, base: Recipe) -> bool:
 
 
 def list_cells(options: argparse.Namespace) -> list[Cell]:
-    base = with_steps(parse_recipe("fast", options.base.split(), {}), options.steps)
+    base = with_steps(parse_recipe("fast", options.base.split()), options.steps)
     chosen = variants(base)
     if options.only:
         chosen = {name: recipe for name, recipe in chosen.items() if any(text in name for text in options.only)}
     for text in options.also:
-        default = {} if options.steps is None or "steps=" in text else {"steps": options.steps}
-        chosen[text] = parse_recipe("fast", text.split(), default)
+        recipe = parse_recipe("fast", text.split())
+        chosen[text] = recipe if options.steps is None or "steps=" in text else recipe.replace(steps=options.steps)
     sizes = (CIFAR_CALIBRATION, CIFAR_TEST)
     cells = []
     for network in options.networks:

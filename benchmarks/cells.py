@@ -18,12 +18,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
 from brecq import QuantConfig, Recipe
 from brecq.cli.render import format_seconds
+from brecq.text import parse_settings
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Values = dict[str, float]
@@ -197,6 +198,11 @@ def bits(setting: str) -> tuple[int, int]:
     if match is None:
         raise SystemExit(f"the setting is {setting!r}; write it like W4A8, with 32 for float")
     return int(match[1]), int(match[2])
+
+
+def parse_recipe(name: str, changes: Sequence[str]) -> Recipe:
+    """The preset `name` with `changes`, such as `steps=100`."""
+    return Recipe.preset(name).replace(**parse_settings("recipe", changes, get_type_hints(Recipe)))
 
 
 def with_steps(recipe: Recipe, steps: int | None, scale: float = 1.0) -> Recipe:

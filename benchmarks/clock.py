@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 
 from cells import Cell, Results, Values, bits, describe_steps, parser, run, tables, with_steps
-from common import CIFAR, IMAGENET, chosen_by, network, quality_on, quantized, reported, use_threads
+from common import CALIBRATION, CIFAR, IMAGENET, chosen_by, network, quality_on, quantized, reported, use_threads
 
 from brecq import QuantConfig, Recipe
 from brecq.data import Dataset
 
 SETTINGS = {"resnet20": ("W2A32", "W4A4", "W2A4", "W2A2"), "efficientnet_lite0": ("W4A8", "W4A4", "W2A8")}
-CALIBRATION = {"resnet20": 1024, "resnet32": 1024, "efficientnet_lite0": 512, "squeezenet1_1": 512}
 RECIPES = ("instant", "fast", "thorough", "paper")
 AUTHORS = {"W2A32": (78.95, 2103), "W2A4": (77.25, 3040)}
 """ResNet-20: top-1 and processor seconds of the authors' code, 20 000 steps a block on the weights, 5 000 on steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -17,13 +18,16 @@ from brecq.data import Dataset, Preprocessing, load_data
 from brecq.sources import Source, load_source
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-DATA = REPOSITORY.parent / "shared" / "data"  # README.md says what has to be there
+DATA = Path(os.environ.get("BRECQ_DATA", REPOSITORY.parent / "shared" / "data"))
+"""README.md says what has to be there."""
 
 CIFAR = ("resnet20", "resnet32")
 CIFAR_CALIBRATION, CIFAR_TEST = 1024, 4000
 IMAGENET = ("efficientnet_lite0", "squeezenet1_1")
 VIT = "vit"
 IMAGENET_CALIBRATION, IMAGENET_TEST = 1000, 800
+CALIBRATION = {"resnet20": 1024, "resnet32": 1024, "efficientnet_lite0": 512, "squeezenet1_1": 512}
+"""Calibration samples of the comparisons of recipes."""
 
 
 class BasicBlock(nn.Module):
@@ -138,7 +142,9 @@ def require(path: Path) -> Path:
     return path
 
 
-def quantized(name: str, calibration: int, config: brecq.QuantConfig) -> tuple[brecq.QuantResult, dict[str, float]]:
+def quantized(
+    name: str, calibration: int, config: brecq.QuantConfig, device: str = "cpu"
+) -> tuple[brecq.QuantResult, dict[str, float]]:
     """The network `name`, quantized with so many calibration inputs; what it took.
 
     `cpu_seconds` is processor time over all threads, which other load on the machine changes little.
@@ -146,7 +152,7 @@ def quantized(name: str, calibration: int, config: brecq.QuantConfig) -> tuple[b
     data = calibration_data(name, calibration)
     model = network(name).model
     began, busy = time.perf_counter(), time.process_time()
-    result = brecq.quantize(model, data, config)
+    result = brecq.quantize(model, data, config, device=device)
     cost = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - busy}
     return result, {**cost, "weight_bytes": result.weight_bytes()}
 
@@ -156,9 +162,9 @@ def quality(name: str, model: nn.Module, samples: int) -> dict[str, float]:
     return quality_on(name, model, test_data(name, samples))
 
 
-def quality_on(name: str, model: nn.Module, data: Dataset) -> dict[str, float]:
+def quality_on(name: str, model: nn.Module, data: Dataset, device: str = "cpu") -> dict[str, float]:
     """The same on `data`."""
-    found = brecq.evaluate(model, data, reference=network(name).model, batch_size=100)
+    found = brecq.evaluate(model, data, reference=network(name).model, batch_size=100, device=device)
     assert found.top1 is not None
     values = {"top1": found.top1, "agreement": found.agreement, "sqnr": found.sqnr}
     return {key: value for key, value in values.items() if value is not None and value != float("inf")}

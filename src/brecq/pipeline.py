@@ -295,7 +295,7 @@ def _run_state(
     if run_dir is None or config.method == "rtn":
         return None
     relevant = {key: value for key, value in config.to_dict().items() if key != "memory_budget"}
-    relevant["recipe"] = {k: v for k, v in relevant["recipe"].items() if k not in ("tuning", "tune_lr")}  # of no block
+    relevant["recipe"] = {k: v for k, v in relevant["recipe"].items() if not k.startswith("tun")}  # of no block
     blocks = [f"{block.name}: {', '.join(block.layers)}" for block in plan.network.blocks]
     weights = {**plan.network.graph.state_dict(), **plan.started}
     return RunState(run_dir, fingerprint(relevant, weights, data.digest(), blocks), resume=resume)

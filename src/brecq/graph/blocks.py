@@ -68,15 +68,14 @@ class Network:
     @property
     def returns_learned(self) -> bool:
         """Whether the network returns anything that can be learned from."""
-        targets = {name for block in self.blocks for name in block.targets}
-        return any(getattr(place, "text", None) in targets for place in pytree.tree_leaves(self.result))
+        return bool(self.ends)
 
-    def learned(self, result: Any) -> list[Tensor]:
-        """Of what the network returned, the tensors that can be learned from: batches of floating-point samples."""
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """Names of what the network returns that can be learned from: batches of floating-point samples."""
         targets = {name for block in self.blocks for name in block.targets}
-        places = pytree.tree_leaves(self.result)
-        leaves = pytree.tree_leaves(result)
-        return [leaf for place, leaf in zip(places, leaves, strict=True) if getattr(place, "text", None) in targets]
+        places = (getattr(place, "text", None) for place in pytree.tree_leaves(self.result))
+        return tuple(dict.fromkeys(name for name in places if name in targets))
 
     def output(self, values: Values) -> Any:
         """The network's output from the activations of its blocks.

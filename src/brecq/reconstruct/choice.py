@@ -10,7 +10,7 @@ from torch import Tensor
 
 from brecq.config import Recipe
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, WeightFakeQuantize
-from brecq.quant.learners import AdaRound, BiasShift, GridLearner, Learner, Rate, StepSize, TunedScale
+from brecq.quant.learners import AdaRound, BiasShift, GridLearner, Learner, MovingCodes, Rate, StepSize, TunedScale
 
 
 class Choice(NamedTuple):
@@ -27,10 +27,11 @@ def for_block(recipe: Recipe, drop: float) -> Choice:
     return Choice(_adaround, lambda module: StepSize(module.grid, log_space=log_space, drop=drop), _shift)
 
 
-def for_tuning() -> Choice:
-    """Steps and biases of the whole network; codes stay."""
+def for_tuning(recipe: Recipe) -> Choice:
+    """Steps and biases of the whole network, and codes if the recipe says so."""
+    learner = MovingCodes if recipe.tune_codes_lr else TunedScale
     return Choice(
-        lambda module, weight: TunedScale(module.integers(weight), module.grid),
+        lambda module, weight: learner(module.integers(weight), module.grid),
         lambda module: StepSize(module.grid),
         _shift,
     )

@@ -92,7 +92,8 @@ def _tune(run: Run, number: int) -> BlockReport:
     steps = run.config.recipe.tuning_steps
     run.progress.start([END_TO_END], steps)
     run.progress.block(0, END_TO_END)
-    name = f"{END_TO_END}, {steps} steps at {run.config.recipe.tune_lr:g}"  # a resumed run may tune otherwise
+    chosen = {k: v for k, v in asdict(run.config.recipe).items() if k.startswith("tune_")}
+    name = f"{END_TO_END}, {steps} steps, {chosen}"  # a resumed run may tune otherwise
     if state is not None and state.finished(number) and state.load_block(number, 0).name == name:
         report = _restore(state.load_block(number, 0), mine, run)
     else:

@@ -1,23 +1,28 @@
-"""End-to-end tuning: after the blocks, all steps and biases of the network are learned together, with fixed codes.
+"""End-to-end tuning: after the blocks, all steps and biases of the network are learned together, and codes as well.
 
-    quantized network (integer weights fixed) → outputs;   loss = squared error against the float network's outputs
+    quantized network → outputs, features;   loss = squared errors against the float network's, in units of the first
 
-Blocks are reconstructed one by one and each leaves an error behind; here the few numbers that are not integers (a
-weight step and a bias per channel, an activation step per tensor) learn to make up for it. This is the second stage
-of EfficientQAT (Chen et al. 2024, "E2E-QP"), with the float network's outputs as targets instead of labels.
+Blocks are reconstructed one by one and each leaves an error behind; here everything learns to make up for it. Steps
+and biases alone are the second stage of EfficientQAT (Chen et al. 2024, "E2E-QP"), with the float network's outputs as
+targets instead of labels; codes move by the straight-through gradient. The features, what the last block receives,
+are many more numbers than the outputs: with them, few samples go further (GLF-Q 2026).
 """
 
 from __future__ import annotations
 
 import math
-from functools import partial
+import operator
+from collections.abc import Mapping, Sequence
+from functools import partial, reduce
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from brecq.errors import BrecqError
 from brecq.forward import BATCH
+from brecq.graph.blocks import Network, Values
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct import choice
 from brecq.reconstruct.cache import Slot
@@ -45,81 +50,108 @@ DRAWS = 4
 """Such steps that are tried."""
 
 
+Errors = dict[str, float]
+"""Relative squared errors by the name of the tensor."""
+
+_Number = TypeVar("_Number", float, Tensor)
+
+
 class Tuning:
     """Tunes a network whose blocks are finished. `mine`: all of its fake-quantizers, initialized."""
 
     def __init__(self, run: Run, mine: Learnables) -> None:
         self.network, self.mine, self.recipe, self.cache = run.network, mine, run.config.recipe, run.cache
         self.autocast = run.autocast
+        self.ends = run.network.ends
+        self.features = _features(run.network) if self.recipe.tune_features else ()
         samples, seed = len(run.inputs[0]), run.seed("tuning")
-        self.batches = Sampler(samples, self.recipe.batch_size, torch.Generator().manual_seed(seed), run.held)
-        self.signs = torch.Generator().manual_seed(seed)
-        self.checked = measured_on(samples, run.held, seed)
+        self.checked, held = measured_on(samples, run.held, seed), run.held
         self.inputs = [Slot("tuned", i) for i in range(len(run.inputs))]
-        self.targets: list[Slot] = []
+        inputs = run.inputs
+        if self.recipe.tune_flips:
+            inputs = tuple(torch.cat([x, x.flip(-1)]) if x.dim() == 4 else torch.cat([x, x]) for x in inputs)
+            samples, held = 2 * samples, torch.cat([held, held + samples])
+        self.batches = Sampler(samples, self.recipe.batch_size, torch.Generator().manual_seed(seed), held)
+        self.signs = torch.Generator().manual_seed(seed)
+        self.units: Errors = {}
         self.parts = 1  # into how many a batch is cut, for want of memory
-        self._record(run.inputs)
+        self._record(inputs)
 
     @torch.no_grad()
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
-        """Keep the inputs and the float network's outputs in the cache."""
+        """Keep the inputs and what the float network makes of them in the cache."""
         set_mode(self.network.graph, Mode.FLOAT)
         samples = len(inputs[0])
         for start in range(0, samples, BATCH):
             for slot, value in zip(self.inputs, inputs, strict=True):
                 self.cache.put(slot, start, value[start : start + BATCH], samples)
-            outputs = self._outputs(slice(start, start + BATCH))
-            self.targets = [Slot("target", i) for i in range(len(outputs))]
-            for slot, value in zip(self.targets, outputs, strict=True):
-                self.cache.put(slot, start, value, samples)
+            for name, value in self._outputs(slice(start, start + BATCH)).items():
+                self.cache.put(Slot("target", name), start, value, samples)
 
     def run(self, steps: int, on_step: StepHook) -> Outcome:
         """Learn for `steps` steps, leaving the network in hard mode, with the state that has the lowest loss on the
         samples that are not learned from."""
         set_mode(self.network.graph, Mode.HARD)
-        before = best = self._checked_loss()
+        first = best = self._checked()
+        self.units = {name: value or 1.0 for name, value in first.items()}
         kept = self.mine.state()
-        rate = self._trusted_rate(before, kept)
-        ends = [round(steps * (i + 1) / len(CYCLES)) for i in range(len(CYCLES))]
-        for factor, start, end in zip(CYCLES, [0, *ends[:-1]], ends, strict=True):
-            self._cycle(factor * rate, start, end, on_step)
-            after = self._checked_loss()
-            if after < best:
+        rate = self._trusted_rate(first, kept)
+        cycles = (
+            CYCLES
+            if self.recipe.tune_second < 0
+            else [1.0, self.recipe.tune_second]
+            if self.recipe.tune_second
+            else [1.0]
+        )
+        ends = [round(steps * (i + 1) / len(cycles)) for i in range(len(cycles))]
+        for factor, start, end in zip(cycles, [0, *ends[:-1]], ends, strict=True):
+            self._cycle(factor, rate, start, end, on_step)
+            after = self._checked()
+            if self._loss(after) < self._loss(best):
                 best, kept = after, self.mine.state()
             self.mine.restore(kept)
         make_room(self.network.graph)
-        for slot in (*self.inputs, *self.targets):
+        for slot in (*self.inputs, *(Slot("target", name) for name in (*self.ends, *self.features))):
             self.cache.drop(slot)
-        return Outcome(before, best, steps)
+        return Outcome(self._of_outputs(first), self._of_outputs(best), steps)
 
     @torch.no_grad()
-    def _trusted_rate(self, error: float, state: dict[str, Tensor]) -> float:
-        """The recipe's learning rate, or the lower one at which random steps add `TRUST` times `error`: what they add
-        grows with the square of their length. Leaves what is learned in `state`."""
+    def _trusted_rate(self, first: Errors, state: dict[str, Tensor]) -> float:
+        """The recipe's learning rate of steps and biases, or the lower one at which random steps of theirs add `TRUST`
+        times the error: what they add grows with the square of their length. Leaves what is learned in `state`."""
         rate, added = self.recipe.tune_lr, 0.0
+        error = self._loss(first)
         for _ in range(DRAWS):
-            for value in self._parameters():
-                value.add_(torch.randint(2, value.shape, generator=self.signs).to(value) * 2 - 1, alpha=rate)
-            added += (self._checked_loss() - error) / DRAWS
+            for group in self._parameters(1.0, rate):
+                if group["most"] == rate:
+                    for value in group["params"]:
+                        value.add_(torch.randint(2, value.shape, generator=self.signs).to(value) * 2 - 1, alpha=rate)
+            added += (self._loss(self._checked()) - error) / DRAWS
             self.mine.restore(state)
         allowed = TRUST * error
         return rate if added <= allowed else rate * math.sqrt(allowed / added)
 
-    def _cycle(self, rate: float, start: int, end: int, on_step: StepHook) -> None:
+    def _cycle(self, factor: float, rate: float, start: int, end: int, on_step: StepHook) -> None:
         """Learn from step `start` to step `end`."""
-        optimizer = choice.adam(self._parameters(), self.cache.device)
+        optimizer = choice.adam(self._parameters(factor, rate), self.cache.device)
         told = Readout()
         for step in range(start, end):
             for group in optimizer.param_groups:
-                group["lr"] = rate * schedule(step - start, end - start)
+                group["lr"] = group["most"] * schedule(step - start, end - start)
             loss = with_room(self.cache, self._step, next(self.batches), optimizer, smaller=self._cut)
             if step % 10 == 9 or step == end - 1:
                 told.put(loss, partial(_tell, on_step, step + 1))
         told.close()
 
-    def _parameters(self) -> list[nn.Parameter]:
-        """Begin to learn; those to optimize."""
-        return [value for learner in self.mine.learn(choice.for_tuning()) for value in learner.parameters()]
+    def _parameters(self, factor: float, rate: float) -> list[dict[str, Any]]:
+        """Begin to learn; groups for the optimizer, `most` the highest learning rate of each."""
+        groups = [
+            group for learner in self.mine.learn(choice.for_tuning(self.recipe)) for group in learner.groups().items()
+        ]
+        codes = [value for kind, values in groups if kind == "codes" for value in values]
+        others = [value for kind, values in groups if kind != "codes" for value in values]
+        found: list[dict[str, Any]] = [{"params": others, "most": factor * rate}]
+        return [*found, {"params": codes, "most": factor * self.recipe.tune_codes_lr}] if codes else found
 
     def _step(self, index: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
@@ -127,8 +159,8 @@ class Tuning:
         total = torch.zeros((), device=self.cache.device)
         for piece in pieces:
             with torch.autocast(self.cache.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-                outputs = self._outputs(piece)
-            loss = self._loss(outputs, piece)
+                found = self._outputs(piece)
+            loss = self._loss(self._errors(found, piece))
             if len(pieces) > 1:
                 loss = loss * (len(piece) / len(index))
             loss.backward()
@@ -154,27 +186,60 @@ class Tuning:
         )
         return True
 
-    def _outputs(self, index: Tensor | slice) -> list[Tensor]:
-        return self.network.learned(self.network.graph(*(self.cache.get(slot, index) for slot in self.inputs)))
+    def _outputs(self, index: Tensor | slice) -> Values:
+        """What is compared, of some samples."""
+        names = self.network.inputs
+        values = {name: self.cache.get(slot, index) for name, slot in zip(names, self.inputs, strict=True)}
+        for block in self.network.blocks:
+            values.update(block(values))
+        return {name: values[name] for name in (*self.ends, *self.features)}
 
-    def _compared(self, index: Tensor) -> Tensor:
-        return self._loss(self._outputs(index), index)
+    def _errors(self, found: Values, index: Tensor) -> dict[str, Tensor]:
+        """The squared error of each tensor divided by its target's mean square."""
+        errors = {}
+        for name, value in found.items():
+            target = self.cache.get(Slot("target", name), index)
+            power = target.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
+            errors[name] = F.mse_loss(value.float(), target) / power
+            if self.recipe.tune_kl and name in self.ends and value.dim() == 2:
+                errors["kl"] = F.kl_div(
+                    value.float().log_softmax(1), target.log_softmax(1), log_target=True, reduction="batchmean"
+                )
+        return errors
 
-    def _loss(self, outputs: list[Tensor], index: Tensor) -> Tensor:
-        """Squared error divided by the target's mean square, mean over the outputs."""
-        targets = [self.cache.get(slot, index) for slot in self.targets]
-        errors = [
-            F.mse_loss(output.float(), target) / target.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
-            for output, target in zip(outputs, targets, strict=True)
-        ]
-        return torch.stack(errors).mean()
+    def _loss(self, errors: Mapping[str, _Number]) -> _Number:
+        """What is minimized: errors in units of their first values, outputs and features with equal weight."""
+        total = self._mean(errors, self.ends)
+        if self.features:
+            total = total + self.recipe.tune_features * self._mean(errors, self.features)
+        if "kl" in errors:
+            total = total + self.recipe.tune_kl * errors["kl"] / self.units["kl"]
+        return total
+
+    def _mean(self, errors: Mapping[str, _Number], names: Sequence[str]) -> _Number:
+        parts = [errors[name] / self.units[name] for name in names]
+        return reduce(operator.add, parts) / len(parts)
+
+    def _of_outputs(self, errors: Errors) -> float:
+        return sum(errors[name] for name in self.ends) / len(self.ends)
+
+    def _compared(self, index: Tensor) -> dict[str, Tensor]:
+        return self._errors(self._outputs(index), index)
 
     @torch.no_grad()
-    def _checked_loss(self) -> float:
-        total = torch.zeros((), dtype=torch.float64, device=self.cache.device)
+    def _checked(self) -> Errors:
+        """The errors on samples that are not learned from."""
+        totals: dict[str, Tensor] = {}
         for part in self.checked.split(BATCH):
-            total += with_room(self.cache, self._compared, part).double() * len(part)
-        return total.item() / len(self.checked)
+            for name, error in with_room(self.cache, self._compared, part).items():
+                totals[name] = totals.get(name, 0) + error.double() * len(part)
+        return {name: total.item() / len(self.checked) for name, total in totals.items()}
+
+
+def _features(network: Network) -> tuple[str, ...]:
+    """What the last block receives, as far as it can be compared."""
+    targets = {name for block in network.blocks[:-1] for name in block.targets}
+    return tuple(name for name in network.blocks[-1].inputs if name in targets)
 
 
 def _tell(on_step: StepHook, step: int, loss: float) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from brecq.quant.grid import Grid
 
-Rate = Literal["rounding", "step", "bias"]
+Rate = Literal["rounding", "step", "bias", "codes"]
 """What a parameter is a part of: each has a learning rate of its own."""
 
 

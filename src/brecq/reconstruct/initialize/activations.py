@@ -37,4 +37,4 @@ def ranges_of_run(
     run()
     set_mode(module, Mode.FLOAT)
     for quantizer in waiting:
-        quantizer.initialize(recipe.range_norm, recipe.range_candidates)
+        quantizer.initialize(recipe.range_norm, recipe.range_candidates, recipe.range_two_sided)

@@ -1,0 +1,147 @@
+"""Recipes side by side on validation images: what a default is chosen by. Many processes, one thread each.
+
+    python benchmarks/choose.py --jobs 2 'resnet20,resnet32 W2A2,W2A4 0 fast steps=100 tuning=4'
+    python benchmarks/choose.py --jobs 14 --seconds 400 --plan benchmarks/choose.txt
+    python benchmarks/choose.py --pack FOLDER      # the data for a machine that has none; name it in BRECQ_DATA
+    python benchmarks/choose.py --table
+
+A line of the plan is a measurement: networks, settings, seeds (each separated by commas), a recipe and its changes,
+with `calibration=N` for other numbers of samples; the lines in the order of their importance. Validation images are
+those that no table reports: training images of CIFAR-10 that are not calibrated on, half of the ImageNet ones.
+Finished cells are kept in benchmarks/results/choose.jsonl; what has not finished after `--seconds` is given up.
+`--pack` takes a part of the ImageNet images only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from cells import Cell, Results, Values, bits, parse_recipe, parser, tables
+from common import CALIBRATION, DATA, chosen_by, quality_on, quantized, require, use_threads
+
+from brecq import QuantConfig
+
+MEASURES = {
+    "top1": ("top-1 accuracy in percent", 1.0, 2),
+    "agreement": ("agreement with float in percent", 1.0, 2),
+    "sqnr": ("SQNR of the logits in dB", 1.0, 2),
+    "cpu_seconds": ("processor seconds to quantize", 1.0, 0),
+    "peak_bytes": ("peak memory in GB", 1e-9, 2),
+}
+PACKED = {"imagenet_calib": 256, "imagenet_val/images": 300}
+"""Images that `--pack` takes along."""
+
+LABELS = Path("imagenet_val", "labels.csv")
+
+
+def main() -> None:
+    options = arguments()
+    if options.pack:
+        pack(options.pack)
+        return
+    results = Results(options.results)
+    lines = [*options.lines, *(options.plan.read_text().splitlines() if options.plan else [])]
+    cells = [cell for line in lines if line.strip() and line[0] != "#" for cell in cells_of(line)]
+    if not options.table:
+        run(cells, results, options)
+    print(tables(list(dict.fromkeys(cells)), results, MEASURES))
+
+
+def arguments() -> argparse.Namespace:
+    found = parser(__doc__, "choose.jsonl")
+    found.add_argument("lines", nargs="*", metavar="LINE", help="networks, settings, seeds, recipe and changes")
+    found.add_argument("--plan", type=Path, metavar="FILE", help="a file of such lines")
+    found.add_argument("--jobs", type=int, default=1, metavar="N", help="processes")
+    found.add_argument("--seconds", type=float, default=1e9, metavar="S", help="give up after so many seconds")
+    found.add_argument("--device", default="cpu", help="cpu or cuda")
+    found.add_argument("--pack", type=Path, metavar="FOLDER", help="write the data that this needs, and nothing else")
+    return found.parse_args()
+
+
+def cells_of(line: str) -> Iterator[Cell]:
+    """`resnet20,resnet32 W2A2,W2A4 0,1 fast steps=100`"""
+    networks, settings, seeds, name, *changes = line.split()
+    calibration = [int(change.split("=")[1]) for change in changes if change.startswith("calibration=")]
+    changes = [change for change in changes if not change.startswith("calibration=")]
+    recipe = parse_recipe(name, changes)
+    for seed in seeds.split(","):
+        for setting in settings.split(","):
+            for one in networks.split(","):
+                count = calibration[0] if calibration else CALIBRATION[one]
+                config = QuantConfig(*bits(setting), recipe=recipe, seed=int(seed))
+                row = " ".join([name, *changes, *(f"from {count}" for _ in calibration)])
+                yield Cell(one, row, setting, count, 0, config, "validation")
+
+
+def run(cells: list[Cell], results: Results, options: argparse.Namespace) -> None:
+    """Measure the cells that `results` lacks, in their order, until the time is over."""
+    missing = [cell for cell in dict.fromkeys(cells) if results.find(cell) is None]
+    began = time.monotonic()
+    # spawned: a process that was forked cannot use a GPU; one task each, as a peak of memory is never taken back
+    pool = multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1)
+    with pool:  # terminated at the end
+        found = pool.imap_unordered(measure, [(cell, options.device) for cell in missing], chunksize=1)
+        for number in range(1, len(missing) + 1):
+            try:
+                cell, values, error = found.next(max(0.0, options.seconds - (time.monotonic() - began)))
+            except multiprocessing.TimeoutError:
+                print(f"time is over; {len(missing) - number + 1} cells are missing", file=sys.stderr)
+                break
+            if values is None:
+                print(f"{cell.network} {cell.column} {cell.row}: {error}", file=sys.stderr, flush=True)
+                continue
+            results.add(cell, values)
+            at = f"[{number}/{len(missing)}, {time.monotonic() - began:.0f} s]"
+            shown = f"{values['top1']:.2f} %, {values['sqnr']:.2f} dB, {values['cpu_seconds']:.0f} s"
+            print(f"{at} {cell.network} {cell.column} {cell.row}: {shown}", file=sys.stderr, flush=True)
+
+
+def measure(task: tuple[Cell, str]) -> tuple[Cell, Values | None, str]:
+    """In a process of its own: the cell, and its values or what went wrong."""
+    cell, device = task
+    use_threads(1)
+    assert cell.config is not None
+    try:
+        result, cost = quantized(cell.network, cell.calibration, cell.config, device)
+    except Exception as error:  # one cell's failure is not the end of the others
+        return cell, None, f"{type(error).__name__}: {error}"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    last = result.report.blocks[-1]
+    quality = quality_on(cell.network, result.model, chosen_by(cell.network), device)
+    tuned = {"error_before": last.error_before, "error_after": last.error_after}
+    return cell, {**cost, **quality, **tuned, "peak_bytes": peak}, ""
+
+
+def pack(folder: Path) -> None:
+    """A folder to name in BRECQ_DATA: the training images of CIFAR-10, its networks, and a part of the ImageNet
+    images, those that would be drawn first."""
+    for weights in ("cifar10_resnet20", "cifar10_resnet32", "imagenet_squeezenet1_1"):
+        copy(Path("weights", f"{weights}.safetensors"), folder)
+    with np.load(require(DATA / "cifar10.npz")) as arrays:
+        np.savez_compressed(folder / "cifar10.npz", x_train=arrays["x_train"], y_train=arrays["y_train"])
+    for images, count in PACKED.items():
+        names = sorted(path.relative_to(DATA) for path in require(DATA / images).rglob("*.*"))
+        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
+        for i in order[:count]:
+            copy(names[i], folder)
+    header, *labels = (DATA / LABELS).read_text().splitlines()
+    kept = [line for line in labels if (folder / LABELS.parent / "images" / line.split(",")[0]).exists()]
+    (folder / LABELS).write_text("\n".join([header, *kept]))
+
+
+def copy(name: Path, folder: Path) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(require(DATA / name), folder / name)
+
+
+if __name__ == "__main__":
+    main()

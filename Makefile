@@ -1,6 +1,7 @@
 # make demo   environment, installation, and a real ImageNet network quantized before your eyes
 # make test   environment, installation, the tests
 # make test-slow  the tests that take longer, and only these
+# make docs   the site, into site/, with warnings as errors; then every code block of its tutorials
 # make lint   ruff (rules and format) and mypy
 # make format ruff's fixes and formatting, applied
 # make clean  removes the environment
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow docs lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +24,10 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m pytest -m tutorials --numprocesses 2
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

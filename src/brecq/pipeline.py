@@ -244,7 +244,7 @@ def inspect(
         example_inputs: each [N, ...]: positional inputs, or a dictionary by the names of `forward`'s parameters.
 
     Raises:
-        ConfigError, DataError, CaptureError, PartitionError.
+        ConfigError, DataError, CaptureError, PartitionError: as `quantize`.
     """
     config = config or QuantConfig()
     check_request(model, config, QuantConfig)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from brecq.cli import progress as module
 from brecq.cli.events import Both, JsonLog
-from brecq.cli.progress import Clock, LiveProgress, PlainProgress, describe_block, make_progress
+from brecq.cli.progress import Clock, LiveProgress, PlainProgress, describe_block, make_progress, sparkline
 from brecq.errors import ConfigError
 from brecq.progress import Progress
 from brecq.report import BlockReport, ScopeEntry
@@ -258,3 +258,32 @@ def test_a_log_tells_everything_that_a_progress_is_told() -> None:
 def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot write the log .*nowhere"):
         JsonLog(tmp_path / "nowhere" / "log.jsonl")
+
+
+def test_a_sparkline_is_logarithmic() -> None:
+    assert sparkline([1, 10, 100, 10]) == "▁▅█▅"
+    assert sparkline([2.0, 2.0, 2.0]) == "▁▁▁"
+    assert sparkline([10.0**-n for n in range(64)], 8) == "█▇▆▅▄▃▂▁"
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, 0.0], [1.0, float("nan")]])
+def test_what_has_no_course_has_no_sparkline(values: list[float]) -> None:
+    assert sparkline(values) == ""
+
+
+@given(st.lists(st.floats(1e-9, 1e9), min_size=2, max_size=100), st.integers(2, 20))
+def test_a_sparkline_fits(values: list[float], width: int) -> None:
+    assert len(sparkline(values, width)) == min(len(values), width)
+
+
+def test_narrow_terminals_have_no_room_for_a_sparkline(clock: Time) -> None:
+    for width, there in ((80, False), (120, True)):
+        target = console(terminal=True, width=width)
+        progress = LiveProgress(target)
+        progress.start(["stem"], 100)
+        progress.block(0, "stem")
+        for step, loss in enumerate((1.0, 0.1, 0.01), 1):
+            clock.now += 1
+            progress.step(step, loss, None)
+        progress.close()
+        assert ("█▅▁" in text_of(target)) is there

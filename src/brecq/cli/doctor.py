@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -32,6 +33,7 @@ def doctor() -> None:
     tell(console, "C++ compiler", fusion.cpp_compiler() or "none found; kernels for the processor are not compiled")
     for device, description in devices().items():
         tell(console, device, f"{description}; fake quantization kernels: {kernels.backend(device)}")
+    tell(console, "skill file", f"{Path(__file__).parents[1] / 'SKILL.md'}, for coding assistants")
     optional = extras()
     if optional:
         console.print(extras_table(optional))

@@ -18,6 +18,7 @@ _ENABLES = {
     "hub": "results on the Hugging Face hub: brecq push, brecq.load",
     "qonnx": "executing QONNX files",
     "demo": "demo/demo.py: an ImageNet network and photographs",
+    "docs": "the site of the documentation: make docs",
     "dev": "the tests and checks of brecq itself",
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from brecq.report import BlockReport, ScopeEntry
+
+BARS = "▁▂▃▄▅▆▇█"
+SPARKLINE, WIDE = 16, 90
+"""Characters of a sparkline, and the columns from which there is room for one."""
 
 REFRESH_SECONDS = 0.2
 """A live line is redrawn at most this often: drawing must not slow the run."""
@@ -64,6 +70,18 @@ def describe_block(report: BlockReport) -> str:
     stage = "" if report.stage == "joint" else f"{report.stage}  "
     effort = "from the earlier run" if report.resumed else f"{report.steps} steps  {format_seconds(report.seconds)}"
     return f"{stage}error {report.error_before:.3g} → {report.error_after:.3g}  {effort}"
+
+
+def sparkline(values: Sequence[float], width: int = SPARKLINE) -> str:
+    """Positive values as bars, on a logarithmic scale from the least to the greatest; means where they are many."""
+    count = min(len(values), width)
+    edges = [round(part * len(values) / max(count, 1)) for part in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    logs = [math.log(value) for value in means if value > 0 and math.isfinite(value)]
+    if len(logs) < max(count, 2):
+        return ""
+    low, span = min(logs), max(logs) - min(logs)
+    return "".join(BARS[0 if span == 0 else round((value - low) / span * (len(BARS) - 1))] for value in logs)
 
 
 class ConsoleProgress(Progress):
@@ -117,25 +135,27 @@ class PlainProgress(ConsoleProgress):
 
 
 class LiveProgress(ConsoleProgress):
-    """A live line at the bottom of the terminal: block, step, soft and hard loss, time left."""
+    """A live line at the bottom of the terminal: block, step, soft and hard loss, their course, time left."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._live: Live | None = None
         self._drawn = 0.0
         self._hard: float | None = None
+        self._losses: list[float] = []
 
     def stage(self, text: str) -> None:
         self._draw(Text(f"{text} …", style="cyan"))
 
     def block(self, index: int, name: str) -> None:
         super().block(index, name)
-        self._hard = None
+        self._hard, self._losses = None, []
         self._draw(Text(f"{self._counter()} {name} …", style="cyan"))
 
     def step(self, step: int, soft_loss: float, hard_loss: float | None) -> None:
         if hard_loss is not None:
             self._hard = hard_loss
+        self._losses.append(soft_loss)
         now = time.monotonic()
         if now - self._drawn < REFRESH_SECONDS and step < self._clock.steps:
             return
@@ -143,6 +163,8 @@ class LiveProgress(ConsoleProgress):
         line.append(f"  step {step}/{self._clock.steps}  {self._loss} {soft_loss:.3g}", style="not bold")
         if self._hard is not None:
             line.append(f"  hard {self._hard:.3g}", style="not bold")
+        if self.console.width >= WIDE:
+            line.append(f"  {sparkline(self._losses)}", style="not bold")
         line.append(self._left(step, now), style="not bold")
         self._draw(line)
 

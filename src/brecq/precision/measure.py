@@ -77,7 +77,7 @@ def measure_sensitivity(
         check: called before anything is measured, with the table that has no terms yet: may raise what its layers
             and sizes already show, such as a budget that cannot be met.
         run_dir: folder for the state of the run; with `resume`, continue there after the last finished block.
-        progress, device: as for `brecq.quantize`.
+        progress: as for `brecq.quantize`. device: where to compute.
 
     Raises:
         ConfigError, DataError, CaptureError, PartitionError, CheckpointError: before any long work starts.

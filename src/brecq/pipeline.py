@@ -99,6 +99,9 @@ def quantize(
     plan = _plan(subject, request, device, progress)
     state = _run_state(plan, subject.data, config, run_dir, resume)
     cache = ActivationCache(device, config.memory_budget, run_dir)
+    if device.type == "cuda":
+        cache.notes.append(f"computed on {torch.cuda.get_device_name(device)}")
+        progress.note(cache.notes[0])
     run = Run(plan.network, tensors(subject.arguments), config, cache, subject.data.labels, state, progress)
     with run.working():
         reports, forwards = passes.run(run)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from brecq.reconstruct import memory
-from brecq.reconstruct.memory import reuse_freed
+from brecq.reconstruct.cache import ActivationCache, Slot
+from brecq.reconstruct.memory import reuse_freed, with_room
 
 
 def large_tensor() -> torch.Tensor:
@@ -47,3 +48,27 @@ def test_other_devices_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: pytest.fail("asked for the C library"))
     with reuse_freed(torch.device("cuda")):
         pass
+
+
+def test_caches_leave_a_device_that_is_out_of_memory(recwarn: pytest.WarningsRecorder) -> None:
+    cache = ActivationCache(torch.device("cpu"))
+    cache.limits["device"] = 1 << 20  # the CPU as the device
+    slot, values = Slot("float", "x"), torch.arange(24.0).view(6, 4)
+    cache.put(slot, 0, values, 6)
+    assert cache.place(slot) == "device"
+    failures = ["first", "second"]
+
+    def work(value: int) -> int:
+        if failures:
+            failures.pop()
+            raise torch.OutOfMemoryError("out of memory")
+        return value
+
+    assert with_room(cache, work, 7, smaller=lambda: True) == 7
+    assert cache.place(slot) == "host"
+    assert torch.equal(cache.get(slot, torch.tensor([4, 1])), values[[4, 1]])
+    assert cache.notes == ["cpu ran out of memory: cached activations were moved to the host"]
+    assert str(recwarn.pop(RuntimeWarning).message) == cache.notes[0]
+    failures.append("third")
+    with pytest.raises(torch.OutOfMemoryError):
+        with_room(cache, work, 7)

@@ -206,3 +206,32 @@ def test_what_is_held_out_is_not_learned_from(lab) -> None:
     assert runs[0].reports[0].error_after != runs[1].reports[0].error_after
     assert lab.same(runs[0], runs[1])
     assert not lab.same(runs[0], runs[2])
+
+
+def test_out_of_memory_a_batch_is_learned_in_parts(lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = lab.run(qdrop=0.0)
+    inputs, sizes = Reconstruction._inputs, []
+
+    def scarce(self: Reconstruction, index: torch.Tensor, step: int) -> list[torch.Tensor]:
+        if len(index) > 5:
+            raise torch.OutOfMemoryError("out of memory")
+        sizes.append(len(index))
+        return inputs(self, index, step)
+
+    monkeypatch.setattr(Reconstruction, "_inputs", scarce)
+    with pytest.warns(RuntimeWarning, match="with batches of 16 in 4 parts"):
+        parts = lab.run(qdrop=0.0)
+    assert set(sizes) == {4}
+    assert "block 'fc' was learned with batches of 16 in 4 parts" in parts.cache.notes[-1]
+    errors = [[report.error_after for report in run.reports] for run in (whole, parts)]
+    assert errors[1][0] == pytest.approx(errors[0][0], rel=1e-3)  # the same gradients, added up in another order
+    assert errors[1] == pytest.approx(errors[0], rel=0.2)  # which grows from block to block
+
+
+def test_a_single_sample_that_is_too_large_is_an_error(lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Reconstruction, "_inputs", full)
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(RuntimeWarning, match="in 16 parts"):
+        lab.run()

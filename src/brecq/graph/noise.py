@@ -61,7 +61,7 @@ class _Tally:
         if self.edges is None:
             low, high = expected.aminmax()
             self.edges = low.item(), high.item()
-        self.counts += torch.histc(expected.clamp(*self.edges), BINS, *self.edges).cpu()
+        self.counts += torch.histc(expected.clamp(*self.edges).cpu(), BINS, *self.edges)
 
     def result(self, layer: str, grid: tuple[float, float] | None) -> TensorNoise:
         assert self.edges is not None, "the network ran on at least one batch"

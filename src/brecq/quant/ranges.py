@@ -168,12 +168,17 @@ def _shifted(scales: Tensor, zero_points: Tensor, range: IntRange) -> tuple[Tens
 def _errors(rows: Tensor, scales: Tensor, zero_points: Tensor, range: IntRange, p: float) -> Tensor:
     """Σ|x̂ − x|^p over each row of `rows` [C, K] for steps and zero points [candidates, C, 1]: float64 [candidates, C].
 
-    Works in one buffer for all candidates; the arithmetic is that of `affine.fake_quantize`.
+    Works in one buffer; the arithmetic is that of `affine.fake_quantize`. On CUDA several candidates are tried at
+    once: launching so many small operations would take longer than they do.
     """
+    at_once = max(1, _CHUNK["cuda"] // max(1, rows.numel())) if rows.is_cuda else 1
     errors = torch.empty(len(scales), len(rows), dtype=torch.float64, device=rows.device)
-    buffer = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    for error, scale, zero_point in zip(errors, scales, zero_points, strict=True):
-        torch.mul(rows, 1.0 / scale, out=buffer)
-        buffer.round_().add_(zero_point).clamp_(range.low, range.high).sub_(zero_point).mul_(scale)
-        error.copy_(buffer.sub_(rows).abs_().pow_(p).sum(1, dtype=torch.float64))
+    buffer = rows.new_empty(min(at_once, len(scales)), *rows.shape)
+    for start in torch.arange(0, len(scales), at_once).tolist():  # `range` is the integers here
+        tried = slice(start, start + at_once)
+        scale, zero_point = scales[tried], zero_points[tried]
+        steps = buffer[: len(scale)]
+        torch.mul(rows, 1.0 / scale, out=steps)
+        steps.round_().add_(zero_point).clamp_(range.low, range.high).sub_(zero_point).mul_(scale)
+        errors[tried] = steps.sub_(rows).abs_().pow_(p).sum(2, dtype=torch.float64)
     return errors

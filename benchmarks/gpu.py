@@ -28,7 +28,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,20 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def inputs(self, size: int | None = None, samples: int | None = None) -> Tensor:
-        """Smooth noise [N, 3, size, size], mean 0 and deviation 1, on the CPU."""
-        size, generator = size or self.size, torch.Generator().manual_seed(1)
-        coarse = torch.randn(samples or self.samples, 3, max(4, size // 8), max(4, size // 8), generator=generator)
-        fine = F.interpolate(coarse, size=(size, size), mode="bicubic")
+    @cached_property
+    def inputs(self) -> Tensor:
+        """Smooth noise [N, 3, H, W], mean 0 and deviation 1, on the CPU."""
+        generator = torch.Generator().manual_seed(1)
+        coarse = torch.randn(self.samples, 3, max(4, self.size // 8), max(4, self.size // 8), generator=generator)
+        fine = F.interpolate(coarse, size=(self.size, self.size), mode="bicubic")
         return (fine + 0.3 * torch.randn(fine.shape, generator=generator)).div(fine.std())
 
+    @cached_property
+    def trained(self) -> nn.Module:
+        """A small network that tells gratings apart."""
+        return networks.train(networks.MobileNet, 10 if self.tiny else 100)
+
+    @cache  # noqa: B019  there is one of them
     def network(self, name: str) -> nn.Module:
         """A network by its short name, in eval mode on the CPU, its batch norms set by what passes."""
         torch.manual_seed(0)
@@ -111,7 +119,7 @@ class Bench:
                 if isinstance(module, nn.BatchNorm2d):
                     module.momentum = None
             with torch.no_grad():
-                model(self.inputs(samples=16).to(self.device))
+                model(self.inputs[:16].to(self.device))
         return model.cpu().eval()
 
 
@@ -278,7 +286,7 @@ class CudaTests:
 
 def equality(bench: Bench, recipe: str) -> Values:
     """The same network quantized on the CPU and on CUDA."""
-    model, data = networks.train(networks.MobileNet, 10 if bench.tiny else 100), networks.gratings(64, seed=3)[0]
+    model, data = bench.trained, networks.gratings(64, seed=3)[0]
     chosen = short(recipe, bench.steps)
     ours, theirs = (quantized(bench, model, data, chosen, device=d)[0] for d in ("cpu", bench.device))
     codes = different = 0
@@ -302,7 +310,7 @@ def equality(bench: Bench, recipe: str) -> Values:
 
 def determinism(bench: Bench, name: str, recipe: str, **changes: Any) -> Values:
     """Twice on the same device with the same seed: the same bits."""
-    model, data = bench.network(name), bench.inputs(samples=16 if bench.tiny else 64)
+    model, data = bench.network(name), bench.inputs[:64]
     chosen = short(recipe, min(bench.steps, 10))
     digests = {quantized(bench, model, data, chosen, **changes)[0].digest() for _ in range(2)}
     return {"ok": len(digests) == 1}
@@ -311,15 +319,19 @@ def determinism(bench: Bench, name: str, recipe: str, **changes: Any) -> Values:
 def speed(bench: Bench, name: str, recipe: str, **changes: Any) -> Values:
     """Seconds, memory and error of one recipe on one network."""
     chosen = short(recipe, bench.steps)
-    result, took = quantized(bench, bench.network(name), bench.inputs(), chosen, **changes)
+    result, took = quantized(bench, bench.network(name), bench.inputs, chosen, **changes)
     with torch.no_grad():
-        rows = bench.inputs()[:16]
+        rows = bench.inputs[:16]
         expected, found = bench.network(name)(rows), result.converted(rows)
     took["sqnr"] = 10 * torch.log10(expected.square().sum() / (expected - found).square().sum()).item()
     took["kernels"] = [note for note in result.report.notes if "kernels" in note]
     if recipe != "instant":
         took["extrapolated seconds"] = extrapolated(recipe, took)
     return took
+
+
+class Enough(Exception):
+    """What was to be profiled is over."""
 
 
 class Profiler(Clock):
@@ -348,6 +360,7 @@ class Profiler(Clock):
             self.wall = time.perf_counter() - self.start_time
             self.profile.stop()
             self.running, self.steps = False, step - self.start_step
+            raise Enough
 
 
 def profile(bench: Bench, name: str, index: int, **changes: Any) -> Values:
@@ -356,8 +369,8 @@ def profile(bench: Bench, name: str, index: int, **changes: Any) -> Values:
     watched = Profiler(bench.sync, index, 1 if bench.tiny else 20)
     recipe = Recipe.preset("fast").replace(steps=max(bench.steps, 30), tuning=0.0, held_out=0.125)
     config = QuantConfig(4, 8, recipe=recipe, **changes)
-    brecq.quantize(bench.network(name), bench.inputs(samples=64 if not bench.tiny else None), config, progress=watched,
-                   device=bench.device)  # fmt: skip
+    with suppress(Enough):
+        brecq.quantize(bench.network(name), bench.inputs[:64], config, progress=watched, device=bench.device)
     events = watched.profile.key_averages()
     cuda = bench.device.type == "cuda"
     on_device = [event for event in events if "CUDA" in str(event.device_type)] if cuda else list(events)
@@ -377,7 +390,7 @@ def profile(bench: Bench, name: str, index: int, **changes: Any) -> Values:
 
 def hot_spots(bench: Bench, name: str, recipe: str) -> Values:
     """Where the host spends its time in one recipe, by function."""
-    model, data, chosen = bench.network(name), bench.inputs(), short(recipe, 10)
+    model, data, chosen = bench.network(name), bench.inputs, short(recipe, 10)
     watched = cProfile.Profile()
     watched.enable()
     quantized(bench, model, data, chosen)
@@ -390,13 +403,10 @@ def hot_spots(bench: Bench, name: str, recipe: str) -> Values:
 
 def accuracy(bench: Bench, **changes: Any) -> Values:
     """Top-1 of a network that is trained here, quantized with `fast` at 3 bits a weight and 4 an activation."""
-    model, (test, labels) = (
-        networks.train(networks.MobileNet, 10 if bench.tiny else 100),
-        networks.gratings(400, seed=7),
-    )
+    model, (test, labels) = bench.trained, networks.gratings(400, seed=7)
     found = []
-    for seed in range(1 if bench.tiny else 3):
-        recipe = Recipe.preset("fast").replace(steps=bench.steps if bench.tiny else 100)
+    for seed in range(1 if bench.tiny else 2):
+        recipe = Recipe.preset("fast").replace(steps=bench.steps if bench.tiny else 60)
         changed = {"weights": 3, "activations": 4, "seed": seed, **changes}
         result, took = quantized(bench, model, networks.gratings(256, seed=3)[0], recipe, **changed)
         with torch.no_grad():
@@ -457,6 +467,7 @@ def cells(bench: Bench, only: list[str] | None) -> dict[str, Callable[[], Values
         "fast vit_b_16": lambda: speed(bench, "vit_b_16", "fast"),
         "profile resnet18": lambda: profile(bench, "resnet18", 2),
         "profile vit_b_16": lambda: profile(bench, "vit_b_16", 2),
+        "hot spots, fast resnet18": lambda: hot_spots(bench, "resnet18", "fast"),
         "instant mobilenet_v2": lambda: speed(bench, "mobilenet_v2", "instant"),
         "fast mobilenet_v2": lambda: speed(bench, "mobilenet_v2", "fast"),
         "paper resnet18": lambda: speed(bench, "resnet18", "paper"),
@@ -472,7 +483,6 @@ def cells(bench: Bench, only: list[str] | None) -> dict[str, Callable[[], Values
         "instant efficientnet_lite0": lambda: speed(bench, "efficientnet_lite0", "instant"),
         "accuracy, tf32": lambda: within(tf32, accuracy, bench),
         "hot spots, instant mobilenet_v2": lambda: hot_spots(bench, "mobilenet_v2", "instant"),
-        "hot spots, fast resnet18": lambda: hot_spots(bench, "resnet18", "fast"),
         "profile mobilenet_v2": lambda: profile(bench, "mobilenet_v2", 2),
         "paper vit_b_16": lambda: speed(bench, "vit_b_16", "paper"),
         "paper mobilenet_v2": lambda: speed(bench, "mobilenet_v2", "paper"),

@@ -97,7 +97,7 @@ def test_several_inputs(tmp_path: Path) -> None:
         ({"a": np.zeros(3)}, "none of the arrays x, images, inputs; it holds a"),
         ({"x": np.zeros((0, 3))}, "x of .* is empty"),
         ({"x": np.zeros((3, 2)), "y": np.arange(2)}, "y of .* has shape .2,., x holds 3 samples"),
-        ({"x": np.zeros((3, 2)), "y": np.zeros(3)}, "labels are class indices"),
+        ({"x": np.zeros((3, 2)), "y": np.array(["a", "b", "c"])}, "y of .* is <U1; give class indices"),
         ({"x": np.zeros((3, 2)), "y": np.arange(3) - 1}, "has label -1"),
         ({"x": np.array(["a", "b"])}, "x of .* is <U1"),
         ({"x": np.array([None, None])}, "cannot read"),

@@ -112,7 +112,7 @@ def test_bad_settings(changes: dict[str, object], message: str) -> None:
 
 
 def test_from_dict_needs_every_setting() -> None:
-    with pytest.raises(ConfigError, match="needs exactly color, interpolation, mean, resize, size, std"):
+    with pytest.raises(ConfigError, match="needs mean, std, size, resize, interpolation, color, fit"):
         Preprocessing.from_dict({"mean": [0, 0, 0]})
 
 

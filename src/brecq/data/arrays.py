@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from brecq.data.dataset import Dataset
+from brecq.data.pairs import as_pictures
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import DataError
 from brecq.reading import check_regular
@@ -126,21 +127,31 @@ def _assemble(
     if count == 0:
         raise DataError(f"{inputs[0]} of {path} is empty, shape {arrays[inputs[0]].shape}; give at least one sample")
     chosen = order(count)
-    labels = None
+    labels = targets = None
     if label is not None:
         values = arrays[label][chosen]
         if values.ndim == 2 and values.shape[1] == 1:
             values = values[:, 0]
-        if values.ndim != 1 or values.dtype.kind not in "iu":
-            raise DataError(
-                f"{label} of {path} is {arrays[label].dtype} {arrays[label].shape}; "
-                "labels are class indices, integers [N]"
-            )
-        labels = torch.from_numpy(values.astype(np.int64))
+        if values.ndim == 1 and values.dtype.kind in "iu":
+            labels = torch.from_numpy(values.astype(np.int64))
+        else:
+            targets = _to_targets(f"{label} of {path}", values)
     tensors = tuple(_to_input(f"{name} of {path}", arrays[name][chosen], preprocessing) for name in inputs)
     # several arrays go to the inputs of their names: their order in a file or a selector says nothing
     keys = tuple(inputs) if len(inputs) > 1 else ()
-    return Dataset(tensors, labels, [f"{path.name}[{index}]" for index in chosen], keys=keys)
+    return Dataset(tensors, labels, [f"{path.name}[{index}]" for index in chosen], keys=keys, targets=targets)
+
+
+def _to_targets(name: str, array: np.ndarray) -> Tensor:
+    """What is right, where it is no class index: uint8 pixels [N, H, W, 3 or 1] become float32 [N, C, H, W] in [0, 1],
+    other integers (masks, token ids) int64, the rest float32."""
+    if array.dtype == np.uint8 and array.ndim == 4 and array.shape[-1] in (1, 3):
+        return as_pictures(array)
+    if array.dtype.kind in "iub":
+        return torch.from_numpy(array.astype(np.int64))
+    if array.dtype.kind == "f":
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    raise DataError(f"{name} is {array.dtype}; give class indices [N], or numbers that a metric takes")
 
 
 def _to_input(name: str, array: np.ndarray, preprocessing: Preprocessing | None) -> Tensor:

@@ -5,24 +5,50 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from brecq.data.annotated import Annotated, Split
 from brecq.data.arrays import load_npz, split_selector
+from brecq.data.boxes import find_boxes
 from brecq.data.dataset import Dataset, check
 from brecq.data.images import IMAGE_SUFFIXES, UnreadableError, is_image, map_ordered, read_image
 from brecq.data.labels import find_csv, from_csv, from_folders
+from brecq.data.masks import find_masks
+from brecq.data.pairs import find_pairs
 from brecq.data.preprocessing import Preprocessing
+from brecq.data.text import Tokenizer, load_text
 from brecq.errors import DataError
 from brecq.forward import even_slices
 
 DISTILLED = "distilled.npz"
 """A folder with this file was written by `brecq distill`: it is the data, the pictures beside it are not."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What kind of data is read.
+
+    Attributes:
+        task: `detection` (COCO's JSON, YOLO's labels), `segmentation` (masks), `restoration` (pairs of pictures),
+            `language` (text), any other or `None`: pictures and labels. Pictures without targets are read for each.
+        split: which part of a data set that names several.
+        tokenizer, length: of text.
+    """
+
+    task: str | None = None
+    split: Split = "val"
+    tokenizer: Tokenizer | None = None
+    length: int = 128
+
+
+PLAIN = Form()
 
 
 def load_data(
@@ -33,8 +59,9 @@ def load_data(
     *,
     labels: Path | None = None,
     max_skipped: float = 0.01,
+    form: Form = PLAIN,
 ) -> Dataset:
-    """Read network inputs from a folder of images or an `.npz` file.
+    """Read network inputs from a folder of images, an `.npz` file or, for a task, what is usual for it (`Form`).
 
     A folder that `brecq distill` wrote stands for its inputs; any other is searched recursively. Its labels come from
     a CSV (columns `file`, `label`): the one given, or `labels.csv` in the folder or beside it; else from its
@@ -56,8 +83,10 @@ def load_data(
     if file.suffix == ".npz":
         _check_npz(file, labels)
         dataset = load_npz(file, names, preprocessing, lambda count: _draw(count, size, seed)[:size])
+    elif form.task == "language":
+        dataset = load_text(file, _tokenizer(form), form.length, lambda count: _draw(count, size, seed)[:size])
     else:
-        folder = _find_images(file, labels)
+        folder = _find(file, labels, form)
         order = _draw(len(folder.paths), size, seed)
         dataset = _decode(folder, order, len(order) if size is None else size, preprocessing, max_skipped)
     if size is not None and len(dataset) < size:
@@ -73,6 +102,7 @@ def iter_data(
     labels: Path | None = None,
     max_skipped: float = 0.01,
     chunk: int = 512,
+    form: Form = PLAIN,
 ) -> Iterator[Dataset]:
     """All samples in the order of their names, `chunk` at a time: for evaluation sets larger than memory.
 
@@ -80,15 +110,18 @@ def iter_data(
     """
     _check_arguments(chunk, max_skipped)
     file, names = _locate(path)
-    if file.suffix == ".npz":
-        _check_npz(file, labels)
-        dataset = load_npz(file, names, preprocessing, lambda count: list(range(count)))
+    if file.suffix == ".npz" or form.task == "language":
+        if form.task == "language" and file.suffix != ".npz":
+            dataset = load_text(file, _tokenizer(form), form.length, range)
+        else:
+            _check_npz(file, labels)
+            dataset = load_npz(file, names, preprocessing, lambda count: list(range(count)))
         for rows in even_slices(len(dataset), chunk):
             part = dataset.subset(rows)
             check(part)
             yield part
         return
-    folder = _find_images(file, labels)
+    folder = _find(file, labels, form)
     skipped: list[str] = []
     for rows in even_slices(len(folder.paths), chunk):
         order = list(range(len(folder.paths))[rows])
@@ -102,6 +135,30 @@ class _Folder:
     root: Path
     paths: Sequence[Path]
     labels: Sequence[int] | None
+    annotated: Annotated | None = None
+
+
+def _tokenizer(form: Form) -> Tokenizer:
+    if form.tokenizer is None:
+        raise DataError("text needs a tokenizer; give one (--tokenizer NAME or file.py:callable)")
+    return form.tokenizer
+
+
+_FINDERS: dict[str, Callable[[Path, Split], Annotated | None]] = {
+    "detection": find_boxes, "segmentation": find_masks, "restoration": find_pairs,
+}  # fmt: skip
+
+
+def _find(root: Path, labels: Path | None, form: Form) -> _Folder:
+    finder = _FINDERS.get(form.task or "")
+    found = None if finder is None else finder(root, form.split)
+    if found is None:
+        return _find_images(root, labels)
+    if labels is not None:
+        raise DataError(f"{labels} cannot label {root}, which has targets ({found.origin}); leave it out")
+    if not found.paths:
+        raise DataError(f"none of the pictures that {root} names are there ({found.origin})")
+    return _Folder(found.root, found.paths, None, found)
 
 
 def _locate(path: Path | str) -> tuple[Path, list[str]]:
@@ -156,10 +213,11 @@ def _find_images(root: Path, labels: Path | None) -> _Folder:
     return _Folder(root, paths, indices)
 
 
-def _prepared(path: Path, preprocessing: Preprocessing) -> Tensor:
-    picture = read_image(path, preprocessing.scaled_side)
+def _prepared(path: Path, preprocessing: Preprocessing, annotated: Annotated | None) -> tuple[Tensor, Any]:
+    picture = read_image(path, preprocessing.scaled_side if annotated is None else None)
     try:
-        return preprocessing(picture)
+        target = None if annotated is None else annotated.target(path, picture, preprocessing)
+        return preprocessing(picture), target
     except DataError as error:
         raise UnreadableError(str(error)) from error
 
@@ -195,22 +253,24 @@ def _decode(
     wanted = min(wanted, len(order))
     output = _room(wanted, preprocessing)
     taken: list[int] = []
+    targets: list[Any] = []
     positions = iter(order)
     with closing(
         map_ordered(
-            lambda path: _prepared(path, preprocessing),
+            lambda path: _prepared(path, preprocessing, folder.annotated),
             [folder.paths[index] for index in order],
         )
     ) as results:
         for path, result in results:
             index = next(positions)
             if not isinstance(result, UnreadableError):
-                output[len(taken)] = result
+                output[len(taken)], target = result
+                targets.append(target)
                 taken.append(index)
                 if len(taken) == wanted:
                     break
                 continue
-            skipped.append(f"{path.relative_to(folder.root)}: {result}")
+            skipped.append(f"{_name(path, folder.root)}: {result}")
             all_skipped.append(skipped[-1])
             if len(all_skipped) > max_skipped * total:
                 raise DataError(
@@ -223,6 +283,12 @@ def _decode(
     return Dataset(
         (output[: len(taken)],),
         None if folder.labels is None else torch.tensor([folder.labels[index] for index in taken]),
-        [folder.paths[index].relative_to(folder.root).as_posix() for index in taken],
+        [_name(folder.paths[index], folder.root) for index in taken],
         skipped,
+        targets=None if folder.annotated is None else targets,
+        origin="" if folder.annotated is None else folder.annotated.origin,
     )
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

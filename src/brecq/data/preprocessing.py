@@ -1,4 +1,4 @@
-"""From a picture to a network input: resize, center crop, normalize."""
+"""From a picture to a network input: resize, crop or pad, normalize."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ from brecq.text import shown
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Color = Literal["RGB", "BGR"]
+Fit = Literal["crop", "letterbox", "corner", "original"]
 
 MOST_SIDE = 16_384
 MOST_PIXELS = 2**27
+
+GRAY = 114 / 255
+"""What detectors of the YOLO family are padded with."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,6 +34,26 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "nearest": Image.Resampling.NEAREST,
 }
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a picture is in the network's input: a point (x, y) is at (x·scale_x + left, y·scale_y + top) there."""
+
+    scale_x: float
+    scale_y: float
+    left: float
+    top: float
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A picture scaled to `height` and `width`, its corner at `left` and `top` of the input, which may be outside."""
+
+    height: int
+    width: int
+    left: int
+    top: int
 
 
 @dataclass(frozen=True)
@@ -45,6 +69,12 @@ class Preprocessing:
             width) to scale to without keeping the aspect ratio; `None` scales straight to `size` that way.
         interpolation: all of them antialiased, except `nearest`.
         color: order of the network's input channels.
+        fit: what becomes of pictures with another aspect ratio than `size`: `crop` cuts off what sticks out (or, with
+            `resize=None`, distorts them); `letterbox` scales them until they fit and pads both sides alike, `corner`
+            pads at the right and the bottom; `original` leaves the scale alone: larger pictures are cropped in the
+            middle, smaller ones padded at the right and the bottom.
+        fill: what is padded with, per channel (red, green, blue) of pixels in [0, 1].
+        multiple: `size` is rounded up to a multiple of it, as networks with several scales need (32 is common).
     """
 
     mean: tuple[float, ...]
@@ -53,13 +83,20 @@ class Preprocessing:
     resize: int | tuple[int, int] | None
     interpolation: Interpolation = "bilinear"
     color: Color = "RGB"
+    fit: Fit = "crop"
+    fill: tuple[float, ...] = (GRAY, GRAY, GRAY)
+    multiple: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):
+        for name in ("mean", "std", "fill"):
             object.__setattr__(self, name, _three(name, getattr(self, name)))
         if min(self.std) <= 0:
             raise ConfigError(f"std is {self.std}; every value must be positive (pixels are scaled to [0, 1])")
-        object.__setattr__(self, "size", _pair("size", self.size))
+        _positive("multiple", self.multiple)
+        height, width = (-(-side // self.multiple) * self.multiple for side in _pair("size", self.size))
+        object.__setattr__(self, "size", (height, width))
+        if self.fit != "crop" and self.resize is not None:
+            raise ConfigError(f"resize is {shown(self.resize)}, and {self.fit} scales to the size; leave it at none")
         if isinstance(self.resize, int):
             _positive("resize", self.resize)
             if self.resize < min(self.size):
@@ -73,7 +110,7 @@ class Preprocessing:
                 raise ConfigError(
                     f"resize is {self.resize}, smaller than the crop {self.size}; raise it or lower size"
                 )
-        for name, choices in (("interpolation", Interpolation), ("color", Color)):
+        for name, choices in (("interpolation", Interpolation), ("color", Color), ("fit", Fit)):
             if getattr(self, name) not in get_args(choices):
                 raise ConfigError(
                     f"{name} is {shown(getattr(self, name))}; choose one of {', '.join(get_args(choices))}"
@@ -86,29 +123,74 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """The network input for one picture: float32 [3, height, width], normalized."""
-        return self.normalize(self.crop(image))
+        part, top, left = self._visible(image if image.mode == "RGB" else image.convert("RGB"))
+        return self._on_canvas(self.normalize(part), top, left)
 
     def crop(self, image: Image.Image) -> Image.Image:
-        """Scale and center-crop to `size`; the result is an RGB picture of exactly that size."""
-        if image.mode != "RGB":
-            image = image.convert("RGB")
-        height, width = self.size
-        scaled_height, scaled_width = self._scaled(image.height, image.width)
-        if scaled_height * scaled_width > MOST_PIXELS:
+        """Scale, and crop or pad to `size`; the result is an RGB picture of exactly that size."""
+        part, top, left = self._visible(image if image.mode == "RGB" else image.convert("RGB"))
+        if (part.height, part.width) == self.size:
+            return part
+        canvas = Image.new("RGB", (self.size[1], self.size[0]), tuple(round(255 * value) for value in self.fill))
+        canvas.paste(part, (left, top))
+        return canvas
+
+    def place_mask(self, mask: Image.Image, outside: int) -> np.ndarray:
+        """A mask of class indices (mode L or P) as it lies on the input: uint8 [height, width], nearest pixels."""
+        part, top, left = self._visible(mask, Image.Resampling.NEAREST)
+        pixels = np.full(self.size, outside, dtype=np.uint8)
+        pixels[top : top + part.height, left : left + part.width] = np.asarray(part)
+        return pixels
+
+    def place(self, height: int, width: int) -> Placed:
+        """Where a picture of this height and width is in the input."""
+        frame = self._frame(height, width)
+        return Placed(frame.width / width, frame.height / height, frame.left, frame.top)
+
+    def _visible(self, image: Image.Image, resampling: Image.Resampling | None = None) -> tuple[Image.Image, int, int]:
+        """The part of the scaled picture that lies on the input, and its top and left there."""
+        frame = self._frame(image.height, image.width)
+        if frame.height * frame.width > MOST_PIXELS:
             raise DataError(
-                f"a picture of {image.height}x{image.width} pixels would be scaled to {scaled_height}x{scaled_width}; "
+                f"a picture of {image.height}x{image.width} pixels would be scaled to {frame.height}x{frame.width}; "
                 "crop it to a usual aspect ratio"
             )
-        if (scaled_width, scaled_height) != image.size:
-            image = image.resize((scaled_width, scaled_height), _RESAMPLING[self.interpolation])
-        # Python's round, half to even, is what torchvision's center crop does
-        top, left = round((scaled_height - height) / 2), round((scaled_width - width) / 2)
-        return image.crop((left, top, left + width, top + height))
+        if (frame.width, frame.height) != image.size:
+            image = image.resize((frame.width, frame.height), resampling or _RESAMPLING[self.interpolation])
+        height, width = self.size
+        left, top = max(-frame.left, 0), max(-frame.top, 0)
+        right, bottom = min(frame.width, width - frame.left), min(frame.height, height - frame.top)
+        return image.crop((left, top, right, bottom)), max(frame.top, 0), max(frame.left, 0)
+
+    def _on_canvas(self, part: Tensor, top: int, left: int) -> Tensor:
+        if part.shape[1:] == self.size:
+            return part
+        mean, std = self._moments
+        fill = torch.tensor(self.fill, dtype=torch.float32).view(3, 1, 1)
+        canvas = (((fill.flip(0) if self.color == "BGR" else fill) - mean) / std).repeat(1, *self.size)
+        canvas[:, top : top + part.shape[1], left : left + part.shape[2]] = part
+        return canvas
+
+    def _frame(self, height: int, width: int) -> _Frame:
+        room_y, room_x = self.size
+        if self.fit == "crop":
+            scaled_height, scaled_width = self._scaled(height, width)
+            # Python's round, half to even, is what torchvision's center crop does
+            top, left = round((scaled_height - room_y) / 2), round((scaled_width - room_x) / 2)
+            return _Frame(scaled_height, scaled_width, -left, -top)
+        if self.fit == "original":
+            return _Frame(height, width, -max(width - room_x, 0) // 2, -max(height - room_y, 0) // 2)
+        ratio = min(room_y / height, room_x / width)
+        scaled_height, scaled_width = max(round(height * ratio), 1), max(round(width * ratio), 1)
+        middle = self.fit == "letterbox"
+        return _Frame(scaled_height, scaled_width, middle * (room_x - scaled_width) // 2,
+                      middle * (room_y - scaled_height) // 2)  # fmt: skip
 
     @property
-    def scaled_side(self) -> int:
-        """Pixels a picture's side is scaled to at most, long sides that are cropped left out."""
-        return max(self._target)
+    def scaled_side(self) -> int | None:
+        """Pixels a picture's side is scaled to at most, long sides that are cropped left out; `None` where every
+        pixel of the file matters."""
+        return max(self._target) if self.fit == "crop" else None
 
     @property
     def _target(self) -> tuple[int, int]:
@@ -172,6 +254,8 @@ class Preprocessing:
         unknown = sorted(set(changes) - known)
         if unknown:
             raise ConfigError(f"unknown preprocessing setting {unknown[0]!r}; choose from {', '.join(sorted(known))}")
+        if changes.get("fit", "crop") != "crop":
+            changes.setdefault("resize", None)
         if "size" in changes and "resize" not in changes:
             size = _pair("size", changes["size"])
             if isinstance(self.resize, int):
@@ -184,7 +268,12 @@ class Preprocessing:
     def describe(self) -> str:
         """One line for people."""
         height, width = self.size
-        if self.resize is None:
+        if self.fit != "crop":
+            how = {"letterbox": "scale to fit into", "corner": "scale to fit into", "original": "no scaling, onto"}
+            where = "both sides" if self.fit == "letterbox" else "the right and the bottom"
+            fill = " ".join(f"{255 * value:.4g}" for value in dict.fromkeys(self.fill))
+            geometry = f"{how[self.fit]} {height}x{width}, {where} padded with {fill}"
+        elif self.resize is None:
             geometry = f"scale to {height}x{width}"
         else:
             scale = f"short side to {self.resize}" if isinstance(self.resize, int) else "{}x{}".format(*self.resize)
@@ -199,9 +288,10 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, Mapping) or set(values) != names:
-            raise ConfigError(f"a preprocessing needs exactly {', '.join(sorted(names))}; got {shown(values)}")
+        names = [field.name for field in dataclasses.fields(cls)]
+        newer = {field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING}
+        if not isinstance(values, Mapping) or not set(names) - newer <= set(values) <= set(names):
+            raise ConfigError(f"a preprocessing needs {', '.join(names)}; got {shown(values)}")
         plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return cls(**plain)
 

@@ -1,0 +1,214 @@
+"""Boxes of objects: COCO's JSON, YOLO's text labels with or without their YAML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from brecq.data.annotated import Annotated, Split, folder_named, pictures_in
+from brecq.data.images import UnreadableError
+from brecq.data.preprocessing import Preprocessing
+from brecq.errors import DataError
+
+COCO_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+"""COCO's numbers of its 80 classes, which torchvision's detectors return."""
+
+_YAML = (".yaml", ".yml")
+
+
+def find_boxes(path: Path, split: Split) -> Annotated | None:
+    """The pictures and boxes that `path` names: a COCO JSON file or a folder with one, a YOLO YAML file or a folder
+    with `images` and `labels`; `None` for a folder without any of these.
+
+    Raises:
+        DataError: they are there, and cannot be read.
+    """
+    if path.is_file() and path.suffix.lower() == ".json":
+        return _coco(path)
+    if path.is_file() and path.suffix.lower() in _YAML:
+        return _yolo_yaml(path, split)
+    if not path.is_dir():
+        return None
+    annotations = [
+        *path.glob("annotations/instances_*.json"),
+        *path.glob("*.coco.json"),
+        *path.glob("instances*.json"),
+    ]
+    named = [file for file in annotations if split in file.name] if len(annotations) > 1 else annotations
+    if annotations and len(named) != 1:
+        listed = ", ".join(file.name for file in sorted(annotations))
+        raise DataError(f"{path} holds several annotation files ({listed}); give the path of one")
+    if named:
+        return _coco(named[0])
+    yamls = sorted(each for suffix in _YAML for each in path.glob(f"*{suffix}"))
+    if len(yamls) == 1:
+        return _yolo_yaml(yamls[0], split)
+    images = folder_named(path, ("images",))
+    if images is not None and folder_named(path, ("labels",)) is not None:
+        return _yolo(path, pictures_in(images), None)
+    return None
+
+
+def _target(
+    boxes: Sequence[Sequence[float]], labels: Sequence[int], categories: Sequence[int], image: Image.Image,
+    preprocessing: Preprocessing, **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """A target of `brecq.metrics.Detection`; boxes are x1, y1, x2, y2 in pixels of the picture."""
+    placed = preprocessing.place(image.height, image.width)
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "categories": torch.tensor(categories, dtype=torch.int64),
+        "placed": tuple(asdict(placed).values()),
+        "size": (image.height, image.width),
+        **more,
+    }
+
+
+def _coco(file: Path) -> Annotated:
+    values = _json(file)
+    try:
+        ids = sorted(int(each["id"]) for each in values["categories"])
+        names = {int(each["id"]): str(each["file_name"]) for each in values["images"]}
+        found: dict[int, list[Mapping[str, Any]]] = {}
+        for each in values["annotations"]:
+            x, y, width, height = map(float, each["bbox"])
+            boxed = {
+                "box": (x, y, x + width, y + height), "category": int(each["category_id"]),
+                "area": float(each.get("area", width * height)), "iscrowd": int(each.get("iscrowd", 0)),
+            }  # fmt: skip
+            found.setdefault(int(each["image_id"]), []).append(boxed)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{file} is no COCO annotation file ({type(error).__name__}: {error}): it needs images, annotations with "
+            "bbox and category_id, and categories"
+        ) from error
+    index = {category: place for place, category in enumerate(ids)}
+    strange = {each["category"] for boxes in found.values() for each in boxes} - index.keys()
+    if strange:
+        raise DataError(f"{file} has boxes of the category {min(strange)}, which its categories do not list")
+    root = _coco_images(file, list(names.values()))
+    by_path = {root / name: found.get(number, []) for number, name in names.items()}
+    present = sorted(path for path in by_path if path.is_file())
+
+    def target(path: Path, image: Image.Image, preprocessing: Preprocessing) -> dict[str, Any]:
+        boxes = by_path[path]
+        categories = [each["category"] for each in boxes]
+        return _target(
+            [each["box"] for each in boxes], [index[each] for each in categories], categories, image, preprocessing,
+            area=torch.tensor([each["area"] for each in boxes]),
+            iscrowd=torch.tensor([each["iscrowd"] for each in boxes], dtype=torch.int64),
+        )  # fmt: skip
+
+    missing = len(by_path) - len(present)
+    return Annotated(root, present, target, f"boxes of {file}" + (f", {missing} pictures missing" if missing else ""))
+
+
+def _coco_images(file: Path, names: Sequence[str]) -> Path:
+    """The folder that the pictures of a COCO file are in."""
+    stem = file.stem.removeprefix("instances_")
+    bases = (file.parent, file.parent.parent)
+    places = [base / part for base in bases for part in (stem, f"images/{stem}", "images", "")]
+    for place in places:
+        if any((place / name).is_file() for name in names[:100]):
+            return place
+    looked = ", ".join(str(place) for place in places[:4])
+    raise DataError(f"{file} names pictures such as {(names or ['(none)'])[0]}, which are not in {looked} or above")
+
+
+def _yolo_yaml(file: Path, split: Split) -> Annotated:
+    try:
+        import yaml
+    except ImportError as error:
+        raise DataError(f"{file} needs the package pyyaml; pip install 'brecq[tasks]'") from error
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"cannot read {file}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or values.get(split) is None:
+        raise DataError(f"{file} has no entry {split!r}; a YOLO data file names path, train, val and names")
+    base = Path(str(values.get("path", ".")))
+    base = base if base.is_absolute() else file.parent / base
+    entries = values[split] if isinstance(values[split], list) else [values[split]]
+    paths: list[Path] = []
+    for entry in entries:
+        tried = [base / str(entry), file.parent / str(entry)]
+        place = next((each for each in tried if each.exists()), None)
+        if place is None:
+            raise DataError(f"{file} names {entry} for {split}, and neither {tried[0]} nor {tried[1]} is there")
+        paths += pictures_in(place) if place.is_dir() else _listed(place)
+    names = values.get("names")
+    return _yolo(base, sorted(paths), None if names is None else len(names))
+
+
+def _listed(file: Path) -> list[Path]:
+    """The pictures that a text file lists, a path a line."""
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    return [file.parent / line for line in lines if line]
+
+
+def _yolo(root: Path, paths: Sequence[Path], classes: int | None) -> Annotated:
+    if not paths:
+        raise DataError(f"{root} holds no pictures; check the paths in the YAML file")
+    labels = {path: _label_file(path) for path in paths}
+    if not any(file.is_file() for file in labels.values()):
+        raise DataError(f"there are no labels: no {labels[paths[0]]} for {paths[0]}, and none for the others")
+    ids = COCO_IDS if classes in (None, len(COCO_IDS)) else tuple(range(1, (classes or 0) + 1))
+
+    def target(path: Path, image: Image.Image, preprocessing: Preprocessing) -> dict[str, Any]:
+        boxes, found = _read_yolo(labels[path], image.width, image.height)
+        wrong = [label for label in found if not 0 <= label < len(ids)]
+        if wrong:
+            raise UnreadableError(f"{labels[path].name} holds class {wrong[0]}, and there are {len(ids)}")
+        return _target(boxes, found, [ids[label] for label in found], image, preprocessing)
+
+    numbers = "COCO's category ids" if ids is COCO_IDS else "1 and up"
+    return Annotated(root, paths, target, f"YOLO labels of {len(ids)} classes; as categories they are {numbers}")
+
+
+def _label_file(picture: Path) -> Path:
+    """YOLO's rule: the last folder named `images` becomes `labels`; otherwise the labels lie beside the picture."""
+    parts = list(picture.parts)
+    places = [place for place, part in enumerate(parts[:-1]) if part == "images"]
+    if places:
+        parts[places[-1]] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def _read_yolo(file: Path, width: int, height: int) -> tuple[list[list[float]], list[int]]:
+    """Boxes in pixels, and classes: of lines `class cx cy w h` or `class x1 y1 x2 y2 …` (an outline), in shares of the
+    picture's sides. Without a file there are none: a picture without objects."""
+    if not file.is_file():
+        return [], []
+    boxes, labels = [], []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            label, *values = map(float, line.split())
+            if label != int(label) or len(values) < 4 or (len(values) > 5 and len(values) % 2):
+                raise ValueError("class cx cy w h are expected")
+        except ValueError as error:
+            raise UnreadableError(f"line {number} of {file.name} is {line.strip()[:60]!r}: {error}") from error
+        if len(values) <= 5:
+            x, y, w, h = values[:4]
+            box = [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
+        else:
+            xs, ys = values[::2], values[1::2]
+            box = [min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height]
+        boxes.append(box)
+        labels.append(int(label))
+    return boxes, labels
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {file}: {error}") from error

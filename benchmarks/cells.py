@@ -132,7 +132,8 @@ def tables(cells: Sequence[Cell], results: Results, measures: dict[str, tuple[st
     for network in dict.fromkeys(cell.network for cell in cells):
         mine = [cell for cell in cells if cell.network == network]
         for key, (title, factor, digits) in measures.items():
-            lines += [f"**{network}**, {title}", "", *_table(mine, results, key, factor, digits), ""]
+            rows = _table(mine, results, key, factor, digits)
+            lines += [f"**{network}**, {title}", "", *rows, ""] if len(rows) > 2 else []  # nothing of it was measured
     records = [record for cell in cells if (record := results.find(cell)) is not None]
     lines += ["Measured on:", *_unique(f"- {record['environment']}" for record in records), ""]
     lines += ["```", *_unique(record["command"] for record in records), "```"]

@@ -15,6 +15,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "devices": "",
     "units": "",
     "version": "",
+    "tasks": "",
     "storage": "errors",
     "report": "",
     "unchanged": "",
@@ -31,7 +32,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "quant": "errors",
     "logits": "",
     "sources": "data errors storage",
-    "metrics": "errors logits sources",
+    "metrics": "errors logits sources tasks",
     "evaluation": "checks data devices errors forward logits metrics report settings",
     "graph": "config devices errors forward quant report targets",
     "converted": "errors forward graph quant",
@@ -47,8 +48,8 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "page": "checkpoint converted data devices errors graph report result storage units",
     "pipeline": "checkpoint checks config converted data devices errors forward graph precision progress quant "
     "reconstruct report result",
-    "cli": "brecq checkpoint checks config data deploy errors forward graph page pipeline precision "
-    "progress quant report result settings sources storage synthesis text units version",
+    "cli": "brecq checkpoint checks config data deploy errors forward graph metrics page pipeline precision "
+    "progress quant report result settings sources storage synthesis tasks text units version",
     "__main__": "cli",
 }
 

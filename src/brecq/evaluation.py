@@ -62,6 +62,23 @@ class Evaluation:
     against_reference: bool = False
     flips: float | None = None
 
+    def shown(self) -> dict[str, float]:
+        """What tables show, by name: the task's metric and flips, or top-1, top-5 and agreement; and the SQNR."""
+        if self.task:
+            against = " vs float" if self.against_reference else ""
+            found: dict[str, float | None] = {_named(name, against): value for name, value in self.metrics.items()}
+            found["flips %"] = self.flips
+        else:
+            found = {"top-1 %": self.top1, "top-5 %": self.top5, "agreement %": self.agreement}
+        found["SQNR dB"] = self.sqnr
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _named(name: str, against: str) -> str:
+    """`AP vs float %` of `AP %`."""
+    what, _, unit = name.rpartition(" ")
+    return f"{what}{against} {unit}" if what and unit in ("%", "dB") else f"{name}{against}"
+
 
 def evaluate(
     model: nn.Module,

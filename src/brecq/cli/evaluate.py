@@ -15,8 +15,9 @@ from brecq.cli.command import command
 from brecq.cli.inputs import EvaluationData, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.parsing import require_data, require_path
 from brecq.cli.render import describe_evaluation, make_console
+from brecq.cli.tasks import Judged, check_answers
 from brecq.errors import BrecqError, ConfigError, SourceError
-from brecq.settings import DATA, MODEL, setting
+from brecq.settings import DATA, MODEL, MOST, RUN, setting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +33,9 @@ class Data(o.Checked):
     data: Path = setting(help="a folder of images, or .npz", metavar="PATH", panel=DATA)
     labels: Path | None = setting(None, "labels of the images", metavar="CSV", panel=DATA)
     samples: int | None = o.samples(None, "samples, chosen by --seed")
-    batch_size: int = o.batch_size(64)
+    batch_size: int | None = setting(
+        None, "samples at a time. By default 64, fewer of large pictures", low=1, high=MOST, metavar="N", panel=RUN
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,7 @@ class Compared(o.Checked):
 def evaluate(
     path: o.Result,
     data: Data,
+    judged: Judged,
     changes: o.Changes,
     compared: Compared,
     checkpoint: o.Checkpoint,
@@ -56,9 +60,13 @@ def evaluate(
     machine: o.Machine,
     as_json: o.Json = False,
 ) -> None:
-    """Evaluate a saved RESULT: top-1 and top-5 with labels, agreement with the float model and SQNR.
+    """Evaluate a saved RESULT: top-1 and top-5 or a task's own metric, agreement with the float model and SQNR.
 
     brecq evaluate out/ --data DIR
+
+    brecq evaluate out/ --data coco/ --task detection --decode yolo.py:decode
+
+    brecq evaluate out/ --data DIR --metric mine.py:psnr
     """
     require_path("RESULT", path)
     require_data("--data", data.data)
@@ -84,8 +92,12 @@ def evaluate(
     )
     tell(console, "result", str(path))
     tell_preprocessing(console, preprocessing)
-    dataset = EvaluationData(data.data, preprocessing, data.samples, seed.seed, data.labels)
+    if judged.task is None and result.metadata.get("task") is not None:
+        judged = dataclasses.replace(judged, task=result.metadata["task"])
+    metric = judged.made()
+    dataset = EvaluationData(data.data, preprocessing, data.samples, seed.seed, data.labels, judged.form("val"))
     tell_data(console, "data", data.data, dataset)
+    check_answers(data.data, dataset.parts[0], metric)
 
     submodule = (result.metadata.get("source") or {}).get("submodule")
     if submodule is None:
@@ -95,7 +107,7 @@ def evaluate(
     if submodule is not None and float_model is not None:
         quantized = Submodule(float_model, submodule, dataset.parts[0].subset(slice(0, 2)).inputs).put_back(quantized)
     measured = brecq.evaluate(
-        quantized, dataset, reference=float_model, batch_size=data.batch_size,
+        quantized, dataset, metric=metric, reference=float_model, batch_size=data.batch_size,
         device="cpu" if compared.integer else machine.device, output=compared.output,
         class_axis=result.config.class_axis,
     )  # fmt: skip

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from brecq.cli.options import Machine
-    from brecq.data import Dataset
+    from brecq.data import Dataset, Form
     from brecq.data.preprocessing import Preprocessing
     from brecq.sources import Source
 
 KEEP_BYTES = 2 * 1024**3
 """Evaluation inputs up to this size stay in memory between the networks they are run through."""
+
+ORDINARY = 3 * 256 * 256
+"""Numbers in a sample of which a whole batch is run at a time."""
 
 _REQUIRED = ("mean", "std", "size")
 
@@ -73,15 +76,22 @@ class EvaluationData:
     """
 
     def __init__(
-        self, path: Path, preprocessing: Preprocessing | None, size: int | None, seed: int, labels: Path | None
+        self,
+        path: Path,
+        preprocessing: Preprocessing | None,
+        size: int | None,
+        seed: int,
+        labels: Path | None,
+        form: Form | None = None,
     ) -> None:
-        from brecq.data import iter_data, load_data
+        from brecq.data import Form, iter_data, load_data
 
-        self._read = lambda: iter_data(path, preprocessing, labels=labels)
+        form = form or Form()
+        self._read = lambda: iter_data(path, preprocessing, labels=labels, form=form)
         self.parts: list[Dataset] = []
         self.complete = True
         if size is not None:
-            self.parts = [load_data(path, preprocessing, size, seed, labels=labels)]
+            self.parts = [load_data(path, preprocessing, size, seed, labels=labels, form=form)]
             return
         kept = 0
         for part in self._read():
@@ -93,7 +103,15 @@ class EvaluationData:
 
     @property
     def labelled(self) -> bool:
-        return self.parts[0].labels is not None
+        return self.parts[0].labelled
+
+    @property
+    def batch(self) -> int:
+        """Samples to run at a time: fewer of large ones."""
+        from brecq.forward import BATCH
+
+        numbers = sum(value[0].numel() for value in self.parts[0].inputs)
+        return max(2, min(BATCH, BATCH * ORDINARY // max(numbers, 1)))
 
     def __iter__(self) -> Iterator[Dataset]:
         return iter(self.parts) if self.complete else self._read()
@@ -103,9 +121,11 @@ def tell_data(console: Console, name: str, path: Path, data: Dataset | Evaluatio
     """How many samples came from where, and which files could not be read."""
     parts = data.parts if isinstance(data, EvaluationData) else [data]
     shape = " × ".join(str(size) for size in parts[0].inputs[0].shape[1:])
-    labels = "without labels" if parts[0].labels is None else "with labels"
+    labels = f"with{'' if parts[0].labelled else 'out'} {'labels' if parts[0].targets is None else 'targets'}"
     more = "more than " if isinstance(data, EvaluationData) and not data.complete else ""
     tell(console, name, f"{more}{sum(map(len, parts))} samples of {shape} from {path}, {labels}")
+    if parts[0].origin:
+        tell(console, "", parts[0].origin)
     skipped = [file for part in parts for file in part.skipped]
     if skipped:
         shown = "; ".join(skipped[:5]) + ("; …" if len(skipped) > 5 else "")

@@ -28,7 +28,7 @@ def inspect(
     spec: o.Spec,
     config: Annotated[QuantConfig, Without(("method", "recipe", "autocast", "memory_budget", "class_axis", "seed"))],
     checkpoint: o.Checkpoint,
-    changes: Annotated[o.Changes, Without(("mean", "std", "resize", "interpolation", "color"))],
+    changes: Annotated[o.Changes, Without(o.PIXELS)],
     examples: o.Examples,
     submodule: o.Submodule = None,
     full: Annotated[bool, typer.Option("--full", help="List every op of the scope, not only a summary.")] = False,

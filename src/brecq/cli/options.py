@@ -57,6 +57,10 @@ class Checkpoint(Checked):
     trust_pickle: bool = setting(False, "load checkpoints that run code (only your own)", panel=MODEL)
 
 
+PIXELS = ("mean", "std", "resize", "interpolation", "color", "fit", "fill", "multiple")
+"""Fields of `Changes` that matter where there are pictures."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Changes(Checked):
     """What is different from the model's own preprocessing: the fields of `Preprocessing` by their names."""
@@ -78,6 +82,20 @@ class Changes(Checked):
         None, "override the interpolation", panel=DATA
     )
     color: Literal["RGB", "BGR"] | None = setting(None, "override the order of channels", panel=DATA)
+    fit: Literal["crop", "letterbox", "corner", "original"] | None = setting(
+        None,
+        "how pictures of another shape fit into the size: crop; letterbox pads both sides, corner the right and the "
+        "bottom; original leaves their scale alone",
+        panel=DATA,
+    )
+    fill: tuple[float, ...] | None = setting(
+        None, "what is padded with, in 0 to 1 (by default gray, 114 of 255)", metavar="R,G,B", panel=DATA,
+        parse=parse_numbers,
+    )  # fmt: skip
+    multiple: int | None = setting(
+        None, "round the size up to a multiple of this", low=1, high=4096, flags=("--pad-multiple",), metavar="N",
+        panel=DATA,
+    )  # fmt: skip
 
     def given(self) -> dict[str, Any]:
         """Arguments of `Preprocessing.replace`: only what was given."""

@@ -24,7 +24,7 @@ def profile(
     spec: o.Spec,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The table: .json or .csv.")],
     config: ProfileConfig,
-    changes: Annotated[o.Changes, Without(("mean", "std", "resize", "interpolation", "color"))],
+    changes: Annotated[o.Changes, Without(o.PIXELS)],
     checkpoint: o.Checkpoint,
     hardware: Annotated[Literal["onnxruntime"], typer.Option(help="The runtime to measure.")] = "onnxruntime",
 ) -> None:

@@ -27,6 +27,7 @@ from brecq.cli.parsing import given, require_data, require_path
 from brecq.cli.progress import make_progress
 from brecq.cli.render import ResultRow, describe_evaluation, make_console, result_table, short_count
 from brecq.cli.report import collect_pictures, write_run_page
+from brecq.cli.tasks import Judged, check_answers
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 from brecq.settings import DATA, WHAT, setting
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from brecq.data import Dataset, Preprocessing
+    from brecq.metrics import Metric
     from brecq.precision.allocation import BitAllocation
     from brecq.result import QuantResult
     from brecq.sources import Source
@@ -80,6 +82,7 @@ class Job:
     submodule: str | None
     output: o.Output
     machine: o.Machine
+    judged: Judged
     distillation: DistillConfig | None = None
 
 
@@ -94,6 +97,7 @@ def quantize(
     calibration: Calibration,
     distillation: DistillConfig | None,
     evaluation: Evaluated,
+    judged: Judged,
     changes: o.Changes,
     output: o.Output,
     config: QuantConfig,
@@ -112,13 +116,15 @@ def quantize(
     """Quantize MODEL, calibrated on a folder of unlabeled images.
 
     brecq quantize timm:resnet18 --calib DIR --eval DIR -w 4 -a 4 -o out/
+
+    brecq quantize yolo.py:build --calib DIR --task detection --decode yolo.py:decode --eval coco.yaml -o out/
     """
     if bits_from is not None and (option := given(ctx, DECIDED)) is not None:
         raise ConfigError(f"{option} is decided by --bits-from; drop it, or change single layers with --set")
     job = Job(
         spec=spec, calibration=calibration, evaluation=evaluation, config=config, bits_from=bits_from,
         changes=changes, checkpoint=checkpoint, submodule=submodule, output=output, machine=machine,
-        distillation=choose_distillation(calibration.calib, distillation, config.seed),
+        judged=judged, distillation=choose_distillation(calibration.calib, distillation, config.seed),
     )  # fmt: skip
     run(job, make_console())
 
@@ -136,6 +142,8 @@ def choose_distillation(calib: Path, config: DistillConfig | None, seed: int) ->
 def check_job(job: Job) -> None:
     """Raise for whatever can be known to be wrong before any work."""
     data = job.evaluation
+    if data.eval is None and (job.judged.metric is not None or job.judged.decode is not None):
+        raise ConfigError("--metric and --decode judge the networks on evaluation data; give --eval PATH too")
     if data.eval is None and (data.eval_labels is not None or data.eval_size is not None):
         raise ConfigError("--eval-labels and --eval-size belong to evaluation data; give --eval PATH too")
     require_path("--bits-from", job.bits_from)
@@ -172,10 +180,14 @@ def work(job: Job, console: Console) -> None:
     tell(console, "model", f"{source.name}, {short_count(count_parameters(source.model))} parameters")
     tell_preprocessing(console, preprocessing)
 
-    evaluation = evaluation_data(job, source.model, preprocessing, console)
+    metric = job.judged.made()
+    evaluation = evaluation_data(job, source.model, preprocessing, metric, console)
     made: Distilled | None = None
     if job.distillation is None:
-        calibration = load_data(data.calib, preprocessing, data.calib_size, job.config.seed)
+        calibration = load_data(
+            data.calib, preprocessing, data.calib_size, job.config.seed, form=job.judged.form("train")
+        )
+        calibration = dataclasses.replace(calibration, targets=None)  # nothing is learned from them
         tell_data(console, "calibration", data.calib, calibration)
     else:
         made = distilled_calibration(job, job.distillation, source, preprocessing, console)
@@ -183,7 +195,9 @@ def work(job: Job, console: Console) -> None:
 
     rows = [ResultRow("float", None, None, None)]
     if evaluation is not None and evaluation.labelled:
-        measured = brecq.evaluate(source.model, evaluation, device=job.machine.device)
+        measured = brecq.evaluate(
+            source.model, evaluation, metric=metric, batch_size=evaluation.batch, device=job.machine.device
+        )
         rows[0] = dataclasses.replace(rows[0], evaluation=measured)
         tell(console, "float", describe_evaluation(measured))
 
@@ -197,6 +211,7 @@ def work(job: Job, console: Console) -> None:
     finally:
         progress.close()
     result.metadata.update(describe_source(job), preprocessing=preprocessing and preprocessing.to_dict())
+    result.metadata["task"] = job.judged.task
     if allocation is not None:
         tell_allocation(console, allocation)
         draw_bits(console, allocation, folder)
@@ -205,10 +220,10 @@ def work(job: Job, console: Console) -> None:
         made.forget_batches()
 
     rows[0] = dataclasses.replace(rows[0], size=result.float_bytes())
-    rows += quantized_rows(job, source.model, calibration, evaluation, result)
+    rows += quantized_rows(job, source.model, calibration, evaluation, metric, result)
     console.print(result_table(rows))
     last = rows[-1].evaluation
-    if last is not None and (last.scored or last.outputs):  # not plain class scores
+    if last is not None and (last.scored or last.outputs or last.metrics):  # not plain class scores
         tell(console, "measured", describe_evaluation(last))
     tell(console, "saved", str(folder))
     networks = (source.model, result.model)
@@ -217,7 +232,7 @@ def work(job: Job, console: Console) -> None:
 
 
 def evaluation_data(
-    job: Job, model: nn.Module, preprocessing: Preprocessing | None, console: Console
+    job: Job, model: nn.Module, preprocessing: Preprocessing | None, metric: Metric | None, console: Console
 ) -> EvaluationData | None:
     """What the networks are compared on; data that the network does not take is refused before anything is learned."""
     import brecq
@@ -225,9 +240,12 @@ def evaluation_data(
     asked = job.evaluation
     if asked.eval is None:
         return None
-    found = EvaluationData(asked.eval, preprocessing, asked.eval_size, job.config.seed, asked.eval_labels)
+    form = job.judged.form("val")
+    found = EvaluationData(asked.eval, preprocessing, asked.eval_size, job.config.seed, asked.eval_labels, form)
     tell_data(console, "evaluation", asked.eval, found)
-    brecq.evaluate(model, found.parts[0].subset(slice(0, 2)), reference=model, device=job.machine.device)
+    check_answers(asked.eval, found.parts[0], metric)
+    few = found.parts[0].subset(slice(0, 2))
+    brecq.evaluate(model, few, metric=metric, reference=model, device=job.machine.device)
     return found
 
 
@@ -243,7 +261,12 @@ def distilled_calibration(
 
 
 def quantized_rows(
-    job: Job, model: nn.Module, calibration: Dataset, evaluation: EvaluationData | None, result: QuantResult
+    job: Job,
+    model: nn.Module,
+    calibration: Dataset,
+    evaluation: EvaluationData | None,
+    metric: Metric | None,
+    result: QuantResult,
 ) -> list[ResultRow]:
     """The rows of the final table below the float one; rounding to nearest only where it can be evaluated."""
     import brecq
@@ -253,13 +276,18 @@ def quantized_rows(
     name = "reconstructed" if learned else "rounding to nearest"
     if evaluation is None:
         return [ResultRow(name, None, size, result.report.seconds)]
-    rows, axis, device = [], job.config.class_axis, job.machine.device
+    rows: list[ResultRow] = []
+    device = job.machine.device
+    how: dict[str, Any] = {
+        "metric": metric, "reference": model, "device": device, "batch_size": evaluation.batch,
+        "class_axis": job.config.class_axis,
+    }  # fmt: skip
     if learned:
         config = dataclasses.replace(result.config, method="rtn")  # an allocation's bits included
         nearest = brecq.quantize(model, calibration, config, submodule=job.submodule, device=device)
-        measured = brecq.evaluate(nearest.model, evaluation, reference=model, device=device, class_axis=axis)
+        measured = brecq.evaluate(nearest.model, evaluation, **how)
         rows.append(ResultRow("rounding to nearest", measured, size, nearest.report.seconds))
-    measured = brecq.evaluate(result.model, evaluation, reference=model, device=device, class_axis=axis)
+    measured = brecq.evaluate(result.model, evaluation, **how)
     rows.append(ResultRow(name, measured, size, result.report.seconds))
     return rows
 

@@ -54,11 +54,10 @@ def make_table(title: str, columns: Sequence[str], numeric: Iterable[str] = ()) 
 def result_table(rows: Sequence[ResultRow]) -> Table:
     """Float, rounding-to-nearest and reconstructed side by side; columns that no row fills are left out."""
     evaluations = [row.evaluation for row in rows if row.evaluation is not None]
+    measured = [{} if row.evaluation is None else row.evaluation.shown() for row in rows]
+    names = sorted({name: None for each in measured for name in each}, key=lambda name: name == "SQNR dB")
     columns = {
-        "top-1\n%": [_measured(row, "top1", 2) for row in rows],
-        "top-5\n%": [_measured(row, "top5", 2) for row in rows],
-        "agreement\n%": [_measured(row, "agreement", 2) for row in rows],
-        "SQNR\ndB": [_measured(row, "sqnr", 1) for row in rows],
+        **{_heading(name): [_cell(name, each.get(name)) for each in measured] for name in names},
         "weights\nMB": ["" if row.size is None else megabytes(row.size) for row in rows],
         "time": ["" if row.seconds is None else format_seconds(row.seconds) for row in rows],
     }
@@ -74,19 +73,24 @@ def result_table(rows: Sequence[ResultRow]) -> Table:
 def describe_evaluation(evaluation: Evaluation) -> str:
     """`top-1 82.20 %, agreement with float 96.10 %, …`: what was measured, on one line."""
     of = f" ({evaluation.scored})" if evaluation.scored else ""
-    parts = [
-        f"{name} {value:.{digits}f} {unit}{note}"
-        for name, value, digits, unit, note in (
-            ("top-1", evaluation.top1, 2, "%", of),
-            ("top-5", evaluation.top5, 2, "%", ""),
-            ("agreement with float", evaluation.agreement, 2, "%", of),
-            ("SQNR", evaluation.sqnr, 1, "dB", ""),
-        )
-        if value is not None
-    ]
-    if evaluation.outputs:
+    parts = (
+        [_with_unit(name, value) for name, value in evaluation.shown().items()]
+        if evaluation.task
+        else [
+            f"{name} {value:.{digits}f} {unit}{note}"
+            for name, value, digits, unit, note in (
+                ("top-1", evaluation.top1, 2, "%", of),
+                ("top-5", evaluation.top5, 2, "%", ""),
+                ("agreement with float", evaluation.agreement, 2, "%", of),
+                ("SQNR", evaluation.sqnr, 1, "dB", ""),
+            )
+            if value is not None
+        ]
+    )
+    if evaluation.outputs and parts:
         each = ", ".join(f"output {name} {value:.1f}" for name, value in evaluation.outputs.items())
-        parts[-1] += f" (the lowest of {each}{'' if evaluation.agreement is not None else '; no class scores'})"
+        plain = evaluation.agreement is None and not evaluation.task
+        parts[-1] += f" (the lowest of {each}{'; no class scores' if plain else ''})"
     return ", ".join([*parts, f"{evaluation.samples} samples in {format_seconds(evaluation.seconds)}"])
 
 
@@ -191,6 +195,21 @@ def match_table(layers: Sequence[LayerMatch], most: int = 12) -> Table:
     return table
 
 
-def _measured(row: ResultRow, name: str, digits: int) -> str:
-    value = None if row.evaluation is None else getattr(row.evaluation, name)
-    return "" if value is None else f"{value:.{digits}f}"
+def _heading(name: str) -> str:
+    """The unit on a line of its own."""
+    what, _, unit = name.rpartition(" ")
+    return f"{what}\n{unit}" if what and unit in ("%", "dB") else name
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if name == "SQNR dB":
+        return f"{value:.1f}"
+    return f"{value:.2f}" if name.endswith((" %", " dB")) else f"{value:.5g}"
+
+
+def _with_unit(name: str, value: float) -> str:
+    """`AP50 41.60 %`"""
+    what, _, unit = _heading(name).partition("\n")
+    return f"{what} {_cell(name, value)} {unit}".strip()

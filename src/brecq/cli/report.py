@@ -88,11 +88,8 @@ def write_run_page(
 
 def measured(row: ResultRow) -> dict[str, float]:
     """What was measured of a network, by the name it is shown under; infinite values are left out."""
-    found = row.evaluation
-    if found is None:
-        return {}
-    values = {"top-1 %": found.top1, "top-5 %": found.top5, "agreement %": found.agreement, "SQNR dB": found.sqnr}
-    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+    found = {} if row.evaluation is None else row.evaluation.shown()
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def compare(

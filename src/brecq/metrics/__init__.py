@@ -12,9 +12,10 @@ from brecq.metrics.custom import Function, load_callable, load_metric
 from brecq.metrics.detection import Detection
 from brecq.metrics.embeddings import Embeddings
 from brecq.metrics.language import LanguageModel
-from brecq.metrics.names import TASKS, TaskName, task_metric
+from brecq.metrics.names import task_metric
 from brecq.metrics.restoration import Regression, Restoration
 from brecq.metrics.segmentation import Segmentation
+from brecq.tasks import TASKS, TaskName
 
 __all__ = [
     "TASKS",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 from brecq.errors import ConfigError
 from brecq.metrics.base import Decode, Task
@@ -12,11 +12,6 @@ from brecq.metrics.embeddings import Embeddings
 from brecq.metrics.language import LanguageModel
 from brecq.metrics.restoration import Regression, Restoration
 from brecq.metrics.segmentation import Segmentation
-
-TaskName = Literal[
-    "classification", "detection", "segmentation", "restoration", "regression", "embeddings", "language"
-]
-TASKS: tuple[str, ...] = get_args(TaskName)
 
 
 def task_metric(name: str, decode: Decode | None = None, **settings: Any) -> Task:

@@ -1,0 +1,217 @@
+"""Detection, segmentation and restoration: each task's own metric, and the decisions that quantization changes.
+
+    python benchmarks/tasks.py
+    python benchmarks/tasks.py --networks nanodet_m --settings W4A4 --steps 80 --batch-size 16
+
+NanoDet-m is judged by COCO's average precision on 128 pictures of val2017, calibrated on pictures of train2017.
+DeepLabV3 (MobileNetV2) is judged by the pixels and the mIoU that it has in common with the float network, inside the
+pictures, on the same data: there are no masks. The denoiser, a small DnCNN for Gaussian noise of 25 of 255 levels, is
+trained here, and judged by its PSNR and SSIM. Finished cells are kept in benchmarks/results/tasks.jsonl and not
+measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import time
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from cells import Cell, bits, describe_steps, parser, run_and_print, with_steps
+from common import DATA, require, use_threads
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import brecq
+from brecq import QuantConfig, Recipe, metrics
+from brecq.data import Dataset, Form, Preprocessing, load_data
+from brecq.metrics import Metric
+from brecq.metrics.segmentation import IGNORED
+
+NANODET, DEEPLAB, DENOISER = "nanodet_m", "deeplabv3_mnv2", "denoiser"
+CALIBRATION = {NANODET: 64, DEEPLAB: 16, DENOISER: 128}
+SAMPLES = {NANODET: 128, DEEPLAB: 24, DENOISER: 100}
+BATCH = {NANODET: 32, DEEPLAB: 8, DENOISER: 32}
+MEASURES = {
+    "AP %": ("AP (IoU 0.5 to 0.95) in percent", 1.0, 2),
+    "AP50 %": ("AP50 in percent", 1.0, 2),
+    "mIoU %": ("mIoU with the float network's classes, in percent", 1.0, 2),
+    "PSNR dB": ("PSNR in dB", 1.0, 2),
+    "SSIM": ("SSIM", 1.0, 4),
+    "flips": ("decisions that changed (boxes, pixels, 8-bit values), in percent", 1.0, 2),
+    "sqnr": ("SQNR of the worst output in dB", 1.0, 1),
+    "cpu_seconds": ("processor seconds to quantize", 1.0, 0),
+}
+
+NOISE = 25 / 255
+
+
+class Denoiser(nn.Module):
+    """DnCNN (Zhang et al. 2017) of six layers: it estimates the noise in pictures [N, 3, H, W], and subtracts it."""
+
+    def __init__(self, width: int = 32, layers: int = 6) -> None:
+        super().__init__()
+        inner = [each for _ in range(layers - 2) for each in (nn.Conv2d(width, width, 3, 1, 1), nn.ReLU())]
+        self.body = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1), nn.ReLU(), *inner, nn.Conv2d(width, 3, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.body(x)
+
+
+def main() -> None:
+    options = arguments()
+    use_threads(options.threads)
+    run_and_print(options, list_cells(options), measure, MEASURES)
+
+
+def arguments() -> argparse.Namespace:
+    found = parser(__doc__, "tasks.jsonl")
+    found.add_argument("--networks", nargs="+", choices=tuple(SAMPLES), default=tuple(SAMPLES))
+    found.add_argument("--settings", nargs="+", default=["W8A8", "W4A8", "W4A4"], metavar="WxAy")
+    found.add_argument("--batch-size", type=int, metavar="N", help="in place of 32 (DeepLabV3: 8)")
+    found.set_defaults(steps=80)
+    return found.parse_args()
+
+
+def list_cells(options: argparse.Namespace) -> list[Cell]:
+    recipe = with_steps(Recipe.preset("fast"), options.steps)
+    cells = []
+    for network in options.networks:
+        sizes = CALIBRATION[network], SAMPLES[network]
+        batch = options.batch_size or BATCH[network]
+        cells.append(Cell(network, "float", "", *sizes))
+        for setting in options.settings:
+            weights, activations = bits(setting)
+            nearest = QuantConfig(weights, activations, method="rtn", seed=options.seeds[0])
+            cells.append(Cell(network, "rounding to nearest", setting, *sizes, nearest))
+            mine = recipe.replace(batch_size=batch)
+            row = f"fast ({describe_steps(mine)}, batch {batch}, {sizes[0]} pictures)"
+            for seed in options.seeds:
+                cells.append(
+                    Cell(network, row, setting, *sizes, QuantConfig(weights, activations, recipe=mine, seed=seed))
+                )
+    return cells
+
+
+def measure(cell: Cell) -> dict[str, float]:
+    model, data = network(cell.network), test_data(cell.network)
+    if cell.config is None:
+        return quality(cell.network, model, data)
+    calibration = calibration_data(cell.network)
+    busy = time.process_time()
+    result = brecq.quantize(model, calibration, cell.config)
+    cost = {"cpu_seconds": time.process_time() - busy, "seconds": result.report.seconds}
+    return {**cost, "weight_bytes": result.weight_bytes(), **quality(cell.network, result.model, data)}
+
+
+def quality(name: str, model: nn.Module, data: Dataset) -> dict[str, float]:
+    """The task's metric by its names, the decisions changed (percent), and the SQNR of the worst output (dB)."""
+    found = brecq.evaluate(model, data, metric=metric(name), reference=network(name), batch_size=4)
+    values = {**found.metrics, "flips": found.flips, "sqnr": found.sqnr}
+    return {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def metric(name: str) -> Metric:
+    if name == NANODET:
+        return metrics.Detection(decode=_module("nanodet_m").decode)
+    return metrics.Segmentation() if name == DEEPLAB else metrics.Restoration()
+
+
+@lru_cache(maxsize=1)
+def network(name: str) -> nn.Module:
+    """The float network with its trained weights."""
+    if name == DENOISER:
+        return trained_denoiser()
+    build, weights = {
+        NANODET: (lambda: _module("nanodet_m").NanoDetM(), "coco_nanodet_m.safetensors"),
+        DEEPLAB: (lambda: _module("deeplabv3_mnv2").DeepLabV3MNV2(), "voc_deeplabv3_mnv2.safetensors"),
+    }[name]
+    model: nn.Module = build()
+    model.load_state_dict(load_file(require(DATA / "weights" / weights)))
+    return model.eval()
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """How the float network was trained to see pictures."""
+    if name == NANODET:
+        mean, std = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
+        return Preprocessing(
+            tuple(value / 255 for value in mean), tuple(value / 255 for value in std), (320, 320), None, color="BGR"
+        )
+    if name == DEEPLAB:
+        return Preprocessing((0.5,), (0.5,), (513, 513), None, fit="corner", fill=(0.5,))
+    return Preprocessing((0.0,), (1.0,), (96, 96), 128)
+
+
+@lru_cache(maxsize=1)
+def calibration_data(name: str) -> Dataset:
+    """Inputs that are quantized on."""
+    if name == DENOISER:
+        return Dataset((noisy(clean("imagenet_calib", CALIBRATION[name], 1), 1),))
+    found = load_data(require(DATA / "coco" / "train2017" / "images"), preprocessing(name), CALIBRATION[name], 0)
+    return Dataset(found.inputs)
+
+
+@lru_cache(maxsize=1)
+def test_data(name: str) -> Dataset:
+    """Inputs and what is right: boxes; the float network's classes inside the picture; pictures without noise."""
+    if name == DENOISER:
+        targets = clean("imagenet_val/images", SAMPLES[name], 0)
+        return Dataset((noisy(targets, 2),), targets=targets)
+    found = load_data(require(DATA / "coco" / "val2017"), preprocessing(name), None, 0, form=Form("detection"))
+    found = found.subset(slice(0, SAMPLES[name]))
+    if name == NANODET:
+        return found
+    with torch.inference_mode():
+        classes = torch.cat([network(name)(part).argmax(1) for part in found.inputs[0].split(4)])
+    assert found.targets is not None
+    for mask, target in zip(classes, found.targets, strict=True):
+        (height, width), (scale_x, scale_y, *_) = target["size"], target["placed"]
+        mask[round(height * scale_y) :] = IGNORED
+        mask[:, round(width * scale_x) :] = IGNORED
+    return Dataset(found.inputs, targets=classes)
+
+
+def clean(folder: str, count: int, seed: int) -> Tensor:
+    return load_data(require(DATA / folder), preprocessing(DENOISER), count, seed).inputs[0]
+
+
+def noisy(pictures: Tensor, seed: int) -> Tensor:
+    return pictures + NOISE * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def trained_denoiser(steps: int = 800, batch: int = 16, side: int = 40) -> nn.Module:
+    """Trained on crops of calibration images, two minutes of a processor."""
+    torch.manual_seed(0)
+    model, pictures = Denoiser(), clean("imagenet_calib", 400, 0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        chosen = pictures[torch.randint(len(pictures), (batch,))]
+        top, left = (int(torch.randint(96 - side + 1, ())) for _ in range(2))
+        target = chosen[..., top : top + side, left : left + side]
+        loss = F.mse_loss(model(target + NOISE * torch.randn_like(target)), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@lru_cache
+def _module(name: str) -> Any:
+    """The Python file of a network, which lies with its weights."""
+    spec = importlib.util.spec_from_file_location(name, require(DATA / "models" / f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()

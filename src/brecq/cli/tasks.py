@@ -1,0 +1,93 @@
+"""The options that say what a network does, and how that is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from brecq.cli import options as o
+from brecq.errors import ConfigError
+from brecq.settings import DATA, setting
+from brecq.tasks import TaskName
+
+if TYPE_CHECKING:
+    from brecq.data import Dataset, Form
+    from brecq.data.annotated import Split
+    from brecq.metrics import Metric
+
+CODE = "FILE.py:NAME"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(o.Checked):
+    """What the network does, and what is measured of it."""
+
+    # fmt: off
+    task: TaskName | None = setting(
+        None,
+        "what the network does, which decides how data is read (detection: COCO's JSON or YOLO's YAML and labels; "
+        "segmentation: VOC or images and masks; restoration: pairs; language: text) and what is measured",
+        panel=DATA,
+    )
+    metric: str | None = setting(
+        None, "a metric of your own: a function of outputs and targets, or a class with update and compute",
+        metavar=CODE, panel=DATA,
+    )
+    decode: str | None = setting(
+        None, "your function from what the network returns to what the task's metric takes, such as boxes",
+        metavar=CODE, panel=DATA,
+    )
+    tokenizer: str | None = setting(
+        None, "for text: a tokenizer of transformers (its name or folder), or your function", metavar=f"NAME|{CODE}",
+        panel=DATA,
+    )
+    tokens: int = setting(128, "for text: tokens a sample", low=2, high=2**20, metavar="N", panel=DATA)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decode is not None and self.task is None:
+            raise ConfigError("--decode belongs to a task; give --task too")
+        if self.tokenizer is not None and self.task != "language":
+            raise ConfigError("--tokenizer belongs to text; give --task language too")
+
+    def made(self) -> Metric | None:
+        """The metric; `None` leaves class scores to speak for themselves. Runs the files that it names."""
+        from brecq.metrics import load_callable, load_metric, task_metric
+
+        decode = None if self.decode is None else load_callable("--decode", self.decode)
+        if self.metric is not None:
+            return load_metric(self.metric)
+        return None if self.task is None else task_metric(self.task, decode)
+
+    def form(self, split: Split) -> Form:
+        """How data is read."""
+        from brecq.data import Form
+
+        tokenizer = None if self.tokenizer is None else _tokenizer(self.tokenizer)
+        return Form(self.task, split, tokenizer, self.tokens)
+
+
+def check_answers(path: Path, data: Dataset, metric: Metric | None) -> None:
+    """Raise `ConfigError` for targets that nothing is done with."""
+    if metric is None and data.targets is not None:
+        raise ConfigError(
+            f"what {path} says to be right are no class indices; say what the network does (--task), or give a metric "
+            "of your own (--metric)"
+        )
+
+
+def _tokenizer(spec: str) -> Any:
+    from brecq.metrics import load_callable
+
+    if ".py:" in spec:
+        return load_callable("--tokenizer", spec)
+    from brecq.sources.source import require
+
+    auto = require("transformers", "hf", f"--tokenizer {spec}").AutoTokenizer
+    try:
+        return auto.from_pretrained(spec)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigError(f"--tokenizer {spec}: {reason}; give a name of the hub, a folder, or {CODE}") from error

@@ -24,6 +24,9 @@ from brecq.metrics.judge import Judge
 from brecq.report import sqnr
 from brecq.settings import BATCH_SIZE, checked
 
+_ORDINARY = 3 * 256 * 256
+"""Numbers in a sample of which a whole batch is run at a time."""
+
 
 @dataclass
 class Evaluation:
@@ -74,6 +77,11 @@ class Evaluation:
         return {name: value for name, value in found.items() if value is not None}
 
 
+def _batch_of(data: Dataset) -> int:
+    numbers = sum(value[0].numel() for value in data.inputs)
+    return max(2, min(BATCH, BATCH * _ORDINARY // max(numbers, 1)))
+
+
 def _named(name: str, against: str) -> str:
     """`AP vs float %` of `AP %`."""
     what, _, unit = name.rpartition(" ")
@@ -86,7 +94,7 @@ def evaluate(
     *,
     metric: Metric | str | None = None,
     reference: nn.Module | None = None,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     device: torch.device | str = "auto",
     output: str | int | None = None,
     class_axis: int | None = None,
@@ -105,6 +113,7 @@ def evaluate(
         data: a `Dataset`, or whatever `brecq.quantize` takes, read batch by batch: it may be larger than memory.
         metric: of a task, such as `brecq.metrics.Detection(decode=...)`; its name; or anything with `update(outputs,
             targets)` and `compute()`. It is copied, once a network.
+        batch_size: samples at a time; `None`: 64, fewer where a sample holds more numbers than a picture of 256×256.
         device: where both networks run, and are moved back from; `auto` is the CUDA device where there is one.
         output: name, or place in a tuple, of the output that holds class scores, where that is none of these.
         class_axis: the axis of classes, where the scores have another layout.
@@ -114,7 +123,7 @@ def evaluate(
         DataError: labels that are out of range or do not go with the output, NaN in the output, no tensor in it, no
             such `output` or `class_axis`.
     """
-    checked("batch_size", batch_size, int, BATCH_SIZE)
+    checked("batch_size", batch_size, int | None, BATCH_SIZE)
     tally = _Tally(None if output is None else str(output), class_axis)
     judge = None if metric is None else Judge(metric)
     start = time.perf_counter()
@@ -124,7 +133,7 @@ def evaluate(
     device = check_device(device)
     with on_device(device, *models), torch.inference_mode(), evaluating(*models):
         for part in stream(data, model=model):
-            for rows in even_slices(len(part), batch_size):
+            for rows in even_slices(len(part), batch_size or _batch_of(part)):
                 few = part.subset(rows)
                 arguments = few.arguments([x.to(device) for x in few.inputs])
                 with running(f"samples {tally.samples} to {tally.samples + len(few) - 1}"):

@@ -79,6 +79,14 @@ OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "resize": (["--resize", "128"], {"changes.resize": "128"}),
     "interpolation": (["--interpolation", "bicubic"], {"changes.interpolation": "bicubic"}),
     "color": (["--color", "BGR"], {"changes.color": "BGR"}),
+    "fit": (["--fit", "letterbox"], {"changes.fit": "letterbox"}),
+    "fill": (["--fill", "0.5"], {"changes.fill": (0.5,)}),
+    "pad_multiple": (["--pad-multiple", "32"], {"changes.multiple": 32}),
+    "task": (["--task", "detection"], {"judged.task": "detection"}),
+    "metric": (["--metric", "m.py:psnr"], {"judged.metric": "m.py:psnr"}),
+    "decode": (["--task", "detection", "--decode", "d.py:f"], {"judged.task": "detection", "judged.decode": "d.py:f"}),
+    "tokenizer": (["--task", "language", "--tokenizer", "t"], {"judged.task": "language", "judged.tokenizer": "t"}),
+    "tokens": (["--tokens", "64"], {"judged.tokens": 64}),
     "resume": (["--resume"], {"output.resume": True}),
     "force": (["--force"], {"output.force": True}),
     "device": (["--device", "cuda:1"], {"machine.device": "cuda:1"}),
@@ -92,6 +100,7 @@ def make_job(calib: Path = Path("calib"), output: Path = Path("out"), **changes:
         spec="timm:resnet18", calibration=command.Calibration(calib=calib), evaluation=command.Evaluated(),
         config=QuantConfig(), bits_from=None, changes=options.Changes(), checkpoint=options.Checkpoint(),
         submodule=None, output=options.Output(output=output), machine=options.Machine(),
+        judged=command.Judged(),
     )  # fmt: skip
     return changed(made, changes)
 

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 KEEP_BYTES = 2 * 1024**3
 """Evaluation inputs up to this size stay in memory between the networks they are run through."""
 
-ORDINARY = 3 * 256 * 256
-"""Numbers in a sample of which a whole batch is run at a time."""
-
 _REQUIRED = ("mean", "std", "size")
 
 
@@ -104,14 +101,6 @@ class EvaluationData:
     @property
     def labelled(self) -> bool:
         return self.parts[0].labelled
-
-    @property
-    def batch(self) -> int:
-        """Samples to run at a time: fewer of large ones."""
-        from brecq.forward import BATCH
-
-        numbers = sum(value[0].numel() for value in self.parts[0].inputs)
-        return max(2, min(BATCH, BATCH * ORDINARY // max(numbers, 1)))
 
     def __iter__(self) -> Iterator[Dataset]:
         return iter(self.parts) if self.complete else self._read()

@@ -195,9 +195,7 @@ def work(job: Job, console: Console) -> None:
 
     rows = [ResultRow("float", None, None, None)]
     if evaluation is not None and evaluation.labelled:
-        measured = brecq.evaluate(
-            source.model, evaluation, metric=metric, batch_size=evaluation.batch, device=job.machine.device
-        )
+        measured = brecq.evaluate(source.model, evaluation, metric=metric, device=job.machine.device)
         rows[0] = dataclasses.replace(rows[0], evaluation=measured)
         tell(console, "float", describe_evaluation(measured))
 
@@ -279,7 +277,7 @@ def quantized_rows(
     rows: list[ResultRow] = []
     device = job.machine.device
     how: dict[str, Any] = {
-        "metric": metric, "reference": model, "device": device, "batch_size": evaluation.batch,
+        "metric": metric, "reference": model, "device": device,
         "class_axis": job.config.class_axis,
     }  # fmt: skip
     if learned:

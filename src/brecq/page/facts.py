@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from brecq.checkpoint.tensors import IntegerTensor, PackedWeight, Stored, collect_tensors, stored_bytes
 from brecq.converted.layers import weighted_layers
+from brecq.graph.ops import WEIGHTED
 from brecq.report import BlockReport, ScopeEntry, TensorNoise
 from brecq.result import QuantResult
 
@@ -70,7 +71,7 @@ def gather(result: QuantResult) -> Facts:
     report = result.report
     assert isinstance(result.converted, GraphModule)
     stored = collect_tensors(result.converted)
-    entries = [entry for entry in report.scope if entry.weights]
+    entries = [entry for entry in report.scope if entry.weights and entry.kind in WEIGHTED.values()]  # no look-ups
     noise = {each.layer: each for each in report.tensors}
     seen: set[str] = set()
     layers = []

@@ -1,0 +1,143 @@
+"""`--task`, `--metric`, `--decode` and `--tokenizer` from end to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import Result
+
+from brecq.errors import ConfigError
+
+Invoke = Callable[..., Result]
+
+SOURCE = """
+import torch
+from torch import nn
+from brecq.data import Preprocessing
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+        self.near, self.far = nn.Conv2d(8, 6, 1), nn.Conv2d(8, 6, 3, 2, 1)
+
+    def forward(self, x):
+        x = self.body(x)
+        return [self.near(x), self.far(x)]
+
+
+def build():
+    torch.manual_seed(3)
+    return Detector().eval(), Preprocessing((0.5,), (0.25,), (32, 32), None, fit="letterbox")
+
+
+def decode(outputs):
+    boxes, scores, labels = [], [], []
+    for output in outputs:
+        flat = output.flatten(2).transpose(1, 2)
+        boxes.append(torch.cat([flat[..., :2] * 8, flat[..., :2] * 8 + 16], -1))
+        scores.append(flat[..., 4:].sigmoid().amax(-1))
+        labels.append(flat[..., 4:].argmax(-1))
+    return torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(labels, 1)
+
+
+def largest(outputs, targets):
+    return {"largest": max(float(output.abs().max()) for output in outputs)}
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Embedding(26, 16), nn.Linear(16, 16), nn.Linear(16, 26)
+
+    def forward(self, tokens):
+        return self.head(torch.relu(self.mix(self.embed(tokens))))
+
+
+def language():
+    torch.manual_seed(4)
+    return Model().eval()
+
+
+def letters(text):
+    return [ord(letter) - ord("a") for letter in text if letter.isalpha()]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "net.py").write_text(SOURCE)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for index in range(6):
+        pixels = np.random.default_rng(index).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+        (tmp_path / "labels" / f"{index}.txt").write_text("1 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "text.txt").write_text("abcdefghijklmnopqrstuvwxyz " * 6)
+    return tmp_path
+
+
+def test_detection(folder: Path, invoke: Invoke) -> None:
+    pytest.importorskip("faster_coco_eval")
+    net, out = folder / "net.py", folder / "out"
+    task = ("--task", "detection", "--decode", f"{net}:decode")
+    result = invoke("quantize", f"{net}:build", "--calib", folder, "--eval", folder, *task, "--steps", "2", "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "with targets" in result.output
+    assert "YOLO labels of 80 classes" in result.output
+    record = json.loads((out / "record.json").read_text())
+    names = [set(row["metrics"]) for row in record["rows"]]
+    assert {"AP %", "AP50 %"} <= names[0]
+    assert {"AP %", "AP50 %", "flips %", "SQNR dB"} <= names[1] & names[2]
+    assert "AP50 %" in (out / "report.html").read_text()
+    again = invoke(
+        "evaluate", out, "--data", folder, "--decode", f"{net}:decode", "--task", "detection", "--model",
+        f"{net}:build", "--json",
+    )  # fmt: skip
+    assert again.exit_code == 0, again.output
+    measured = json.loads(again.stdout)
+    assert measured["task"] == "detection"
+    last = record["rows"][2]["metrics"]
+    assert measured["metrics"]["AP %"] == pytest.approx(last["AP %"])
+    assert measured["flips"] == pytest.approx(last["flips %"])
+    assert set(measured["outputs"]) == {"0", "1"}
+    mine = invoke(
+        "evaluate", out, "--data", folder / "images", "--metric", f"{net}:largest", "--model", f"{net}:build", "--json"
+    )
+    assert mine.exit_code == 0, mine.output
+    assert json.loads(mine.stdout)["metrics"]["largest"] > 0
+
+
+def test_language(folder: Path, invoke: Invoke) -> None:
+    net, out, text = folder / "net.py", folder / "out", folder / "text.txt"
+    task = ("--task", "language", "--tokenizer", f"{net}:letters", "--tokens", "6")
+    result = invoke("quantize", f"{net}:language", "--calib", text, "--eval", text, *task, "--steps", "2", "-o", out)
+    assert result.exit_code == 0, result.output
+    record = json.loads((out / "record.json").read_text())
+    assert {"perplexity", "flips %"} <= set(record["rows"][-1]["metrics"])
+
+
+def test_what_does_not_go_together(folder: Path, invoke: Invoke) -> None:
+    net = folder / "net.py"
+    for extra, message in (
+        (["--decode", f"{net}:decode"], "--decode belongs to a task"),
+        (["--tokenizer", "gpt2"], "--tokenizer belongs to text"),
+        (["--metric", f"{net}:largest"], "give --eval PATH too"),
+    ):
+        result = invoke("quantize", f"{net}:build", "--calib", folder, "-o", folder / "out", *extra)
+        assert result.exit_code != 0
+        assert isinstance(result.exception, ConfigError) or message in result.output
+        assert message in (str(result.exception) + result.output)
+
+
+def test_targets_without_a_task_are_refused(folder: Path, invoke: Invoke) -> None:
+    net = folder / "net.py"
+    np.savez(folder / "t.npz", x=np.zeros((4, 3, 32, 32), np.float32), y=np.zeros((4, 5), np.float32))
+    result = invoke("quantize", f"{net}:build", "--calib", folder, "--eval", folder / "t.npz", "-o", folder / "out")
+    assert "no class indices; say what the network does (--task)" in (str(result.exception) + result.output)

@@ -1,0 +1,211 @@
+"""Data of tasks as it lies on disk: boxes, masks, pairs, text; and where pictures are placed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from brecq.data import Form, Preprocessing, iter_data, load_data
+from brecq.errors import ConfigError, DataError
+
+PLAIN = Preprocessing((0.0,), (1.0,), (32, 32), None)
+LETTERBOX = PLAIN.replace(fit="letterbox")
+SIZE = (40, 20)  # width, height
+
+
+def picture(path: Path, size: tuple[int, int] = SIZE, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def yolo(root: Path) -> Path:
+    for index, split in enumerate(("train", "val")):
+        picture(root / split / "images" / "a.png", seed=index)
+        picture(root / split / "images" / "b.png", seed=index + 2)  # no objects, and so no file
+        (root / split / "labels").mkdir()
+        (root / split / "labels" / "a.txt").write_text("1 0.5 0.5 0.5 1.0\n0 0.25 0.25 0.75 0.25 0.75 0.5\n")
+    (root / "data.yaml").write_text("path: .\ntrain: train/images\nval: val/images\nnames: [cat, dog]\n")
+    return root
+
+
+def coco(root: Path) -> Path:
+    picture(root / "val2017" / "7.png")
+    (root / "annotations").mkdir()
+    values = {
+        "images": [{"id": 7, "file_name": "7.png"}, {"id": 8, "file_name": "missing.png"}],
+        "categories": [{"id": 90, "name": "b"}, {"id": 3, "name": "a"}],
+        "annotations": [
+            {"image_id": 7, "bbox": [10, 0, 20, 20], "category_id": 90, "area": 123.0, "iscrowd": 1},
+        ],
+    }
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(values))
+    return root
+
+
+@pytest.mark.parametrize("what", ["folder", "yaml", "split"])
+def test_yolo_labels(tmp_path: Path, what: str) -> None:
+    root = yolo(tmp_path)
+    path = {"folder": root, "yaml": root / "data.yaml", "split": root / "val"}[what]
+    data = load_data(path, LETTERBOX, None, 0, form=Form("detection"))
+    assert [Path(name).name for name in data.names] == ["a.png", "b.png"]
+    first, second = data.targets  # type: ignore[misc]
+    # of class cx cy w h, and of an outline its box; in pixels of the picture
+    assert first["boxes"].tolist() == [[10.0, 0.0, 30.0, 20.0], [10.0, 5.0, 30.0, 10.0]]
+    assert first["labels"].tolist() == [1, 0]
+    assert first["categories"].tolist() == [2, 1]
+    assert second["boxes"].shape == (0, 4)
+    # 40 × 20 pixels fit into 32 × 32 at 0.8, 8 rows of gray above
+    assert first["placed"] == pytest.approx((0.8, 0.8, 0, 8))
+    assert first["size"] == (20, 40)
+    assert torch.equal(data.inputs[0][0, :, 0], torch.full((3, 32), 114 / 255))
+
+
+def test_a_yaml_names_what_to_calibrate_on(tmp_path: Path) -> None:
+    root = yolo(tmp_path)
+    train, val = (
+        load_data(root / "data.yaml", LETTERBOX, None, 0, form=Form("detection", split)) for split in ("train", "val")
+    )
+    assert not torch.equal(train.inputs[0], val.inputs[0])
+
+
+def test_coco_json(tmp_path: Path) -> None:
+    root = coco(tmp_path)
+    for path in (root, root / "annotations" / "instances_val2017.json"):
+        data = load_data(path, LETTERBOX, None, 0, form=Form("detection"))
+        (target,) = data.targets  # type: ignore[misc]
+        assert target["boxes"].tolist() == [[10.0, 0.0, 30.0, 20.0]]
+        assert (target["labels"].tolist(), target["categories"].tolist()) == ([1], [90])
+        assert (target["area"].tolist(), target["iscrowd"].tolist()) == ([123.0], [1])
+        assert "1 pictures missing" in data.origin
+
+
+def test_wrong_boxes(tmp_path: Path) -> None:
+    root = yolo(tmp_path)
+    (root / "val" / "labels" / "a.txt").write_text("1 0.5\n")
+    with pytest.raises(DataError, match=r"line 1 of a\.txt is '1 0\.5'"):
+        load_data(root / "data.yaml", PLAIN, None, 0, form=Form("detection"))
+    (root / "val" / "labels" / "a.txt").write_text("2 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(DataError, match=r"a\.txt holds class 2, and there are 2"):
+        load_data(root / "data.yaml", PLAIN, None, 0, form=Form("detection"))
+    (root / "data.yaml").write_text("val: val/images\n")
+    with pytest.raises(DataError, match="no entry 'train'"):
+        load_data(root / "data.yaml", PLAIN, None, 0, form=Form("detection", "train"))
+
+
+def test_pictures_without_boxes_are_read_for_calibration(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    data = load_data(tmp_path, LETTERBOX, None, 0, form=Form("detection", "train"))
+    assert data.targets is None
+    assert len(data) == 1
+
+
+@pytest.mark.parametrize("voc", [True, False])
+def test_masks(tmp_path: Path, voc: bool) -> None:
+    folders = ("JPEGImages", "SegmentationClass") if voc else ("images", "masks")
+    picture(tmp_path / folders[0] / ("a.jpg" if voc else "a.png"))
+    indices = np.zeros((20, 40), dtype=np.uint8)
+    indices[:, 20:] = 5
+    mask = Image.fromarray(indices)
+    if voc:
+        mask.putpalette([255, 0, 0] * 256)  # colors mean nothing
+        picture(tmp_path / folders[0] / "unlisted.jpg")
+        (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+        (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text("a\n")
+    (tmp_path / folders[1]).mkdir()
+    mask.save(tmp_path / folders[1] / "a.png")
+    data = load_data(tmp_path, PLAIN.replace(fit="corner"), None, 0, form=Form("segmentation"))
+    expected = torch.full((32, 32), 255, dtype=torch.uint8)
+    expected[:16, :16], expected[:16, 16:] = 0, 5  # scaled by 0.8 to 32 × 16
+    assert len(data) == 1
+    assert torch.equal(data.targets[0], expected)  # type: ignore[index]
+
+
+def test_a_picture_without_its_mask(tmp_path: Path) -> None:
+    for name in ("images/a.png", "images/b.png"):
+        picture(tmp_path / name)
+    (tmp_path / "masks").mkdir()
+    Image.new("L", SIZE).save(tmp_path / "masks" / "a.png")
+    with pytest.raises(DataError, match=r"1 pictures in .*images have no mask in .*masks, such as b\.png"):
+        load_data(tmp_path, PLAIN, None, 0, form=Form("segmentation"))
+
+
+def test_pairs_of_pictures(tmp_path: Path) -> None:
+    picture(tmp_path / "lr" / "a.png", (20, 20))
+    picture(tmp_path / "hr" / "a.png", (40, 40))
+    original = PLAIN.replace(fit="original", fill=(0.0,))
+    data = load_data(tmp_path, original, None, 0, form=Form("restoration"))
+    (target,) = data.targets  # type: ignore[misc]
+    assert (data.inputs[0].shape, target.shape) == ((1, 3, 32, 32), (3, 64, 64))
+    pixels = np.asarray(Image.open(tmp_path / "hr" / "a.png"), dtype=np.float32) / 255
+    assert torch.equal(target[:, :40, :40], torch.from_numpy(pixels).permute(2, 0, 1))
+    assert target[:, 40:].abs().max() == 0
+
+
+def test_targets_in_npz(tmp_path: Path) -> None:
+    x = np.zeros((4, 3, 8, 8), np.float32)
+    masks = np.arange(4 * 64).reshape(4, 8, 8) % 5
+    np.savez(tmp_path / "masks.npz", x=x, y=masks)
+    data = load_data(tmp_path / "masks.npz", None, 2, 0)
+    assert data.labels is None
+    assert torch.equal(data.targets, torch.from_numpy(masks)[[int(n[-2]) for n in data.names]])  # type: ignore[arg-type]
+    np.savez(tmp_path / "pairs.npz", x=x, y=np.full((4, 8, 8, 3), 51, np.uint8))
+    (part,) = iter_data(tmp_path / "pairs.npz", None)
+    assert torch.equal(part.targets, torch.full((4, 3, 8, 8), 0.2))  # type: ignore[arg-type]
+    np.savez(tmp_path / "two.npz", a=x, b=x[:, 0], y=np.zeros(4, np.float32))
+    two = load_data(f"{tmp_path / 'two.npz'}:a,b,y", None, None, 0)
+    assert (two.keys, two.targets.shape) == (("a", "b"), (4,))  # type: ignore[union-attr]
+
+
+def test_text(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("abcdefghij")
+
+    def tokenizer(text: str) -> list[int]:
+        return [ord(letter) - ord("a") for letter in text]
+
+    data = load_data(tmp_path / "text.txt", None, None, 0, form=Form("language", tokenizer=tokenizer, length=4))
+    assert data.inputs[0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert torch.equal(data.targets, data.inputs[0])  # type: ignore[arg-type]
+    assert data.keys == ()
+    named = Form("language", tokenizer=lambda text: {"input_ids": tokenizer(text), "attention_mask": [1]}, length=5)
+    (part,) = iter_data(tmp_path / "text.txt", None, form=named)
+    assert part.keys == ("input_ids", "attention_mask")
+    with pytest.raises(DataError, match="10 tokens, fewer than one sequence of 11"):
+        load_data(tmp_path / "text.txt", None, None, 0, form=Form("language", tokenizer=tokenizer, length=11))
+    with pytest.raises(DataError, match="text needs a tokenizer"):
+        load_data(tmp_path / "text.txt", None, None, 0, form=Form("language"))
+
+
+@pytest.mark.parametrize("fit", ["crop", "letterbox", "corner", "original"])
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (33, 64), (16, 16)])
+def test_points_are_where_they_are_said_to_be(fit: str, size: tuple[int, int]) -> None:
+    preprocessing = PLAIN.replace(fit=fit, **({"resize": 40} if fit == "crop" else {}))
+    width, height = size
+    image = Image.new("RGB", size)
+    spot = (3 * width // 8, height // 2)
+    image.paste((255, 255, 255), (spot[0] - 1, spot[1] - 1, spot[0] + 1, spot[1] + 1))
+    placed = preprocessing.place(height, width)
+    pixels = preprocessing(image).mean(0)
+    x, y = spot[0] * placed.scale_x + placed.left, spot[1] * placed.scale_y + placed.top
+    rows, columns = torch.arange(32) + 0.5, torch.arange(32) + 0.5
+    light = (pixels - (114 / 255) * (pixels == torch.tensor(114 / 255))).clamp(min=0)
+    assert (light.sum(1) * rows).sum() / light.sum() == pytest.approx(y, abs=0.6)
+    assert (light.sum(0) * columns).sum() / light.sum() == pytest.approx(x, abs=0.6)
+
+
+def test_letterbox_settings() -> None:
+    assert PLAIN.replace(multiple=20).size == (40, 40)
+    assert Preprocessing.imagenet().replace(fit="letterbox").resize is None
+    with pytest.raises(ConfigError, match="resize is 256, and letterbox scales to the size"):
+        Preprocessing.imagenet().replace(fit="letterbox", resize=256)
+    described = LETTERBOX.describe()
+    assert "fit into 32x32, both sides padded with 114" in described
+    assert Preprocessing.from_dict(json.loads(json.dumps(LETTERBOX.to_dict()))) == LETTERBOX
+    old = {key: value for key, value in PLAIN.to_dict().items() if key not in ("fit", "fill", "multiple")}
+    assert Preprocessing.from_dict(old) == PLAIN

@@ -140,7 +140,12 @@ def preprocessing(name: str) -> Preprocessing:
     if name == NANODET:
         mean, std = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
         return Preprocessing(
-            tuple(value / 255 for value in mean), tuple(value / 255 for value in std), (320, 320), None, color="BGR"
+            tuple(value / 255 for value in mean),
+            tuple(value / 255 for value in std),
+            (320, 320),
+            None,
+            color="BGR",
+            fit="letterbox",
         )
     if name == DEEPLAB:
         return Preprocessing((0.5,), (0.5,), (513, 513), None, fit="corner", fill=(0.5,))

@@ -21,6 +21,7 @@ import os
 import platform
 import pstats
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -244,7 +245,12 @@ def extrapolated(recipe: str, took: Values) -> float:
     return round(took["seconds"] + more, 1)
 
 
-TESTS = ({"-k": "not waits"}, {"-k": "waits"})
+TESTS = (
+    {"-k": "waits and device"},
+    {"-k": "waits and host"},
+    {"-k": "not waits and (every_time or every_shape)"},
+    {"-k": "not waits and not every_time and not every_shape"},
+)
 """The tests marked `cuda` run in so many processes."""
 
 
@@ -255,7 +261,7 @@ class CudaTests:
         tests = sorted((ROOT / "tests").rglob("test_*.py"))
         self.files = [str(path) for path in tests if "mark.cuda" in path.read_text(encoding="utf-8")]
         self.until = time.perf_counter() + min(150.0, bench.limit / 3)
-        command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider", "--tb=short"]
+        command = [sys.executable, "-m", "pytest", "-m", "cuda", "-v", "-p", "no:cacheprovider", "--tb=short"]
         self.running = (
             [] if bench.tiny or not wanted else [self._start([*command, *chain(*part.items())]) for part in TESTS]
         )
@@ -264,7 +270,7 @@ class CudaTests:
         output = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  read when the process ends
         started = subprocess.Popen(
             [*command, *self.files], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         return started, output
 
@@ -274,12 +280,15 @@ class CudaTests:
             try:
                 process.wait(max(0.1, self.until - time.perf_counter()))
             except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGINT)  # it still says what failed so far
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(10)
                 process.kill()
                 process.wait()
             output.seek(0)
             text = output.read()
             found["ok"] &= process.returncode == 0
-            found["outputs"].append(text[-9000:] if process.returncode else text[-1500:])
+            found["outputs"].append(text[-16000:] if process.returncode else text[-1500:])
         found["summary"] = "; ".join(text.strip().splitlines()[-1] for text in found["outputs"] if text.strip())
         return found
 

@@ -101,6 +101,7 @@ ROWS = {
     "autocast": Row({"autocast": "bf16"}, "activations", "steps scope"),
     "memory_budget": Row({"memory_budget": 0}, "", "codes scales activations biases nearest after steps"),
     "class_axis": Row({"class_axis": 1}, "codes", "nearest steps", {**FISHER, "dense": True}),
+    "outputs": Row({"outputs": "values"}, "codes", "nearest steps", FISHER),
     "seed": Row({"seed": 1}, "codes activations", "steps scope"),
 }
 OWN = {each.name for each in fields(QuantConfig)}

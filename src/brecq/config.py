@@ -40,6 +40,7 @@ Loss = Literal["plain", "fisher"]
 FisherLabels = Literal["sampled", "given"]
 StepSpace = Literal["log", "linear"]
 Autocast = Literal["off", "bf16"]
+Outputs = Literal["auto", "scores", "values"]
 
 
 def check_bits(name: str, bits: int) -> None:
@@ -343,6 +344,13 @@ class QuantConfig:
         "axis of classes in the network's scores, where they are neither [N, classes], [N, classes, H, W] nor "
         "[N, tokens, classes]: Fisher information and agreement need it",
         low=-8, high=8, check=check_class_axis, metavar="AXIS", panel=MODEL,
+    )
+    outputs: Outputs = setting(
+        "auto",
+        "what the network returns, for Fisher information: scores of classes; or values (pictures, boxes, vectors), "
+        "each output's squared error counted by its own power; auto takes one tensor, or one named logits or out, for "
+        "scores",
+        panel=MODEL,
     )
     seed: int = seed()
     # fmt: on

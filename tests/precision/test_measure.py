@@ -233,17 +233,30 @@ def test_what_cannot_be_measured(bench, options: dict, message: str) -> None:
         bench.measure("ResNet", **options)
 
 
-def test_a_network_without_class_scores_is_an_error(networks) -> None:
-    class Scalar(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(3)])
+class Regressor(torch.nn.Module):
+    """Two outputs, the second a thousand times the first, after a layer that feeds it alone."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.body(x).sum(1)
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(*[torch.nn.Linear(6, 6) for _ in range(2)])
+        self.small, self.large = torch.nn.Linear(6, 3), torch.nn.Linear(6, 3)
 
-    with pytest.raises(DataError, match="a sensitivity table can only be measured for class scores"):
-        measure_sensitivity(Scalar().eval(), torch.randn(8, 4), QuantConfig())
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = torch.relu(self.body(x))
+        return {"small": self.small(x), "large": 1000 * self.large(x)}
+
+
+def test_outputs_that_are_no_scores_count_by_their_own_power() -> None:
+    torch.manual_seed(1)
+    model = Regressor().eval()
+    x = torch.randn(256, 6)
+    table = measure_sensitivity(model, x, QuantConfig(first_last=None), bits=(2, 8), cross="none", draws=8)
+    alone = {(*term.bits.items(),): term.losses["fisher"] for term in table.terms}
+    small, large = (alone[((f"{name}/weight", 2),)] for name in ("small", "large"))
+    assert 0.1 < small / large < 10  # squared errors alone would differ by a million
+    forced = QuantConfig(first_last=None, outputs="scores")
+    with pytest.raises(DataError, match="outputs='values' weighs any outputs"):
+        measure_sensitivity(model, x, forced, bits=(2, 8), cross="none")
 
 
 def test_prepared_networks_have_the_bits_of_the_knobs(bench) -> None:

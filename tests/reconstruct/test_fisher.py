@@ -94,7 +94,7 @@ def test_sequences_have_their_classes_last_unless_told() -> None:
 
 @pytest.mark.parametrize("output", [torch.randn(3), torch.randn(3, 1), (torch.randn(3, 4), torch.randn(3, 4))])
 def test_a_network_without_logits_is_an_error(output: object) -> None:
-    with pytest.raises(DataError, match=r"returns logits \[N, C, \.\.\.\], not .*; use loss='plain'"):
+    with pytest.raises(DataError, match=r"returns logits \[N, C, \.\.\.\], not .*; outputs='values' weighs"):
         log_likelihood(output, None, generator())
 
 
@@ -125,3 +125,40 @@ def test_sketched_vectors_have_the_fisher_information_as_their_covariance(lab) -
         products = (vectors * direction.repeat(draws // 20, *[1] * (z.dim() - 1))).flatten(1).sum(1).square()
         found += products.view(-1, samples).mean(0) / 20
     torch.testing.assert_close(found, exact, rtol=0.1, atol=0)
+
+
+def test_values_have_the_information_of_their_relative_squared_errors(lab) -> None:
+    """Of any change d of a block output, E[(g · d)²] is Σ over outputs of |J d|² / (mean Σ r²)."""
+    samples, draws = 3, 2000
+    _, network = lab.network(lab.config())
+    (x,) = lab.inputs(samples=samples)
+    head = network.blocks[-1]
+    values = {network.inputs[0]: x}
+    for block in network.blocks[:-1]:
+        values.update({name: value.detach() for name, value in block(values).items()})
+    name = head.inputs[0]
+    direction = torch.randn(values[name].shape, generator=generator(5))
+    with torch.no_grad():
+        output = network.output(head(values))
+    step = 1e-2 * direction
+    with torch.no_grad():
+        moved = network.output(head({**values, name: values[name] + step}))
+    power = output.square().sum() / samples
+    exact = ((moved - output) / 1e-2).square().flatten(1).sum(1) / power
+
+    cache, source = ActivationCache(CPU), generator(1)
+    repeated = (x.repeat(draws // 20, 1, 1, 1),)
+    found = torch.zeros(samples)
+    for draw in range(20):
+        sketch(network, repeated, cache, source, draw, outputs="values")
+        vectors = cache.get(Slot("gradient", name, draw), slice(0, len(repeated[0])))
+        products = (vectors * direction.repeat(draws // 20, *[1] * (direction.dim() - 1))).flatten(1).sum(1).square()
+        found += products.view(-1, samples).mean(0) / 20
+    torch.testing.assert_close(found, exact, rtol=0.12, atol=0)
+
+
+def test_values_weigh_every_block(lab) -> None:
+    _, network = lab.network(lab.config())
+    cache = ActivationCache(CPU)
+    measure(network, lab.inputs(samples=8), None, cache, generator(), outputs="values")
+    assert all(cache.get(Slot("fisher", n), slice(0, 8)).isfinite().all() for b in network.blocks for n in b.targets)

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @command
 def inspect(
     spec: o.Spec,
-    config: Annotated[QuantConfig, Without(("method", "recipe", "autocast", "memory_budget", "class_axis", "seed"))],
+    config: Annotated[
+        QuantConfig, Without(("method", "recipe", "autocast", "memory_budget", "class_axis", "outputs", "seed"))
+    ],
     checkpoint: o.Checkpoint,
     changes: Annotated[o.Changes, Without(o.PIXELS)],
     examples: o.Examples,

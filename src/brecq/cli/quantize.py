@@ -27,7 +27,7 @@ from brecq.cli.parsing import given, require_data, require_path
 from brecq.cli.progress import make_progress
 from brecq.cli.render import ResultRow, describe_evaluation, make_console, result_table, short_count
 from brecq.cli.report import collect_pictures, write_run_page
-from brecq.cli.tasks import Judged, check_answers
+from brecq.cli.tasks import VALUES, Judged, check_answers
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 from brecq.settings import DATA, WHAT, setting
@@ -121,6 +121,8 @@ def quantize(
     """
     if bits_from is not None and (option := given(ctx, DECIDED)) is not None:
         raise ConfigError(f"{option} is decided by --bits-from; drop it, or change single layers with --set")
+    if judged.task in VALUES and config.outputs == "auto":
+        config = dataclasses.replace(config, outputs="values")
     job = Job(
         spec=spec, calibration=calibration, evaluation=evaluation, config=config, bits_from=bits_from,
         changes=changes, checkpoint=checkpoint, submodule=submodule, output=output, machine=machine,

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from brecq.metrics import Metric
 
 CODE = "FILE.py:NAME"
+VALUES = ("detection", "restoration", "regression", "embeddings")
+"""Tasks whose networks return no scores of classes, whatever the shapes of their outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,8 @@ def measure_sensitivity(
     """Measure what each bit-width costs, for `brecq.search`.
 
     Args:
-        model: any module that `torch.export` can capture and that returns logits; it is left unchanged.
+        model: any module that `torch.export` can capture; it is left unchanged. Of one that returns no class scores
+            (`QuantConfig.outputs`) each output's squared error counts by the power of that output.
         calibration: inputs like those the network will see, as for `brecq.quantize`.
         config: placement, schemes, granularity, first and last layer, rules (what they settle is not searched),
             activation bits, seed; the recipe for `quality="reconstructed"`.

@@ -57,7 +57,9 @@ class Survey:
         run.progress.stage("measuring the Fisher information of every block")
         generator = torch.Generator().manual_seed(run.seed("sensitivity"))
         for draw in range(draws):
-            fisher.sketch(run.network, run.inputs, run.cache, generator, draw, run.config.class_axis)
+            fisher.sketch(
+                run.network, run.inputs, run.cache, generator, draw, run.config.class_axis, run.config.outputs
+            )
         self.forwards += draws * len(self.blocks)
         if self.learned and run.config.recipe.loss == "fisher":
             measure_fisher(run)

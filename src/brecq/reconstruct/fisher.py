@@ -4,6 +4,10 @@ The Fisher information of a block's output z, for one sample, is F = E_y[g gᵀ]
 from the network's own predictive distribution. One backward pass over the float network yields all blocks' gradients.
 `measure` keeps its diagonal, normalized for the reconstruction loss; `sketch` keeps vectors whose outer product is F
 on average, on the scale that all blocks share.
+
+A network that returns no class scores (boxes, depth, pictures, several outputs) predicts a normal distribution about
+each of its outputs r, of the variance Σ r² a sample: its Fisher information is Σ Jᵀ J / Σ r² over the outputs, and
+what is measured with it is the squared error of each output divided by the power of that output.
 """
 
 from __future__ import annotations
@@ -17,11 +21,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from brecq import logits
+from brecq.config import Outputs
 from brecq.errors import DataError
 from brecq.forward import BATCH
 from brecq.graph.blocks import Network, Values
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct.cache import ActivationCache, Slot
+
+_OTHERWISE = "outputs='values' weighs any outputs by their squares, loss='plain' needs none"
 
 
 def measure(
@@ -31,6 +38,7 @@ def measure(
     cache: ActivationCache,
     generator: torch.Generator,
     class_axis: int | None = None,
+    outputs: Outputs = "auto",
 ) -> None:
     """Store in `cache`, as slots `fisher`, the weights of every block output: g², float32, the output's shape,
     mean 1 over each sample.
@@ -38,13 +46,17 @@ def measure(
     Args:
         inputs: each [N, ...] on the CPU. labels: int64 [N] to use instead of sampled ones.
         generator: CPU generator that labels are sampled with.
-        class_axis: of the logits, see `brecq.logits.class_axis`.
+        class_axis: of the logits, see `brecq.logits.class_axis`. outputs: what the network returns.
 
     Raises:
-        DataError: the network's output holds no logits, or they have not one label each.
+        DataError: the network's output holds no logits and `outputs` or the labels ask for them; they have not one
+            label each.
     """
+    values = _Values(network, inputs, cache.device, generator)
 
     def objective(output: Any, part: slice) -> Tensor:
+        if labels is None and not _scored(output, outputs):
+            return values.direction(output)
         return log_likelihood(output, None if labels is None else labels[part], generator, class_axis)
 
     for name, start, value, gradient in _gradients(network, inputs, cache.device, objective):
@@ -59,6 +71,7 @@ def sketch(
     generator: torch.Generator,
     draw: int = 0,
     class_axis: int | None = None,
+    outputs: Outputs = "auto",
 ) -> None:
     """Store in `cache`, as slots `gradient`, a random vector g of every block output with E[g gᵀ] = F,
     float32, the output's shape.
@@ -67,11 +80,14 @@ def sketch(
     signs u. Unlike a sampled label, every class counts in every sample, which leaves far less noise.
 
     Raises:
-        DataError: the network's output holds no logits.
+        DataError: the network's output holds no logits, and `outputs` asks for them.
     """
+    values = _Values(network, inputs, cache.device, generator)
 
     def objective(output: Any, part: slice) -> Tensor:
-        flat = positions(output, class_axis, "a sensitivity table can only be measured for class scores")
+        if not _scored(output, outputs):
+            return values.direction(output)
+        flat = positions(output, class_axis, _OTHERWISE)
         p = flat.detach().softmax(-1)
         signs = torch.randint(2, p.shape, generator=generator).to(p) * 2 - 1
         direction = p.sqrt() * signs - p * (p.sqrt() * signs).sum(-1, keepdim=True)
@@ -80,6 +96,51 @@ def sketch(
     for name, start, value, gradient in _gradients(network, inputs, cache.device, objective):
         found = torch.zeros_like(value) if gradient is None else gradient
         cache.put(Slot("gradient", name, draw), start, found, len(inputs[0]))
+
+
+def _scored(output: Any, outputs: Outputs) -> bool:
+    """Whether the output is looked at as class scores."""
+    return outputs == "scores" or (outputs == "auto" and logits.scores(output) is not None)
+
+
+class _Values:
+    """Outputs that are no class scores, each on the scale of its power over all samples, known at the first use."""
+
+    def __init__(
+        self, network: Network, inputs: tuple[Tensor, ...], device: torch.device, generator: torch.Generator
+    ) -> None:
+        self.network, self.inputs, self.device, self.generator = network, inputs, device, generator
+        self.powers: dict[str, float] = {}
+
+    def direction(self, output: Any) -> Tensor:
+        """Σ u · r / √(Σ r²) over the outputs, with random signs u; 0-dim, differentiable.
+
+        Raises:
+            DataError: no output depends on the inputs through real numbers.
+        """
+        if not self.powers:
+            self._measure()
+        found = {
+            name: value for name, value in logits.named_outputs(output).items()
+            if value.is_floating_point() and value.requires_grad
+        }  # fmt: skip
+        if not found:
+            raise DataError("no output of the network has a gradient: it returns indices; use loss='plain'")
+        total = torch.zeros((), device=self.device)
+        for name, value in found.items():
+            signs = torch.randint(2, value.shape, generator=self.generator).to(value) * 2 - 1
+            total = total + (signs * value).sum() / self.powers[name] ** 0.5
+        return total
+
+    @torch.no_grad()
+    def _measure(self) -> None:
+        """Σ r² of each output, mean over samples."""
+        count = len(self.inputs[0])
+        for start in range(0, count, BATCH):
+            output = self.network.graph(*(value[start : start + BATCH].to(self.device) for value in self.inputs))
+            for name, value in logits.named_outputs(_structured(self.network, output)).items():
+                power = value.double().square().sum().item() / count
+                self.powers[name] = self.powers.get(name, 1e-30) + power
 
 
 def _gradients(
@@ -123,7 +184,7 @@ def log_likelihood(
     output: Any, labels: Tensor | None, generator: torch.Generator, class_axis: int | None = None
 ) -> Tensor:
     """Σ log p(y) over samples (and positions), differentiable, 0-dim; y given, or sampled from the softmax."""
-    flat = positions(output, class_axis, "use loss='plain'")
+    flat = positions(output, class_axis, _OTHERWISE)
     if labels is None:
         probabilities = flat.detach().softmax(-1).cpu()
         target = torch.multinomial(probabilities, 1, generator=generator)[:, 0]

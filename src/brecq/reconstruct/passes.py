@@ -66,7 +66,7 @@ def measure_fisher(run: Run) -> None:
     """Put the weights of the loss `fisher` into the cache, as the recipe says."""
     given = run.labels if run.config.recipe.fisher_labels == "given" else None
     generator = torch.Generator().manual_seed(run.seed("fisher"))
-    fisher.measure(run.network, run.inputs, given, run.cache, generator, run.config.class_axis)
+    fisher.measure(run.network, run.inputs, given, run.cache, generator, run.config.class_axis, run.config.outputs)
 
 
 def _measure_fisher(run: Run) -> bool:

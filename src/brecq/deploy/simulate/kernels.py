@@ -103,3 +103,8 @@ def regrid(codes: Tensor, source: Grid, grid: Grid) -> Tensor:
 
 def _codes(values: Tensor, grid: Grid) -> Tensor:
     return values.clamp(grid.low, grid.high).to(grid.dtype)
+
+
+def fits_int4(integers: Tensor) -> bool:
+    """True if four bits hold every one of the integers."""
+    return not integers.numel() or bool((integers.min() >= -8) & (integers.max() <= 7))

@@ -58,7 +58,7 @@ class IntegerModel(nn.Module):
         self.completed = completed
         self.graph = completed.graph
         self._constants = {
-            node: _read_constant(self.graph, node) for node in self.graph.graph.nodes if _is_stored(node)
+            node: read_constant(self.graph, node) for node in self.graph.graph.nodes if _is_stored(node)
         }
 
     @torch.no_grad()
@@ -224,7 +224,8 @@ def _is_stored(node: Node) -> bool:
     return bool(codes.op == "get_attr")
 
 
-def _read_constant(graph: Any, node: Node) -> Constant:
+def read_constant(graph: Any, node: Node) -> Constant:
+    """The constant that a dequantize node of a program reads."""
     codes = constant(graph, node.args[0])
     if node.target is DEQUANTIZE:
         grid = grid_of(node)

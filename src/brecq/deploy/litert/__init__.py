@@ -1,0 +1,1 @@
+"""LiteRT: a completed program as a `.tflite` file with int8 and int4 weights."""

@@ -1,0 +1,143 @@
+"""LiteRT's interpreter: loading a `.tflite` file, running it, and looking at its inner tensors."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from brecq.deploy.runtime import Kernels
+from brecq.errors import ConfigError, ExportError
+
+METADATA = "brecq"
+LAYERS = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"}
+
+
+class Session:
+    """A `.tflite` file on the CPU, with XNNPACK where it has kernels, as the interpreter runs it by default.
+
+    Inputs and outputs are as the network has them, [N, C, H, W]; inputs of any number of samples run in batches of the
+    size that the file has.
+
+    Args:
+        source: the path of a file, or its bytes. kernels: `default`, or `reference` for the slow ones that define
+            what integer operators compute.
+
+    Raises:
+        ExportError: the interpreter does not load the file.
+    """
+
+    name = "LiteRT"
+
+    def __init__(self, source: Path | bytes, threads: int = 1, kernels: str = "default") -> None:
+        self._content = source if isinstance(source, bytes) else source.read_bytes()
+        self._resolver = OpResolverType.BUILTIN_REF if kernels == "reference" else OpResolverType.BUILTIN
+        self._threads = threads
+        self._interpreter = self._load(False)
+        facts = _facts(self._content)
+        self.digest: str | None = facts.get("digest")
+        self.codes: dict[str, Any] = facts.get("codes", {})
+        signature = self._interpreter.get_input_details()
+        self.inputs = tuple(str(each["name"]) for each in signature)
+        self.batch = int(signature[0]["shape"][0])
+        self._tracing: Any = None
+
+    def _load(self, preserve: bool) -> Any:
+        try:
+            interpreter = Interpreter(
+                model_content=self._content,
+                num_threads=self._threads,
+                experimental_op_resolver_type=self._resolver,
+                experimental_preserve_all_tensors=preserve,
+            )
+            interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ExportError(f"LiteRT does not load the file: {line}") from error
+        return interpreter
+
+    def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        return self._run(self._interpreter, inputs, ())[0]
+
+    def trace(self, *inputs: np.ndarray) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+        """The outputs, and the codes of every quantized activation by name, as the network has them."""
+        if self._tracing is None:
+            self._tracing = self._load(True)
+        outputs, codes = self._run(self._tracing, inputs, tuple(self.codes.values()))
+        return outputs, dict(zip(self.codes, codes, strict=True))
+
+    def _run(
+        self, interpreter: Any, inputs: Sequence[np.ndarray], tapped: Sequence[Any]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        if len(inputs) != len(self.inputs):
+            raise ConfigError(
+                f"the file takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), got {len(inputs)}"
+            )
+        count = len(inputs[0])
+        outputs: list[list[np.ndarray]] = []
+        codes: list[list[np.ndarray]] = []
+        for start in range(0, count, self.batch):
+            rows = min(self.batch, count - start)
+            for details, value in zip(interpreter.get_input_details(), inputs, strict=True):
+                part = value[start : start + self.batch]
+                full = np.concatenate([part, *[part[-1:]] * (self.batch - rows)])
+                interpreter.set_tensor(details["index"], np.ascontiguousarray(_channels_last(full)))
+            interpreter.invoke()
+            found = [interpreter.get_tensor(details["index"]) for details in interpreter.get_output_details()]
+            outputs.append([_channels_first(each)[:rows] for each in found])
+            codes.append([_codes(interpreter.get_tensor(index), *rest)[:rows] for index, *rest in tapped])
+        return _joined(outputs), _joined(codes)
+
+    def kernels(self) -> Kernels:
+        """Layers by the type of their outputs."""
+        details = {each["index"]: each for each in self._interpreter.get_tensor_details()}
+        counts: Counter[str] = Counter()
+        integer = floating = 0
+        for each in self._interpreter._get_ops_details():
+            if each["op_name"] == "DELEGATE":
+                continue
+            counts[each["op_name"]] += 1
+            if each["op_name"] in LAYERS:
+                is_integer = details[each["outputs"][0]]["dtype"] is np.int8
+                integer, floating = integer + is_integer, floating + (not is_integer)
+        return Kernels(integer, floating, dict(counts))
+
+
+def load(path: Path, threads: int = 1) -> Session:
+    """An exported file in LiteRT."""
+    return Session(path, threads)
+
+
+def _codes(tensor: np.ndarray, offset: int, layout: str) -> np.ndarray:
+    """Codes as the network's quantizer makes them."""
+    order = [layout.index(str(dim)) for dim in range(len(layout))]
+    return (tensor.astype(np.int16) - offset).transpose(order)
+
+
+def _channels_last(value: np.ndarray) -> np.ndarray:
+    return value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
+
+
+def _channels_first(value: np.ndarray) -> np.ndarray:
+    return value.transpose(0, 3, 1, 2) if value.ndim == 4 else value
+
+
+def _joined(parts: list[list[np.ndarray]]) -> list[np.ndarray]:
+    return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+
+def _facts(content: bytes) -> dict[str, Any]:
+    """What brecq wrote into a file's metadata; nothing of another's."""
+    model = schema.Model.GetRootAs(content, 0)
+    for number in range(model.MetadataLength()):
+        entry = model.Metadata(number)
+        if entry.Name() == METADATA.encode():
+            facts: dict[str, Any] = json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+            return facts
+    return {}

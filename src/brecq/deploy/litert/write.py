@@ -1,0 +1,98 @@
+"""The format `tflite`: int8 activations, weights of 8 or 4 bits, float operators where the runtime has no others."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch.fx import GraphModule
+
+from brecq.converted.grids import QUANTIZE
+from brecq.deploy.complete import added_note, complete
+from brecq.deploy.formats import Exported
+from brecq.deploy.lite.lower import lower
+from brecq.deploy.lite.program import Program
+from brecq.deploy.litert.flatbuffer import serialize
+from brecq.deploy.litert.runtime import METADATA, Session
+from brecq.errors import ConfigError, ExportError
+from brecq.storage.files import write as write_file
+from brecq.version import __version__
+
+if TYPE_CHECKING:
+    from brecq.result import QuantResult
+
+LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+
+
+def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
+    """Write a result as a `.tflite` file. Pictures go in and come out as [N, H, W, C], in float32.
+
+    Args:
+        batch: the batch size of the file, which is fixed.
+
+    Raises:
+        ConfigError: `batch` is below 1. ExportError: as `brecq.export`; also for results with float activations, for
+            asymmetric 8-bit weights, and for operators that LiteRT has no form of.
+    """
+    if batch < 1:
+        raise ConfigError(f"batch is {batch}; choose 1 or more")
+    graph = result.converted
+    assert isinstance(graph, GraphModule)
+    if not any(node.target is QUANTIZE for node in graph.graph.nodes):
+        raise ExportError(
+            "LiteRT's integer kernels need quantized activations, and this result leaves them in float; quantize with "
+            "--activation-bits 8, or export to ONNX or OpenVINO"
+        )
+    completed = complete(result, linear_outputs=True)
+    program = lower(completed, batch, "LiteRT")
+    content = serialize(program, f"brecq {__version__}", {METADATA: facts(result, program)})
+    Session(content)  # a file that does not load is not written
+    write_file(path, content, ExportError)
+    return Exported(path, (path,), path.stat().st_size, (*notes(program), *added_note(completed)))
+
+
+def facts(result: QuantResult, program: Program) -> bytes:
+    """What the file says of itself: its result, and where the codes of quantizers are: [tensor, offset, layout]."""
+    index = {tensor: number for number, tensor in enumerate(program.tensors())}
+    codes = {
+        name: [index[each.tensor], each.offset, "".join(map(str, each.layout))]
+        for name, each in program.codes.items()
+        if each.tensor in index
+    }
+    return json.dumps(
+        {
+            "version": __version__,
+            "digest": result.digest(),
+            "preprocessing": result.metadata.get("preprocessing"),
+            "codes": codes,
+        },
+        separators=(",", ":"),
+    ).encode()
+
+
+def notes(program: Program) -> tuple[str, ...]:
+    """What a user should know about the file."""
+    widths: Counter[str] = Counter()
+    for operator in program.operators:
+        weight = operator.inputs[1] if operator.kind in LAYERS else None
+        if weight is not None:
+            widths[weight.dtype] += 1
+    stored = [f"{widths[key]} layers at {bits} bits" for key, bits in (("int4", 4), ("int8", 8)) if widths[key]]
+    stored += [f"{widths['float32']} in float"] if widths["float32"] else []
+    floats = sorted({each.kind for each in program.operators if _is_float(each)})
+    found = [", ".join(stored)] if stored else []
+    if any(len(tensor.shape) == 4 for tensor in program.inputs):
+        found.append("pictures go in as [N, H, W, C]")
+    if floats:
+        found.append(f"computed in float: {', '.join(floats)}")
+    return tuple(found)
+
+
+def _is_float(operator: object) -> bool:
+    from brecq.deploy.lite.program import Operator
+
+    assert isinstance(operator, Operator)
+    moved = {"DEQUANTIZE", "QUANTIZE", "RESHAPE", "TRANSPOSE"}
+    return operator.kind not in moved and operator.outputs[0].dtype == "float32"

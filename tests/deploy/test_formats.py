@@ -17,8 +17,8 @@ Quantized = Callable[..., QuantResult]
 
 
 def test_unknown_formats_and_options_name_the_known_ones(quantized: Quantized, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'tflite'; choose one of onnx"):
-        brecq.export(quantized("ConcatNet"), tmp_path / "m", "tflite")
+    with pytest.raises(ConfigError, match="'coreml'; choose one of onnx"):
+        brecq.export(quantized("ConcatNet"), tmp_path / "m", "coreml")
     with pytest.raises(ConfigError, match="no option 'bits'; it takes pack"):
         brecq.export(quantized("ConcatNet"), tmp_path / "m.onnx", bits=4)
     with pytest.raises(ExportError, match="does not exist; create it"):

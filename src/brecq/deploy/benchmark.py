@@ -96,6 +96,8 @@ def benchmark(
         runners: list[Runner] = [runner]
         if hasattr(module, "load_float"):
             runners.insert(0, module.load_float(reference, threads))
+        elif hasattr(module, "float_of"):
+            runners.insert(0, module.float_of(result, threads))
         measured = [_measure(runners, result, batch, runs, seconds) for batch in batches]
     return Benchmark(
         runner.name,

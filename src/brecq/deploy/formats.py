@@ -27,6 +27,7 @@ class Format:
         runner: the module that loads such a file into its runtime, `load(path, threads) -> runtime.Runner`; empty
             without one. exact: True if the runtime computes what the integer simulator computes, code for code.
         differs: otherwise, why it may not. files: suffixes of files that lie beside the one that is named.
+        arithmetic: how it computes, by its name in `brecq.deploy.simulate.arithmetic`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Format:
     exact: bool = False
     differs: str = ""
     files: tuple[str, ...] = ()
+    arithmetic: str = "OnnxRuntime"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ FORMATS = {
             "openvino", "brecq.deploy.openvino.write", ".xml", "openvino", "OpenVINO: int8 kernels, packed weights",
             runner="brecq.deploy.openvino.runtime", files=(".bin",),
             differs="OpenVINO rescales sums in an order of its own, so that some codes differ by one",
+        ),
+        Format(
+            "tflite", "brecq.deploy.litert.write", ".tflite", "litert",
+            "LiteRT: integer kernels, 4- and 8-bit weights",
+            runner="brecq.deploy.litert.runtime", exact=True, arithmetic="LiteRT",
         ),
         Format("qonnx", "brecq.deploy.qonnx", ".onnx", "onnx", "QONNX for FINN and hls4ml: any bit-width"),
         Format(

@@ -99,7 +99,7 @@ def verify(
     runner, kind = open_file(path, format)
     if bisect and not hasattr(runner, "trace"):
         raise ConfigError(f"{runner.name} shows no tensors inside a {kind.name} file; leave out bisect")
-    simulator = simulate(result)
+    simulator = simulate(result, kind.arithmetic)
     floats = float_operators(simulator.completed.graph)
     exact, tolerance = kind.exact and not floats, tolerance or Tolerance()
     run = _Run(runner, simulator, result, always=bisect or not exact)

@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from brecq.converted.plan import CLAMPS
 from brecq.converted.rewrite import clamp_bounds
-from brecq.deploy.lite.joins import mean, add, multiply
-from brecq.deploy.lite.lower import Lowering, lowers
+from brecq.deploy.lite.joins import add, mean, multiply
+from brecq.deploy.lite.lowering import Lowering, lowers
 from brecq.deploy.lite.moves import resized, view
 from brecq.deploy.lite.program import Tensor, constant
 from brecq.deploy.lite.values import Layout, Pending, Value, arranged, identity
 from brecq.graph import ops
+from brecq.graph.integer import CLAMPS
 
 aten = ops.aten
 
 Arguments = tuple[Any, ...]
 Options = dict[str, Any]
 
-_ALIKE = {
+_ALIKE: dict[Any, str] = {
     aten.sigmoid.default: "LOGISTIC", aten.tanh.default: "TANH", aten.sqrt.default: "SQRT", aten.exp.default: "EXP",
     aten.rsqrt.default: "RSQRT", aten.neg.default: "NEG", aten.abs.default: "ABS", aten.square.default: "SQUARE",
     aten.log.default: "LOG", aten.sin.default: "SIN", aten.cos.default: "COS", aten.hardswish.default: "HARD_SWISH",
@@ -53,7 +53,9 @@ class Real:
     def call(self, kind: str, *others: Tensor | float, swap: bool = False, **options: Any) -> Real:
         """An elementwise operator of this and others."""
         inputs = [self.tensor, *(each if isinstance(each, Tensor) else scalar(each) for each in others)]
-        tensor = self.low.build.emit(kind, inputs[::-1] if swap else inputs, kind.lower(), self.tensor.shape, **options)
+        tensor = self.low.build.emit(
+            kind, inputs[::-1] if swap else inputs, kind.lower(), self.tensor.shape, **options
+        )
         return Real(self.low, self.shape, self.layout, tensor)
 
     def reduce(self, kind: str, dims: list[int]) -> Real:
@@ -150,7 +152,7 @@ def _softmax(low: Lowering, value: Value, dim: int) -> Value:
 
 @lowers(aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default)
 def reduction(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Any:
-    kinds = {aten.mean.dim: "MEAN", aten.sum.dim_IntList: "SUM", aten.amax.default: "REDUCE_MAX"}
+    kinds: dict[Any, str] = {aten.mean.dim: "MEAN", aten.sum.dim_IntList: "SUM", aten.amax.default: "REDUCE_MAX"}
     value = low.value(args[0])
     dims = args[1] if len(args) > 1 and args[1] is not None else []
     dims = [dims] if isinstance(dims, int) else list(dims)
@@ -187,10 +189,11 @@ def group_norm(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> V
 @lowers(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 def batch_norm(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Value:
     x = Real.of(low, low.value(args[0]))
-    weight, bias, mean, variance = (low.env[each] if isinstance(each, Node) else each for each in node.args[1:5])
+    parts: list[Any] = [low.env[each] if isinstance(each, Node) else each for each in node.args[1:5]]
+    weight, bias, mean, variance = parts
     epsilon = args[7] if node.target is aten.batch_norm.default else args[6]
-    factor = (1 if weight is None else weight) / torch.sqrt(variance + epsilon)  # type: ignore[operator]
-    shift = (0 if bias is None else bias) - mean * factor  # type: ignore[operator]
+    factor = (1 if weight is None else weight) / torch.sqrt(variance + epsilon)
+    shift = (0 if bias is None else bias) - mean * factor
     shape = (-1, *[1] * (len(x.shape) - 2))
     return _scaled(low, x, factor.reshape(shape), shift.reshape(shape))
 
@@ -248,5 +251,3 @@ def addcmul(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Any:
     if kwargs.get("value", 1) != 1:
         product = multiply(low, node, (product, kwargs["value"]), {})
     return add(low, node, (args[0], product), {})
-
-

@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from brecq.converted.grids import Grid
 from brecq.deploy.lite.program import Quantization
+from brecq.deploy.simulate.arithmetic import int8_offset
 
 
 @dataclass(frozen=True)
 class Int8Grid:
     """A grid moved into int8: code + offset, which changes no value.
 
-    Codes narrower than 8 bits are moved up to 127, so that saturation bounds them above, and a fused ReLU below where
-    `low` is the zero point.
+    A fused ReLU bounds them below where `low` is the zero point (see `int8_offset` for the upper end).
 
     Attributes:
         low, high: what the moved codes are bounded to.
@@ -40,7 +39,5 @@ class Int8Grid:
 
 def in_int8(grid: Grid) -> Int8Grid:
     """The place of a grid's codes."""
-    offset = 127 - grid.high
-    if grid.whole or not -128 <= grid.zero_point + offset <= 127:
-        offset = -128 if grid.dtype is torch.uint8 else 0
+    offset = int8_offset(grid)
     return Int8Grid(grid.scale, grid.zero_point + offset, grid.low + offset, grid.high + offset, offset)

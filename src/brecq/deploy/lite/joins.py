@@ -10,7 +10,8 @@ from torch.fx import Node
 
 from brecq.converted.grids import DEQUANTIZE, QUANTIZE, grid_of
 from brecq.deploy.lite.grids import Int8Grid, in_int8
-from brecq.deploy.lite.lower import Lowering, lowers
+from brecq.deploy.lite.lowering import Lowering, lowers
+from brecq.deploy.lite.moves import sliced, view
 from brecq.deploy.lite.padding import pair, pooling, windows
 from brecq.deploy.lite.program import Quantization, Tensor, constant
 from brecq.deploy.lite.values import CHANNELS_LAST, Layout, Pending, Value, arranged, identity, usual
@@ -40,9 +41,9 @@ def quantize(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str,
 def regrid(low: Lowering, value: Value, layout: Layout, grid: Int8Grid, name: str) -> Tensor:
     """The codes of a value on a grid."""
     source = value.either(layout)
-    if source.quantization is not None and (source.scale, source.zero_point) == (grid.scale, grid.zero_point):
-        if (grid.low, grid.high) == (-128, 127):
-            return source
+    is_whole = (grid.low, grid.high) == (-128, 127)
+    if is_whole and source.quantization == grid.quantization:
+        return source
     return low.build.emit_on("QUANTIZE", [source], name, source.shape, grid)
 
 
@@ -86,8 +87,6 @@ def _broadcast(low: Lowering, value: Value, rank: int) -> Value:
     """With ones in front of its dimensions."""
     if value.rank == rank:
         return value
-    from brecq.deploy.lite.moves import view
-
     return view(low, value, (1,) * (rank - value.rank) + value.shape)
 
 
@@ -141,8 +140,6 @@ def concatenate(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[s
 
 @lowers(aten.stack.default)
 def stack(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    from brecq.deploy.lite.moves import view
-
     parts = [low.value(part) for part in args[0]]
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % (parts[0].rank + 1)
     shape = (*parts[0].shape[:dim], 1, *parts[0].shape[dim:])
@@ -162,9 +159,7 @@ def join(low: Lowering, parts: list[Value], dim: int) -> Any:
 
     def real() -> Value:
         name = low.build.free("concatenation")
-        return Value(
-            low.build, name, whole, reals={layout: emit([part.real(layout) for part in parts], name, None)}
-        )
+        return Value(low.build, name, whole, reals={layout: emit([part.real(layout) for part in parts], name, None)})
 
     if not all(part.is_quantized for part in parts):
         return real()
@@ -174,13 +169,26 @@ def join(low: Lowering, parts: list[Value], dim: int) -> Any:
         return Value(low.build, name, whole, codes={layout: emit(codes, name, codes[0])})
 
     def on(grid: Int8Grid, name: str) -> Value:
-        tensors = [
-            regrid(low, part, layout, grid, f"{name}_part{number}") for number, part in enumerate(parts)
-        ]
+        tensors = [regrid(low, part, layout, grid, f"{name}_part{number}") for number, part in enumerate(parts)]
         joined = emit(tensors, name, Tensor("", (), "int8", grid.quantization))
         return Value(low.build, name, whole, codes={layout: joined})
 
     return Pending(on, real)
+
+
+@lowers(aten.roll.default)
+def roll(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x = low.value(args[0])
+    dims = args[2] if len(args) > 2 else []
+    if not dims:
+        low.refuse(node, "rolls over all dimensions at once")
+    for amount, dim in zip(args[1], dims, strict=True):
+        dim, length = dim % x.rank, x.shape[dim % x.rank]
+        start = -int(amount) % length
+        if start:
+            x = join(low, [sliced(low, x, dim, start, length), sliced(low, x, dim, 0, start)], dim)
+            x = x if isinstance(x, Value) else x.real()
+    return x
 
 
 @lowers(aten.adaptive_avg_pool2d.default)
@@ -250,7 +258,7 @@ def _average(
     def real() -> Value:
         source, code = pooling(low, x.real(CHANNELS_LAST), size, stride, [(p, p) for p in padding], [1, 1], 0)
         name = low.build.free("average")
-        options = {"filterHeight": size[0], "filterWidth": size[1], "padding": code, **strides}
+        options: dict[str, Any] = {"filterHeight": size[0], "filterWidth": size[1], "padding": code, **strides}
         if padding != [0, 0] and code == 0:  # SAME leaves the padding out
             source, code = pooling(
                 low, x.real(CHANNELS_LAST), size, stride, [(p, p) for p in padding], [1, 1], 0, explicit=True
@@ -278,5 +286,3 @@ def _average(
         return Value(low.build, name, shape, codes={CHANNELS_LAST: tensor})
 
     return Pending(on, real)
-
-

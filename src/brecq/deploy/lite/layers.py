@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from brecq.deploy.lite.grids import Int8Grid
-from brecq.deploy.lite.lower import Lowering, lowers, numpy
+from brecq.deploy.lite.lowering import Lowering, lowers, numpy
 from brecq.deploy.lite.moves import view, zero_padding
 from brecq.deploy.lite.padding import VALID, Sides, pair, pooling, windows
 from brecq.deploy.lite.program import Quantization, Tensor, constant
@@ -38,7 +38,7 @@ def linear(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str, A
     weight, bias = _parts(low, node, x)
     shape = (*x.shape[:-1], weight.numbers.shape[0])
     order = identity(x.rank)
-    options = {"keepNumDims": x.rank != 2}
+    options: dict[str, Any] = {"keepNumDims": x.rank != 2}
     name = _weight_name(node)
     weights = weight.tensor(low, name, weight.numbers, 0, int4=True)
 
@@ -101,18 +101,23 @@ def convolution(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[s
     return _pending(low, node, weight, on, real)
 
 
-@lowers(aten.conv_transpose2d.input)
+@lowers(aten.conv_transpose2d.input, aten.conv_transpose1d.default)
 def transposed(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x = low.value(args[0])
     weight, bias = _parts(low, node, x)
     kernel = weight.numbers  # [in, out / groups, height, width]
     stride, padding, more, groups, dilation = (*args[3:], *[None] * 5)[:5]
-    stride, padding, more = pair(stride or 1), pair(padding or 0), pair(more or 0)
+    flat = x.rank == 3
+    stride, padding, more = _both(stride, 1, flat), _both(padding, 0, flat), _both(more, 0, flat)
+    if flat:
+        kernel, x = kernel[:, :, None], view(low, x, (x.shape[0], x.shape[1], 1, x.shape[2]))
     if groups not in (None, 1):
         low.refuse(node, f"is transposed in {groups} groups")
     if pair(dilation or 1) != [1, 1]:
         low.refuse(node, "is transposed and dilated")
-    full = [(length - 1) * step + taps for length, step, taps in zip(x.shape[2:], stride, kernel.shape[2:], strict=True)]
+    full = [
+        (length - 1) * step + taps for length, step, taps in zip(x.shape[2:], stride, kernel.shape[2:], strict=True)
+    ]
     size = [length - 2 * cut + extra for length, cut, extra in zip(full, padding, more, strict=True)]
     if any(extra > cut for cut, extra in zip(padding, more, strict=True)):
         low.refuse(node, "is transposed with more output padding than padding")
@@ -120,7 +125,8 @@ def transposed(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[st
     memory = arranged(shape, CHANNELS_LAST)
     weights = weight.tensor(low, _weight_name(node), kernel.transpose(1, 2, 3, 0), 0, int4=False)
     whole = (x.shape[0], *full, channels)
-    start, options = [0, *padding, 0], {"padding": VALID, "strideH": stride[0], "strideW": stride[1]}
+    start = [0, *padding, 0]
+    options: dict[str, Any] = {"padding": VALID, "strideH": stride[0], "strideW": stride[1]}
 
     def cropped(tensor: Tensor, called: str) -> Tensor:
         if tuple(tensor.shape) == memory:
@@ -128,17 +134,20 @@ def transposed(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[st
         inputs = [tensor, constant("begin", start), constant("size", list(memory))]
         return low.build.emit("SLICE", inputs, called, memory, tensor)
 
+    def back(value: Value) -> Value:
+        return view(low, value, (shape[0], shape[1], shape[3])) if flat else value
+
     def on(grid: Int8Grid, called: str) -> Value:
         inputs = [constant("output_shape", list(whole)), weights, x.code(CHANNELS_LAST), bias]
         inner = called if whole == memory else f"{called}_whole"
         tensor = low.build.emit_on("TRANSPOSE_CONV", inputs, inner, whole, grid, fuses=True, **options)
-        return Value(low.build, called, shape, codes={CHANNELS_LAST: cropped(tensor, called)})
+        return back(Value(low.build, called, shape, codes={CHANNELS_LAST: cropped(tensor, called)}))
 
     def real() -> Value:
         called = low.build.free(node.name)
         inputs = [constant("output_shape", list(whole)), weights, x.real(CHANNELS_LAST), bias]
         tensor = low.build.emit("TRANSPOSE_CONV", inputs, f"{called}_whole", whole, **options)
-        return Value(low.build, called, shape, reals={CHANNELS_LAST: cropped(tensor, called)})
+        return back(Value(low.build, called, shape, reals={CHANNELS_LAST: cropped(tensor, called)}))
 
     return _pending(low, node, weight, on, real)
 
@@ -159,23 +168,22 @@ class _Weight:
         return Tensor(name, data.shape, dtype, quantization, data.astype(np.int8))
 
 
-def _parts(low: Lowering, node: Node, x: Value) -> tuple[_Weight, Tensor | None]:
+def _parts(low: Lowering, node: Node, x: Value) -> tuple[_Weight, Tensor]:
     """Weight and bias of a layer: integers if it reads codes."""
-    weight, bias = [*node.args, None][1:3]
+    parts: list[Any] = [*node.args, None][1:3]
+    weight, bias = parts
     stored = low.stored(weight) if x.is_quantized else None
     if stored is not None and (bias is None or low.stored(bias) is not None):
         _refuse_wide(low, node, stored)
         scale = numpy(stored.scale).reshape(-1)
         found = _Weight(numpy(stored.integers), scale)
-        return found, None if bias is None else _bias(low, bias, low.stored(bias))
+        return found, _bias(low, bias, low.stored(bias)) if bias is not None else _no_bias(low, node, x, found)
     numbers = low.env[weight]
     if numbers.dtype != torch.float32 or weight in low.computed:
         low.refuse(node, "computes its weight")
-    tensor = None
-    if bias is not None:
-        data = numpy(low.env[bias])
-        tensor = Tensor(_target(bias), data.shape, "float32", None, data)
-    return _Weight(numpy(numbers), None), tensor
+    data = np.zeros(_channels(low, node), np.float32) if bias is None else numpy(low.env[bias])
+    name = f"zeros{len(data)}" if bias is None else _target(bias)
+    return _Weight(numpy(numbers), None), Tensor(name, data.shape, "float32", None, data)
 
 
 def _refuse_wide(low: Lowering, node: Node, stored: Constant) -> None:
@@ -188,6 +196,19 @@ def _bias(low: Lowering, node: Any, stored: Constant | None) -> Tensor:
     quantization = Quantization(numpy(stored.scale).reshape(-1))
     data = numpy(stored.integers).astype(np.int32)
     return Tensor(_target(node), data.shape, "int32", quantization, data)
+
+
+def _no_bias(low: Lowering, node: Node, x: Value, weight: _Weight) -> Tensor:
+    """Zeros: the runtimes' convolutions insist on a bias."""
+    assert weight.scale is not None
+    count = _channels(low, node)
+    step = np.float32(next(iter(x.codes.values())).scale)
+    scale = np.broadcast_to(weight.scale * step, (count,) if len(weight.scale) > 1 else (1,))
+    return Tensor(f"zeros{count}", (count,), "int32", Quantization(scale), np.zeros(count, np.int32))
+
+
+def _channels(low: Lowering, node: Node) -> int:
+    return int(low.env[node].shape[-1 if ops.kind(node) == "linear" else 1])
 
 
 def _pending(low: Lowering, node: Node, weight: _Weight, on: Any, real: Any) -> Any:
@@ -215,19 +236,23 @@ def _geometry(args: tuple[Any, ...], kernel: tuple[int, ...], flat: bool, around
     """Of a convolution with zeros `around` its input already."""
     stride, padding, dilation, groups = (*args[3:], *[None] * 4)[:4]
 
-    def both(value: Any, neutral: int) -> list[int]:
-        if value is None:
-            return [neutral, neutral]
-        return [neutral, *pair(value)[:1]] if flat else pair(value)
-
-    dilations = both(dilation, 1)
+    dilations = _both(dilation, 1, flat)
     if isinstance(padding, str):
-        total = [spread * (taps - 1) if padding == "same" else 0 for spread, taps in zip(dilations, kernel, strict=True)]
+        total = [
+            spread * (taps - 1) if padding == "same" else 0 for spread, taps in zip(dilations, kernel, strict=True)
+        ]
         pads = [(each // 2, each - each // 2) for each in total]
     else:
-        pads = [(each, each) for each in both(padding, 0)]
+        pads = [(each, each) for each in _both(padding, 0, flat)]
     pads = [(a + c, b + d) for (a, b), (c, d) in zip(pads, around, strict=True)]
-    return Geometry(both(stride, 1), pads, dilations, groups or 1)
+    return Geometry(_both(stride, 1, flat), pads, dilations, groups or 1)
+
+
+def _both(value: Any, neutral: int, flat: bool) -> list[int]:
+    """For height and width; a signal has a height of 1."""
+    if value is None or value == []:
+        return [neutral, neutral]
+    return [neutral, *pair(value)[:1]] if flat else pair(value)
 
 
 def _weight_name(node: Node) -> str:
@@ -239,5 +264,3 @@ def _target(node: Any) -> str:
     while node.op != "get_attr" and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return str(node.target)
-
-

@@ -1,4 +1,4 @@
-"""Operators that move elements: codes stay codes. Permuting changes nothing in memory until a reader needs an order."""
+"""Operators that move elements: codes stay codes. Permuting moves nothing until a reader needs an order in memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from brecq.deploy.lite.lower import Lowering, lowers
+from brecq.deploy.lite.lowering import Lowering, lowers
 from brecq.deploy.lite.padding import Sides, pair, pooling, windows
 from brecq.deploy.lite.program import Tensor, constant
-from brecq.deploy.lite.values import CHANNELS_LAST, Layout, Value, arranged, identity, regroup, reshaped, same_order
+from brecq.deploy.lite.values import (
+    CHANNELS_LAST,
+    Layout,
+    Value,
+    arranged,
+    gathered,
+    identity,
+    regroup,
+    reshaped,
+    same_order,
+)
 from brecq.graph import ops
 
 aten = ops.aten
@@ -21,7 +31,9 @@ Arguments = tuple[Any, ...]
 Options = dict[str, Any]
 
 
-def apart(low: Lowering, value: Value, move: Callable[[Tensor, Layout], tuple[Tensor, Layout]], shape: Sequence[int]) -> Value:
+def apart(
+    low: Lowering, value: Value, move: Callable[[Tensor, Layout], tuple[Tensor, Layout]], shape: Sequence[int]
+) -> Value:
     """A moved value: its codes where there are any, otherwise its numbers."""
     layout = value.layouts[0]
     tensor, order = move(value.either(layout), layout)
@@ -44,7 +56,9 @@ def view(low: Lowering, value: Value, shape: Sequence[int]) -> Value:
         if order is not None:
             break
     else:
-        layout, order = identity(value.rank), identity(len(shape))
+        layout = gathered(value.shape, shape, value.layouts[0])
+        order = regroup(value.shape, shape, layout)
+    assert order is not None
     held = {layout: value.either(layout)}
     source = Value(low.build, value.name, value.shape, *([held] if value.is_quantized else [{}, held]))
     memory = arranged(shape, order)
@@ -131,7 +145,9 @@ def select(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Value
 def split(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> list[Value]:
     x = low.value(args[0])
     unbinds = node.target is aten.unbind.int
-    dim = ((args[1] if len(args) > 1 else 0) if unbinds else (args[2] if len(args) > 2 else kwargs.get("dim", 0))) % x.rank
+    dim = (
+        (args[1] if len(args) > 1 else 0) if unbinds else (args[2] if len(args) > 2 else kwargs.get("dim", 0))
+    ) % x.rank
     parts, start = [], 0
     for part in low.env[node]:
         size = 1 if unbinds else part.shape[dim]
@@ -171,23 +187,6 @@ def flip(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Value:
         return tensor, layout
 
     return apart(low, x, move, x.shape)
-
-
-@lowers(aten.roll.default)
-def roll(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Any:
-    from brecq.deploy.lite.joins import join
-
-    x = low.value(args[0])
-    dims = args[2] if len(args) > 2 else []
-    if not dims:
-        low.refuse(node, "rolls over all dimensions at once")
-    for amount, dim in zip(args[1], dims, strict=True):
-        dim, length = dim % x.rank, x.shape[dim % x.rank]
-        start = -int(amount) % length
-        if start:
-            x = join(low, [sliced(low, x, dim, start, length), sliced(low, x, dim, 0, start)], dim)
-            x = x if isinstance(x, Value) else x.real()
-    return x
 
 
 @lowers(aten.channel_shuffle.default)
@@ -247,7 +246,9 @@ def pad(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Value:
 
     def move(tensor: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
         amounts = constant("pads", np.array([around_all[dim] for dim in layout], np.int32))
-        return low.build.emit("PAD", [tensor, amounts], f"{tensor.name}_padded", arranged(shape, layout), tensor), layout
+        return low.build.emit(
+            "PAD", [tensor, amounts], f"{tensor.name}_padded", arranged(shape, layout), tensor
+        ), layout
 
     return apart(low, x, move, shape)
 
@@ -282,7 +283,9 @@ def largest(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Valu
         lengths = [1, *wanted] if flat else list(wanted)
         pads = [
             (before, max(after, (count - 1) * step + taps - length - before))
-            for (before, after), count, step, taps, length in zip(pads, lengths, steps, kernel, x.shape[2:], strict=True)
+            for (before, after), count, step, taps, length in zip(
+                pads, lengths, steps, kernel, x.shape[2:], strict=True
+            )
         ]
     shape = (*x.shape[:2], *windows(x.shape[2:], kernel, steps, pads, [1, 1]))
     source = x.either(CHANNELS_LAST)
@@ -294,5 +297,3 @@ def largest(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Valu
     held = {CHANNELS_LAST: tensor}
     value = Value(low.build, tensor.name, shape, held if x.is_quantized else {}, {} if x.is_quantized else held)
     return view(low, value, low.env[node].shape)
-
-

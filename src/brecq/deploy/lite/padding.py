@@ -10,7 +10,7 @@ import numpy as np
 from brecq.deploy.lite.program import Tensor, constant
 
 if TYPE_CHECKING:
-    from brecq.deploy.lite.lower import Lowering
+    from brecq.deploy.lite.lowering import Lowering
 
 SAME, VALID = 0, 1
 """Of the schema."""
@@ -60,8 +60,7 @@ def pooling(
     if not any(map(any, pads)):
         return x, VALID
     if not explicit and all(
-        tuple(sides) == same(*each)
-        for sides, *each in zip(pads, x.shape[1:3], kernel, stride, dilation, strict=True)
+        tuple(sides) == same(*each) for sides, *each in zip(pads, x.shape[1:3], kernel, stride, dilation, strict=True)
     ):
         return x, SAME
     return around(low, x, pads, fill), VALID

@@ -9,13 +9,23 @@ from typing import Any
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Quantization:
     """value = (code - zero_point) * scale; float32 scales, [1] or one for each index along `axis`."""
 
     scale: np.ndarray
     zero_point: int = 0
     axis: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Quantization)
+            and np.array_equal(self.scale, other.scale)
+            and (self.zero_point, self.axis) == (other.zero_point, other.axis)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.scale.tobytes(), self.zero_point, self.axis))
 
 
 @dataclass(eq=False)

@@ -63,7 +63,7 @@ class Builder:
         """An operator with one output: float32, or of the type and on the grid of `like`."""
         dtype, quantization = ("float32", None) if like is None else (like.dtype, like.quantization)
         output = self.tensor(name, shape, dtype, quantization)
-        self.program.operators.append(Operator(kind, list(inputs), [output], options, self.layer))
+        self.program.operators.append(Operator(kind, _given(inputs), [output], options, self.layer))
         return output
 
     def emit_on(
@@ -87,7 +87,7 @@ class Builder:
             low = False
         named = name if not low and grid.high == 127 else f"{name}_all"
         codes = self.tensor(named, shape, "int8", grid.quantization)
-        self.program.operators.append(Operator(kind, list(inputs), [codes], options, self.layer))
+        self.program.operators.append(Operator(kind, _given(inputs), [codes], options, self.layer))
         if low:
             codes = self._bounded("MAXIMUM", codes, grid.low, name)
         if grid.high < 127:
@@ -97,6 +97,11 @@ class Builder:
     def _bounded(self, kind: str, codes: Tensor, bound: int, name: str) -> Tensor:
         limit = Tensor(f"code{bound}", (1,), "int8", codes.quantization, np.array([bound], np.int8))
         return self.emit(kind, [codes, limit], name, codes.shape, codes)
+
+
+def _given(inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Without the bias that a layer does not have."""
+    return [*inputs[:-1], *([] if inputs[-1] is None else inputs[-1:])]
 
 
 RELU, RELU6 = 1, 3
@@ -185,12 +190,12 @@ class Pending:
     real: Callable[[], Value]
 
 
-def regroup(before: Sequence[int], after: Sequence[int], layout: Layout) -> Layout | None:
-    """The memory order behind a reshaping that moves nothing, or `None` if elements have to move.
+Runs = list[tuple[list[int], list[int]]]
 
-    A reshaping splits and merges runs of dimensions. Where each run lies in one piece and in order, it stays there.
-    """
-    groups: list[tuple[list[int], list[int]]] = []
+
+def runs(before: Sequence[int], after: Sequence[int]) -> Runs:
+    """What a reshaping splits and merges: dimensions that become others, run by run."""
+    groups: Runs = []
     i = j = 0
     while i < len(before) or j < len(after):
         left, right = [i] if i < len(before) else [], [j] if j < len(after) else []
@@ -204,14 +209,22 @@ def regroup(before: Sequence[int], after: Sequence[int], layout: Layout) -> Layo
                 right.append(j)
                 b, j = b * after[j], j + 1
         groups.append((left, right))
+    return groups
+
+
+def gathered(before: Sequence[int], after: Sequence[int], layout: Layout) -> Layout:
+    """The memory order most like `layout` in which a reshaping moves nothing: each of its runs in one piece."""
+    groups = runs(before, after)
     where = {dim: number for number, (left, _) in enumerate(groups) for dim in left}
-    order: list[int] = []
-    for dim in layout:
-        if not order or order[-1] != where[dim]:
-            order.append(where[dim])
-    if len(set(order)) != len(order):
-        return None  # a run is in pieces
-    if [dim for number in order for dim in groups[number][0]] != list(layout):
-        return None  # out of order
+    return tuple(dim for number in dict.fromkeys(where[dim] for dim in layout) for dim in groups[number][0])
+
+
+def regroup(before: Sequence[int], after: Sequence[int], layout: Layout) -> Layout | None:
+    """The memory order behind a reshaping that moves nothing, or `None` if elements have to move."""
+    if gathered(before, after, layout) != layout:
+        return None
+    groups = runs(before, after)
+    where = {dim: number for number, (left, _) in enumerate(groups) for dim in left}
+    order = list(dict.fromkeys(where[dim] for dim in layout))
     missing = [number for number in range(len(groups)) if number not in order]  # new dimensions of size 1
     return tuple(dim for number in [*order, *missing] for dim in groups[number][1])

@@ -19,10 +19,10 @@ _ALIGNMENT = 16
 """Of constants: what the runtime's kernels read them with."""
 
 _VERSIONS = {
-    "CONV_2D": {"int8": 3, "int4": 7},
-    "DEPTHWISE_CONV_2D": {"int8": 3, "int4": 7},
-    "FULLY_CONNECTED": {"int8": 5, "int4": 10},
-    "TRANSPOSE_CONV": {"int8": 3},
+    "CONV_2D": {"float32": 1, "int8": 3, "int4": 7},
+    "DEPTHWISE_CONV_2D": {"float32": 2, "int8": 3, "int4": 7},
+    "FULLY_CONNECTED": {"float32": 5, "int8": 5, "int4": 10},
+    "TRANSPOSE_CONV": {"float32": 4, "int8": 4},
 }
 """Versions of operators by the type of their weights: the oldest runtime that knows them."""
 
@@ -159,10 +159,10 @@ class _Writer:
         for key, value in values.items():
             assert hasattr(options, key), (name, key)
             setattr(options, key, value)
-        key = ("options", name, repr(sorted(values.items())))
-        if key not in self._shared:
-            self._shared[key] = int(options.Pack(self.builder))
-        return self._shared[key]
+        found = ("options", name, repr(sorted(values.items())))
+        if found not in self._shared:
+            self._shared[found] = int(options.Pack(self.builder))
+        return self._shared[found]
 
     def _opcode(self, kind: str, number: int) -> int:
         code = getattr(schema.BuiltinOperator, kind)
@@ -227,6 +227,8 @@ _OPTIONS = {
     "MINIMUM": "MaximumMinimumOptions",
     "MEAN": "ReducerOptions",
     "SUM": "ReducerOptions",
+    "REDUCE_MAX": "ReducerOptions",
+    "REDUCE_MIN": "ReducerOptions",
     "PADV2": "PadV2Options",
     "BATCH_MATMUL": "BatchMatMulOptions",
     "LEAKY_RELU": "LeakyReluOptions",
@@ -237,7 +239,11 @@ _OPTIONS = {
     "SQRT": "",
     "RSQRT": "",
     "ELU": "",
-    "PRELU": "",
+    "LOG": "",
+    "SIN": "",
+    "COS": "",
+    "FLOOR": "",
+    "CEIL": "",
 }
 """Names of options where they do not follow from the operator's; empty for operators without any."""
 

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -14,6 +14,9 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from brecq.deploy.runtime import Kernels
 from brecq.errors import ConfigError, ExportError
+
+if TYPE_CHECKING:
+    from brecq.result import QuantResult
 
 METADATA = "brecq"
 LAYERS = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"}
@@ -37,6 +40,8 @@ class Session:
 
     def __init__(self, source: Path | bytes, threads: int = 1, kernels: str = "default") -> None:
         self._content = source if isinstance(source, bytes) else source.read_bytes()
+        if self._content[4:8] != b"TFL3":
+            raise ExportError(f"{source if isinstance(source, Path) else 'the content'} is not a .tflite file")
         self._resolver = OpResolverType.BUILTIN_REF if kernels == "reference" else OpResolverType.BUILTIN
         self._threads = threads
         self._interpreter = self._load(False)
@@ -112,6 +117,17 @@ class Session:
 def load(path: Path, threads: int = 1) -> Session:
     """An exported file in LiteRT."""
     return Session(path, threads)
+
+
+def float_of(result: QuantResult, threads: int = 1) -> Session:
+    """The float network that a result came from, in LiteRT."""
+    from brecq.deploy.complete import Completed
+    from brecq.deploy.floats import float_graph
+    from brecq.deploy.lite.lower import lower
+    from brecq.deploy.litert.flatbuffer import serialize
+
+    completed = Completed(float_graph(result), (), result.example_inputs, ())
+    return Session(serialize(lower(completed, 1, "LiteRT"), "float", {}), threads)
 
 
 def _codes(tensor: np.ndarray, offset: int, layout: str) -> np.ndarray:

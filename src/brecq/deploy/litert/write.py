@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
 from torch.fx import GraphModule
 
+from brecq.checkpoint.tensors import PackedWeight, collect_tensors
 from brecq.converted.grids import QUANTIZE
 from brecq.deploy.complete import added_note, complete
-from brecq.deploy.formats import Exported
+from brecq.deploy.formats import Exported, some
 from brecq.deploy.lite.lower import lower
-from brecq.deploy.lite.program import Program
+from brecq.deploy.lite.program import Operator, Program
 from brecq.deploy.litert.flatbuffer import serialize
 from brecq.deploy.litert.runtime import METADATA, Session
+from brecq.deploy.simulate.kernels import fits_int4
 from brecq.errors import ConfigError, ExportError
 from brecq.storage.files import write as write_file
 from brecq.version import __version__
@@ -50,7 +55,7 @@ def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
     content = serialize(program, f"brecq {__version__}", {METADATA: facts(result, program)})
     Session(content)  # a file that does not load is not written
     write_file(path, content, ExportError)
-    return Exported(path, (path,), path.stat().st_size, (*notes(program), *added_note(completed)))
+    return Exported(path, (path,), path.stat().st_size, (*notes(program, widened(result)), *added_note(completed)))
 
 
 def facts(result: QuantResult, program: Program) -> bytes:
@@ -72,7 +77,20 @@ def facts(result: QuantResult, program: Program) -> bytes:
     ).encode()
 
 
-def notes(program: Program) -> tuple[str, ...]:
+def widened(result: QuantResult) -> list[str]:
+    """Weights of at most four bits that four bits do not hold without their zero points."""
+    assert isinstance(result.converted, GraphModule)
+    stored = collect_tensors(result.converted).items()
+    packed = [(name, each) for name, each in stored if isinstance(each, PackedWeight) and each.bits <= 4]
+    return [name for name, each in packed if not fits_int4(_integers(each))]
+
+
+def _integers(weight: PackedWeight) -> Tensor:
+    shape = [-1 if axis == weight.axis else 1 for axis in range(len(weight.shape))]
+    return weight.codes().to(torch.int32) - weight.zero_point.reshape(shape)
+
+
+def notes(program: Program, widened: Sequence[str] = ()) -> tuple[str, ...]:
     """What a user should know about the file."""
     widths: Counter[str] = Counter()
     for operator in program.operators:
@@ -83,6 +101,11 @@ def notes(program: Program) -> tuple[str, ...]:
     stored += [f"{widths['float32']} in float"] if widths["float32"] else []
     floats = sorted({each.kind for each in program.operators if _is_float(each)})
     found = [", ".join(stored)] if stored else []
+    if widened:
+        found.append(
+            f"{some(widened)} take 8 bits: asymmetric, their codes minus zero points exceed four; quantize with "
+            "--weight-scheme symmetric"
+        )
     if any(len(tensor.shape) == 4 for tensor in program.inputs):
         found.append("pictures go in as [N, H, W, C]")
     if floats:
@@ -90,9 +113,6 @@ def notes(program: Program) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _is_float(operator: object) -> bool:
-    from brecq.deploy.lite.program import Operator
-
-    assert isinstance(operator, Operator)
+def _is_float(operator: Operator) -> bool:
     moved = {"DEQUANTIZE", "QUANTIZE", "RESHAPE", "TRANSPOSE"}
     return operator.kind not in moved and operator.outputs[0].dtype == "float32"

@@ -25,7 +25,7 @@ def single(value: float | Tensor) -> Tensor:
 
 def quantize(x: Tensor, grid: Grid) -> Tensor:
     """QuantizeLinear and Clip: codes of float32 values. It divides by the scale, PyTorch multiplies by its inverse."""
-    return _codes(torch.round(x / single(grid.scale)) + grid.zero_point, grid)
+    return bounded(torch.round(x / single(grid.scale)) + grid.zero_point, grid)
 
 
 def dequantize(codes: Tensor, grid: Grid) -> Tensor:
@@ -34,28 +34,34 @@ def dequantize(codes: Tensor, grid: Grid) -> Tensor:
 
 
 def accumulate(
-    operator: Callable[[Tensor, Tensor], Tensor], codes: Tensor, grid: Grid, weight: Tensor, bias: Tensor | None
+    operator: Callable[[Tensor, Tensor], Tensor],
+    codes: Tensor,
+    grid: Grid,
+    weight: Tensor,
+    bias: Tensor | None,
+    axis: int = 0,
 ) -> Tensor:
-    """The int32 accumulators of a convolution or linear layer, as float32 rounded once.
+    """The int32 accumulators of a convolution or linear layer, exact: in float32 where it holds them, else float64.
 
     Args:
         operator: of activation and weight, without bias. weight: float32 integers, zero points subtracted, the output
-            channels along dimension 0. bias: int32, shaped to broadcast to the output.
+            channels along dimension `axis`. bias: int32, shaped to broadcast to the output.
     """
     low, high = torch.iinfo(grid.dtype).min - grid.zero_point, torch.iinfo(grid.dtype).max - grid.zero_point
-    bound = int(weight.abs().flatten(1).sum(1).max()) * max(-low, high, 0) if weight.numel() else 0
+    bound = int(weight.abs().movedim(axis, 0).flatten(1).sum(1).max()) * max(-low, high, 0) if weight.numel() else 0
     largest = 0 if bias is None or not bias.numel() else int(bias.abs().max())
     wide = bound + largest >= EXACT_FLOAT32
     kind = torch.float64 if bound >= EXACT_FLOAT32 else torch.float32
     total = operator(codes.to(kind) - grid.zero_point, weight.to(kind))
     if bias is not None:
         total = total.to(torch.float64 if wide else torch.float32) + bias
-    return total.to(torch.float32)
+    return total
 
 
 def requantize(total: Tensor, step: Tensor, grid: Grid) -> Tensor:
     """QLinearConv and QGemm: codes of accumulators whose step is s_x·s_w (float32, broadcasting to `total`)."""
-    return _codes(torch.round(total * (step / single(grid.scale))) + grid.zero_point, grid)
+    total = total.to(torch.float32)  # the one rounding of large sums
+    return bounded(torch.round(total * (step / single(grid.scale))) + grid.zero_point, grid)
 
 
 def add(a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, grid: Grid) -> Tensor:
@@ -63,7 +69,7 @@ def add(a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, grid: Grid) -> Tensor:
     factor_a, factor_b = single(grid_a.scale) / single(grid.scale), single(grid_b.scale) / single(grid.scale)
     zeros = _multiply_add(single(grid_a.zero_point), factor_a, factor_b * grid_b.zero_point)
     partial = _multiply_add(b, factor_b, grid.zero_point - zeros)
-    return _codes(torch.round(_multiply_add(a, factor_a, partial)), grid)
+    return bounded(torch.round(_multiply_add(a, factor_a, partial)), grid)
 
 
 def _multiply_add(x: Tensor, factor: Tensor, addend: Tensor) -> Tensor:
@@ -75,7 +81,7 @@ def multiply(a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, grid: Grid) -> Te
     """QLinearMul."""
     product = (a.to(torch.float32) - grid_a.zero_point) * (b.to(torch.float32) - grid_b.zero_point)
     step = single(grid_a.scale) * single(grid_b.scale) / single(grid.scale)
-    return _codes(torch.round(product * step + grid.zero_point), grid)
+    return bounded(torch.round(product * step + grid.zero_point), grid)
 
 
 def global_average(codes: Tensor, source: Grid, grid: Grid) -> Tensor:
@@ -83,7 +89,7 @@ def global_average(codes: Tensor, source: Grid, grid: Grid) -> Tensor:
     count = codes.shape[2] * codes.shape[3]
     total = (codes.to(torch.int64) - source.zero_point).sum((2, 3), keepdim=True).to(torch.float32)
     factor = single(source.scale) / (single(grid.scale) * count)
-    return _codes(torch.round(total * factor) + grid.zero_point, grid)
+    return bounded(torch.round(total * factor) + grid.zero_point, grid)
 
 
 def average(pool: Callable[[Tensor], Tensor], codes: Tensor, source: Grid, grid: Grid) -> Tensor:
@@ -91,7 +97,7 @@ def average(pool: Callable[[Tensor], Tensor], codes: Tensor, source: Grid, grid:
 
     Unlike QuantizeLinear, the kernel rounds after adding the zero point.
     """
-    return _codes(torch.round(pool(dequantize(codes, source)) / single(grid.scale) + grid.zero_point), grid)
+    return bounded(torch.round(pool(dequantize(codes, source)) / single(grid.scale) + grid.zero_point), grid)
 
 
 def regrid(codes: Tensor, source: Grid, grid: Grid) -> Tensor:
@@ -101,7 +107,8 @@ def regrid(codes: Tensor, source: Grid, grid: Grid) -> Tensor:
     return quantize(dequantize(codes, source), grid)
 
 
-def _codes(values: Tensor, grid: Grid) -> Tensor:
+def bounded(values: Tensor, grid: Grid) -> Tensor:
+    """Whole numbers as codes of a grid: those beyond its ends become its ends."""
     return values.clamp(grid.low, grid.high).to(grid.dtype)
 
 

@@ -7,6 +7,7 @@ dequantizing and quantizing, as it does in the runtime.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ from torch.fx import Interpreter, Node
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, constant, grid_of
 from brecq.deploy.complete import Completed, complete
 from brecq.deploy.simulate import kernels
+from brecq.deploy.simulate.arithmetic import Layer, OnnxRuntime, find
 from brecq.deploy.simulate.values import Codes, Constant, Pending, real
 from brecq.graph import ops
+from brecq.graph.placement import output_axis
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -35,27 +38,32 @@ Tap = Callable[[Node, Tensor], Tensor | None]
 """Sees the codes that a quantizer makes; what it returns takes their place."""
 
 
-def simulate(result: QuantResult) -> IntegerModel:
+def simulate(result: QuantResult, runtime: str = "OnnxRuntime") -> IntegerModel:
     """The integer simulation of a result.
 
+    Args:
+        runtime: whose kernels: `OnnxRuntime`, `LiteRT`, or `FixedPoint` for CMSIS-NN and LiteRT's reference kernels.
+
     Raises:
-        ExportError: the result holds no ranges to complete it with.
+        ConfigError: an unknown runtime. ExportError: the result holds no ranges to complete it with.
     """
-    return IntegerModel(complete(result))
+    arithmetic = find(runtime)
+    return IntegerModel(complete(result, linear_outputs=arithmetic.linear_outputs), arithmetic)
 
 
 class IntegerModel(nn.Module):
     """Runs a completed program on integers; takes and returns what the network does, float tensors.
 
     Attributes:
-        completed: the program. only_on: where it runs; `brecq.evaluate` leaves it there.
+        completed: the program. arithmetic: the kernels, ONNX Runtime's by default. only_on: where it runs;
+            `brecq.evaluate` leaves it there.
     """
 
     only_on = "cpu"
 
-    def __init__(self, completed: Completed) -> None:
+    def __init__(self, completed: Completed, arithmetic: OnnxRuntime | None = None) -> None:
         super().__init__()
-        self.completed = completed
+        self.completed, self.arithmetic = completed, arithmetic or OnnxRuntime()
         self.graph = completed.graph
         self._constants = {
             node: read_constant(self.graph, node) for node in self.graph.graph.nodes if _is_stored(node)
@@ -65,7 +73,7 @@ class IntegerModel(nn.Module):
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """Inputs by position, or by the names of `completed.inputs`."""
         inputs += tuple(named[name] for name in self.completed.inputs[len(inputs) :]) if named else ()
-        return real(_Integers(self.graph, self._constants, None).run(*inputs))
+        return real(_Integers(self, None).run(*inputs))
 
     @torch.no_grad()
     def codes(self, *inputs: Tensor) -> dict[str, Tensor]:
@@ -88,13 +96,13 @@ class IntegerModel(nn.Module):
             found[name] = computed
             return codes[name].reshape(computed.shape).to(computed.dtype) if name in codes else None
 
-        return real(_Integers(self.graph, self._constants, tap).run(*inputs)), found
+        return real(_Integers(self, tap).run(*inputs)), found
 
 
 class _Integers(Interpreter):
-    def __init__(self, module: Any, constants: dict[Node, Constant], tap: Tap | None) -> None:
-        super().__init__(module)
-        self.constants, self.tap = constants, tap
+    def __init__(self, model: IntegerModel, tap: Tap | None) -> None:
+        super().__init__(model.graph)
+        self.constants, self.arithmetic, self.tap = model._constants, model.arithmetic, tap
 
     def run_node(self, n: Node) -> Any:
         if n in self.constants:
@@ -106,7 +114,7 @@ class _Integers(Interpreter):
             return self._quantize(n, args[0])
         if n.target is DEQUANTIZE and isinstance(args[0], Codes):
             return args[0]
-        result = _on_codes(n, args, kwargs)
+        result = _on_codes(self.arithmetic, n, args, kwargs)
         return n.target(*real(args), **real(kwargs)) if result is None else result  # type: ignore[operator]
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -117,50 +125,60 @@ class _Integers(Interpreter):
 
     def _quantize(self, node: Node, value: Any) -> Codes:
         grid = grid_of(node)
-        codes = value.on(grid) if isinstance(value, Pending) else kernels.quantize(real(value), grid)
+        codes = value.on(grid) if isinstance(value, Pending) else self._on_grid(value, grid)
         if self.tap is not None:
             given = self.tap(node, codes)
             codes = codes if given is None else given
         return Codes(codes, grid)
 
+    def _on_grid(self, value: Any, grid: Grid) -> Tensor:
+        if isinstance(value, Codes) and self.arithmetic.moves_codes:
+            return self.arithmetic.regrid(value.codes, value.grid, grid)
+        return self.arithmetic.quantize(real(value), grid)
 
-def _on_codes(node: Node, args: Any, kwargs: Any) -> Any:
+
+def _on_codes(arithmetic: OnnxRuntime, node: Node, args: Any, kwargs: Any) -> Any:
     """The result of an operator on integers, or `None` where it computes in float."""
     target, first = node.target, args[0] if args else None
     if target is ops.operator.getitem and isinstance(first, (list, tuple)):
         return first[args[1]]
     if ops.kind(node) is not None:
-        return _layer(node, args)
+        return _layer(arithmetic, node, args)
     if target in ops.CONCAT:
-        return _concatenate(target, args)
+        return _concatenate(arithmetic, target, args)
     if not isinstance(first, Codes):
         return None
     if target in ops.MOVEMENT:
         return _move(target, first, args, kwargs)
     second = args[1] if len(args) > 1 else None
     if isinstance(second, Codes) and not kwargs and target in (aten.add.Tensor, aten.mul.Tensor):
-        kernel = kernels.add if target is aten.add.Tensor else kernels.multiply
+        kernel = arithmetic.add if target is aten.add.Tensor else arithmetic.multiply
         return Pending(
             lambda grid: kernel(first.codes, first.grid, second.codes, second.grid, grid),
             lambda: target(first.real(), second.real()),
         )
     if target is aten.adaptive_avg_pool2d.default and list(args[1]) == [1, 1]:
         return Pending(
-            lambda grid: kernels.global_average(first.codes, first.grid, grid), lambda: target(first.real(), args[1])
+            lambda grid: arithmetic.global_average(first.codes, first.grid, grid),
+            lambda: target(first.real(), args[1]),
         )
     if target is aten.avg_pool2d.default:
         return Pending(
-            lambda grid: kernels.average(lambda x: target(x, *args[1:]), first.codes, first.grid, grid),
+            lambda grid: arithmetic.average(
+                lambda x: target(x, *args[1:]), math.prod((list(args[1]) * 2)[:2]), first.codes, first.grid, grid
+            ),
             lambda: target(first.real(), *args[1:]),
         )
     return None
 
 
-def _layer(node: Node, args: Any) -> Pending | None:
+def _layer(arithmetic: OnnxRuntime, node: Node, args: Any) -> Pending | None:
     """A convolution or linear layer with a quantized input, weight and (if it has any) bias."""
     x, weight, bias = [*args, None][:3]
     kind = str(ops.kind(node))
-    if not isinstance(x, Codes) or not isinstance(weight, Constant) or kind.startswith("conv_transpose"):
+    if not isinstance(x, Codes) or not isinstance(weight, Constant):
+        return None
+    if kind.startswith("conv_transpose") and not arithmetic.transposed:
         return None
     if bias is not None and not isinstance(bias, Constant):
         return None
@@ -174,12 +192,18 @@ def _layer(node: Node, args: Any) -> Pending | None:
         x.grid,
         weight.integers,
         None if bias is None else bias.integers.reshape(shape),
+        output_axis(node),
     )
-    step = (kernels.single(x.grid.scale) * weight.scale).reshape(shape)
-    return Pending(lambda grid: kernels.requantize(total, step, grid), lambda: total * step)
+    steps = weight.scale.reshape(shape if weight.axis >= 0 else ())
+    groups = int(args[6]) if kind.startswith("conv") and len(args) > 6 else 1
+    layer = Layer(kind, groups, groups == x.codes.shape[1], kernels.fits_int4(weight.integers))
+    return Pending(
+        lambda grid: arithmetic.requantize(layer, total, x.grid, steps, grid),
+        lambda: total.to(torch.float32) * (kernels.single(x.grid.scale) * steps),
+    )
 
 
-def _concatenate(target: Any, args: Any) -> Codes | Pending | None:
+def _concatenate(arithmetic: OnnxRuntime, target: Any, args: Any) -> Codes | Pending | None:
     parts = args[0]
     if not all(isinstance(part, Codes) for part in parts):
         return None
@@ -189,7 +213,7 @@ def _concatenate(target: Any, args: Any) -> Codes | Pending | None:
         grid = Grid(first.scale, first.zero_point, low, high, first.dtype)
         return Codes(target([part.codes for part in parts], *args[1:]), grid)
     return Pending(
-        lambda grid: target([kernels.regrid(part.codes, part.grid, grid) for part in parts], *args[1:]),
+        lambda grid: target([arithmetic.regrid(part.codes, part.grid, grid) for part in parts], *args[1:]),
         lambda: target([part.real() for part in parts], *args[1:]),
     )
 

@@ -1,0 +1,127 @@
+"""A run of a completed program that adds channels-last operators on the way, each by its handler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor as Numbers
+from torch.fx import Interpreter, Node
+
+from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS
+from brecq.deploy.complete import Completed
+from brecq.deploy.lite.program import Codes, Tensor
+from brecq.deploy.lite.values import Builder, Layout, Pending, Value, identity, usual
+from brecq.deploy.simulate.model import read_constant
+from brecq.deploy.simulate.values import Constant
+from brecq.errors import ExportError
+from brecq.graph import ops
+
+Handler = Callable[["Lowering", Node, tuple[Any, ...], dict[str, Any]], Any]
+
+HANDLERS: dict[Any, Handler] = {}
+"""What makes operators of a PyTorch operator, by it. Arguments are `Value`s, or constants as PyTorch has them."""
+
+
+def lowers(*targets: Any) -> Callable[[Handler], Handler]:
+    """Register a handler."""
+
+    def register(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(targets, handler))
+        return handler
+
+    return register
+
+
+class Lowering(Interpreter):
+    """Runs the program on example inputs, which makes every size a number, and adds operators on the way."""
+
+    def __init__(self, completed: Completed, target: str) -> None:
+        super().__init__(completed.graph, garbage_collect_values=False)
+        self.extra_traceback = False  # it would write the graph into messages
+        self.completed, self.target = completed, target
+        self.build = Builder()
+        self.values: dict[Node, Any] = {}
+        self.quantizers = {node: name for name, node in completed.quantizers().items()}
+        self.computed = self._computed()
+
+    def _computed(self) -> set[Node]:
+        """Nodes that depend on the network's inputs, or are quantized as if they did."""
+        found: set[Node] = set()
+        for node in self.completed.graph.graph.nodes:
+            depends = node.op == "placeholder" or any(source in found for source in node.all_input_nodes)
+            if (depends and node.op != "output" and not ops.is_size(node)) or node in self.quantizers:
+                found.add(node)
+        return found
+
+    def run_node(self, n: Node) -> Any:
+        self.build.layer = ops.module_path(n)
+        result = self.env[n] = super().run_node(n)
+        if n.op == "placeholder":
+            self.values[n] = self._input(n, result)
+        elif n.op == "output":
+            self._output(n)
+        elif n in self.computed:
+            args, kwargs = torch.fx.map_arg((n.args, n.kwargs), lambda node: self.values.get(node, self.env[node]))
+            self.values[n] = HANDLERS[n.target](self, n, args, kwargs)
+        return result
+
+    def _input(self, node: Node, value: Numbers) -> Value:
+        shape = tuple(value.shape)
+        if not value.is_floating_point():
+            self.refuse(node, f"takes an input of {value.dtype}")
+        layout = usual(len(shape))
+        tensor = self.build.tensor(str(node.target), tuple(shape[dim] for dim in layout))
+        self.build.program.inputs.append(tensor)
+        return Value(self.build, tensor.name, shape, reals={layout: tensor})
+
+    def _output(self, node: Node) -> None:
+        outputs = node.all_input_nodes
+        for number, source in enumerate(outputs):
+            found = self.value(source)
+            tensor = found.real(usual(found.rank))
+            if tensor in self.build.program.outputs or tensor in self.build.program.inputs:
+                tensor = self.build.emit("RESHAPE", [tensor], "copy", tensor.shape, newShape=list(tensor.shape))
+            tensor.name = self.build.free("output" if len(outputs) == 1 else f"output_{number}")
+            self.build.program.outputs.append(tensor)
+
+    def value(self, source: Any, rank: int | None = None) -> Value:
+        """A value that is there: numbers become constants, what is pending is computed in float.
+
+        Args:
+            rank: of a constant that is to broadcast; ones come before its dimensions.
+        """
+        if isinstance(source, Node):
+            source = self.values.get(source, self.env[source])
+        if isinstance(source, Pending):
+            return source.real()
+        if isinstance(source, Value):
+            return source
+        numbers = torch.as_tensor(source, dtype=torch.float32).detach()
+        numbers = numbers.reshape([1] * ((rank or numbers.dim()) - numbers.dim()) + list(numbers.shape))
+        tensor = Tensor(self.build.free("constant"), tuple(numbers.shape), "float32", None, numbers.numpy())
+        return Value(self.build, tensor.name, tensor.shape, reals={identity(numbers.dim()): tensor})
+
+    def quantized(self, name: str, shape: tuple[int, ...], layout: Layout, tensor: Tensor, offset: int) -> Value:
+        """The value that a quantizer of this name makes; whoever traces the file finds it."""
+        self.build.program.codes[name] = Codes(tensor, offset, layout)
+        return Value(self.build, name, shape, codes={layout: tensor})
+
+    def stored(self, node: Any) -> Constant | None:
+        """The integers of a constant that a dequantize node reads."""
+        if not isinstance(node, Node) or node.target not in (DEQUANTIZE, DEQUANTIZE_CHANNELS):
+            return None
+        source: Any = node.args[0]
+        return read_constant(self.completed.graph, node) if source.op == "get_attr" else None
+
+    def refuse(self, node: Node, reason: str) -> None:
+        """Raise: the target cannot express a node."""
+        where = ops.module_path(node) or node.name
+        raise ExportError(f"{self.target}: {ops.op_name(node)} in {where} {reason}; export to ONNX or OpenVINO")
+
+
+def numpy(value: Numbers) -> np.ndarray:
+    array: np.ndarray = value.detach().cpu().numpy()
+    return array

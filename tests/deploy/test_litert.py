@@ -1,0 +1,289 @@
+"""LiteRT: files that its interpreter runs code for code as the simulator of its kernels does, at their true bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import brecq
+from brecq import QuantResult
+from brecq.deploy.complete import Completed
+from brecq.deploy.simulate import simulate
+from brecq.errors import ConfigError, ExportError
+
+pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert: pip install 'brecq[litert]'")
+
+from brecq.deploy.lite.lower import lower
+from brecq.deploy.lite.values import regroup
+from brecq.deploy.litert import runtime
+from brecq.deploy.litert.flatbuffer import pack_int4, serialize
+
+Quantized = Callable[..., QuantResult]
+
+pytestmark = pytest.mark.filterwarnings("ignore:Warning. Enabling `experimental_preserve_all_tensors`")
+
+NETWORKS: list[tuple[str, int, int, dict[str, Any], dict[str, int]]] = [
+    ("ResNet", 4, 8, {"weight_scheme": "symmetric"}, {"int4": 7, "int8": 2}),
+    ("ResNet", 4, 8, {}, {"int8": 9}),  # asymmetric: codes minus zero points take more than four bits
+    ("MobileNet", 2, 4, {}, {"int4": 9, "int8": 2}),
+    ("MobileNet", 3, 4, {"target": "litert"}, {"int4": 9, "int8": 2}),  # its mean has ties
+    ("CifarResNet", 3, 8, {"first_last": None}, {"int4": 8}),
+    ("ConcatNet", 5, 4, {"placement": "input"}, {"int8": 5}),
+    ("SENet", 6, 8, {}, {"int8": 6}),
+    ("FPN", 7, 6, {"activation_scheme": "symmetric"}, {"int8": 12}),
+    ("UNet", 8, 8, {}, {"int8": 13}),
+    ("ViT", 4, 8, {"weight_scheme": "symmetric"}, {"int4": 8, "int8": 2}),
+]
+
+
+@pytest.mark.parametrize(("name", "weights", "activations", "config", "stored"), NETWORKS)
+def test_the_interpreter_computes_the_codes_of_the_simulator(
+    networks: ModuleType,
+    quantized: Quantized,
+    tmp_path: Path,
+    name: str,
+    weights: int,
+    activations: int,
+    config: dict[str, Any],
+    stored: dict[str, int],
+) -> None:
+    result = quantized(name, weights, activations, **config)
+    exported = brecq.export(result, tmp_path / "m.tflite", "tflite")
+    x = networks.inputs(networks.build(getattr(networks, name)), 3, seed=5)
+    arrays = [each.numpy() for each in x]
+    session, simulator = runtime.load(exported.path), simulate(result, "LiteRT")
+    expected = _tensors(simulator(*x))
+    for found, ours in zip(session(*arrays), expected, strict=True):
+        np.testing.assert_array_equal(found, ours.numpy())
+    _, codes = session.trace(*arrays)
+    ours = simulator.codes(*x)
+    assert codes.keys() == ours.keys()
+    for key, value in ours.items():
+        np.testing.assert_array_equal(codes[key].reshape(-1), value.reshape(-1).numpy(), err_msg=key)
+    kernels = session.kernels()
+    assert (kernels.integer, kernels.floating) == (sum(stored.values()), 0)
+    assert exported.notes[0] == ", ".join(
+        f"{stored[key]} layers at {bits} bits" for key, bits in (("int4", 4), ("int8", 8)) if key in stored
+    )
+
+
+@pytest.mark.parametrize("name", ["ResNet", "SENet", "UNet", "ConcatNet"])
+def test_the_reference_kernels_compute_in_fixed_point(
+    networks: ModuleType, quantized: Quantized, tmp_path: Path, name: str
+) -> None:
+    """What CMSIS-NN computes too."""
+    result = quantized(name, 4, 8)
+    exported = brecq.export(result, tmp_path / "m.tflite", "tflite")
+    x = networks.inputs(networks.build(getattr(networks, name)), 3, seed=5)
+    session = runtime.Session(exported.path, kernels="reference")
+    _, codes = session.trace(*(each.numpy() for each in x))
+    given = {key: torch.from_numpy(value) for key, value in codes.items()}
+    _, ours = simulate(result, "FixedPoint").follow(x, given)
+    linear = {key for key in ours if key.endswith("linear")}  # rounded once there, twice in CMSIS-NN
+    for key, value in ours.items():
+        difference = np.abs(codes[key].reshape(-1).astype(int) - value.reshape(-1).numpy())
+        assert difference.max() <= (key in linear), key
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def test_verify_asks_for_every_code_and_benchmark_runs_the_float_network_there_too(
+    networks: ModuleType, quantized: Quantized, tmp_path: Path
+) -> None:
+    result = quantized("ResNet")
+    x = networks.inputs(networks.build(networks.ResNet), 5)[0]
+    brecq.export(result, tmp_path / "m.tflite", "tflite", batch=2)  # five samples: the last batch is half empty
+    found = brecq.verify(result, tmp_path / "m.tflite", x, bisect=True)
+    assert (found.runtime, found.exact, found.as_expected, found.samples) == ("LiteRT", True, True, 5)
+    assert found.simulator.identical == 100
+    assert len(found.tensors) == 14
+    assert not any(tensor.differing for tensor in found.tensors)
+    measured = brecq.benchmark(result, tmp_path / "m.tflite", batches=(1,), runs=2)
+    assert measured.floating
+    assert measured.size == (tmp_path / "m.tflite").stat().st_size
+
+
+def test_files_hold_weights_at_their_bits_and_little_else(quantized: Quantized, tmp_path: Path) -> None:
+    sizes = {}
+    for bits in (4, 8):
+        result = quantized("UNet", bits, 8, weight_scheme="symmetric", first_last=None)
+        sizes[bits] = brecq.export(result, tmp_path / f"{bits}.tflite", "tflite").size
+        spent = sizes[bits] - result.weight_bytes()
+        assert spent < 13 * 650, "about 600 bytes a layer: its operators, tensors, scales and biases"
+    weights = 8 * quantized("UNet", 8, 8, weight_scheme="symmetric", first_last=None).weight_bytes() / 8
+    saved = sizes[8] - sizes[4]
+    assert 0.4 * weights < saved < 0.5 * weights  # transposed convolutions stay at 8 bits
+
+
+def test_what_litert_cannot_run_is_refused_in_a_line(quantized: Quantized, tmp_path: Path) -> None:
+    path = tmp_path / "m.tflite"
+    with pytest.raises(ExportError, match=r"LiteRT: conv2d in conv1 has asymmetric 8-bit.*--weight-scheme symmetric"):
+        brecq.export(quantized("ResNet", 8, 8, weight_scheme="asymmetric"), path, "tflite")
+    with pytest.raises(ExportError, match=r"leaves them in float; quantize with --activation-bits 8"):
+        brecq.export(quantized("ViT", 4, 32), path, "tflite")
+    with pytest.raises(ExportError, match=r"LiteRT: conv_transpose1d in up is transposed in 2 groups; export to"):
+        brecq.export(quantized("Signal"), path, "tflite")
+    with pytest.raises(ConfigError, match="batch is 0; choose 1 or more"):
+        brecq.export(quantized("ResNet"), path, "tflite", batch=0)
+    assert not list(tmp_path.iterdir())
+    path.write_bytes(b"not a FlatBuffer at all")
+    with pytest.raises(ExportError, match=r"not a \.tflite file"):
+        runtime.load(path)
+
+
+def test_an_operator_without_a_form_is_named_with_its_module() -> None:
+    class Sorts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cumsum(x, 1)
+
+    with pytest.raises(ExportError, match=r"LiteRT has no operator here for cumsum \(in cumsum\); export to ONNX"):
+        lower(_completed(Sorts(), torch.randn(2, 3)), 1, "LiteRT")
+
+
+def test_a_file_says_what_it_was_exported_from(quantized: Quantized, tmp_path: Path) -> None:
+    result = quantized("ResNet")
+    brecq.export(result, tmp_path / "m.tflite", "tflite")
+    content = (tmp_path / "m.tflite").read_bytes()
+    assert content[4:8] == b"TFL3"
+    assert runtime.load(tmp_path / "m.tflite").digest == result.digest()
+    brecq.export(result, tmp_path / "again.tflite", "tflite")
+    assert (tmp_path / "again.tflite").read_bytes() == content
+
+
+def _completed(module: nn.Module, *inputs: Tensor) -> Completed:
+    graph: Any = torch.export.export(module.eval(), inputs).module()
+    from brecq.graph.fold import drop_guards
+
+    drop_guards(graph)
+    return Completed(graph, (), inputs, ())
+
+
+def _run(module: nn.Module, *inputs: Tensor) -> list[np.ndarray]:
+    """A float network in the interpreter."""
+    program = lower(_completed(module, *inputs), len(inputs[0]), "LiteRT")
+    return runtime.Session(serialize(program, "", {}))(*(each.numpy() for each in inputs))
+
+
+class Net(nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs)
+
+
+OPERATORS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    "activations": (lambda x: F.silu(x) + F.gelu(x) + F.hardswish(x) + F.hardsigmoid(x) + F.elu(x), (2, 3, 4, 5)),
+    "clamps": (lambda x: F.relu(x) + F.relu6(3 * x) + x.clamp(-0.5, 0.25) + x.clamp(min=0.1) + x.clamp(max=2), (2, 7)),
+    "more": (lambda x: F.leaky_relu(x, 0.2) + x.sigmoid() * x.tanh() + F.gelu(x, approximate="tanh"), (2, 5)),
+    "powers": (lambda x: x.abs().sqrt() + (x * x + 1).rsqrt() + x**2 + (x.abs() + 1).reciprocal() + x.exp(), (2, 5)),
+    "scalars": (lambda x: 1 - x / 3 + torch.add(x, x, alpha=2) - torch.sub(x, 1), (2, 3, 4, 5)),
+    "broadcast": (lambda x: x * x.mean((2, 3), keepdim=True) + x[:, :1] + torch.arange(5.0), (2, 3, 4, 5)),
+    "softmax": (lambda x: x.softmax(1) + x.softmax(-1), (2, 3, 4, 5)),
+    "layer norm": (lambda x: F.layer_norm(x, (5,), torch.arange(5.0), torch.ones(5)), (2, 3, 5)),
+    "layer norm of channels": (lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (3,)).permute(0, 3, 1, 2), (2, 3, 4, 5)),
+    "group norm": (lambda x: F.group_norm(x, 2, torch.arange(6.0), torch.ones(6)), (2, 6, 4, 5)),
+    "batch norm": (lambda x: F.batch_norm(x, torch.ones(3), torch.full((3,), 2.0), torch.arange(3.0)), (2, 3, 4, 5)),
+    "attention": (lambda x: F.scaled_dot_product_attention(x, x.flip(2), x * 2), (2, 3, 4, 5)),
+    "products": (lambda x: x @ x.transpose(1, 2) @ x, (2, 4, 5)),
+    "flatten": (lambda x: x.flatten(1), (2, 3, 4, 5)),
+    "view": (lambda x: x.view(2, 2, 3, 4, 5).transpose(1, 2).reshape(x.shape), (2, 6, 4, 5)),
+    "shuffle": (lambda x: F.channel_shuffle(x, 3), (2, 6, 4, 5)),
+    "functions": (lambda x: (x.abs() + 1).log() + x.sin() + x.cos() + x.floor() + x.ceil() - x.abs() - (-x), (2, 5)),
+    "pixels": (lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 4), (2, 12, 4, 6)),
+    "slices": (lambda x: torch.cat([x[:, 1:], x[:, ::2], x.flip(3)[:, -1:]], 1)[:, :, 1:3, :-1], (2, 4, 5, 6)),
+    "parts": (lambda x: torch.stack([*x.chunk(2, 1), x.split([1, 3], 1)[0].repeat(1, 2, 1, 1)], 2), (2, 4, 5, 3)),
+    "select": (lambda x: x[:, 1].unsqueeze(1).expand(-1, 3, -1, -1) + x.unbind(1)[0].unsqueeze(1), (2, 4, 5, 3)),
+    "roll": (lambda x: x.roll((1, -2), (2, 3)), (2, 4, 5, 6)),
+    "pads": (lambda x: F.pad(F.pad(x, (1, 2, 0, 1)), (-1, 0)), (2, 3, 4, 5)),
+    "resize": (lambda x: F.interpolate(x, scale_factor=2) + F.interpolate(x, (8, 10), mode="bilinear"), (2, 3, 4, 5)),
+    "corners": (lambda x: F.interpolate(x, (7, 9), mode="bilinear", align_corners=True), (2, 3, 4, 5)),
+    "means": (lambda x: (x.mean((2, 3)), x.mean(1), x.sum(3), x.amax((1, 2)), x.amin(3)), (2, 3, 4, 5)),
+    "maxima": (lambda x: (F.max_pool2d(x, 3, 2, 1), F.max_pool2d(x, 3, 2, ceil_mode=True)), (2, 3, 8, 7)),
+    "averages": (lambda x: F.avg_pool2d(x, 3, 2, 1) + F.adaptive_avg_pool2d(x, (4, 4)), (2, 3, 8, 8)),
+    "signals": (lambda x: F.max_pool1d(F.conv1d(x, torch.ones(4, 3, 5), padding=2, stride=2), 2), (2, 3, 16)),
+    "same": (lambda x: F.conv2d(x, torch.ones(4, 3, 4, 3), padding="same", dilation=(1, 2)), (2, 3, 9, 8)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_float_operators_compute_what_pytorch_computes(name: str) -> None:
+    function, shape = OPERATORS[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for found, expected in zip(_run(Net(function), x), _tensors(function(x)), strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), atol=2e-5, rtol=2e-5)
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(1, 5), st.integers(1, 3), st.integers(0, 3), st.integers(1, 2), st.sampled_from([1, 2, 6]),
+    st.tuples(st.integers(9, 13), st.integers(9, 13)), st.tuples(st.integers(0, 2), st.integers(0, 2)),
+)  # fmt: skip
+def test_every_geometry_of_convolutions(
+    taps: int, stride: int, padding: int, dilation: int, groups: int, size: tuple[int, int], around: tuple[int, int]
+) -> None:
+    layer = nn.Conv2d(6, 12, taps, stride, padding, dilation, groups, bias=groups == 2)
+    x = torch.randn(1, 6, *size)
+    network = Net(lambda x: layer(F.pad(x, (around[0], around[1], around[1], around[0]))))
+    with torch.no_grad():
+        np.testing.assert_allclose(_run(network, x)[0], network(x).numpy(), atol=1e-4)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(0, 1), st.booleans())
+def test_every_geometry_of_transposed_convolutions(
+    taps: int, stride: int, padding: int, more: int, bias: bool
+) -> None:
+    if padding >= taps or more >= stride:
+        return
+    layer = nn.ConvTranspose2d(3, 5, taps, stride, padding, more, bias=bias)
+    x = torch.randn(1, 3, 6, 7)
+    if more > padding:
+        with pytest.raises(ExportError, match="more output padding than padding"):
+            _run(Net(layer), x)
+        return
+    with torch.no_grad():
+        np.testing.assert_allclose(_run(Net(layer), x)[0], layer(x).numpy(), atol=1e-4)
+
+
+@given(st.permutations(range(4)), st.lists(st.sampled_from([1, 2, 3]), min_size=4, max_size=4), st.data())
+def test_a_reshaping_stays_in_place_where_it_moves_nothing(order: list[int], shape: list[int], data: Any) -> None:
+    splits = [(1, n) if n < 3 and data.draw(st.booleans()) else (n,) for n in shape]
+    after = [n for split in splits for n in split]
+    if data.draw(st.booleans()) and len(after) > 1:
+        after[:2] = [after[0] * after[1]]
+    x = np.arange(np.prod(shape)).reshape(shape)
+    found = regroup(shape, after, tuple(order))
+    if order == list(range(4)):
+        assert found is not None
+    if found is not None:
+        memory = x.transpose(order).reshape([after[dim] for dim in found])
+        np.testing.assert_array_equal(memory.transpose(np.argsort(found)), x.reshape(after))
+
+
+def test_transposes_are_few(networks: ModuleType) -> None:
+    """Convolutions and pooling stay channels last, a shuffle of channels takes one transpose."""
+
+    def network(x: Tensor) -> Tensor:
+        y = F.channel_shuffle(F.conv2d(x, torch.ones(6, 3, 3, 3)), 2)
+        return F.conv2d(F.max_pool2d(y, 2), torch.ones(4, 6, 1, 1)).mean((2, 3))
+
+    program = lower(_completed(Net(network), torch.randn(1, 3, 8, 8)), 1, "LiteRT")
+    assert [each.kind for each in program.operators].count("TRANSPOSE") == 1
+
+
+def test_four_bit_codes_are_packed_low_half_first() -> None:
+    assert pack_int4(np.array([1, -1, -8], np.int8)) == bytes([0xF1, 0x08])

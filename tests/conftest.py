@@ -53,7 +53,18 @@ def deterministic() -> None:
 @pytest.fixture(scope="session")
 def networks() -> ModuleType:
     """The module `tests/networks.py`: small networks to test with (tests are no package that could be imported)."""
-    spec = importlib.util.spec_from_file_location("brecq_test_networks", Path(__file__).with_name("networks.py"))
+    return _neighbour("networks")
+
+
+@pytest.fixture(scope="session")
+def detectors() -> ModuleType:
+    """The module `tests/detectors.py`: small detectors of torchvision's classes."""
+    pytest.importorskip("torchvision")
+    return _neighbour("detectors")
+
+
+def _neighbour(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"brecq_test_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -39,6 +39,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "checkpoint": "errors graph progress report storage version",
     "reconstruct": "checkpoint config errors forward graph logits progress quant report storage",
     "result": "checkpoint config converted errors graph report storage",
+    "composite": "checkpoint config errors graph report result storage",
     "precision": "checkpoint checks config data devices errors forward graph plain progress quant reading "
     "reconstruct report settings storage text",
     "synthesis": "checkpoint checks config data devices errors evaluation forward logits progress reconstruct "
@@ -46,7 +47,8 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "deploy": "checkpoint converted data devices errors evaluation graph logits quant result settings storage text "
     "version",
     "page": "checkpoint converted data devices errors graph report result storage units",
-    "pipeline": "checkpoint checks config converted data devices errors forward graph precision progress quant "
+    "pipeline": "checkpoint checks composite config converted data devices errors forward graph precision progress "
+    "quant "
     "reconstruct report result",
     "cli": "brecq checkpoint checks config data deploy errors forward graph metrics page pipeline precision "
     "progress quant report result settings sources storage synthesis tasks text units version",

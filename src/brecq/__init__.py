@@ -10,6 +10,7 @@ from brecq.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from brecq import metrics
+    from brecq.composite import CompositeResult, load
     from brecq.config import LayerRule, QuantConfig, Recipe
     from brecq.data.dataset import Dataset
     from brecq.deploy.benchmark import Benchmark, benchmark
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from brecq.precision.search import pareto, search
     from brecq.precision.table import SensitivityTable
     from brecq.report import Report
-    from brecq.result import QuantResult, load
+    from brecq.result import QuantResult
     from brecq.synthesis.config import DistillConfig
     from brecq.synthesis.distill import distill
 
@@ -60,7 +61,8 @@ _HOMES = {
     "quantize": "pipeline",
     "inspect": "pipeline",
     "Inspection": "pipeline",
-    "load": "result",
+    "load": "composite",
+    "CompositeResult": "composite",
     "QuantResult": "result",
     "evaluate": "evaluation",
     "Evaluation": "evaluation",
@@ -97,6 +99,7 @@ __all__ = [
     "BudgetError",
     "CaptureError",
     "CheckpointError",
+    "CompositeResult",
     "ConfigError",
     "DataError",
     "Dataset",

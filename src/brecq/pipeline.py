@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,28 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 from brecq.checkpoint import program
 from brecq.checkpoint.directory import versions
 from brecq.checkpoint.resume import RunState, alone_in_run_dir, fingerprint
-from brecq.checks import check_request, check_runs, check_weights
+from brecq.checks import check_request, check_runs, check_weights, running
+from brecq.composite import CompositeResult
 from brecq.config import QuantConfig
 from brecq.converted import ranges
+from brecq.data.calls import Calls, collect_calls
 from brecq.data.collect import collect
 from brecq.data.dataset import Dataset
+from brecq.data.dataset import check as check_data
 from brecq.data.signature import Signature
 from brecq.devices import device_of, move
-from brecq.errors import ConfigError
+from brecq.errors import ConfigError, DataError, PartitionError
 from brecq.forward import Inputs, tensors, unwrap
-from brecq.graph import check, ops
+from brecq.graph import check, ops, parts
 from brecq.graph.blocks import Network, extract
 from brecq.graph.capture import capture, example_batch
 from brecq.graph.convert import convert
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.environment import in_float32, learning
 from brecq.graph.noise import SAMPLES, tensor_noise
+from brecq.graph.outside import outside
 from brecq.graph.partition import BlockSpec, partition
-from brecq.graph.placement import BrecqQuantizer, activation_scheme
+from brecq.graph.placement import BrecqQuantizer, End, activation_scheme
 from brecq.graph.prepare import prepare
 from brecq.graph.scope import float_weights, scope
 from brecq.graph.submodule import Submodule
@@ -61,6 +65,7 @@ def quantize(
     allocation: BitAllocation | None = None,
     learned: Mapping[str, Tensor] | None = None,
     submodule: str | None = None,
+    submodules: Sequence[str] | None = None,
     run_dir: Path | str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -79,6 +84,9 @@ def quantize(
         allocation: bits per layer from `brecq.search`; they replace those of `config`, its rules excepted.
         learned: codes of weights to start learning from (`SensitivityTable.codes`), where they fit.
         submodule: quantize only the submodule of this name, with the inputs that it receives, and put it back.
+        submodules: quantize these, each with the inputs that it receives when those called before it are quantized,
+            and put them back: a `CompositeResult`. They may take and return tensors in lists and dictionaries. Of
+            detectors the calibration may be an iterable of lists of pictures [C, H, W] of any sizes.
         run_dir: folder for the state of the run; with `resume`, continue there after the last finished block.
         progress: receives what the run is doing.
         device: where blocks run; `auto` is the CUDA device where there is one.
@@ -94,10 +102,17 @@ def quantize(
     config = _settled(config, quantizer, allocation)
     if resume and run_dir is None:
         raise ConfigError("resume=True needs run_dir: the folder of the run to continue")
-    subject = _subject(model, calibration, submodule, progress)
     request = _Request(config, quantizer, allocation, learned or {}, run_dir is not None)
+    if submodules is not None:
+        if submodule is not None or allocation is not None or learned:
+            raise ConfigError("submodules goes with neither submodule nor the bits of a search; give one of them")
+        whole = _quantize_parts(model, calibration, submodules, request, run_dir, resume, progress, device)
+        whole.report.seconds = time.perf_counter() - began
+        progress.close()
+        return whole
+    subject = _subject(model, calibration, submodule, progress)
     plan = _plan(subject, request, device, progress)
-    state = _run_state(plan, subject.data, config, run_dir, resume)
+    state = _run_state([plan], subject.data, config, run_dir, resume)
     cache = ActivationCache(device, config.memory_budget, run_dir)
     if device.type == "cuda":
         cache.notes.append(f"computed on {torch.cuda.get_device_name(device)}")
@@ -127,13 +142,14 @@ class _Subject:
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked for. `to_folder`: the result will be saved."""
+    """What is asked for. `to_folder`: the result will be saved. `part`: of a part of a network, the ends it holds."""
 
     config: QuantConfig
-    quantizer: Quantizer | None
-    allocation: BitAllocation | None
-    learned: Mapping[str, Tensor]
-    to_folder: bool
+    quantizer: Quantizer | None = None
+    allocation: BitAllocation | None = None
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
+    to_folder: bool = False
+    part: frozenset[End] | None = None
 
 
 @dataclass(frozen=True)
@@ -171,9 +187,7 @@ def _subject(
 def _plan(subject: _Subject, request: _Request, device: torch.device, progress: Progress) -> _Plan:
     progress.stage("capturing the network")
     arguments = subject.arguments
-    prepared, specs = _prepare(
-        subject.model, example_batch(arguments), request.config, request.quantizer, request.allocation, arguments
-    )
+    prepared, specs = _prepare(subject.model, example_batch(arguments), request, arguments)
     if request.to_folder:
         program.check(prepared)
     move(prepared, device)
@@ -189,11 +203,12 @@ def _convert(run: Run, subject: _Subject, plan: _Plan) -> QuantResult:
     """The result, and the report as far as the converted network tells it."""
     prepared, device, recipe = plan.network.graph, run.cache.device, run.config.recipe
     set_mode(prepared, Mode.HARD)
+    received = run.inputs if run.received is None else run.received
     noise = tensor_noise(prepared, [value[:SAMPLES].to(device) for value in run.inputs])
     converted = convert(prepared)
-    differs = check.check_converted(prepared, converted, [value[: check.SAMPLES].to(device) for value in run.inputs])
+    differs = check.check_converted(prepared, converted, [value[: check.SAMPLES].to(device) for value in received])
     signed = activation_scheme(run.config) == "signed"
-    left = ranges.record(converted, run.inputs, device, recipe.range_norm, recipe.range_candidates, signed)
+    left = ranges.record(converted, received, device, recipe.range_norm, recipe.range_candidates, signed)
     move(converted, device_of(subject.model))
     left_in_float = float_weights(plan.scope)
     notes = [f"fake quantization kernels: {kernels.backend(device)}", *([differs] if differs else []), *subject.notes]
@@ -210,6 +225,115 @@ def _convert(run: Run, subject: _Subject, plan: _Plan) -> QuantResult:
     return QuantResult(
         converted, report, run.config, examples, wrapped=subject.wrapped, run_state=run.state, ranges=left
     )
+
+
+PASSES = 8
+"""Passes of one part of a network, at most: those of the next one are counted from the next multiple on."""
+
+
+def _quantize_parts(
+    model: nn.Module,
+    calibration: Iterable[Any] | Tensor | Dataset,
+    names: Sequence[str],
+    request: _Request,
+    run_dir: Path | str | None,
+    resume: bool,
+    progress: Progress,
+    device: torch.device,
+) -> CompositeResult:
+    """Submodule after submodule, in the order they are called in: each is planned on what the float network gives it,
+    and learned on what it receives behind the quantized ones before it."""
+    names, config = parts.check_names(model, names), request.config
+    calls = collect_calls(calibration, model)
+    model, copied = in_float32(unwrap(model))
+    notes = [note for note in (calls.note, copied) if note]
+    for note in notes:
+        progress.note(note)
+    check_weights(model)
+    recorded = _record(model, names, calls)
+    subjects = [_part_subject(model, part) for part in recorded]
+    requests = [replace(request, part=_ends(part)) for part in recorded]
+    silent = Progress()
+    plans = [_plan(subject, mine, device, silent) for subject, mine in zip(subjects, requests, strict=True)]
+    _check_rules(config, plans)
+    entries = [*(entry for plan in plans for entry in plan.scope), *outside(model, names)]
+    progress.scope(entries)
+    state = _run_state(plans, calls.data, config, run_dir, resume)
+    digest = calls.data.digest()
+    report = Report(entries, [], config.to_dict(), 0.0, versions(), digest, samples=len(calls), notes=notes)
+    interfaces = {part.name: part.interface for part in recorded}
+    results: dict[str, QuantResult] = {}
+    for number, (part, subject, plan) in enumerate(zip(recorded, subjects, plans, strict=True)):
+        progress.stage(f"quantizing {part.name}")
+        programs = {name: (done.converted, interfaces[name]) for name, done in results.items()}
+        inputs, received = _received(model, part, programs, calls, device)
+        cache = ActivationCache(device, config.memory_budget, run_dir)
+        section = None if state is None else state.section(PASSES * number)
+        run = Run(plan.network, inputs, config, cache, None, section, progress, received)
+        with run.working():
+            reports, forwards = passes.run(run)
+        result = results[part.name] = _convert(run, subject, plan)
+        result.run_state = None
+        result.report.blocks, result.report.block_forwards = reports, forwards
+        report.blocks += reports
+        report.block_forwards += forwards
+        report.tensors += result.report.tensors
+        report.notes += [f"{part.name}: {note}" for note in result.report.notes]
+    return CompositeResult(results, interfaces, report, config, model, run_state=state)
+
+
+def _record(model: nn.Module, names: Sequence[str], calls: Calls) -> list[parts.Part]:
+    with running("the calibration data"):
+        found = parts.record(model, names, list(calls))
+    for part in found:
+        try:
+            check_data(Dataset(part.inputs))
+        except DataError as error:
+            raise DataError(f"submodule {part.name!r}: {error}") from error
+    return found
+
+
+def _part_subject(model: nn.Module, part: parts.Part) -> _Subject:
+    flat = parts.Flat(part.name, model.get_submodule(part.name), part.interface)
+    return _Subject(flat, part.inputs, Dataset(part.inputs), None, [])
+
+
+def _ends(part: parts.Part) -> frozenset[End]:
+    found: list[End] = ["first"] * part.first + ["last"] * part.last  # type: ignore[assignment]
+    return frozenset(found)
+
+
+def _received(
+    model: nn.Module,
+    part: parts.Part,
+    programs: Mapping[str, tuple[nn.Module, parts.Interface]],
+    calls: Calls,
+    device: torch.device,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
+    """What the float submodule is given, and what the quantized one is in its place.
+
+    Rows that are the network's samples are the same pictures in both. Others (regions) the network chooses anew with
+    each change of what comes before: there both get what the quantized network chooses.
+    """
+    if not programs:
+        return part.inputs, None
+    behind = parts.put_back(model, programs)
+    move(behind, device)
+    (again,) = _record(behind, [part.name], calls)
+    aligned = list(part.rows) == [parts.samples_of(inputs) for inputs in calls]
+    return (part.inputs, again.inputs) if aligned else (again.inputs, None)
+
+
+def _check_rules(config: QuantConfig, plans: Sequence[_Plan]) -> None:
+    """Every rule and every named block is for some part."""
+    layers = [entry.layer for plan in plans for entry in plan.scope if entry.weights]
+    blocks = {spec.name for plan in plans for spec in plan.specs}
+    for rule in config.rules:
+        if not any(map(rule.matches, layers)):
+            raise ConfigError(f"no layer matches {rule.pattern!r}; there are {', '.join(layers[:8])}, ...")
+    for name, patterns in (config.blocks or {}).items():
+        if name not in blocks:
+            raise PartitionError(f"block {name!r}: {', '.join(patterns)} matches no layer of any submodule")
 
 
 @dataclass(frozen=True)
@@ -257,7 +381,7 @@ def inspect(
     if submodule is not None:
         target = Submodule(model, submodule, inputs)
         model, inputs = target.module, target.inputs
-    prepared, specs = _prepare(model, example_batch(inputs), config, quantizer)
+    prepared, specs = _prepare(model, example_batch(inputs), _Request(config, quantizer))
     network = extract(prepared, specs)
     flow = Dataflow(prepared)
     summaries = []
@@ -269,23 +393,19 @@ def inspect(
 
 
 def _prepare(
-    model: nn.Module,
-    examples: Inputs,
-    config: QuantConfig,
-    quantizer: Quantizer | None,
-    allocation: BitAllocation | None = None,
-    checked_on: Inputs | None = None,
+    model: nn.Module, examples: Inputs, request: _Request, checked_on: Inputs | None = None
 ) -> tuple[GraphModule, list[BlockSpec]]:
-    captured = capture(model, examples)
+    config, allocation = request.config, request.allocation
+    captured = capture(model, examples, any_size=request.part is not None)
     reference = None if checked_on is None else check.FloatNetwork(model, checked_on)
     if reference is not None:
         reference.check(captured, "the captured graph")
     if allocation is not None:
         check_layers(captured, allocation)
-    prepared = prepare(captured, quantizer or BrecqQuantizer(config))
+    prepared = prepare(captured, request.quantizer or BrecqQuantizer(config, request.part))
     if reference is not None:
         reference.check(prepared, "the prepared graph")
-    specs = partition(prepared, config.granularity, config.blocks)
+    specs = partition(prepared, config.granularity, config.blocks, part=request.part is not None)
     for spec in specs:
         if spec.joined:
             warnings.warn(f"{spec.joined}: they are learned together, with more memory and time", stacklevel=3)
@@ -293,12 +413,13 @@ def _prepare(
 
 
 def _run_state(
-    plan: _Plan, data: Dataset, config: QuantConfig, run_dir: Path | str | None, resume: bool
+    plans: Sequence[_Plan], data: Dataset, config: QuantConfig, run_dir: Path | str | None, resume: bool
 ) -> RunState | None:
     if run_dir is None or config.method == "rtn":
         return None
     relevant = {key: value for key, value in config.to_dict().items() if key != "memory_budget"}
     relevant["recipe"] = {k: v for k, v in relevant["recipe"].items() if not k.startswith("tun")}  # of no block
-    blocks = [f"{block.name}: {', '.join(block.layers)}" for block in plan.network.blocks]
-    weights = {**plan.network.graph.state_dict(), **plan.started}
+    blocks = [f"{block.name}: {', '.join(block.layers)}" for plan in plans for block in plan.network.blocks]
+    tensors = [(i, plan.network.graph.state_dict() | plan.started) for i, plan in enumerate(plans)]
+    weights = {f"{i or ''}{name}": value for i, named in tensors for name, value in named.items()}
     return RunState(run_dir, fingerprint(relevant, weights, data.digest(), blocks), resume=resume)

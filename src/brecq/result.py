@@ -36,6 +36,7 @@ class QuantResult:
         metadata: anything JSON can hold; saved and loaded with the result.
         run_state: the finished blocks of the run, kept until the result is saved.
         ranges: of the tensors left in float, for runtimes that need them quantized; `None` if none were recorded.
+        parts: the results of several submodules, by name (`brecq.composite`); of other results empty.
     """
 
     converted: nn.Module
@@ -46,6 +47,7 @@ class QuantResult:
     metadata: dict[str, Any] = field(default_factory=dict)
     run_state: RunState | None = None
     ranges: list[FloatRange] | None = None
+    parts: dict[str, QuantResult] = field(default_factory=dict)
 
     @property
     def model(self) -> nn.Module:
@@ -97,7 +99,7 @@ class QuantResult:
             "ranges": None if self.ranges is None else [asdict(range) for range in self.ranges],
         }
         graph = _graph(self.converted)
-        report, timing = _apart(self.report.to_dict())
+        report, timing = apart(self.report.to_dict())
         folder = directory.write(path, graph, self.example_inputs, collect_tensors(graph), manifest, report, timing)
         if self.run_state is not None:
             self.run_state.clear()
@@ -119,7 +121,7 @@ def load(path: Path | str) -> QuantResult:
         path = hub.fetch(path, directory.FILES)
     saved = directory.read(path)
     try:
-        report = Report.from_dict(_together(saved.report, saved.timing))
+        report = Report.from_dict(together(saved.report, saved.timing))
         config = QuantConfig.from_dict(saved.manifest["config"])
         ranges = saved.manifest["ranges"]
         return QuantResult(
@@ -138,14 +140,14 @@ _ONCE = ("seconds", "block_forwards")
 _ONCE_A_BLOCK = ("seconds", "resumed")
 
 
-def _apart(report: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def apart(report: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the same run reports every time, and what differs from one to the next."""
     timing = {key: report.pop(key) for key in _ONCE}
     timing["blocks"] = [{key: block.pop(key) for key in _ONCE_A_BLOCK} for block in report["blocks"]]
     return report, timing
 
 
-def _together(report: dict[str, Any], timing: dict[str, Any]) -> dict[str, Any]:
+def together(report: dict[str, Any], timing: dict[str, Any]) -> dict[str, Any]:
     blocks = [{**block, **times} for block, times in zip(report["blocks"], timing["blocks"], strict=True)]
     whole = {**report, **{key: timing[key] for key in _ONCE}, "blocks": blocks}
     return {key: value for key, value in whole.items() if key != "format"}

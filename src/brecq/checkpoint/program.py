@@ -47,8 +47,8 @@ def describe(graph: GraphModule, example_inputs: Sequence[Tensor]) -> dict[str, 
     names = _input_names(graph)
     nodes = [_describe_node(node, names.get(node)) for node in graph.graph.nodes if node.op != "output"]
     examples = [
-        {"dtype": str(value.dtype).removeprefix("torch."), "shape": [BATCH, *value.shape[1:]] if value.dim() else []}
-        for value in example_inputs
+        {"dtype": str(value.dtype).removeprefix("torch."), "shape": _sizes(node, value)}
+        for node, value in zip(names, example_inputs, strict=True)
     ]
     result = {"format": FORMAT, "version": VERSION, "inputs": examples, "constants": _constants(graph)}
     return {**result, "nodes": nodes, "output": _encode(_output(graph), "the output")}
@@ -83,12 +83,23 @@ def rebuild(described: Mapping[str, Any], tensors: Mapping[str, Stored]) -> tupl
             raise CheckpointError(f"two nodes have the name {node.name!r}")
         nodes[node.name] = node
     graph.output(_decode(described.get("output"), nodes, "the output"))
-    examples = tuple(_example(entry) for entry in _field(described, "inputs", list))
+    inputs = _field(described, "inputs", list)
+    examples = tuple(_example(entry) for entry in inputs)
     if len(examples) != sum(node.op == "placeholder" for node in nodes.values()):
         raise CheckpointError(f"inputs describes {len(examples)} of the program's inputs")
     module = GraphModule(root, graph).eval()
-    _note_shapes(module, examples)
+    sizes = [entry["shape"] for entry in inputs]
+    free = [[dim for dim, size in enumerate(shape) if dim == 0 or isinstance(size, list)] for shape in sizes]
+    _note_shapes(module, examples, free)
     return module, examples
+
+
+def _sizes(node: Node, example: Tensor) -> list[Any]:
+    """Of an input: the batch, numbers, and in a list of its own each size that may be another one."""
+    known = node.meta.get("val")
+    free = [isinstance(known, Tensor) and isinstance(size, torch.SymInt) for size in getattr(known, "shape", ())]
+    sizes = [[size] if free[dim : dim + 1] == [True] else size for dim, size in enumerate(example.shape)]
+    return [BATCH, *sizes[1:]] if sizes else []
 
 
 def _input_names(graph: GraphModule) -> dict[Node, str]:
@@ -286,18 +297,18 @@ def _example(entry: Any) -> Tensor:
     kind = getattr(torch, str(dtype), None)
     if not isinstance(kind, torch.dtype) or not isinstance(shape, list):
         raise CheckpointError(f"inputs: {entry!r} is no input")
-    sizes = [2 if size == BATCH else size for size in shape]
+    sizes = [2 if size == BATCH else size[0] if isinstance(size, list) and len(size) == 1 else size for size in shape]
     if not all(type(size) is int and 0 <= size < 1 << 31 for size in sizes):
         raise CheckpointError(f"inputs: the shape is {shape!r}")
     return torch.zeros(sizes, dtype=kind)
 
 
-def _note_shapes(module: GraphModule, examples: Sequence[Tensor]) -> None:
-    """Give every node its value's shape and dtype (`meta["val"]`), with a symbol for the batch size."""
+def _note_shapes(module: GraphModule, examples: Sequence[Tensor], free: Sequence[Sequence[int]]) -> None:
+    """Give every node its value's shape and dtype (`meta["val"]`), with a symbol for each size in `free`."""
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     inputs = []
-    for value in examples:
-        sizes = [DimDynamic.DYNAMIC if dim == 0 else DimDynamic.STATIC for dim in range(value.dim())]
+    for value, dims in zip(examples, free, strict=True):
+        sizes = [DimDynamic.DYNAMIC if dim in dims else DimDynamic.STATIC for dim in range(value.dim())]
         inputs.append(mode.from_tensor(value, symbolic_context=StatelessSymbolicContext(sizes)))
     try:
         with torch.no_grad(), enable_python_dispatcher():  # as torch.export: LSTM and bilinear have no other shapes

@@ -8,6 +8,7 @@ Both hold their own checksum. A folder `blocks` without brecq's `run.json` is so
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -107,10 +108,17 @@ class RunState:
         self.run_dir = Path(run_dir)
         self.folder = self.run_dir / "blocks"
         self.fingerprint = fingerprint
+        self.first_pass = 0
         if resume:
             self._check(self._read_run())
         else:
             self._start()
+
+    def section(self, first_pass: int) -> RunState:
+        """The same run, whose passes count from `first_pass`: one of several networks that are quantized in it."""
+        section = copy.copy(self)
+        section.first_pass = first_pass
+        return section
 
     def save_block(
         self, pass_index: int, block_index: int, name: str, state: Mapping[str, Tensor], report: Mapping[str, Any]
@@ -168,7 +176,7 @@ class RunState:
         return BlockState(header["name"], state, json.loads(header["report"]))
 
     def _file(self, pass_index: int, block_index: int) -> Path:
-        return self.folder / f"pass{pass_index}-block{block_index:04d}.safetensors"
+        return self.folder / f"pass{self.first_pass + pass_index}-block{block_index:04d}.safetensors"
 
     def _names(self) -> set[str]:
         return {file.name for file in self.folder.iterdir()} if self.folder.is_dir() else set()

@@ -100,9 +100,11 @@ def evaluate(
     check_answers(data.data, dataset.parts[0], metric)
 
     submodule = (result.metadata.get("source") or {}).get("submodule")
-    if submodule is None:
+    if submodule is None and not result.parts:
         check(Signature(result.converted).bind(dataset.parts[0]), like=result.example_inputs)
     float_model = find_reference(result.metadata, compared, checkpoint, dataset.labelled, console)
+    if isinstance(result, brecq.CompositeResult) and float_model is not None:
+        result.around = float_model
     quantized = brecq.simulate(result) if compared.integer else result.model
     if submodule is not None and float_model is not None:
         quantized = Submodule(float_model, submodule, dataset.parts[0].subset(slice(0, 2)).inputs).put_back(quantized)
@@ -122,7 +124,8 @@ def find_reference(
     metadata: dict[str, Any], compared: Compared, checkpoint: o.Checkpoint, labelled: bool, console: Console
 ) -> nn.Module | None:
     """The float model, as asked for or as the result remembers it; `None` where labels are enough."""
-    submodule = (metadata.get("source") or {}).get("submodule")
+    source = metadata.get("source") or {}
+    submodule = source.get("submodule") or ", ".join(source.get("submodules") or ()) or None
     if not compared.reference:
         if submodule is not None:
             raise ConfigError(f"only the submodule {submodule!r} was quantized; its float model is needed around it")

@@ -57,7 +57,7 @@ def export(
     exported = brecq.export(result, output, format, **chosen)
     for note in exported.notes:
         tell(console, "note", note)
-    ideal = megabytes(ideal_bytes(result))
+    ideal = megabytes(sum(map(ideal_bytes, result.parts.values() or [result])))
     tell(console, "saved", f"{output}, {megabytes(exported.size)} MB ({ideal} MB of weights, biases and scales)")
 
 

@@ -23,6 +23,14 @@ Exported = Annotated[Path, typer.Argument(metavar="FILE", help="The file that `b
 Submodule = Annotated[
     str | None, typer.Option(metavar="NAME", help="Quantize this submodule alone.", rich_help_panel=MODEL)
 ]
+Submodules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--submodule", metavar="NAME", rich_help_panel=MODEL,
+        help="Quantize this submodule alone; repeatable: several are quantized in one run, each a program of its own. "
+        "By default those of torchvision's detectors that hold their layers.",
+    ),
+]  # fmt: skip
 FormatOfFile = Annotated[
     str | None, typer.Option("-f", "--format", metavar="NAME", help="The format, if FILE's name does not tell.")
 ]

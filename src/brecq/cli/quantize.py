@@ -79,7 +79,7 @@ class Job:
     bits_from: Path | None
     changes: o.Changes
     checkpoint: o.Checkpoint
-    submodule: str | None
+    submodules: tuple[str, ...]
     output: o.Output
     machine: o.Machine
     judged: Judged
@@ -111,7 +111,7 @@ def quantize(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    submodule: o.Submodule = None,
+    submodule: o.Submodules = None,
 ) -> None:
     """Quantize MODEL, calibrated on a folder of unlabeled images.
 
@@ -125,7 +125,7 @@ def quantize(
         config = dataclasses.replace(config, outputs="values")
     job = Job(
         spec=spec, calibration=calibration, evaluation=evaluation, config=config, bits_from=bits_from,
-        changes=changes, checkpoint=checkpoint, submodule=submodule, output=output, machine=machine,
+        changes=changes, checkpoint=checkpoint, submodules=tuple(submodule or ()), output=output, machine=machine,
         judged=judged, distillation=choose_distillation(calibration.calib, distillation, config.seed),
     )  # fmt: skip
     run(job, make_console())
@@ -204,13 +204,13 @@ def work(job: Job, console: Console) -> None:
     progress = make_progress(console, job.output.log_json)
     try:
         result = brecq.quantize(
-            source.model, calibration, job.config, allocation=allocation, learned=learned, submodule=job.submodule,
-            run_dir=folder, resume=job.output.resume and (folder / "blocks").exists(), progress=progress,
-            device=job.machine.device,
+            source.model, calibration, job.config, allocation=allocation, learned=learned, run_dir=folder,
+            resume=job.output.resume and (folder / "blocks").exists(), progress=progress, device=job.machine.device,
+            **which_parts(job, source),
         )  # fmt: skip
     finally:
         progress.close()
-    result.metadata.update(describe_source(job), preprocessing=preprocessing and preprocessing.to_dict())
+    result.metadata.update(describe_source(job, source), preprocessing=preprocessing and preprocessing.to_dict())
     result.metadata["task"] = job.judged.task
     if allocation is not None:
         tell_allocation(console, allocation)
@@ -220,7 +220,7 @@ def work(job: Job, console: Console) -> None:
         made.forget_batches()
 
     rows[0] = dataclasses.replace(rows[0], size=result.float_bytes())
-    rows += quantized_rows(job, source.model, calibration, evaluation, metric, result)
+    rows += quantized_rows(job, source, calibration, evaluation, metric, result)
     console.print(result_table(rows))
     last = rows[-1].evaluation
     if last is not None and (last.scored or last.outputs or last.metrics):  # not plain class scores
@@ -262,7 +262,7 @@ def distilled_calibration(
 
 def quantized_rows(
     job: Job,
-    model: nn.Module,
+    source: Source,
     calibration: Dataset,
     evaluation: EvaluationData | None,
     metric: Metric | None,
@@ -277,14 +277,14 @@ def quantized_rows(
     if evaluation is None:
         return [ResultRow(name, None, size, result.report.seconds)]
     rows: list[ResultRow] = []
-    device = job.machine.device
+    device, model = job.machine.device, source.model
     how: dict[str, Any] = {
         "metric": metric, "reference": model, "device": device,
         "class_axis": job.config.class_axis,
     }  # fmt: skip
     if learned:
         config = dataclasses.replace(result.config, method="rtn")  # an allocation's bits included
-        nearest = brecq.quantize(model, calibration, config, submodule=job.submodule, device=device)
+        nearest = brecq.quantize(model, calibration, config, device=device, **which_parts(job, source))
         measured = brecq.evaluate(nearest.model, evaluation, **how)
         rows.append(ResultRow("rounding to nearest", measured, size, nearest.report.seconds))
     measured = brecq.evaluate(result.model, evaluation, **how)
@@ -305,10 +305,18 @@ def load_bits(path: Path | None) -> tuple[BitAllocation | None, dict[str, Tensor
     return BitAllocation.load(path), next(found, {})
 
 
-def describe_source(job: Job) -> dict[str, Any]:
+def which_parts(job: Job, source: Source) -> dict[str, Any]:
+    """The arguments of `brecq.quantize` that say which submodules to quantize: those named, or the source's."""
+    if len(job.submodules) == 1:
+        return {"submodule": job.submodules[0]}
+    names = job.submodules or source.submodules
+    return {"submodules": list(names)} if names else {}
+
+
+def describe_source(job: Job, source: Source) -> dict[str, Any]:
     """What `brecq evaluate` needs to find the float model again."""
     weights = None if job.checkpoint.weights is None else str(job.checkpoint.weights.resolve())
-    return {"source": {"spec": job.spec, "weights": weights, "submodule": job.submodule}}
+    return {"source": {"spec": job.spec, "weights": weights, "submodule": None, **which_parts(job, source)}}
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -105,7 +105,8 @@ def export(result: QuantResult, path: Path | str, format: str = "onnx", **option
     The file is written under a temporary name and renamed: a file that is there is complete.
 
     Args:
-        path: the file, or folder, to write; what is there is replaced.
+        path: the file, or folder, to write; what is there is replaced. Of several quantized submodules the folder
+            that gets one of each.
         format: one of `brecq.deploy.formats.FORMATS`.
         options: of the format; see its module's `write`.
 
@@ -123,8 +124,29 @@ def export(result: QuantResult, path: Path | str, format: str = "onnx", **option
     path = Path(path)
     if not path.parent.is_dir():
         raise ExportError(f"the folder {str(path.parent)!r} does not exist; create it, or choose another path")
+    if result.parts:
+        return _export_parts(result, path, find(format), write, options)
     exported: Exported = write(replace(result, converted=on_cpu(result.converted)), path, **options)
     return exported
+
+
+def _export_parts(
+    result: QuantResult, folder: Path, format: Format, write: Callable[..., Exported], options: dict[str, Any]
+) -> Exported:
+    """One file, or folder, for each submodule, named after it."""
+    if folder.is_file():
+        raise ExportError(f"{str(folder)!r} is a file; {', '.join(result.parts)} become one file each: give a folder")
+    folder.mkdir(exist_ok=True)
+    files: list[Path] = []
+    notes = [f"{', '.join(result.parts)} are one file each; what lies between them stays with the network's own code"]
+    size = 0
+    for name, part in result.parts.items():
+        part = replace(part, converted=on_cpu(part.converted))
+        exported = write(part, folder / f"{name}{format.suffix}", **options)
+        files += exported.files
+        notes += [f"{name}: {note}" for note in exported.notes]
+        size += exported.size
+    return Exported(folder, tuple(files), size, tuple(notes))
 
 
 def find(name: str) -> Format:

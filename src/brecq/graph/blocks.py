@@ -171,6 +171,11 @@ def _extract(
     inputs = [node for node in dict.fromkeys(wanted) if node in read]
     if not inputs and wanted:
         inputs = wanted[:1]
+    for node in mine:  # a size that none of them has is read off the tensor that has it
+        for size in (s for s in node.all_input_nodes if ops.is_size(s)):
+            for found in _sizes_from(size, owner, index):
+                if found.args[0] not in inputs and _source_of_size(found, inputs) is None:
+                    inputs.append(found.args[0])  # type: ignore[arg-type]
     for node in inputs:
         copies[node] = graph.placeholder(node.name)
         copies[node].meta = dict(node.meta)
@@ -221,14 +226,29 @@ def _is_target(node: Node) -> bool:
 
 def _size(graph: Graph, size: Node, inputs: dict[Node, Node]) -> Node:
     """A (symbolic) size, read off an input of the block: a dimension of it, or a multiple of one."""
+    found = _source_of_size(size, list(inputs))
+    assert found is not None, f"no input of the block has the size {size.meta['val']} of {size.name}"
+    node, dim, factor = found
+    one = graph.call_function(ops.aten.sym_size.int, (inputs[node], dim))
+    return one if factor == 1 else graph.call_function(operator.mul, (one, factor))
+
+
+def _source_of_size(size: Node, inputs: Sequence[Node]) -> tuple[Node, int, int] | None:
+    """The input and dimension that a size is a multiple of, and the factor."""
     wanted = size.meta["val"].node.expr
     extents = [(node, dim, e) for node in inputs for dim, e in enumerate(node.meta["val"].shape)]
     for node, dim, extent in extents:
         if isinstance(extent, SymInt) and extent.node.expr == wanted:
-            return graph.call_function(ops.aten.sym_size.int, (inputs[node], dim))
+            return node, dim, 1
     for node, dim, extent in extents:
         factor = wanted / extent.node.expr if isinstance(extent, SymInt) else None
         if factor is not None and factor.is_Integer:
-            one = graph.call_function(ops.aten.sym_size.int, (inputs[node], dim))
-            return graph.call_function(operator.mul, (one, int(factor)))
-    raise AssertionError(f"no input of the block has the size {wanted} of {size.name}")
+            return node, dim, int(factor)
+    return None
+
+
+def _sizes_from(size: Node, owner: dict[Node, int], index: int) -> list[Node]:
+    """The sizes of other blocks' tensors that a size is computed from."""
+    if size.target in ops.SIZES:
+        return [] if owner.get(size.args[0]) == index else [size]  # type: ignore[arg-type]
+    return [found for source in size.all_input_nodes for found in _sizes_from(source, owner, index)]

@@ -7,6 +7,7 @@ No operator writes in place, so a block can never overwrite an activation that a
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from typing import Any
 
@@ -27,12 +28,13 @@ from brecq.graph.randomness import check_deterministic
 from brecq.graph.shapes import arguments, batch_dim, dynamic_shapes, one_batch
 
 
-def capture(model: nn.Module, example_inputs: Inputs) -> GraphModule:
+def capture(model: nn.Module, example_inputs: Inputs, *, any_size: bool = False) -> GraphModule:
     """Export `model` with `torch.export`; dimension 0 of every input tensor is the dynamic batch.
 
     Args:
         model: any module; it is exported in eval mode and left unchanged, in float32 (a copy, where it is not).
         example_inputs: positional inputs, or inputs by name; tensors of shape [N, ...] with the same N of at least 2.
+        any_size: height and width of inputs [N, C, H, W] may differ from the examples', where the model allows it.
 
     Raises:
         CaptureError: the model cannot be exported; the message names the module and what to do.
@@ -45,7 +47,7 @@ def capture(model: nn.Module, example_inputs: Inputs) -> GraphModule:
     inputs = like(example_inputs, values)
     _check_inputs(tensors(inputs))
     with evaluating(model), one_batch(model), outputs.plain(model):
-        graph = _export(model, inputs)
+        graph = _export(model, inputs, any_size)
     check_deterministic(graph)
     fold.normalize_batch_norm(graph)
     fold.drop_no_ops(graph)
@@ -84,16 +86,16 @@ def _check_inputs(inputs: tuple[Any, ...]) -> None:
         )
 
 
-def _export(model: nn.Module, inputs: Inputs) -> GraphModule:
+def _export(model: nn.Module, inputs: Inputs, any_size: bool) -> GraphModule:
     reason: Exception | None = None
     with warnings.catch_warnings(), torch.no_grad(), torch.compiler.set_stance("force_eager"), SymbolicChunks():
         warnings.simplefilter("ignore")
         # Some models treat a batch of one specially: fall back to a dynamic batch of at least two.
-        for low in (1, 2):
+        for low, free in itertools.product((1, 2), (True, False) if any_size else (False,)):
             dim = batch_dim(low)
             try:
                 args, kwargs = arguments(inputs)
-                shapes = dynamic_shapes(model, args, kwargs, dim)
+                shapes = dynamic_shapes(model, args, kwargs, dim, any_size=free)
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
                 module = functionalize(program)
                 module._forward_pre_hooks.clear()  # they insist on the keywords and sizes of the examples

@@ -105,7 +105,7 @@ class Dataflow:
         value: Any = node.meta.get("val")
         if not isinstance(value, torch.Tensor) or value.dim() == 0:
             return False
-        alike = not any(isinstance(size, torch.SymInt) for size in value.shape[1:])
+        alike = not any(_counts(size, self.batch) for size in value.shape[1:])
         return alike and str(value.shape[0]) == self.batch
 
     def resolution(self, position: int) -> tuple[str, ...]:
@@ -155,6 +155,11 @@ def layer_names(nodes: list[Node]) -> list[str]:
         seen[name] = seen.get(name, 0) + 1
         names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
     return names
+
+
+def _counts(size: Any, batch: str) -> bool:
+    """True if a size grows with the batch: heights and widths may be symbols, too."""
+    return isinstance(size, torch.SymInt) and batch in {str(symbol) for symbol in size.node.expr.free_symbols}
 
 
 def _batch_symbol(placeholders: list[Node]) -> str:

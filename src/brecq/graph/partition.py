@@ -54,7 +54,11 @@ class BlockSpec:
 
 
 def partition(
-    graph: GraphModule, granularity: Granularity = "block", named: Mapping[str, Sequence[str]] | None = None
+    graph: GraphModule,
+    granularity: Granularity = "block",
+    named: Mapping[str, Sequence[str]] | None = None,
+    *,
+    part: bool = False,
 ) -> list[BlockSpec]:
     """Cut a captured (or prepared) graph into blocks.
 
@@ -63,6 +67,7 @@ def partition(
         granularity: `layer` (each weighted operator), `block`, `stage` (blocks of one parent module and one
             resolution) or `net` (everything).
         named: blocks that the user names: block name to module or layer names or patterns.
+        part: the graph is a part of a network: blocks of `named` that match nothing in it are another part's.
 
     Returns:
         Blocks in order of execution; each weighted operator is in exactly one of them.
@@ -73,6 +78,8 @@ def partition(
     flow = Dataflow(graph)
     if not flow.ops:
         raise PartitionError("the graph has no operator; nothing can be quantized")
+    if part and named:
+        named = {name: patterns for name, patterns in named.items() if any(_hits(flow, each) for each in patterns)}
     if granularity == "net" and not named:
         return [BlockSpec("net", 0, len(flow.ops))]
     units: list[str | None]
@@ -190,11 +197,7 @@ def _apply_names(flow: Dataflow, units: list[str | None], named: Mapping[str, Se
     for name, patterns in named.items():
         matched: list[int] = []
         for pattern in patterns:
-            hits = [
-                i
-                for i, path in enumerate(flow.paths)
-                if any(_matches(candidate, pattern) for candidate in (path, flow.layers[i]) if candidate)
-            ]
+            hits = _hits(flow, pattern)
             if not hits:
                 raise PartitionError(
                     f"block {name!r}: {pattern!r} matches no module or layer; there are "
@@ -216,6 +219,15 @@ def _apply_names(flow: Dataflow, units: list[str | None], named: Mapping[str, Se
     for i, unit in enumerate(units):
         if unit not in populated:  # what is left of a block without its layers goes to its neighbours
             units[i] = None
+
+
+def _hits(flow: Dataflow, pattern: str) -> list[int]:
+    """Positions of the operators that a pattern matches, by their module or layer."""
+    return [
+        i
+        for i, path in enumerate(flow.paths)
+        if any(_matches(candidate, pattern) for candidate in (path, flow.layers[i]) if candidate)
+    ]
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.fx import GraphModule, Node
@@ -35,6 +35,8 @@ END = "brecq_end"
 
 REASON = "brecq_reason"
 """Why a layer has other widths than were asked for."""
+
+End = Literal["first", "last"]
 
 _POOLING = {ops.aten.avg_pool2d.default, ops.aten.adaptive_avg_pool2d.default, ops.aten.mean.dim}
 
@@ -65,8 +67,11 @@ class Placement:
     reasons: dict[Node, str] = field(default_factory=dict)
 
 
-def plan(graph: GraphModule, config: QuantConfig) -> Placement:
+def plan(graph: GraphModule, config: QuantConfig, part: frozenset[End] | None = None) -> Placement:
     """Decide what is quantized in a captured graph.
+
+    Args:
+        part: the graph is a part of a network; which ends of the network it holds. Rules may be for other parts.
 
     Raises:
         ConfigError: a rule's pattern matches no layer, or the target has no kernel for what is asked for.
@@ -79,11 +84,13 @@ def plan(graph: GraphModule, config: QuantConfig) -> Placement:
         raise ConfigError("the network has no convolution or linear layer; there is nothing to quantize")
     shared = _names_by_weight(weighted)
     for rule in config.rules:
-        if not any(rule.matches(name) for names in shared.values() for name in names):
+        if part is None and not any(rule.matches(name) for names in shared.values() for name in names):
             raise ConfigError(
                 f"no layer matches {rule.pattern!r}; there are {', '.join(list(weighted.values())[:8])}, ..."
             )
-    ends = dict.fromkeys(first_layers(graph, weighted), "first") | dict.fromkeys(last_layers(graph, weighted), "last")
+    ends: dict[Node, str] = {}
+    for end, found in (("first", first_layers(graph, weighted)), ("last", last_layers(graph, weighted))):
+        ends |= dict.fromkeys(found, end) if part is None or end in part else {}
     for node, name in weighted.items():
         bits = [config.weights, config.activations]
         if config.first_last is not None and node in ends:
@@ -294,13 +301,13 @@ def _reaches_layer(node: Node, layers: dict[Node, str]) -> bool:
 class BrecqQuantizer(Quantizer):
     """PT2E quantizer of any bit-widths: annotates a captured graph as `plan` decides."""
 
-    def __init__(self, config: QuantConfig) -> None:
+    def __init__(self, config: QuantConfig, part: frozenset[End] | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.part = config, part
         self.placement: Placement | None = None
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        placement = self.placement = plan(model, self.config)
+        placement = self.placement = plan(model, self.config, self.part)
         # A PT2E node holds one annotation: inputs and output are collected first.
         inputs: dict[Node, dict[Node, Any]] = defaultdict(dict)
         outputs: dict[Node, Any] = {}

@@ -26,13 +26,23 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
 
 
-def dynamic_shapes(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dim: Any) -> dict[str, Any]:
-    """The `dynamic_shapes` argument of `torch.export` that makes dimension 0 of every tensor dynamic.
+def dynamic_shapes(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dim: Any, *, any_size: bool = False
+) -> dict[str, Any]:
+    """The `dynamic_shapes` argument of `torch.export` that makes dimension 0 of every tensor dynamic; with `any_size`
+    height and width of [N, C, H, W] as well, where the model allows it.
 
     It follows the signature of `forward`: what `*args` and `**kwargs` gather is nested.
     """
+
+    def dims(value: Any) -> dict[int, Any] | None:
+        if not isinstance(value, Tensor) or not value.dim():
+            return None
+        free = (2, 3) if any_size and value.dim() == 4 else ()
+        return {0: dim, **dict.fromkeys(free, torch.export.Dim.AUTO)}
+
     bound = signature(model.forward).bind(*args, **kwargs).arguments
-    return pytree.tree_map(lambda value: {0: dim} if isinstance(value, Tensor) and value.dim() else None, dict(bound))
+    return pytree.tree_map(dims, dict(bound))
 
 
 @contextmanager

@@ -69,13 +69,14 @@ class Facts:
 def gather(result: QuantResult) -> Facts:
     """Gather the facts of a result, fresh or loaded."""
     report = result.report
-    assert isinstance(result.converted, GraphModule)
-    stored = collect_tensors(result.converted)
+    graphs = [part.converted for part in result.parts.values()] or [result.converted]
+    programs = [graph for graph in graphs if isinstance(graph, GraphModule)]
+    stored = {name: value for program in programs for name, value in collect_tensors(program).items()}
     entries = [entry for entry in report.scope if entry.weights and entry.kind in WEIGHTED.values()]  # no look-ups
     noise = {each.layer: each for each in report.tensors}
     seen: set[str] = set()
     layers = []
-    for entry, layer in zip(entries, weighted_layers(result.converted), strict=True):
+    for entry, layer in zip(entries, (layer for each in programs for layer in weighted_layers(each)), strict=True):
         value = stored.get(layer.weight or "")
         layers.append(_layer(entry, value, noise.get(entry.layer), stored=layer.weight in seen))
         seen.add(layer.weight or "")

@@ -19,18 +19,20 @@ from torch import Tensor
 from brecq.errors import CheckpointError
 from brecq.storage.files import TEMPORARY, explain, reserve
 
+Kind = Literal["input", "received", "float", "quantized", "fisher", "gradient", "tuned", "target"]
+
 
 class Slot(NamedTuple):
     """What a tensor in the cache is.
 
     Attributes:
-        kind: an `input` of the network; a block's output in the `float` or the `quantized` stream; the weights of its
-            squared error (`fisher`) or a vector of the Fisher information (`gradient`); `tuned`: an input of the
-            end-to-end tuning, `target`: what it is to give.
+        kind: an `input` of the network, or what the quantized one `received` in its place; a block's output in the
+            `float` or the `quantized` stream; the weights of its squared error (`fisher`) or a vector of the Fisher
+            information (`gradient`); `tuned`: an input of the end-to-end tuning, `target`: what it is to give.
         of: the activation's name; the number of the network's input or output in the tuning. draw: of the vector.
     """
 
-    kind: Literal["input", "float", "quantized", "fisher", "gradient", "tuned", "target"]
+    kind: Kind
     of: str | int
     draw: int = 0
 

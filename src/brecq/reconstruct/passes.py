@@ -126,7 +126,7 @@ class _Pass:
         self.streams: Streams | None = None
         if not finished(self, number, self.state):  # otherwise no activations are needed: only results
             activations = Mode.FLOAT if stage == "weights" else Mode.HARD
-            self.streams = Streams(run.network, run.inputs, run.cache, activations)
+            self.streams = Streams(run.network, run.inputs, run.cache, activations, received=run.received)
 
     def enter(self, index: int) -> None:
         self.mine = learnables(self.blocks[index].module, self.done)

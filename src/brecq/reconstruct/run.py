@@ -24,7 +24,8 @@ class Run:
     """One run.
 
     Attributes:
-        inputs: of the network, each [N, ...] on the CPU. labels: int64 [N, ...], if there are any.
+        inputs: of the network, each [N, ...] on the CPU. labels: int64 [N, ...], if there are any. received: what the
+            quantized network gets in their place, where what runs before it is quantized, too.
         cache: where activations wait. state: what was finished before, and is saved; `None` saves nothing.
     """
 
@@ -35,6 +36,7 @@ class Run:
     labels: Tensor | None = None
     state: RunState | None = None
     progress: Progress = field(default_factory=Progress)
+    received: tuple[Tensor, ...] | None = None
 
     @cached_property
     def held(self) -> Tensor:

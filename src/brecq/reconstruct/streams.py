@@ -15,10 +15,13 @@ from torch import Tensor
 from brecq.forward import BATCH
 from brecq.graph.blocks import Block, Network, Values
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, set_mode
-from brecq.reconstruct.cache import ActivationCache, Slot
+from brecq.reconstruct.cache import ActivationCache, Kind, Slot
 from brecq.reconstruct.memory import with_room
 
 Stream = Literal["float", "quantized"]
+
+KINDS: tuple[Kind, ...] = ("input", "received", "float", "quantized")
+"""Of the activations that blocks read."""
 
 
 class Streams:
@@ -29,6 +32,7 @@ class Streams:
         activations: mode of the activations' fake-quantizers in the quantized stream (`FLOAT`: weights only).
         quantized: what is read as the quantized stream; `float` where what a block receives is not to depend on the
             blocks before it.
+        received: what the quantized stream starts from, where that is something else than `inputs`.
 
     Attributes:
         forwards: block-forwards over the whole set done so far.
@@ -43,6 +47,7 @@ class Streams:
         cache: ActivationCache,
         activations: Mode = Mode.HARD,
         quantized: Stream = "quantized",
+        received: Sequence[Tensor] | None = None,
     ) -> None:
         self.network = network
         self._sources: dict[Stream, Stream] = {"float": "float", "quantized": quantized}
@@ -53,9 +58,13 @@ class Streams:
         quantizers = (m for m in network.graph.modules() if isinstance(m, ActivationFakeQuantize))
         self.quantizes_activations = activations is Mode.HARD and any(m.enabled for m in quantizers)
         self._last_use = network.last_use()
-        for name, tensor in zip(network.inputs, inputs, strict=True):
-            for start in range(0, self.samples, BATCH):
-                cache.put(Slot("input", name), start, tensor[start : start + BATCH], self.samples)
+        self._starts: dict[Stream, Kind] = {"float": "input", "quantized": "input" if received is None else "received"}
+        starts: list[tuple[Kind, Sequence[Tensor]]] = [("input", inputs)]
+        starts += [] if received is None else [("received", received)]
+        for kind, values in starts:
+            for name, tensor in zip(network.inputs, values, strict=True):
+                for start in range(0, self.samples, BATCH):
+                    cache.put(Slot(kind, name), start, tensor[start : start + BATCH], self.samples)
 
     def read(self, stream: Stream, names: Sequence[str], index: Tensor | slice) -> list[Tensor]:
         """Activations of some samples, on the device."""
@@ -87,11 +96,12 @@ class Streams:
         """Forget what no block after number `index` reads."""
         for name, last in self._last_use.items():
             if last == index:
-                for slot in (Slot("float", name), Slot("quantized", name), Slot("input", name)):
-                    self.cache.drop(slot)
+                for kind in KINDS:
+                    self.cache.drop(Slot(kind, name))
 
     def _slot(self, stream: Stream, name: str) -> Slot:
-        return Slot("input" if name in self.network.inputs else self._sources[stream], name)
+        source = self._sources[stream]
+        return Slot(self._starts[source] if name in self.network.inputs else source, name)
 
 
 def run_batches(

@@ -67,15 +67,17 @@ class Tuning:
         samples, seed = len(run.inputs[0]), run.seed("tuning")
         self.checked, held = measured_on(samples, run.held, seed), run.held
         self.inputs = [Slot("tuned", i) for i in range(len(run.inputs))]
-        inputs = run.inputs
+        inputs, received = run.inputs, run.received
         if self.recipe.tune_flips:
-            inputs = tuple(torch.cat([x, x.flip(-1)]) if x.dim() == 4 else torch.cat([x, x]) for x in inputs)
+            inputs, received = _flipped(inputs), None if received is None else _flipped(received)
             samples, held = 2 * samples, torch.cat([held, held + samples])
         self.batches = Sampler(samples, self.recipe.batch_size, torch.Generator().manual_seed(seed), held)
         self.signs = torch.Generator().manual_seed(seed)
         self.units: Errors = {}
         self.parts = 1  # into how many a batch is cut, for want of memory
         self._record(inputs)
+        if received is not None:
+            self._keep(received)
 
     @torch.no_grad()
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
@@ -87,6 +89,12 @@ class Tuning:
                 self.cache.put(slot, start, value[start : start + BATCH], samples)
             for name, value in self._outputs(slice(start, start + BATCH)).items():
                 self.cache.put(Slot("target", name), start, value, samples)
+
+    def _keep(self, inputs: tuple[Tensor, ...]) -> None:
+        """What the quantized network receives, in the place of what the float one does."""
+        for slot, value in zip(self.inputs, inputs, strict=True):
+            for start in range(0, len(value), BATCH):
+                self.cache.put(slot, start, value[start : start + BATCH], len(value))
 
     def run(self, steps: int, on_step: StepHook) -> Outcome:
         """Learn for `steps` steps, leaving the network in hard mode, with the state that has the lowest loss on the
@@ -234,6 +242,11 @@ class Tuning:
             for name, error in with_room(self.cache, self._compared, part).items():
                 totals[name] = totals.get(name, 0) + error.double() * len(part)
         return {name: total.item() / len(self.checked) for name, total in totals.items()}
+
+
+def _flipped(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs, and behind them their mirror images."""
+    return tuple(torch.cat([x, x.flip(-1)]) if x.dim() == 4 else torch.cat([x, x]) for x in inputs)
 
 
 def _features(network: Network) -> tuple[str, ...]:

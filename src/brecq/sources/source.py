@@ -30,6 +30,7 @@ class Source:
         example_inputs: inputs of the right shapes, a batch of 2; empty where its origin does not say (take them
             from the calibration data then).
         spec: what `load_source` was given.
+        submodules: the parts of it that are quantized, where it cannot be captured whole (detectors); empty: all.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Source:
     preprocessing: Preprocessing | None
     example_inputs: tuple[Tensor, ...]
     spec: str
+    submodules: tuple[str, ...] = ()
 
     def with_preprocessing(self, preprocessing: Preprocessing) -> Source:
         """A copy with another preprocessing and, for a model that takes one picture, example inputs of its size."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import SourceError
 from brecq.sources.source import Source, require, unknown_name
@@ -58,7 +60,22 @@ def load_torchvision(
             model, state, lambda classes: zoo.get_model(name, weights=None, num_classes=classes, **extra)
         )
         load_weights(model, state, weights)
-    return Source(name, model.eval(), preprocessing, (preprocessing.example(),), spec)
+    parts = detector_parts(model) if ".detection" in published.__module__ else ()
+    return Source(name, model.eval(), preprocessing, (preprocessing.example(),), spec, submodules=parts)
+
+
+_PARTS = (
+    "backbone", "head", "rpn.head", "roi_heads.box_head", "roi_heads.box_predictor", "roi_heads.mask_head",
+    "roi_heads.mask_predictor", "roi_heads.keypoint_head", "roi_heads.keypoint_predictor",
+)  # fmt: skip
+"""Where torchvision's detectors have convolutions and linear layers; anchors, decoding, NMS and the pooling of regions
+lie between them."""
+
+
+def detector_parts(model: nn.Module) -> tuple[str, ...]:
+    """The submodules that are quantized of a detector: backbone with its pyramid, and heads."""
+    modules = dict(model.named_modules())
+    return tuple(name for name in _PARTS if name in modules)
 
 
 def torchvision_preprocessing(transform: Any, spec: str) -> Preprocessing:

@@ -1,0 +1,94 @@
+"""What a network is called with, call by call: inputs as they are collected, or lists of pictures of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brecq.data.collect import collect
+from brecq.data.dataset import Dataset
+from brecq.errors import DataError
+
+PER_CALL = 4
+"""Samples in a call: networks that are quantized in parts are large, and take large pictures."""
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Calibration data of a network, in calls of a few samples.
+
+    Attributes:
+        data: all samples. listed: the network takes a list of pictures [C, H, W], as detectors do. note: what was done
+            to them; empty if nothing.
+    """
+
+    data: Dataset
+    listed: bool
+    note: str = ""
+
+    def __iter__(self) -> Iterator[Any]:
+        for inputs, _ in self.data.batches(PER_CALL):
+            yield list(inputs[0]) if self.listed else self.data.arguments(inputs)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+def collect_calls(data: Iterable[Any] | Tensor | Dataset, model: nn.Module) -> Calls:
+    """The calls that `data` makes: what `collect` takes, or an iterable of lists of pictures.
+
+    A list of tensors [C, H, W] is the network's one argument; of a pair (list of pictures, anything) the second part
+    is left out, as detectors' data sets have it. Pictures of several sizes are padded on the right and at the bottom
+    to the largest height and width, each with its own mean.
+
+    Raises:
+        DataError: as `collect`; pictures with different numbers of channels.
+    """
+    if isinstance(data, (Dataset, Tensor)) or not isinstance(data, Iterable):
+        return Calls(collect(data, None, model=model), False)
+    elements = iter(data)
+    first = next(elements, None)
+    if first is None or _pictures(first) is None:
+        rest = data if isinstance(data, (dict, list, tuple)) or first is None else _again(data, first, elements)
+        return Calls(collect(rest, None, model=model), False)
+    found: list[Tensor] = []
+    for position, element in enumerate(chain([first], elements)):
+        pictures = _pictures(element)
+        if pictures is None:
+            raise DataError(f"element {position} of the data is no list of pictures [C, H, W], as element 0 is")
+        found += [picture.detach().cpu().float() for picture in pictures]
+    channels = {picture.shape[0] for picture in found}
+    if len(channels) > 1:
+        raise DataError(f"there are pictures with {sorted(channels)} channels; give all the same number")
+    height, width = (max(picture.shape[dim] for picture in found) for dim in (1, 2))
+    sizes = {tuple(picture.shape[1:]) for picture in found}
+    note = f"pictures of {len(sizes)} sizes, padded to {height} × {width}" if len(sizes) > 1 else ""
+    return Calls(Dataset((torch.stack([_padded(picture, height, width) for picture in found]),)), True, note)
+
+
+def _again(data: Iterable[Any], first: Any, elements: Iterator[Any]) -> Iterable[Any]:
+    """`data` from its beginning: iterators cannot be begun anew, data sets and loaders can."""
+    return chain([first], elements) if iter(data) is data else data
+
+
+def _pictures(element: Any) -> list[Tensor] | None:
+    """The pictures of a list of them, or of a pair whose first part is one."""
+    nested = isinstance(element, (list, tuple)) and element and isinstance(element[0], (list, tuple))
+    listed = element[0] if nested else element
+    if not isinstance(listed, (list, tuple)) or not listed or (not nested and isinstance(listed, tuple)):
+        return None
+    whole = all(isinstance(picture, Tensor) and picture.dim() == 3 for picture in listed)
+    return list(listed) if whole else None
+
+
+def _padded(picture: Tensor, height: int, width: int) -> Tensor:
+    if picture.shape[1:] == (height, width):
+        return picture
+    whole = picture.mean((1, 2), keepdim=True).repeat(1, height, width)
+    whole[:, : picture.shape[1], : picture.shape[2]] = picture
+    return whole

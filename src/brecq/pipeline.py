@@ -364,11 +364,13 @@ def inspect(
     *,
     quantizer: Quantizer | None = None,
     submodule: str | None = None,
+    submodules: Sequence[str] | None = None,
 ) -> Inspection:
     """The blocks and the quantization scope of a network, without quantizing it.
 
     Args:
         example_inputs: each [N, ...]: positional inputs, or a dictionary by the names of `forward`'s parameters.
+        submodule, submodules: as for `quantize`.
 
     Raises:
         ConfigError, DataError, CaptureError, PartitionError: as `quantize`.
@@ -378,10 +380,23 @@ def inspect(
     check_weights(model)
     inputs = Signature(model).order(example_inputs)
     model, _ = in_float32(model)
+    request = _Request(config, quantizer)
+    if submodules is not None:
+        names = parts.check_names(model, submodules)
+        found = []
+        for part in parts.record(model, names, [inputs]):
+            flat = parts.Flat(part.name, model.get_submodule(part.name), part.interface)
+            found.append(_inspect(flat, part.inputs, replace(request, part=_ends(part))))
+        blocks = [block for each in found for block in each.blocks]
+        return Inspection(blocks, [*(entry for each in found for entry in each.scope), *outside(model, names)])
     if submodule is not None:
         target = Submodule(model, submodule, inputs)
         model, inputs = target.module, target.inputs
-    prepared, specs = _prepare(model, example_batch(inputs), _Request(config, quantizer))
+    return _inspect(model, inputs, request)
+
+
+def _inspect(model: nn.Module, inputs: Inputs, request: _Request) -> Inspection:
+    prepared, specs = _prepare(model, example_batch(inputs), request)
     network = extract(prepared, specs)
     flow = Dataflow(prepared)
     summaries = []

@@ -35,6 +35,14 @@ def use_device(machine: Machine) -> None:
         torch.set_num_threads(machine.threads)
 
 
+def which_parts(names: Sequence[str], source: Source) -> dict[str, Any]:
+    """The arguments of `brecq.quantize` that say which submodules to quantize: those named, or the source's."""
+    if len(names) == 1:
+        return {"submodule": names[0]}
+    chosen = names or source.submodules
+    return {"submodules": list(chosen)} if chosen else {}
+
+
 def example_shape(source: Source, preprocessing: Preprocessing | None) -> Sequence[int] | None:
     """Shape of the only input without the batch, where no preprocessing tells it."""
     if preprocessing is not None or len(source.example_inputs) != 1:

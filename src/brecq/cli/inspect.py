@@ -12,7 +12,7 @@ import typer
 
 from brecq.cli import options as o
 from brecq.cli.command import Without, command
-from brecq.cli.inputs import tell
+from brecq.cli.inputs import tell, which_parts
 from brecq.cli.parsing import require_data, require_path
 from brecq.cli.render import block_table, make_console, scope_table, short_count
 from brecq.config import QuantConfig
@@ -32,7 +32,7 @@ def inspect(
     checkpoint: o.Checkpoint,
     changes: Annotated[o.Changes, Without(o.PIXELS)],
     examples: o.Examples,
-    submodule: o.Submodule = None,
+    submodule: o.Submodules = None,
     full: Annotated[bool, typer.Option("--full", help="List every op of the scope, not only a summary.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, always in full.")] = False,
 ) -> None:
@@ -48,7 +48,7 @@ def inspect(
 
     source = load_source(spec, checkpoint.weights, trust_pickle=checkpoint.trust_pickle, pretrained=False)
     inputs = choose_inputs(source, changes.size, examples.data)
-    inspection = brecq.inspect(source.model, inputs, config, submodule=submodule)
+    inspection = brecq.inspect(source.model, inputs, config, **which_parts(tuple(submodule or ()), source))
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(inspection), indent=2))
         return

@@ -20,9 +20,6 @@ Spec = Annotated[
 ]
 Result = Annotated[Path, typer.Argument(metavar="RESULT", help="The folder that `brecq quantize` wrote.")]
 Exported = Annotated[Path, typer.Argument(metavar="FILE", help="The file that `brecq export` wrote.")]
-Submodule = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Quantize this submodule alone.", rich_help_panel=MODEL)
-]
 Submodules = Annotated[
     list[str] | None,
     typer.Option(

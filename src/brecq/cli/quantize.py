@@ -21,6 +21,7 @@ from brecq.cli.inputs import (
     tell_data,
     tell_preprocessing,
     use_device,
+    which_parts,
 )
 from brecq.cli.output import output_folder
 from brecq.cli.parsing import given, require_data, require_path
@@ -206,7 +207,7 @@ def work(job: Job, console: Console) -> None:
         result = brecq.quantize(
             source.model, calibration, job.config, allocation=allocation, learned=learned, run_dir=folder,
             resume=job.output.resume and (folder / "blocks").exists(), progress=progress, device=job.machine.device,
-            **which_parts(job, source),
+            **which_parts(job.submodules, source),
         )  # fmt: skip
     finally:
         progress.close()
@@ -284,7 +285,7 @@ def quantized_rows(
     }  # fmt: skip
     if learned:
         config = dataclasses.replace(result.config, method="rtn")  # an allocation's bits included
-        nearest = brecq.quantize(model, calibration, config, device=device, **which_parts(job, source))
+        nearest = brecq.quantize(model, calibration, config, device=device, **which_parts(job.submodules, source))
         measured = brecq.evaluate(nearest.model, evaluation, **how)
         rows.append(ResultRow("rounding to nearest", measured, size, nearest.report.seconds))
     measured = brecq.evaluate(result.model, evaluation, **how)
@@ -305,18 +306,10 @@ def load_bits(path: Path | None) -> tuple[BitAllocation | None, dict[str, Tensor
     return BitAllocation.load(path), next(found, {})
 
 
-def which_parts(job: Job, source: Source) -> dict[str, Any]:
-    """The arguments of `brecq.quantize` that say which submodules to quantize: those named, or the source's."""
-    if len(job.submodules) == 1:
-        return {"submodule": job.submodules[0]}
-    names = job.submodules or source.submodules
-    return {"submodules": list(names)} if names else {}
-
-
 def describe_source(job: Job, source: Source) -> dict[str, Any]:
     """What `brecq evaluate` needs to find the float model again."""
     weights = None if job.checkpoint.weights is None else str(job.checkpoint.weights.resolve())
-    return {"source": {"spec": job.spec, "weights": weights, "submodule": None, **which_parts(job, source)}}
+    return {"source": {"spec": job.spec, "weights": weights, "submodule": None, **which_parts(job.submodules, source)}}
 
 
 def count_parameters(model: nn.Module) -> int:

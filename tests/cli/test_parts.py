@@ -1,0 +1,41 @@
+"""A network in parts, from the command line: quantized, evaluated, exported, inspected."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from typer.testing import Result
+
+Invoke = Callable[..., Result]
+
+QUICK = ["--calib-size", "8", "--recipe-set", "steps=2", "--recipe-set", "range_candidates=10"]
+
+
+def test_from_quantize_to_export(invoke: Invoke, network_file: Path, images: Path, tmp_path: Path) -> None:
+    out, spec = tmp_path / "out", f"{network_file}:build"
+    parts = ["--submodule", "body", "--submodule", "head"]
+    found = invoke("quantize", spec, "--calib", images, *QUICK, *parts, "-o", out)
+    assert found.exit_code == 0, found.output
+    assert "reconstructed" in found.output
+    page = (out / "report.html").read_text()
+    assert "body.0.conv1" in page
+    assert "outside the submodules" in page
+    assert {folder.name for folder in (out / "parts").iterdir()} == {"0-body", "1-head"}
+    measured = invoke("evaluate", out, "--data", images, "--model", spec, "--json")
+    assert measured.exit_code == 0, measured.output
+    assert json.loads(measured.output)["sqnr"] > 10
+    exported = invoke("export", out, "--format", "pt2", "-o", tmp_path / "files")
+    assert exported.exit_code == 0, exported.output
+    assert {file.name for file in (tmp_path / "files").iterdir()} == {"body.pt2", "head.pt2"}
+    alone = invoke("evaluate", out, "--data", images)
+    assert alone.exit_code != 0
+    assert "name it with --model" in alone.output
+
+
+def test_inspect_shows_all_parts(invoke: Invoke, network_file: Path) -> None:
+    found = invoke("inspect", f"{network_file}:build", "--submodule", "body", "--submodule", "head", "--json")
+    shown = json.loads(found.output)
+    assert [block["name"] for block in shown["blocks"]] == ["body.0", "body.1", "head"]
+    assert any(entry["op"] == "stem" and "naming it" in entry["reason"] for entry in shown["scope"])

@@ -15,7 +15,8 @@ from brecq.text import parse_numbers, parse_resize, parse_size
 Spec = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="timm:NAME, torchvision:NAME, hf:NAME_OR_PATH, file.py:callable or program.pt2."
+        metavar="MODEL",
+        help="timm:NAME, torchvision:NAME, hf:NAME_OR_PATH, file.py:callable, program.pt2 or model.onnx.",
     ),
 ]
 Result = Annotated[Path, typer.Argument(metavar="RESULT", help="The folder that `brecq quantize` wrote.")]

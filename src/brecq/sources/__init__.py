@@ -7,6 +7,7 @@ from pathlib import Path
 from brecq.errors import SourceError
 from brecq.sources.file import load_file_source
 from brecq.sources.huggingface import load_huggingface
+from brecq.sources.onnx_files import load_onnx
 from brecq.sources.program import load_program
 from brecq.sources.source import Source
 from brecq.sources.timm_models import load_timm
@@ -15,7 +16,7 @@ from brecq.sources.torchvision_models import load_torchvision
 __all__ = ["Source", "load_source"]
 
 _LIBRARIES = {"timm": load_timm, "torchvision": load_torchvision, "hf": load_huggingface}
-_FORMS = "timm:NAME, torchvision:NAME, hf:NAME, file.py:function, or a .pt2 file"
+_FORMS = "timm:NAME, torchvision:NAME, hf:NAME, file.py:function, or a .pt2 or .onnx file"
 
 
 def load_source(
@@ -25,7 +26,8 @@ def load_source(
 
     Args:
         spec: `timm:NAME`, `torchvision:NAME`, `hf:NAME_OR_FOLDER` (an image classifier), `file.py:function` (called
-            without arguments), or the path of a `.pt2` program that `torch.export.save` wrote.
+            without arguments), the path of a `.pt2` program that `torch.export.save` wrote, or of an ONNX file; names
+            of tensors behind it, `model.onnx:boxes,scores`, are its outputs in place of its own.
         weights: a `.safetensors`, `.pt` or `.pth` file to load; libraries then build the model untrained, otherwise
             they fetch its pretrained weights. A classifier for another number of classes is built to fit.
         pretrained: `False` leaves a library's model untrained where no `weights` are given, and downloads nothing.
@@ -37,6 +39,9 @@ def load_source(
     weights = None if weights is None else Path(weights)
     if spec.endswith(".pt2"):
         return load_program(Path(spec), spec, weights, trust_pickle)
+    file, _, outputs = spec.partition(".onnx:")
+    if spec.endswith(".onnx") or outputs:
+        return load_onnx(Path(spec if not outputs else f"{file}.onnx"), _names(spec, outputs), spec, weights)
     path, _, attribute = spec.rpartition(":")
     if path.endswith(".py"):
         if not attribute.isidentifier():
@@ -48,3 +53,10 @@ def load_source(
     if spec.endswith(".py"):
         raise SourceError(f"{spec}: name the function in it that builds the model: {spec}:function")
     raise SourceError(f"cannot read the model {spec!r}; give {_FORMS}")
+
+
+def _names(spec: str, outputs: str) -> list[str]:
+    names = outputs.split(",") if outputs else []
+    if not all(names):
+        raise SourceError(f"{spec}: name tensors behind the file, such as model.onnx:boxes,scores")
+    return names

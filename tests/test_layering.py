@@ -48,8 +48,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "version",
     "page": "checkpoint converted data devices errors graph report result storage units",
     "pipeline": "checkpoint checks composite config converted data devices errors forward graph precision progress "
-    "quant "
-    "reconstruct report result",
+    "quant reconstruct report result",
     "cli": "brecq checkpoint checks config data deploy errors forward graph metrics page pipeline precision "
     "progress quant report result settings sources storage synthesis tasks text units version",
     "__main__": "cli",

@@ -26,7 +26,7 @@ from brecq.data.collect import collect
 from brecq.data.dataset import Dataset
 from brecq.data.dataset import check as check_data
 from brecq.data.signature import Signature
-from brecq.devices import device_of, move
+from brecq.devices import device_of, move, on_device
 from brecq.errors import ConfigError, DataError, PartitionError
 from brecq.forward import Inputs, tensors, unwrap
 from brecq.graph import check, ops, parts
@@ -318,8 +318,8 @@ def _received(
     if not programs:
         return part.inputs, None
     behind = parts.put_back(model, programs)
-    move(behind, device)
-    (again,) = _record(behind, [part.name], calls)
+    with on_device(device, behind):
+        (again,) = _record(behind, [part.name], calls)
     aligned = list(part.rows) == [parts.samples_of(inputs) for inputs in calls]
     return (part.inputs, again.inputs) if aligned else (again.inputs, None)
 

@@ -61,7 +61,7 @@ OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "seed": (["--seed", "9"], {"config.seed": 9}),
     "weights": (["--weights", "w.safetensors"], {"checkpoint.weights": Path("w.safetensors")}),
     "trust_pickle": (["--trust-pickle"], {"checkpoint.trust_pickle": True}),
-    "submodule": (["--submodule", "backbone"], {"submodule": "backbone"}),
+    "submodule": (["--submodule", "backbone"], {"submodules": ("backbone",)}),
     "calib_size": (["--calib-size", "64"], {"calibration.calib_size": 64}),
     "distill_preset": (
         ["--calib", "distilled", "--distill-preset", "full"],
@@ -103,7 +103,7 @@ def make_job(calib: Path = Path("calib"), output: Path = Path("out"), **changes:
     made = command.Job(
         spec="timm:resnet18", calibration=command.Calibration(calib=calib), evaluation=command.Evaluated(),
         config=QuantConfig(), bits_from=None, changes=options.Changes(), checkpoint=options.Checkpoint(),
-        submodule=None, output=options.Output(output=output), machine=options.Machine(),
+        submodules=(), output=options.Output(output=output), machine=options.Machine(),
         judged=command.Judged(),
     )  # fmt: skip
     return changed(made, changes)

@@ -40,7 +40,7 @@ def which_parts(names: Sequence[str], source: Source) -> dict[str, Any]:
     if len(names) == 1:
         return {"submodule": names[0]}
     chosen = names or source.submodules
-    return {"submodules": list(chosen)} if chosen else {}
+    return {"submodules": list(chosen)} if chosen else {"submodule": None}
 
 
 def example_shape(source: Source, preprocessing: Preprocessing | None) -> Sequence[int] | None:

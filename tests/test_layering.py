@@ -34,7 +34,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "sources": "data errors forward logits storage",
     "metrics": "errors logits sources tasks",
     "evaluation": "checks data devices errors forward logits metrics report settings",
-    "graph": "config devices errors forward quant report targets",
+    "graph": "config devices errors forward logits quant report targets",
     "converted": "errors forward graph quant",
     "checkpoint": "errors graph progress report storage version",
     "reconstruct": "checkpoint config errors forward graph logits progress quant report storage",
@@ -50,7 +50,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "pipeline": "checkpoint checks composite config converted data devices errors forward graph precision progress "
     "quant reconstruct report result",
     "cli": "brecq checkpoint checks config data deploy errors forward graph metrics page pipeline precision "
-    "progress quant report result settings sources storage synthesis tasks text units version",
+    "progress quant reconstruct report result settings sources storage synthesis tasks text units version",
     "__main__": "cli",
 }
 

@@ -345,6 +345,12 @@ class QuantConfig:
         "[N, tokens, classes]: Fisher information and agreement need it",
         low=-8, high=8, check=check_class_axis, metavar="AXIS", panel=MODEL,
     )
+    auto_high_precision: bool = setting(
+        False,
+        "give more bits (8, or float) to tensors that alone cost an output 1 % of its power, and far more than others "
+        "do, measured before anything is learned",
+        panel=WHAT,
+    )
     outputs: Outputs = setting(
         "auto",
         "what the network returns, for Fisher information: scores of classes; or values (pictures, boxes, vectors), "

@@ -35,6 +35,7 @@ from brecq.graph.capture import capture, example_batch
 from brecq.graph.convert import convert
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.environment import in_float32, learning
+from brecq.graph.losses import output_loss, tensor_losses
 from brecq.graph.noise import SAMPLES, tensor_noise
 from brecq.graph.outside import outside
 from brecq.graph.partition import BlockSpec, partition
@@ -47,10 +48,10 @@ from brecq.precision.delivery import check_layers, start_from
 from brecq.progress import Progress
 from brecq.quant import kernels
 from brecq.quant.fake_quant import Mode, set_mode
-from brecq.reconstruct import passes
+from brecq.reconstruct import alone, passes
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.run import Run
-from brecq.report import Report, ScopeEntry
+from brecq.report import Report, ScopeEntry, TensorLoss
 from brecq.result import QuantResult
 
 
@@ -102,6 +103,8 @@ def quantize(
     config = _settled(config, quantizer, allocation)
     if resume and run_dir is None:
         raise ConfigError("resume=True needs run_dir: the folder of the run to continue")
+    if config.auto_high_precision and quantizer is not None:
+        raise ConfigError("auto_high_precision and quantizer both decide on bits; give one of them")
     request = _Request(config, quantizer, allocation, learned or {}, run_dir is not None)
     if submodules is not None:
         if submodule is not None or allocation is not None or learned:
@@ -111,6 +114,8 @@ def quantize(
         progress.close()
         return whole
     subject = _subject(model, calibration, submodule, progress)
+    request = _with_outliers_raised(subject, request, device, progress)
+    config = request.config
     plan = _plan(subject, request, device, progress)
     state = _run_state([plan], subject.data, config, run_dir, resume)
     cache = ActivationCache(device, config.memory_budget, run_dir)
@@ -199,12 +204,45 @@ def _plan(subject: _Subject, request: _Request, device: torch.device, progress: 
     return _Plan(network, specs, entries, started)
 
 
+def _with_outliers_raised(subject: _Subject, request: _Request, device: torch.device, progress: Progress) -> _Request:
+    """With `auto_high_precision`, rules for the tensors that lose too much; the configuration's own rules win."""
+    config = request.config
+    if not config.auto_high_precision:
+        return request
+    progress.stage("measuring what each tensor loses alone")
+    prepared, specs = _prepare(subject.model, example_batch(subject.arguments), request)
+    move(prepared, device)
+    found = alone.losses(extract(prepared, specs), tensors(subject.arguments), config, device)
+    named = [
+        f"{each.kind} {each.tensor} ({each.bits} bits, {each.output_sqnr:.1f} dB alone)"
+        for each in alone.outliers(found)
+    ]
+    note = f"raised: {'; '.join(named)}" if named else "no tensor loses too much alone: none was raised"
+    progress.note(note)
+    subject.notes.append(note)
+    return replace(request, config=replace(config, rules=(*alone.raised(found), *config.rules)))
+
+
+def _most_lossy(prepared: GraphModule, config: QuantConfig, inputs: Sequence[Tensor]) -> list[str]:
+    """Of a network of 8 bits whose outputs are far off: the tensors that cost most, and what to do about them."""
+    if min(config.weights, config.activations) < 8 or max(output_loss(prepared, inputs).values()) < alone.LIMIT:
+        return []
+    found = [each for each in tensor_losses(prepared, inputs) if each.worst > alone.LIMIT / 4][:3]
+    set_mode(prepared, Mode.HARD)
+    return [
+        f"{each.kind} {each.tensor} alone leaves an output {each.output_sqnr:.1f} dB at {each.bits} bits: "
+        f"{alone.remedy(each)}, or --auto-high-precision"
+        for each in found
+    ]
+
+
 def _convert(run: Run, subject: _Subject, plan: _Plan) -> QuantResult:
     """The result, and the report as far as the converted network tells it."""
     prepared, device, recipe = plan.network.graph, run.cache.device, run.config.recipe
     set_mode(prepared, Mode.HARD)
     received = run.inputs if run.received is None else run.received
     noise = tensor_noise(prepared, [value[:SAMPLES].to(device) for value in run.inputs])
+    lossy = _most_lossy(prepared, run.config, [value[:2].to(device) for value in run.inputs])
     converted = convert(prepared)
     differs = check.check_converted(prepared, converted, [value[: check.SAMPLES].to(device) for value in received])
     signed = activation_scheme(run.config) == "signed"
@@ -214,6 +252,9 @@ def _convert(run: Run, subject: _Subject, plan: _Plan) -> QuantResult:
     notes = [f"fake quantization kernels: {kernels.backend(device)}", *([differs] if differs else []), *subject.notes]
     notes += [f"parameters in float: {left_in_float}"] if left_in_float else []
     notes += dict.fromkeys(run.cache.notes)
+    for note in lossy:
+        run.progress.note(note)
+    notes += lossy
     notes += [spec.joined for spec in plan.specs if spec.joined]
     if plan.started:
         notes.append(f"{len(plan.started)} weights started from the codes that the sensitivity table learned")
@@ -252,7 +293,10 @@ def _quantize_parts(
     check_weights(model)
     recorded = _record(model, names, calls)
     subjects = [_part_subject(model, part) for part in recorded]
-    requests = [replace(request, part=_ends(part)) for part in recorded]
+    requests = [
+        _with_outliers_raised(subject, replace(request, part=_ends(part)), device, progress)
+        for subject, part in zip(subjects, recorded, strict=True)
+    ]
     silent = Progress()
     plans = [_plan(subject, mine, device, silent) for subject, mine in zip(subjects, requests, strict=True)]
     _check_rules(config, plans)
@@ -350,10 +394,12 @@ class BlockSummary:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `quantize` would do: blocks in order, and the quantization scope."""
+    """What `quantize` would do: blocks in order, and the quantization scope; `losses` is what each tensor costs alone,
+    the worst first, where that was asked for."""
 
     blocks: list[BlockSummary]
     scope: list[ScopeEntry]
+    losses: list[TensorLoss] = field(default_factory=list)
 
 
 @learning()
@@ -365,12 +411,15 @@ def inspect(
     quantizer: Quantizer | None = None,
     submodule: str | None = None,
     submodules: Sequence[str] | None = None,
+    sensitivity: bool = False,
 ) -> Inspection:
     """The blocks and the quantization scope of a network, without quantizing it.
 
     Args:
         example_inputs: each [N, ...]: positional inputs, or a dictionary by the names of `forward`'s parameters.
         submodule, submodules: as for `quantize`.
+        sensitivity: also measure what each quantized tensor costs alone, with weights rounded to nearest, on the first
+            32 samples of `example_inputs`, which should be real ones then.
 
     Raises:
         ConfigError, DataError, CaptureError, PartitionError: as `quantize`.
@@ -386,16 +435,18 @@ def inspect(
         found = []
         for part in parts.record(model, names, [inputs]):
             flat = parts.Flat(part.name, model.get_submodule(part.name), part.interface)
-            found.append(_inspect(flat, part.inputs, replace(request, part=_ends(part))))
+            found.append(_inspect(flat, part.inputs, replace(request, part=_ends(part)), sensitivity))
         blocks = [block for each in found for block in each.blocks]
-        return Inspection(blocks, [*(entry for each in found for entry in each.scope), *outside(model, names)])
+        losses = sorted((loss for each in found for loss in each.losses), key=lambda loss: -loss.worst)
+        entries = [*(entry for each in found for entry in each.scope), *outside(model, names)]
+        return Inspection(blocks, entries, losses)
     if submodule is not None:
         target = Submodule(model, submodule, inputs)
         model, inputs = target.module, target.inputs
-    return _inspect(model, inputs, request)
+    return _inspect(model, inputs, request, sensitivity)
 
 
-def _inspect(model: nn.Module, inputs: Inputs, request: _Request) -> Inspection:
+def _inspect(model: nn.Module, inputs: Inputs, request: _Request, sensitivity: bool) -> Inspection:
     prepared, specs = _prepare(model, example_batch(inputs), request)
     network = extract(prepared, specs)
     flow = Dataflow(prepared)
@@ -404,7 +455,9 @@ def _inspect(model: nn.Module, inputs: Inputs, request: _Request) -> Inspection:
         parameters = sum(value.numel() for value in block.module.parameters())
         macs = sum(ops.macs(node) for node in flow.ops[spec.start : spec.stop] if ops.kind(node))
         summaries.append(BlockSummary(block.name, block.layers, block.inputs, block.outputs, parameters, macs))
-    return Inspection(summaries, scope(prepared, specs))
+    entries, cpu = scope(prepared, specs), torch.device("cpu")
+    losses = alone.losses(network, tensors(inputs), request.config, cpu) if sensitivity else []
+    return Inspection(summaries, entries, losses)
 
 
 def _prepare(

@@ -91,6 +91,39 @@ class TensorNoise:
         return sqnr(self.signal, self.noise)
 
 
+@dataclass(frozen=True)
+class TensorLoss:
+    """What one quantized tensor costs while everything else stays in float.
+
+    Attributes:
+        tensor: `features.3` of a weight, `output of features.3` or `add in layer1.0 (add_2)` of an activation.
+        kind: `weight` or `activation`. bits: that it has. layers: that read it.
+        own: noise over signal of the tensor itself. outputs: of each of the network's outputs, by name.
+    """
+
+    tensor: str
+    kind: str
+    bits: int
+    layers: tuple[str, ...]
+    own: float
+    outputs: dict[str, float]
+
+    @property
+    def worst(self) -> float:
+        """Noise over signal of the output that suffers most."""
+        return max(self.outputs.values(), default=0.0)
+
+    @property
+    def sqnr(self) -> float:
+        """The tensor's own signal-to-quantization-noise ratio in dB."""
+        return sqnr(1.0, self.own)
+
+    @property
+    def output_sqnr(self) -> float:
+        """That of the output that suffers most."""
+        return sqnr(1.0, self.worst)
+
+
 @dataclass
 class Report:
     """Everything that is known about a run.

@@ -140,3 +140,20 @@ def test_a_checkpoint_that_runs_code_needs_trust(invoke: Invoke, network_file: P
     assert "code was run" not in refused.output
     trusted = invoke("inspect", f"{network_file}:build", "--weights", tmp_path / "evil.pt", "--trust-pickle")
     assert "code was run" in trusted.output
+
+
+def test_sensitivity_names_what_each_tensor_loses(network_file: Path, invoke: Invoke, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", x=rng.standard_normal((8, 3, 16, 16)).astype(np.float32))
+    model = f"{network_file}:build"
+    result = invoke("inspect", model, "--sensitivity", "--data", tmp_path / "x.npz", "-w", "2", "-a", "8")
+    assert result.exit_code == 0, result.output
+    assert "What each tensor loses alone: the worst" in result.output
+    as_json = invoke("inspect", model, "--sensitivity", "--data", tmp_path / "x.npz", "-w", "2", "--json")
+    losses = json.loads(as_json.stdout)["losses"]
+    worst = [max(each["outputs"].values()) for each in losses]
+    assert worst == sorted(worst, reverse=True)
+    assert losses[0]["bits"] == 2  # weights of two bits lose more than any activation of eight
+    assert losses[0]["kind"] == "weight"
+    without = invoke("inspect", model, "--sensitivity")
+    assert "give some with --data" in (without.output + str(without.exception))

@@ -43,6 +43,7 @@ CHANGES: dict[type, dict[str, tuple[str, Any]]] = {
         "autocast": ("--autocast bf16", "bf16"),
         "memory_budget": ("--memory-budget 4GB", 4_000_000_000),
         "class_axis": ("--class-axis -1", -1),
+        "auto_high_precision": ("--auto-high-precision", True),
         "outputs": ("--outputs values", "values"),
         "seed": ("--seed 3", 3),
     },

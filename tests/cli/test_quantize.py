@@ -57,6 +57,7 @@ OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "autocast": (["--autocast", "bf16"], {"config.autocast": "bf16"}),
     "memory_budget": (["--memory-budget", "2MiB"], {"config.memory_budget": 2**21}),
     "class_axis": (["--class-axis", "-1"], {"config.class_axis": -1}),
+    "auto_high_precision": (["--auto-high-precision"], {"config.auto_high_precision": True}),
     "outputs": (["--outputs", "values"], {"config.outputs": "values"}),
     "seed": (["--seed", "9"], {"config.seed": 9}),
     "weights": (["--weights", "w.safetensors"], {"checkpoint.weights": Path("w.safetensors")}),

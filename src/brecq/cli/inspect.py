@@ -14,7 +14,7 @@ from brecq.cli import options as o
 from brecq.cli.command import Without, command
 from brecq.cli.inputs import tell, which_parts
 from brecq.cli.parsing import require_data, require_path
-from brecq.cli.render import block_table, make_console, scope_table, short_count
+from brecq.cli.render import block_table, losses_table, make_console, scope_table, short_count
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 
@@ -22,33 +22,62 @@ if TYPE_CHECKING:
     from brecq.forward import Inputs
     from brecq.sources import Source
 
+SHOWN = 20
+"""Tensors in the table of losses, without --full."""
+
 
 @command
 def inspect(
     spec: o.Spec,
     config: Annotated[
-        QuantConfig, Without(("method", "recipe", "autocast", "memory_budget", "class_axis", "outputs", "seed"))
+        QuantConfig,
+        Without(
+            (
+                "method",
+                "recipe",
+                "autocast",
+                "memory_budget",
+                "class_axis",
+                "outputs",
+                "auto_high_precision",
+                "seed",
+            )
+        ),
     ],
     checkpoint: o.Checkpoint,
     changes: Annotated[o.Changes, Without(o.PIXELS)],
     examples: o.Examples,
     submodule: o.Submodules = None,
+    sensitivity: Annotated[
+        bool,
+        typer.Option(
+            "--sensitivity",
+            help="Also measure what each quantized tensor loses alone at these bits, with weights rounded to nearest, "
+            "on 32 samples of --data; the worst first.",
+        ),
+    ] = False,
     full: Annotated[bool, typer.Option("--full", help="List every op of the scope, not only a summary.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, always in full.")] = False,
 ) -> None:
     """Show the blocks of MODEL and what would be quantized where; changes nothing.
 
     brecq inspect timm:mobilenetv2_100
+
+    brecq inspect timm:mobilenetv2_100 --sensitivity --data DIR -w 4 -a 4
     """
     require_path("--weights", checkpoint.weights, file=True)
     require_data("--data", examples.data)
+    if sensitivity and examples.data is None:
+        raise ConfigError("--sensitivity is measured on real inputs; give some with --data PATH")
 
     import brecq
+    from brecq.reconstruct.alone import outliers, remedy
     from brecq.sources import load_source
 
-    source = load_source(spec, checkpoint.weights, trust_pickle=checkpoint.trust_pickle, pretrained=False)
-    inputs = choose_inputs(source, changes.size, examples.data)
-    inspection = brecq.inspect(source.model, inputs, config, **which_parts(tuple(submodule or ()), source))
+    source = load_source(spec, checkpoint.weights, trust_pickle=checkpoint.trust_pickle, pretrained=sensitivity)
+    inputs = choose_inputs(source, changes.size, examples.data, 32 if sensitivity else 2)
+    parts = which_parts(tuple(submodule or ()), source)
+    inspection = brecq.inspect(source.model, inputs, config, **parts, sensitivity=sensitivity)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(inspection), indent=2))
         return
@@ -60,10 +89,14 @@ def inspect(
     tell(console, "in all", f"{short_count(parameters)} parameters, {short_count(macs)} multiply-accumulates a sample")
     console.print(block_table(inspection.blocks))
     console.print(scope_table(inspection.scope, full=full))
+    if sensitivity:
+        console.print(losses_table(inspection.losses, None if full else SHOWN))
+        for each in outliers(inspection.losses):
+            tell(console, "too much", f"{each.kind} {each.tensor}: {remedy(each)}, or --auto-high-precision")
 
 
-def choose_inputs(source: Source, size: tuple[int, int] | None, data: Path | None) -> Inputs:
-    """Two samples of `data`, else random images [2, C, *size], else the model's example inputs."""
+def choose_inputs(source: Source, size: tuple[int, int] | None, data: Path | None, count: int = 2) -> Inputs:
+    """`count` samples of `data`, else random images [2, C, *size], else the model's example inputs."""
     import torch
 
     inputs = source.example_inputs
@@ -72,7 +105,7 @@ def choose_inputs(source: Source, size: tuple[int, int] | None, data: Path | Non
 
         if size is not None:
             raise ConfigError("--data says what the inputs are; drop --size")
-        return load_data(data, source.preprocessing, 2, 0).arguments()
+        return load_data(data, source.preprocessing, count, 0).arguments()
     if size is None:
         if not inputs:
             raise ConfigError(

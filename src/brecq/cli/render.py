@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from brecq.deploy.compare import CodesCompared
     from brecq.deploy.runtime import Kernels
     from brecq.pipeline import BlockSummary
-    from brecq.report import ScopeEntry
+    from brecq.report import ScopeEntry, TensorLoss
     from brecq.synthesis.match import LayerMatch
 
 
@@ -114,6 +114,21 @@ def scope_table(entries: Sequence[ScopeEntry], full: bool = False) -> Table:
         parameters = sum(member.parameters for member in members)
         share = f"{100 * parameters / total:.1f}" if parameters else ""
         table.add_row(ops, share, first.weights, first.inputs, first.output, first.reason)
+    return table
+
+
+def losses_table(losses: Sequence[TensorLoss], most: int | None) -> Table:
+    """What each quantized tensor costs alone, the worst first; `most` lines, or all."""
+    numbers = ("bits", "SQNR\ndB", "output\ndB")
+    shown = losses[:most]
+    title = f"What each tensor loses alone: the worst {len(shown)} of {len(losses)}"
+    table = make_table(title, ["tensor", "kind", *numbers, "read by"], numeric=numbers)
+    for each in shown:
+        output = f"{each.output_sqnr:.1f}"
+        if len(each.outputs) > 1:
+            output = f"{max(each.outputs, key=each.outputs.__getitem__)}: {output}"
+        readers = ", ".join(each.layers[:2]) + (", …" if len(each.layers) > 2 else "")
+        table.add_row(each.tensor, each.kind, str(each.bits), f"{each.sqnr:.1f}", output, readers)
     return table
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from brecq.errors import CaptureError
@@ -37,6 +38,14 @@ def plain(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def structured(graph: GraphModule, output: Any) -> Any:
+    """The output of a captured graph, a tuple of leaves, with the names that the network gives its parts."""
+    codegen: Any = graph.graph._codegen
+    spec = codegen.pytree_info.out_spec if hasattr(codegen, "pytree_info") else None
+    leaves = list(output) if isinstance(output, (tuple, list)) else [output]
+    return pytree.tree_unflatten(leaves, spec) if spec is not None and spec.num_leaves == len(leaves) else output
 
 
 def _plain(value: Any) -> Any:

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from brecq import logits
 from brecq.config import Outputs
 from brecq.errors import DataError
 from brecq.forward import BATCH
 from brecq.graph.blocks import Network, Values
+from brecq.graph.outputs import structured
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct.cache import ActivationCache, Slot
 
@@ -138,7 +138,7 @@ class _Values:
         count = len(self.inputs[0])
         for start in range(0, count, BATCH):
             output = self.network.graph(*(value[start : start + BATCH].to(self.device) for value in self.inputs))
-            for name, value in logits.named_outputs(_structured(self.network, output)).items():
+            for name, value in logits.named_outputs(structured(self.network.graph, output)).items():
                 power = value.double().square().sum().item() / count
                 self.powers[name] = self.powers.get(name, 1e-30) + power
 
@@ -164,7 +164,7 @@ def _gradients(
                 values.update(
                     {k: v.requires_grad_(v.is_floating_point() or v.requires_grad) for k, v in found.items()}
                 )
-            loss = objective(_structured(network, network.output(values)), part)
+            loss = objective(structured(network.graph, network.output(values)), part)
             gradients = torch.autograd.grad(loss, [values[name] for name in names], allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):
             yield name, start, values[name].detach(), gradient
@@ -209,11 +209,3 @@ def positions(output: Any, class_axis: int | None, remedy: str) -> Tensor:
         found = ", ".join(f"{key} {list(value.shape)}".strip() for key, value in outputs.items())
         raise DataError(f"Fisher information needs a network that returns logits [N, C, ...], not {found}; {remedy}")
     return outputs[name].movedim(axis, -1).flatten(0, -2).float()
-
-
-def _structured(network: Network, output: Any) -> Any:
-    """The network's output with the names that it gives its parts."""
-    codegen: Any = network.graph.graph._codegen
-    spec = codegen.pytree_info.out_spec if hasattr(codegen, "pytree_info") else None
-    leaves = list(output) if isinstance(output, tuple) else [output]
-    return pytree.tree_unflatten(leaves, spec) if spec is not None and spec.num_leaves == len(leaves) else output

@@ -44,13 +44,14 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "reconstruct report settings storage text",
     "synthesis": "checkpoint checks config data devices errors evaluation forward logits progress reconstruct "
     "report settings storage",
-    "deploy": "checkpoint converted data devices errors evaluation graph logits quant result settings storage text "
-    "version",
+    "deploy": "checkpoint converted data devices errors evaluation graph logits plain quant reading result "
+    "settings storage text version",
     "page": "checkpoint converted data devices errors graph report result storage units",
     "pipeline": "checkpoint checks composite config converted data devices errors forward graph precision progress "
     "quant reconstruct report result",
-    "cli": "brecq checkpoint checks config data deploy errors forward graph metrics page pipeline precision "
-    "progress quant reconstruct report result settings sources storage synthesis tasks text units version",
+    "legality": "checks config data devices errors forward graph targets",
+    "cli": "brecq checkpoint checks config data deploy errors forward graph legality metrics page pipeline precision "
+    "progress quant reconstruct report result settings sources storage synthesis targets tasks text units version",
     "__main__": "cli",
 }
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         SourceError,
     )
     from brecq.evaluation import Evaluation, evaluate
+    from brecq.legality import Legality, check
     from brecq.pipeline import Inspection, inspect, quantize
     from brecq.precision.allocation import BitAllocation
     from brecq.precision.hardware import HardwareModel
@@ -63,6 +64,8 @@ _HOMES = {
     "Inspection": "pipeline",
     "load": "composite",
     "CompositeResult": "composite",
+    "check": "legality",
+    "Legality": "legality",
     "QuantResult": "result",
     "evaluate": "evaluation",
     "Evaluation": "evaluation",
@@ -113,6 +116,7 @@ __all__ = [
     "IntegerModel",
     "LatencyTable",
     "LayerRule",
+    "Legality",
     "PartitionError",
     "QuantConfig",
     "QuantResult",
@@ -122,6 +126,7 @@ __all__ = [
     "SourceError",
     "Verification",
     "benchmark",
+    "check",
     "distill",
     "evaluate",
     "export",

@@ -33,6 +33,8 @@ from brecq.cli.report import report as _report
 from brecq.cli.search import search as _search
 from brecq.cli.share import card as _card
 from brecq.cli.share import push as _push
+from brecq.cli.targets import check as _check
+from brecq.cli.targets import targets as _targets
 from brecq.cli.verify import verify as _verify
 from brecq.errors import BrecqError
 from brecq.version import __version__
@@ -134,6 +136,8 @@ app.command("export")(_export)
 app.command("verify")(_verify)
 app.command("benchmark")(_benchmark)
 app.command("search", cls=PairsCommand)(_search)
+app.command("targets")(_targets)
+app.command("check", cls=PairsCommand)(_check)
 app.command("profile")(_profile)
 app.command("doctor")(_doctor)
 

@@ -162,16 +162,22 @@ def fold_clamps(module: GraphModule) -> None:
     for quantizer in list(module.graph.nodes):
         if quantizer.target is not QUANTIZE:
             continue
-        while quantizer.args[0].target in CLAMPS and len(quantizer.args[0].users) == 1:
-            clamp = quantizer.args[0]
-            source, bounds = clamp.args[0], clamp_bounds(clamp)
-            if bounds is None or source.target is DEQUANTIZE or source.op == "placeholder":
-                break
+        while (clamp := foldable_clamp(quantizer.args[0])) is not None:
+            bounds = clamp_bounds(clamp)
+            assert bounds is not None
             grid = _narrowed(grid_of(quantizer), *bounds)
-            quantizer.args = (source, *grid.arguments())
+            quantizer.args = (clamp.args[0], *grid.arguments())
             for dequantizer in list(quantizer.users):
                 dequantizer.args = (quantizer, *grid.arguments())
             module.graph.erase_node(clamp)
+
+
+def foldable_clamp(node: Any) -> Node | None:
+    """`node`, if it is a clamp that the quantizer behind it can do."""
+    if node.target not in CLAMPS or len(node.users) != 1 or clamp_bounds(node) is None:
+        return None
+    source: Any = node.args[0]
+    return None if source.target is DEQUANTIZE or source.op == "placeholder" else node
 
 
 def clamp_bounds(node: Node) -> tuple[float, float] | None:

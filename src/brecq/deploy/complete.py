@@ -52,11 +52,15 @@ class Completed:
     added: tuple[Added, ...]
 
     def quantizers(self) -> dict[str, Node]:
-        """The quantizers of activations in program order, by a name that tells whose output each puts on a grid."""
+        """The quantizers of activations in program order, by a name that tells whose output each puts on a grid.
+
+        A clamp that a quantizer can do is a part of it, whether it was folded or not."""
         found: dict[str, Node] = {}
         for node in self.graph.graph.nodes:
             if node.target is QUANTIZE:
                 source: Any = node.args[0]
+                while rewrite.foldable_clamp(source) is not None:
+                    source = source.args[0]
                 path = ops.module_path(source)
                 base = f"{path}.{ops.op_name(source)}" if path else f"{source.name}.codes"
                 name, count = base, 1

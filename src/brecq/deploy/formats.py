@@ -79,6 +79,16 @@ FORMATS = {
             "LiteRT: integer kernels, 4- and 8-bit weights",
             runner="brecq.deploy.litert.runtime", exact=True, arithmetic="LiteRT",
         ),
+        Format(
+            "tensorrt", "brecq.deploy.tensorrt.write", ".onnx", "onnx", "TensorRT: ONNX with Q/DQ pairs, int8",
+            runner="brecq.deploy.tensorrt.runtime",
+            differs="between its pairs everything is float",
+        ),
+        Format(
+            "qualcomm", "brecq.deploy.qualcomm.write", ".onnx", "onnx", "Qualcomm: float ONNX, encodings beside it",
+            runner="brecq.deploy.qualcomm.runtime", files=(".encodings",),
+            differs="the encodings are applied in float between layers",
+        ),
         Format("qonnx", "brecq.deploy.qonnx", ".onnx", "onnx", "QONNX for FINN and hls4ml: any bit-width"),
         Format(
             "pt2", "brecq.deploy.pt2", ".pt2", "", "torch.export program: packed weights, int8 with torch.compile",

@@ -34,6 +34,11 @@ class Builder:
         self._constants[key] = value
         return value
 
+    def forget(self, value: ir.Value | None) -> None:
+        """Free the name of a constant that one node alone still reads, for what takes its place."""
+        if value is not None and len(readers(value)) == 1:
+            self.graph.initializers.pop(str(value.name), None)
+
     def node(
         self,
         before: ir.Node,

@@ -20,16 +20,16 @@ from brecq.errors import ExportError
 
 def _weight_widths(graph: ir.Graph) -> set[int]:
     """Bit-widths of the weights of a neutral graph."""
-    return {width_of(node) for node in brecq_nodes(graph, "DequantizeConstant") if not _is_wide(node)}
+    return {width_of(node) for node in brecq_nodes(graph, "DequantizeConstant") if not is_wide(node)}
 
 
 def _check(graph: ir.Graph) -> None:
     """Raise `ExportError` for weights that no integer kernel takes; the message names them."""
     bad = []
     for node in brecq_nodes(graph, "DequantizeConstant"):
-        codes, zero_point = _codes(node)
+        codes, zero_point = codes_of(node)
         difference = codes.astype(np.int64) - zero_point
-        if not _is_wide(node) and (difference.min(initial=0) < -128 or difference.max(initial=0) > 127):
+        if not is_wide(node) and (difference.min(initial=0) < -128 or difference.max(initial=0) > 127):
             bad.append(str(node.inputs[0].name))  # type: ignore[union-attr]
     if bad:
         raise ExportError(
@@ -56,12 +56,12 @@ def lower(model: ir.Model, pack: Pack) -> set[int]:
     tidy.drop_unread(graph)
     tidy.protect_float_weights(graph)
     build = Builder(graph)
-    for node in sorted(brecq_nodes(graph, "DequantizeConstant"), key=_is_wide):  # biases last
+    for node in sorted(brecq_nodes(graph, "DequantizeConstant"), key=is_wide):  # biases last
         _lower_constant(build, node, pack)
     for node in brecq_nodes(graph, "Quantize"):
-        _lower_quantize(build, node)
+        lower_quantize(build, node)
     for node in brecq_nodes(graph, "Dequantize"):
-        _lower_dequantize(build, node)
+        lower_dequantize(build, node)
     tidy.drop_unread(graph)
     opset, version = packing.requirements(pack, widths)
     model.opset_imports.clear()
@@ -73,12 +73,12 @@ def lower(model: ir.Model, pack: Pack) -> set[int]:
 
 
 def _lower_constant(build: Builder, node: ir.Node, pack: Pack) -> None:
-    codes, zero_point = _codes(node)
+    codes, zero_point = codes_of(node)
     name, axis, bits = str(node.inputs[0].name), integer(node, "axis"), width_of(node)  # type: ignore[union-attr]
     scale = value_of(node.inputs[1])
     is_fused = weight_only.is_fused(node)
-    is_native = not _is_wide(node) and (pack == "native" or (is_fused and pack == "cast"))
-    if _is_wide(node):
+    is_native = not is_wide(node) and (pack == "native" or (is_fused and pack == "cast"))
+    if is_wide(node):
         stored = build.constant(name, codes)
     elif is_native:
         stored = packing.native(build, name, codes, bits)
@@ -92,11 +92,11 @@ def _lower_constant(build: Builder, node: ir.Node, pack: Pack) -> None:
         real = build.node(node, "Cast", [stored], None, kind, codes.shape, {"to": int(kind)})
         build.replace(node, build.node(node, "Mul", [real, shaped], None, kind, codes.shape))
         return
-    steps = _product_of_steps(build, node, scale) if _is_wide(node) and pack != "int8" else None
+    steps = _product_of_steps(build, node, scale) if is_wide(node) and pack != "int8" else None
     if steps is None:
         steps = build.constant(f"{name}_scale", scale if axis >= 0 else scale.reshape(()))
     inputs = [stored, steps]
-    if not _is_wide(node):  # without a zero point Gemm is not recognized
+    if not is_wide(node):  # without a zero point Gemm is not recognized
         zero = zero_point if is_native else np.zeros_like(zero_point)
         zero = zero.reshape(-1) if axis >= 0 else zero.reshape(())
         inputs.append(packing.native(build, f"{name}_zero_point", zero, bits if is_native else 8))
@@ -118,7 +118,8 @@ def _product_of_steps(build: Builder, bias: ir.Node, scale: np.ndarray) -> ir.Va
     return build.node(bias, "Mul", [steps, build.constant("scale", step)], None, ir.DataType.FLOAT, scale.shape)
 
 
-def _lower_quantize(build: Builder, node: ir.Node) -> None:
+def lower_quantize(build: Builder, node: ir.Node) -> None:
+    """Replace `Quantize` by QuantizeLinear, with a Clip of codes where they are fewer than its type's."""
     output = node.outputs[0]
     scale, zero = _qparams(build, node, str(output.name))
     low, high, signed = (integer(node, key) for key in ("low", "high", "signed"))
@@ -133,7 +134,8 @@ def _lower_quantize(build: Builder, node: ir.Node) -> None:
     build.replace(node, codes)
 
 
-def _lower_dequantize(build: Builder, node: ir.Node) -> None:
+def lower_dequantize(build: Builder, node: ir.Node) -> None:
+    """Replace `Dequantize` by DequantizeLinear."""
     output = node.outputs[0]
     scale, zero = _qparams(build, node, str(node.inputs[0].name))  # type: ignore[union-attr]
     value = build.node(
@@ -153,12 +155,12 @@ def _reads_codes(node: ir.Node) -> bool:
     return producer(node.inputs[0], "Dequantize", DOMAIN) is not None
 
 
-def _is_wide(node: ir.Node) -> bool:
+def is_wide(node: ir.Node) -> bool:
     """True for int32 biases."""
     return width_of(node) > 8
 
 
-def _codes(node: ir.Node) -> tuple[np.ndarray, np.ndarray]:
+def codes_of(node: ir.Node) -> tuple[np.ndarray, np.ndarray]:
     """Codes and zero points of a constant, the latter broadcasting to the former."""
     codes = value_of(node.inputs[0])
     return codes, _broadcast(value_of(node.inputs[2]), codes.ndim, integer(node, "axis"))

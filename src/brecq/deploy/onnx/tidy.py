@@ -184,7 +184,7 @@ def move_codes(graph: ir.Graph) -> None:
             continue
         count = len(node.inputs) if node.op_type == "Concat" else 1
         sources = [producer(value, "Dequantize", DOMAIN) for value in node.inputs[:count]]
-        grid = _common_grid(sources)
+        grid = common_grid(sources)
         if grid is None or not _keeps_elements(node):
             continue
         codes = [source.inputs[0] for source in sources if source is not None]
@@ -210,7 +210,7 @@ def move_codes(graph: ir.Graph) -> None:
     drop_unread(graph)
 
 
-def _common_grid(sources: list[ir.Node | None]) -> dict[str, Any] | None:
+def common_grid(sources: list[ir.Node | None]) -> dict[str, Any] | None:
     """Attributes of the Dequantize nodes if equal codes mean equal values in all of them."""
     grids = [None if s is None else {k: a.value for k, a in s.attributes.items()} for s in sources]
     first = grids[0]

@@ -17,12 +17,12 @@ ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 """ONNX Runtime's session option: "1" computes with float32 activations, "4", its default, with int8 ones."""
 
 
-def linear_layers(graph: ir.Graph) -> None:
-    """Spell them `DequantizeConstant [in, out] → MatMul → Add`."""
+def linear_layers(graph: ir.Graph, *, everywhere: bool = False) -> None:
+    """Spell them `DequantizeConstant [in, out] → MatMul → Add`; `everywhere`: those with quantized inputs too."""
     build = Builder(graph)
     for node in list(graph):
         weight = _transposed_weight(node)
-        if weight is None or producer(node.inputs[0], "Dequantize", DOMAIN) is not None:
+        if weight is None or (not everywhere and producer(node.inputs[0], "Dequantize", DOMAIN) is not None):
             continue
         out = node.outputs[0]
         inputs = [node.inputs[0], _turn(build, weight)]

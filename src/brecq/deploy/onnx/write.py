@@ -59,7 +59,7 @@ def write(result: QuantResult, path: Path, *, pack: Pack = "planes") -> Exported
     return Exported(path, (path,), path.stat().st_size, found)
 
 
-def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: Pack) -> None:
+def describe(model: ir.Model, result: QuantResult, completed: Completed, pack: str) -> None:
     """Say in the file's metadata where it comes from and how its inputs are prepared."""
     model.producer_name, model.producer_version = "brecq", __version__
     model.graph.name = "brecq"

@@ -1,0 +1,103 @@
+"""Encodings applied again: the float ONNX file with every tensor put on the grid that its encoding says.
+
+ONNX Runtime computes it. It is what the encodings say and nothing else: what they lack is float.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from brecq.deploy.onnx.session import Session, load_float
+from brecq.deploy.qualcomm.encodings import Encoding, Encodings, read
+from brecq.errors import ExportError
+
+__all__ = ["apply", "load", "load_float"]
+
+_CHANNELS = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 0}
+"""The axis of a layer's weight that its channels are along."""
+
+
+def load(path: Path, threads: int = 1) -> Session:
+    """An exported file with the encodings beside it, in ONNX Runtime.
+
+    Raises:
+        ExportError: one of the two is missing, or names tensors that the other lacks.
+    """
+    model = _model(path)
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    applied = apply(model, read(path.with_suffix(".encodings")), json.loads(facts.get("brecq.codes", "{}")))
+    settings = {"session.disable_quant_qdq": "1"}  # or constant weights between Q/DQ are quantized once more
+    session = Session(applied.SerializeToString(), threads, settings, facts.get("brecq.digest"))
+    session.name = "ONNX Runtime (encodings applied)"
+    return session
+
+
+def apply(model: onnx.ModelProto, encodings: Encodings, names: Mapping[str, str] | None = None) -> onnx.ModelProto:
+    """A copy of a float model with its parameters rounded to their grids, and Q/DQ behind its activations.
+
+    Args:
+        names: what to call the codes of tensors.
+    """
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    graph = found.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    axes = {node.input[1]: _CHANNELS[node.op_type] for node in graph.node if node.op_type in _CHANNELS}
+    for each in encodings.param_encodings:
+        if each.name not in stored:
+            raise ExportError(f"the encodings name the parameter {each.name!r}, which the ONNX file lacks")
+        values = numpy_helper.to_array(stored[each.name])
+        axis = axes.get(each.name, 0)
+        rounded = each.values(each.codes(values, axis), axis)
+        stored[each.name].CopyFrom(numpy_helper.from_array(rounded, each.name))
+    for each in encodings.activation_encodings:
+        _quantize(graph, each, (names or {}).get(each.name, f"{each.name}_codes"))
+    return found
+
+
+def _quantize(graph: onnx.GraphProto, each: Encoding, codes: str) -> None:
+    """Put QuantizeLinear, Clip and DequantizeLinear behind a tensor. UINT8 holds every encoding of up to 8 bits."""
+    outputs = {value.name for value in graph.output}
+    made = {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
+    if each.name not in made:
+        raise ExportError(f"the encodings name the tensor {each.name!r}, which the ONNX file lacks")
+    if each.bw > 8:
+        raise ExportError(f"the activation {each.name!r} has {each.bw} bits; at most 8 are applied here")
+    name = f"{each.name}_encoding"
+    graph.initializer.extend(
+        numpy_helper.from_array(value, f"{name}_{key}")
+        for key, value in {
+            "scale": np.array(each.scale[0], np.float32),
+            "zero": np.array(-each.offset[0], np.uint8),
+            "low": np.array(0, np.uint8),
+            "high": np.array(2**each.bw - 1, np.uint8),
+        }.items()
+    )
+    made_here = each.name in outputs or codes == each.name
+    before = f"{each.name}_float" if made_here else each.name
+    after = each.name if each.name in outputs else f"{name}_value"
+    for node in graph.node:
+        node.input[:] = [after if value == each.name else value for value in node.input]
+        node.output[:] = [before if value == each.name else value for value in node.output]
+    nodes = [
+        helper.make_node("QuantizeLinear", [before, f"{name}_scale", f"{name}_zero"], [f"{name}_all"], f"{name}_q"),
+        helper.make_node("Clip", [f"{name}_all", f"{name}_low", f"{name}_high"], [codes], f"{name}_clip"),
+        helper.make_node("DequantizeLinear", [codes, f"{name}_scale", f"{name}_zero"], [after], f"{name}_dq"),
+    ]
+    index = next((i for i, node in enumerate(graph.node) if before in node.output), -1)
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*rest[: index + 1], *nodes, *rest[index + 1 :]])
+
+
+def _model(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path)
+    except Exception as error:
+        raise ExportError(f"{path} is not an ONNX file: {str(error).splitlines()[0]}") from error

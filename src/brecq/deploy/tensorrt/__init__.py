@@ -1,0 +1,1 @@
+"""NVIDIA TensorRT: ONNX files with explicit quantization, and the rules that they keep."""

@@ -1,0 +1,79 @@
+"""The format `tensorrt`: ONNX with explicit quantization, for trtexec and TensorRT's parser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+
+from brecq.checkpoint.tensors import PackedWeight, collect_tensors
+from brecq.converted.grids import grid_of
+from brecq.converted.layers import quantized_activations
+from brecq.deploy.complete import added_note, complete
+from brecq.deploy.formats import Exported, some
+from brecq.deploy.onnx.neutral import neutral
+from brecq.deploy.onnx.write import describe
+from brecq.deploy.tensorrt.lint import lint
+from brecq.deploy.tensorrt.lower import INT4_OPSET, lower
+from brecq.errors import ConfigError, ExportError
+from brecq.storage.files import write as write_file
+
+if TYPE_CHECKING:
+    from brecq.result import QuantResult
+
+REMEDY = "quantize with --target tensorrt"
+
+
+def write(result: QuantResult, path: Path, *, batch: int | None = None) -> Exported:
+    """Write a result as an ONNX file with explicit Q/DQ pairs, INT8, all zero points 0.
+
+    Args:
+        batch: the size of dimension 0 of inputs and outputs; dynamic if none is given.
+
+    Raises:
+        ConfigError: `batch` is below 1. ExportError: as `brecq.export`; also for zero points, and activations of
+            other than 8 bits.
+    """
+    if batch is not None and batch < 1:
+        raise ConfigError(f"batch is {batch}; give at least 1, or leave it out for any batch size")
+    _check(result)
+    completed = complete(result, fold_clamps=False)
+    model = neutral(completed)
+    opset = lower(model)
+    describe(model, result, completed, "tensorrt")
+    if batch is not None:
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            if value.shape is not None and len(value.shape):
+                value.shape = ir.Shape([batch, *list(value.shape)[1:]])
+    proto = ir.to_proto(model)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # a defect of brecq's, better known now than in a runtime
+        raise ExportError(f"the ONNX graph is not valid: {error}; please report it") from error
+    findings = lint(proto)
+    if findings:
+        raise ExportError(f"the file would break rules of TensorRT: {some(findings)}; {REMEDY}")
+    write_file(path, proto.SerializeToString(), ExportError)
+    needs = "TensorRT 10 or newer (INT4 weights)" if opset == INT4_OPSET else "TensorRT 8.6 or newer"
+    shapes = "" if batch is not None else "; trtexec takes --minShapes, --optShapes and --maxShapes for the batch"
+    notes = (f"opset {opset}: {needs}{shapes}", "checked against the rules of its documentation, not run in TensorRT")
+    return Exported(path, (path,), path.stat().st_size, (*notes, *added_note(completed)))
+
+
+def _check(result: QuantResult) -> None:
+    """Raise `ExportError` for grids that TensorRT does not have."""
+    tensors = collect_tensors(result.converted)  # type: ignore[arg-type]
+    packed = {name: value for name, value in tensors.items() if isinstance(value, PackedWeight)}
+    shifted = [name for name, value in packed.items() if value.zero_point.any()]
+    if shifted:
+        raise ExportError(
+            f"{some(shifted)} have zero points, TensorRT has none; {REMEDY} or --weight-scheme symmetric"
+        )
+    grids = [grid_of(node) for node in quantized_activations(result.converted)]  # type: ignore[arg-type]
+    if any(grid.zero_point or not grid.whole or grid.low == 0 for grid in grids):
+        raise ExportError(
+            f"TensorRT takes 8-bit signed activations with zero point 0; {REMEDY} or --activation-scheme signed "
+            "--activation-bits 8"
+        )

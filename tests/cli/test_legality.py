@@ -39,9 +39,9 @@ def test_a_model_is_checked_before_any_work(invoke: Invoke, network_file: Path) 
     assert re.search(r"4 conv2d 4 bit 8 bit 4 bit int8", text)
     assert "in float nothing without a weight" in text
     assert "0.0 % of MACs in float" in text
-    refused = invoke(*arguments, "litert", "-a", "4")
+    refused = invoke(*arguments, "tensorrt", "-a", "4")
     assert refused.exit_code == 2
-    assert "litert computes no layer of this network at 4/4 bits" in " ".join(refused.stderr.split())
+    assert "tensorrt computes no layer of this network at 4/4 bits" in " ".join(refused.stderr.split())
     missing = invoke("check", f"{network_file}:plain")
     assert missing.exit_code == 2
     assert "--target is missing" in missing.stderr

@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from brecq.errors import CheckpointError
+from brecq.quant import kernels
+from brecq.quant.affine import IntRange
+from brecq.quant.grid import Grid
 from brecq.reconstruct.cache import ActivationCache, Slot, free_host_memory
 
 CPU = torch.device("cpu")
-X, A, B, C, D = (Slot("float", name) for name in "xabcd")
+X, A, B, C, D = (Slot("input", name) for name in "xabcd")
+F = Slot("float", "f")
 PLACES = {"host": 1 << 30, "file": 0}
 
 
@@ -38,6 +42,41 @@ def test_what_is_put_can_be_got(cache: ActivationCache, shape: tuple[int, ...], 
     found = cache.get(X, index)
     assert torch.equal(found, x[index])
     assert found.dtype == dtype
+    cache.close()
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_streams_are_kept_in_half_precision(cache: ActivationCache, unit: float) -> None:
+    x = torch.randn(12, 3, 5, 6) * unit
+    for start in range(0, 12, 4):
+        cache.put(F, start, x[start : start + 4], 12)
+    found = cache.get(F, slice(0, 12))
+    assert found.dtype == torch.float32
+    assert (found - x).norm() < 3e-4 * x.norm()
+    assert cache.used(cache.expected) == 2 * x.numel()
+    cache.close()
+
+
+def test_what_does_not_fit_half_precision_is_kept_as_it_is(cache: ActivationCache) -> None:
+    x = torch.randn(12, 7)
+    x[8:] *= 1e6
+    for start in range(0, 12, 4):
+        cache.put(F, start, x[start : start + 4], 12)
+    found = cache.get(F, torch.arange(12))
+    assert (found[:4] - x[:4]).norm() < 3e-4 * x[:4].norm()
+    assert torch.equal(found[8:], x[8:])
+    assert cache.used(cache.expected) == 4 * x.numel()
+    cache.close()
+
+
+@pytest.mark.parametrize(("low", "high", "zero_point"), [(0, 255, 100.0), (-128, 127, 0.0), (0, 3, 1.0)])
+def test_codes_of_a_grid_lose_nothing(cache: ActivationCache, low: int, high: int, zero_point: float) -> None:
+    grid = Grid(torch.tensor(0.0137), torch.tensor(zero_point), IntRange(low, high))
+    x = kernels.on_grid(torch.randn(10, 3, 5, 6), grid)
+    for start in range(0, 10, 4):
+        cache.put(F, start, x[start : start + 4], 10, grid)
+    assert torch.equal(cache.get(F, torch.arange(10)), x)
+    assert cache.used(cache.expected) == x.numel()
     cache.close()
 
 

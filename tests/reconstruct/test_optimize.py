@@ -72,7 +72,7 @@ def test_the_reported_error_is_that_of_the_finished_block(lab, fast) -> None:
         (target,) = streams.read("float", block.outputs, held)
         (output,) = streams.read("quantized", block.outputs, held)
         error = (output - target).double().square().sum() / target.double().square().sum()
-        assert report.error_after == pytest.approx(error.item(), rel=1e-4)
+        assert report.error_after == pytest.approx(error.item(), rel=1e-3)
         assert report.layers == block.layers
 
 

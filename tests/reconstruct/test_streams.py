@@ -47,8 +47,8 @@ def test_streams_end_in_the_outputs_of_the_float_and_the_quantized_network(lab, 
             run_batches(network, inputs, CPU, lambda _, v, values=values: collect(values, v))
             expected = [torch.cat(values[name]) for name in network.blocks[-1].outputs]
         found = streams.read(stream, network.blocks[-1].outputs, slice(0, samples))
-        # the streams are channels-last: sums in another order may tip a rounding now and then
-        allowed = 1e-5 if stream == "float" else 2e-2
+        # the streams are channels-last and in half precision: a rounding may tip now and then
+        allowed = 1e-3 if stream == "float" else 2e-2
         for a, b in zip(found, expected, strict=True):
             assert (a - b).norm() <= allowed * b.norm()
     assert not torch.equal(

@@ -1,7 +1,8 @@
 """Where activations wait between blocks: on the device, in host memory or in memory-mapped files.
 
 The place is chosen from a budget, tensor by tensor; results do not depend on it. Four-dimensional activations are
-kept channels-last, the layout that convolutions run fastest in on the CPU.
+kept channels-last, the layout that convolutions run fastest in on the CPU. Activations on a grid are kept as their
+codes, others in half precision: `brecq.reconstruct.stored` says what that loses.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 from brecq.errors import CheckpointError
+from brecq.quant.grid import Grid
+from brecq.reconstruct.stored import AsIs, Codes, Coding, Half
 from brecq.storage.files import TEMPORARY, explain, reserve
 
 Kind = Literal["input", "received", "float", "quantized", "fisher", "gradient", "tuned", "target"]
@@ -42,6 +45,11 @@ class _Entry:
     data: Tensor  # physical layout: channels last for 4-D samples
     place: str
     nbytes: int
+    coding: Coding
+
+
+HALVED = ("float", "quantized", "target")
+"""Kinds of slots that are kept in half precision."""
 
 
 class ActivationCache:
@@ -68,12 +76,23 @@ class ActivationCache:
         self.notes: list[str] = []
         self._copies: torch.cuda.Stream | None = None
 
-    def put(self, slot: Slot, start: int, batch: Tensor, samples: int) -> None:
-        """Store `batch` [n, ...] as samples `start` to `start + n` of a slot that holds `samples` in all."""
+    def put(self, slot: Slot, start: int, batch: Tensor, samples: int, grid: Grid | None = None) -> None:
+        """Store `batch` [n, ...] as samples `start` to `start + n` of a slot that holds `samples` in all.
+
+        `grid`: one with at most 256 codes, if all values are on it.
+        """
         rows = _physical(batch)
         if slot not in self._entries:
-            self._entries[slot] = self._allocate((samples, *rows.shape[1:]), rows.dtype)
-        self._entries[slot].data[start : start + len(rows)].copy_(rows)
+            halved = slot.kind in HALVED and rows.dtype == torch.float32
+            coding = Codes(grid) if grid is not None else Half.of(rows) if halved else AsIs(rows.dtype)
+            self._entries[slot] = self._allocate((samples, *rows.shape[1:]), coding)
+        entry = self._entries[slot]
+        stored = entry.coding.encode(rows)
+        if stored is None:  # much larger than what came before
+            self._entries[slot] = self._allocate(tuple(entry.data.shape), AsIs(rows.dtype))
+            self._entries[slot].data[:start].copy_(entry.coding.decode(entry.data[:start]))
+            entry, stored = self._entries[slot], rows
+        entry.data[start : start + len(rows)].copy_(stored)
 
     def get(self, slot: Slot, index: Tensor | slice) -> Tensor:
         """Samples of a slot on the device, in the layout they had; `index` is a slice or int64 [n] on the CPU."""
@@ -82,6 +101,7 @@ class ActivationCache:
             rows = self._on_device(entry.data, index) if entry.place == "device" else self._fetch(entry.data, index)
         else:
             rows = entry.data[index] if isinstance(index, slice) else entry.data.index_select(0, index)
+        rows = entry.coding.decode(rows)
         return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
 
     def _on_device(self, data: Tensor, index: Tensor | slice) -> Tensor:
@@ -114,7 +134,7 @@ class ActivationCache:
         self.limits["device"] = 0
         for slot, entry in there.items():
             del self._entries[slot]
-            moved = self._allocate(tuple(entry.data.shape), entry.data.dtype)
+            moved = self._allocate(tuple(entry.data.shape), entry.coding)
             moved.data.copy_(entry.data)
             self._entries[slot] = moved
         if there:
@@ -146,7 +166,8 @@ class ActivationCache:
     def used(self, place: str) -> int:
         return sum(entry.nbytes for entry in self._entries.values() if entry.place == place)
 
-    def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> _Entry:
+    def _allocate(self, shape: tuple[int, ...], coding: Coding) -> _Entry:
+        dtype = coding.dtype
         numel = torch.Size(shape).numel()
         nbytes = numel * dtype.itemsize
         in_memory = self.used("device") + self.used("host")
@@ -162,8 +183,8 @@ class ActivationCache:
                 data = torch.empty(shape, dtype=dtype, device=self.device if place == "device" else "cpu")
             except torch.OutOfMemoryError:  # others use the device, too
                 self.limits["device"] = self.used("device")
-                return self._allocate(shape, dtype)
-        entry = _Entry(data, place, nbytes)
+                return self._allocate(shape, coding)
+        entry = _Entry(data, place, nbytes, coding)
         self.peak[place] = max(self.peak[place], self.used(place) + nbytes)
         return entry
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from brecq.forward import BATCH
 from brecq.graph.blocks import Block, Network, Values
+from brecq.graph.prepare import fake_quantize_node
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, set_mode
+from brecq.quant.grid import Grid
 from brecq.reconstruct.cache import ActivationCache, Kind, Slot
 from brecq.reconstruct.memory import with_room
 
@@ -74,11 +76,12 @@ class Streams:
     def advance(self, stream: Stream, block: Block) -> None:
         """Run `block` over all samples and keep its outputs."""
         self.set_mode(stream, block)
+        grids = _grids(block)
         for start in range(0, self.samples, BATCH):
             part = slice(start, start + BATCH)
             outputs = with_room(self.cache, self._run, block, stream, part)
-            for name, value in zip(block.outputs, outputs, strict=True):
-                self.cache.put(Slot(stream, name), start, value, self.samples)
+            for name, value, grid in zip(block.outputs, outputs, grids, strict=True):
+                self.cache.put(Slot(stream, name), start, value, self.samples, grid)
         self.forwards += 1
 
     def _run(self, block: Block, stream: Stream, part: slice) -> tuple[Tensor, ...]:
@@ -102,6 +105,14 @@ class Streams:
     def _slot(self, stream: Stream, name: str) -> Slot:
         source = self._sources[stream]
         return Slot(self._starts[source] if name in self.network.inputs else source, name)
+
+
+def _grids(block: Block) -> list[Grid | None]:
+    """The grids that the block's outputs are on now, where a fake-quantizer makes them."""
+    (outputs,) = block.module.graph.output_node().args
+    made_by = [fake_quantize_node(block.module, node) for node in outputs]  # type: ignore[union-attr]
+    found = (module if isinstance(module, ActivationFakeQuantize) and module.active else None for module in made_by)
+    return [module.grid if module is not None and module.range.bits <= 8 else None for module in found]
 
 
 def run_batches(

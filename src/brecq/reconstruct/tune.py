@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from brecq.errors import BrecqError
 from brecq.forward import BATCH
@@ -46,6 +46,11 @@ TRUST = 0.1
 lowered. At 0.01 such a step adds a tenth or less to the error of ResNet-20 at 4 bits and below, a third at W4A8, and
 a third or more to that of EfficientNet-lite0 at W4A8 (benchmarks/tuning_rate.py)."""
 
+TRUST_CODES = 0.03
+"""The same of a step of all codes by the learning rate; it is estimated from `FLIPPED` of the codes moved by one."""
+
+FLIPPED = 0.01
+
 DRAWS = 4
 """Such steps that are tried."""
 
@@ -72,7 +77,7 @@ class Tuning:
             inputs, received = _flipped(inputs), None if received is None else _flipped(received)
             samples, held = 2 * samples, torch.cat([held, held + samples])
         self.batches = Sampler(samples, self.recipe.batch_size, torch.Generator().manual_seed(seed), held)
-        self.signs = torch.Generator().manual_seed(seed)
+        self.draws = torch.Generator().manual_seed(seed)
         self.units: Errors = {}
         self.parts = 1  # into how many a batch is cut, for want of memory
         self._record(inputs)
@@ -103,7 +108,7 @@ class Tuning:
         first = best = self._checked()
         self.units = {name: value or 1.0 for name, value in first.items()}
         kept = self.mine.state()
-        rate = self._trusted_rate(first, kept)
+        rates = self._trusted(first, kept)
         cycles = (
             CYCLES
             if self.recipe.tune_second < 0
@@ -113,7 +118,7 @@ class Tuning:
         )
         ends = [round(steps * (i + 1) / len(cycles)) for i in range(len(cycles))]
         for factor, start, end in zip(cycles, [0, *ends[:-1]], ends, strict=True):
-            self._cycle(factor, rate, start, end, on_step)
+            self._cycle({kind: factor * rate for kind, rate in rates.items()}, start, end, on_step)
             after = self._checked()
             if self._loss(after) < self._loss(best):
                 best, kept = after, self.mine.state()
@@ -123,25 +128,37 @@ class Tuning:
             self.cache.drop(slot)
         return Outcome(self._of_outputs(first), self._of_outputs(best), steps)
 
-    @torch.no_grad()
-    def _trusted_rate(self, first: Errors, state: dict[str, Tensor]) -> float:
-        """The recipe's learning rate of steps and biases, or the lower one at which random steps of theirs add `TRUST`
-        times the error: what they add grows with the square of their length. Leaves what is learned in `state`."""
-        rate, added = self.recipe.tune_lr, 0.0
-        error = self._loss(first)
-        for _ in range(DRAWS):
-            for group in self._parameters(1.0, rate):
-                if group["most"] == rate:
-                    for value in group["params"]:
-                        value.add_(torch.randint(2, value.shape, generator=self.signs).to(value) * 2 - 1, alpha=rate)
-            added += (self._loss(self._checked()) - error) / DRAWS
-            self.mine.restore(state)
-        allowed = TRUST * error
-        return rate if added <= allowed else rate * math.sqrt(allowed / added)
+    def _trusted(self, first: Errors, state: dict[str, Tensor]) -> dict[str, float]:
+        """The recipe's learning rates of codes and of all else, or lower ones that `TRUST` and `TRUST_CODES` allow:
+        what random steps add grows with the square of their length. Leaves what is learned in `state`."""
+        found = {}
+        for kind, rate, trust in (
+            ("steps", self.recipe.tune_lr, TRUST),
+            ("codes", self.recipe.tune_codes_lr, TRUST_CODES),
+        ):
+            if not rate:
+                continue
+            allowed = trust * self._loss(first)
+            length, share = (rate, 1.0) if kind == "steps" else (1.0, FLIPPED)
+            added = self._added(kind, length, share, first, state) * rate**2 / (length**2 * share)
+            found[kind] = rate if added <= allowed else rate * math.sqrt(allowed / added)
+        return found
 
-    def _cycle(self, factor: float, rate: float, start: int, end: int, on_step: StepHook) -> None:
+    @torch.no_grad()
+    def _added(self, kind: str, length: float, share: float, first: Errors, state: dict[str, Tensor]) -> float:
+        """What random steps of this length add to the loss if so many parameters make them."""
+        added = 0.0
+        for _ in range(DRAWS):
+            for value in self._parameters({kind: 1.0})[0]["params"]:
+                drawn = torch.rand(value.shape, generator=self.draws)
+                value.add_(torch.where(drawn < share, torch.where(drawn < share / 2, -length, length), 0.0).to(value))
+            added += (self._loss(self._checked()) - self._loss(first)) / DRAWS
+            self.mine.restore(state)
+        return added
+
+    def _cycle(self, rates: Mapping[str, float], start: int, end: int, on_step: StepHook) -> None:
         """Learn from step `start` to step `end`."""
-        optimizer = choice.adam(self._parameters(factor, rate), self.cache.device)
+        optimizer = choice.adam(self._parameters(rates), self.cache.device)
         told = Readout()
         for step in range(start, end):
             for group in optimizer.param_groups:
@@ -151,15 +168,14 @@ class Tuning:
                 told.put(loss, partial(_tell, on_step, step + 1))
         told.close()
 
-    def _parameters(self, factor: float, rate: float) -> list[dict[str, Any]]:
-        """Begin to learn; groups for the optimizer, `most` the highest learning rate of each."""
-        groups = [
-            group for learner in self.mine.learn(choice.for_tuning(self.recipe)) for group in learner.groups().items()
-        ]
-        codes = [value for kind, values in groups if kind == "codes" for value in values]
-        others = [value for kind, values in groups if kind != "codes" for value in values]
-        found: list[dict[str, Any]] = [{"params": others, "most": factor * rate}]
-        return [*found, {"params": codes, "most": factor * self.recipe.tune_codes_lr}] if codes else found
+    def _parameters(self, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+        """Begin to learn; groups for the optimizer of what has a rate, `most` the highest learning rate of each."""
+        learners = self.mine.learn(choice.for_tuning(self.recipe))
+        found: dict[str, list[nn.Parameter]] = {"steps": [], "codes": []}
+        for learner in learners:
+            for kind, values in learner.groups().items():
+                found["codes" if kind == "codes" else "steps"] += values
+        return [{"params": found[kind], "most": rate} for kind, rate in rates.items()]
 
     def _step(self, index: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         optimizer.zero_grad(set_to_none=True)

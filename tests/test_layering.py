@@ -46,7 +46,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "report settings storage",
     "deploy": "checkpoint converted data devices errors evaluation graph logits plain quant reading result "
     "settings storage text version",
-    "page": "checkpoint converted data devices errors graph report result storage units",
+    "page": "checkpoint converted data devices errors graph precision synthesis report result storage units",
     "pipeline": "checkpoint checks composite config converted data devices errors forward graph precision progress "
     "quant reconstruct report result",
     "legality": "checks config data devices errors forward graph targets",

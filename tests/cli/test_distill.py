@@ -82,7 +82,7 @@ def test_quantize_without_data(invoke: Invoke, trained: str, tmp_path: Path, mon
     assert "from the earlier run" in result.stdout
     assert brecq.load(out).report.samples == 8
     assert sorted(file.name for file in (out / "distilled").iterdir()) == [
-        "contact_sheet.png", "distilled.json", "distilled.npz",
+        "contact_sheet.png", "distilled.html", "distilled.json", "distilled.npz",
     ]  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def test_a_search_shows_and_keeps_what_it_found(searched: tuple[Path, str]) -> N
     folder, text = searched
     assert {file.name for file in folder.iterdir()} == {
         "sensitivity.json", "allocation.json", "bits.png", "bits.svg",
-        "front.json", "front.png", "front.svg", "points",
+        "front.json", "front.png", "front.svg", "points", "search.html",
     }  # fmt: skip
     found = BitAllocation.load(folder)
     assert found.costs["size"] <= 1900
@@ -152,7 +152,9 @@ def test_a_finished_search_is_not_measured_again_and_overwritten_whole(
     assert invoke(*start, "--force").exit_code == 0
     assert [file.name for file in (out / "points").iterdir()] == ["99.json"]
     shutil.rmtree(out / "points")
-    assert {file.name for file in out.iterdir()} == {"sensitivity.json", "allocation.json", "bits.png", "bits.svg"}
+    assert {file.name for file in out.iterdir()} == {
+        "sensitivity.json", "allocation.json", "bits.png", "bits.svg", "search.html",
+    }  # fmt: skip
     (out / "learned.safetensors").write_bytes(b"the user's")
     assert "learned.safetensors is not brecq's and is not replaced" in invoke(*start, "--force").stderr
 

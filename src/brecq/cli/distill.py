@@ -102,11 +102,24 @@ def run(
     finally:
         progress.close()
     save(folder, made, preprocessing)
+    write_page(folder, made)
     if made.layers:
         console.print(match_table(made.layers))
-    sheet = "" if preprocessing is None else "; look at contact_sheet.png"
-    tell(console, "distilled", f"{n} inputs in {format_seconds(made.seconds)}, saved in {folder}{sheet}")
+    tell(console, "distilled", f"{n} inputs in {format_seconds(made.seconds)}, saved in {folder}")
+    tell(console, "report", str(folder / "distilled.html"))
     return made
+
+
+def write_page(folder: Path, made: Distilled) -> None:
+    """The page of what was made, beside it."""
+    from brecq.page.distilled import DISTILLED_PAGE, distilled_page
+    from brecq.page.render import write_text
+    from brecq.synthesis.output import SHEET
+
+    sheet = folder / SHEET
+    pictures = sheet.read_bytes() if sheet.is_file() else None
+    text = distilled_page(len(made.inputs), made.seconds, made.config.name, made.layers, pictures)
+    write_text(folder / DISTILLED_PAGE, text)
 
 
 def _is_finished(output: Path) -> bool:

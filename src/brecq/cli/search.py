@@ -223,6 +223,8 @@ def deliver(
     console: Console,
 ) -> None:
     """Search, and write and show what came out."""
+    from brecq.page.render import write_text
+    from brecq.page.search import SEARCH_PAGE, search_page
     from brecq.precision.charts import plot_front
     from brecq.precision.search import pareto, uniform
     from brecq.precision.search import search as find
@@ -239,6 +241,7 @@ def deliver(
     beside = {f"{bits} bits": uniform(table, bits, hardware=hardware, metric=config.metric) for bits in widths}
     if beside:
         console.print(costs_table("Uniform weights, for comparison", beside, cost))
+    front = []
     if request.points is not None:
         front = pareto(table, cost, request.points, budgets=request.budgets, hardware=hardware, **how)
         for number, point in enumerate(front, 1):
@@ -248,6 +251,8 @@ def deliver(
         console.print(costs_table("Front", {f"point {n}": point for n, point in enumerate(front, 1)}, cost))
         plot_front(front, cost, chosen, [output / name for name in FRONT_CHART])
         tell(console, "points", f"{output / POINTS}/NN.json: brecq quantize … --bits-from takes any of them")
+    page = search_page(table, chosen, list(beside.items()), front, cost, config.metric)
+    tell(console, "report", str(write_text(output / SEARCH_PAGE, page)))
     if table.run_state is not None:
         table.run_state.clear()
 

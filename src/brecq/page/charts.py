@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 INK, FIRST, SECOND, FAINT = "#010203", "#010204", "#010205", "#010206"
 """Stand-ins that become CSS variables in the SVG."""
 
+POINT = "brecq-point-"
+
 _VARIABLES = {INK: "var(--ink)", FIRST: "var(--first)", SECOND: "var(--second)", FAINT: "var(--faint)"}
 
 _STYLE: Any = {
@@ -112,6 +114,39 @@ def size_against(metric: str, points: Sequence[tuple[int, float, str]]) -> str:
         axes.set_ylabel(metric)
         axes.grid()
     return chart.svg(f"Size of the weights against {metric}")
+
+
+def loss_against(cost: str, points: Sequence[tuple[float, float, str]]) -> str:
+    """A cost against the predicted loss; each point has the class `point` and its number in `data-point`."""
+    label = f"Predicted loss against {cost}"
+    with _Chart(7.2, 3.6) as chart:
+        axes = chart.axes
+        for number, (value, loss, name) in enumerate(points):
+            shape = "*" if number == 0 else "o" if name.startswith("point") else "s"
+            color = SECOND if shape == "s" else FIRST
+            (line,) = axes.plot(value, max(loss, 1e-12), shape, color=color, markersize=13 if shape == "*" else 8)
+            line.set_gid(f"{POINT}{number}")
+            axes.annotate(name, (value, max(loss, 1e-12)), textcoords="offset points",
+                          xytext=(7, -10) if shape == "s" else (7, 5), fontsize=7)  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_xlabel({"size": "bytes", "bops": "bit-operations a sample", "latency": "ms"}.get(cost, cost))
+        axes.set_ylabel("predicted loss")
+        axes.grid()
+    return re.sub(rf'<g id="\w+-{POINT}(\d+)"', r'<g class="point" data-point="\1"', chart.svg(label))
+
+
+def matches(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> str:
+    """Values layer by layer, on a logarithmic axis, a line for each series."""
+    with _Chart(7.2, 3.0) as chart:
+        axes = chart.axes
+        for (name, values), color in zip(series, (SECOND, FIRST), strict=False):
+            axes.plot([max(value, 1e-6) for value in values], color=color, marker="o", markersize=3, label=name)
+        axes.set_yscale("log")
+        axes.set_xlabel("batch norm, from the input on")
+        axes.set_ylabel("standard deviations")
+        axes.grid(axis="y")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    return chart.svg(title)
 
 
 class _Chart:

@@ -81,7 +81,7 @@ def page(result: QuantResult, record: Record) -> str:
         charts=drawn,
         noise_samples=min(SAMPLES, result.report.samples),
         worst=[(layer, Markup(charts.histograms(layer))) for layer in worst[:WORST]],
-        layers_json=Markup(_embedded([_numbers(layer) for layer in facts.layers])),
+        layers_json=Markup(embedded([_numbers(layer) for layer in facts.layers])),
     )
 
 
@@ -90,8 +90,9 @@ def render(template: str, *, plain: bool = False, **values: Any) -> str:
     loader = PackageLoader("brecq.page")
     environment = Environment(loader=loader, autoescape=not plain, undefined=StrictUndefined, trim_blocks=True)
     environment.filters.update(number=_number, bytes=_bytes, seconds=format_seconds, tail=_tail)
-    style, script = (Markup(loader.get_source(environment, name)[0]) for name in ("style.css", "report.js"))
-    return environment.get_template(template).render(style=style, script=script, **values)
+    scripts = {name: Markup(loader.get_source(environment, f"{name}.js")[0]) for name in ("report", "search")}
+    style = Markup(loader.get_source(environment, "style.css")[0])
+    return environment.get_template(template).render(style=style, scripts=scripts, **values)
 
 
 def title(result: QuantResult) -> tuple[str, str]:
@@ -117,14 +118,15 @@ def _levels(layers: Sequence[Layer]) -> dict[str, list[int | str]]:
     """The color of each layer, 0 to 4, under each of the three orders; empty where nothing is known."""
     errors = [None if layer.sqnr is None else -layer.sqnr for layer in layers]
     sizes = [float(layer.bytes) or None for layer in layers]
-    return {"sqnr": _ranked(errors), "bits": [_bits_level(layer.bits) for layer in layers], "bytes": _ranked(sizes)}
+    return {"sqnr": ranked(errors), "bits": [bits_level(layer.bits) for layer in layers], "bytes": ranked(sizes)}
 
 
-def _bits_level(bits: int) -> int:
+def bits_level(bits: int) -> int:
+    """The color of a width: 0 for 2 bits, to the last for float."""
     return next((level for level, most in enumerate((2, 3, 4, 8)) if bits <= most), LEVELS - 1)
 
 
-def _ranked(values: Sequence[float | None]) -> list[int | str]:
+def ranked(values: Sequence[float | None]) -> list[int | str]:
     """A fifth of the known values in each level: one outlier does not take the color from all others."""
     order = sorted({value for value in values if value is not None})
     return ["" if value is None else LEVELS * order.index(value) // len(order) for value in values]
@@ -146,7 +148,7 @@ def _numbers(layer: Layer) -> dict[str, Any]:
     return {"name": layer.name, "numbers": rows, "codes": layer.codes}
 
 
-def _embedded(values: Any) -> str:
+def embedded(values: Any) -> str:
     """JSON that can stand inside a script element."""
     return json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")
 

@@ -1,0 +1,38 @@
+"""The page of distilled inputs: pictures of them, and how well they meet the statistics of the network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from brecq.page import charts
+from brecq.page.render import render
+from brecq.synthesis.match import LayerMatch
+
+DISTILLED_PAGE = "distilled.html"
+
+
+def distilled_page(
+    samples: int, seconds: float, preset: str, layers: Sequence[LayerMatch], sheet: bytes | None
+) -> str:
+    """The page as HTML; `sheet` is a contact sheet as PNG, `None` where inputs are no pictures."""
+    drawn = [
+        Markup(charts.matches(f"{what} of each batch norm's input", [("noise", before), ("distilled", after)]))
+        for what, before, after in (
+            ("Mean", [x.mean_before for x in layers], [x.mean_after for x in layers]),
+            ("Standard deviation", [x.std_before for x in layers], [x.std_after for x in layers]),
+        )
+        if layers
+    ]
+    return render(
+        "distilled.html.j2",
+        title="Calibration without data",
+        samples=samples,
+        seconds=seconds,
+        preset=preset,
+        layers=layers,
+        charts=drawn,
+        sheet=None if sheet is None else base64.b64encode(sheet).decode(),
+    )

@@ -1,0 +1,75 @@
+"""The pages of a search and of distilled inputs: every number is on them, and a click on a point shows its bits."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import brecq
+from brecq.page.distilled import distilled_page
+from brecq.page.search import search_page
+from brecq.synthesis.match import LayerMatch
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def found(networks: ModuleType) -> tuple[brecq.SensitivityTable, brecq.BitAllocation, list[brecq.BitAllocation], str]:
+    pytest.importorskip("scipy")
+    torch.manual_seed(0)
+    model = networks.build(networks.MobileNet)
+    data = torch.randn(16, *networks.inputs(model)[0].shape[1:])
+    table = brecq.measure_sensitivity(model, data, brecq.QuantConfig(activations=8), bits=(2, 4, 8))
+    front = brecq.pareto(table, "size", 5)
+    chosen = brecq.search(table, f"size={front[1].costs['size']:.0f}B")
+    return table, chosen, front, search_page(table, chosen, [("2 bits", front[0])], front, "size", "fisher")
+
+
+def test_a_search_is_on_its_page(
+    found: tuple[brecq.SensitivityTable, brecq.BitAllocation, list[brecq.BitAllocation], str],
+) -> None:
+    table, chosen, front, text = found
+    for knob in table.knobs:
+        assert not knob.free or knob.name in text
+    for (_, _), loss in table.diagonal("fisher").items():
+        assert f"{loss:.2g}" in text
+    points = json.loads(re.search(r'id="points">(.*?)</script>', text).group(1))  # type: ignore[union-attr]
+    assert len(points) == len(front) + 2
+    assert [bits[:2] for bits in points[0]] == [list(bits) for bits in chosen.layers.values()]
+    assert [bits[:2] for bits in points[1]] == [list(bits) for bits in front[0].layers.values()]
+    assert len(re.findall(r'class="point" data-point', text)) == len(points)
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_click_on_a_point_shows_its_bits(
+    found: tuple[brecq.SensitivityTable, brecq.BitAllocation, list[brecq.BitAllocation], str], tmp_path: Path
+) -> None:
+    _, _, front, text = found
+    click = (
+        "<script>document.querySelector('[data-point=\"1\"]').dispatchEvent(new MouseEvent('click'))</script></body>"
+    )
+    file = tmp_path / "page.html"
+    file.write_text(text.replace("</body>", click))
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/user"]
+    dom = subprocess.run([*command, "--dump-dom", str(file)], capture_output=True, text=True, check=True, timeout=120)
+    shown = re.findall(r'<span class="bits n">(.*?)</span>', dom.stdout)
+    words = [" / ".join("float" if b > 8 else str(b) for b in bits) for bits in front[0].layers.values()]
+    assert shown == words
+
+
+def test_distilled_inputs_are_on_their_page() -> None:
+    layers = [LayerMatch("bn1", 1.5, 0.25, 2.5, 0.125), LayerMatch("bn<2>", 3.5, 0.5, 4.5, 0.375)]
+    text = distilled_page(64, 12.0, "fast", layers, b"picture")
+    for number in ("1.500", "0.250", "2.500", "0.125", "3.500", "0.375"):
+        assert number in text
+    assert "bn&lt;2&gt;" in text
+    assert "data:image/png;base64,cGljdHVyZQ==" in text
+    assert "no batch norm" in distilled_page(64, 1.0, "leaves", [], None)

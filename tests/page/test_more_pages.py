@@ -13,7 +13,10 @@ import pytest
 import torch
 
 import brecq
+from brecq.errors import ExportError
 from brecq.page.distilled import distilled_page
+from brecq.page.facts import gather
+from brecq.page.node_data import write_node_data
 from brecq.page.search import search_page
 from brecq.synthesis.match import LayerMatch
 
@@ -73,3 +76,28 @@ def test_distilled_inputs_are_on_their_page() -> None:
     assert "bn&lt;2&gt;" in text
     assert "data:image/png;base64,cGljdHVyZQ==" in text
     assert "no batch norm" in distilled_page(64, 1.0, "leaves", [], None)
+
+
+def test_node_data_name_tensors_of_the_file(networks: ModuleType, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    torch.manual_seed(0)
+    model = networks.build(networks.MobileNet)
+    data = torch.randn(16, *networks.inputs(model)[0].shape[1:])
+    result = brecq.quantize(model, data, brecq.QuantConfig(weights=4, activations=8, method="rtn"))
+    brecq.export(result, tmp_path / "net.onnx")
+    files = {
+        file.name: json.loads(file.read_text()) for file in write_node_data(result, tmp_path / "net.onnx", tmp_path)
+    }
+    assert set(files) == {"net.sqnr.json", "net.bits.json", "net.bytes.json"}
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    produced = {output: node for node in graph.node for output in node.output}
+    layers = {layer.name: layer for layer in gather(result).layers}
+    for content in files.values():
+        assert len(content[graph.name]["results"]) == len(layers)
+    for tensor, value in files["net.bits.json"][graph.name]["results"].items():
+        assert value["value"] == layers[produced[tensor].name.rpartition("/")[0]].bits
+    other = brecq.quantize(
+        torch.nn.Sequential(torch.nn.Linear(3, 2)), torch.randn(8, 3), brecq.QuantConfig(method="rtn")
+    )
+    with pytest.raises(ExportError, match="has no node of this network's layers"):
+        write_node_data(other, tmp_path / "net.onnx", tmp_path)

@@ -35,19 +35,35 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="The page. Default: report.html in RESULT.")
     ] = None,
+    node_data: Annotated[
+        Path | None,
+        typer.Option(
+            "--node-data",
+            metavar="FILE",
+            help="Also error, bits and bytes per node of this exported ONNX file, for Model Explorer, in RESULT.",
+        ),
+    ] = None,
 ) -> None:
     """Write the report of a saved RESULT as one HTML page.
 
     brecq report out/
+
+    brecq report out/ --node-data model.onnx    # and data to color its nodes by in Model Explorer
     """
     require_path("RESULT", path)
+    require_path("--node-data", node_data, file=True)
 
     import brecq
     from brecq.page.record import Record
     from brecq.page.render import write_page
 
-    page = write_page(brecq.load(path), output or path / PAGE, Record.load(path))
+    result = brecq.load(path)
+    page = write_page(result, output or path / PAGE, Record.load(path))
     tell(make_console(), "saved", str(page))
+    if node_data is not None:
+        from brecq.page.node_data import write_node_data
+
+        tell(make_console(), "node data", ", ".join(map(str, write_node_data(result, node_data, path))))
 
 
 def collect_pictures(

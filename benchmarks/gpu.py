@@ -55,18 +55,16 @@ import networks  # noqa: E402  the small networks of the tests
 
 Values = dict[str, Any]
 
-CODES = 0.999
-"""Share of the codes of weights that have to be equal on CPU and CUDA: ties and sums in another order tip the rest."""
-
-SCALES = 1e-3
-"""Largest relative difference of steps between CPU and CUDA."""
-
-OUTPUTS = 25.0
-"""Least SQNR in dB of the outputs of the network quantized on CUDA against those of the one quantized on the CPU:
-a code that is another one on the way moves everything behind it."""
+SAME = 0.5
+"""Largest difference in dB between the SQNR of a network quantized on CUDA and of the one quantized on the CPU, both
+against the float network. Codes need not be equal: which are best depends on the inputs, and where two choices are
+nearly as good, float32 noise decides. On the CPU, inputs that differ by 1e-5 of themselves, as much as cuDNN's
+convolutions by Winograd's algorithm or by Fourier transforms add, change 19 % of the codes of the network that is
+measured here and move its SQNR by 0.2 dB. Given the same moments, CPU and CUDA choose the same codes
+(tests/quant/compensate/test_solve.py)."""
 
 COMPUTING = re.compile(
-    r"conv|gemm|cudnn|cutlass|xmma|sm\d0_|implicit|winograd|wgrad|dgrad|fprop|attention|fmha|flash|matmul"
+    r"conv|gemm|cudnn|fft2d|mult_and_sum_complex|cutlass|xmma|sm\d0_|implicit|winograd|wgrad|dgrad|fprop|attention|fmha|flash|matmul"
 )
 """Kernels that convolve or multiply matrices, by their names."""
 
@@ -308,13 +306,21 @@ def equality(bench: Bench, recipe: str) -> Values:
         elif name.endswith("_scale"):
             scales = max(scales, float(((value - other) / value).abs().max()))
     with torch.no_grad():
-        first, second = ours.converted(data), theirs.converted(data)
-    noise = float((first - second).double().square().sum())
-    ratio = 10 * torch.log10(first.double().square().sum() / max(noise, 1e-30)).item()
-    found = {"equal codes": 1 - different / codes, "scales differ by": scales, "outputs in dB": ratio}
-    exact = recipe == "instant"  # learning multiplies what differs in the last bit
-    ok = found["equal codes"] >= (CODES if exact else 0.9) and ratio >= (OUTPUTS if exact else 10)
-    return {**found, "ok": bool(ok and (scales <= SCALES or not exact))}
+        floats, first, second = model(data), ours.converted(data), theirs.converted(data)
+    ratios = {"CPU": decibels(floats, first), bench.device.type: decibels(floats, second)}
+    return {
+        "equal codes": 1 - different / codes,
+        "scales differ by": scales,
+        "sqnr": ratios,
+        "sqnr of one against the other": decibels(first, second),
+        "ok": abs(decibels(floats, first) - decibels(floats, second)) <= SAME,
+    }
+
+
+def decibels(expected: Tensor, found: Tensor) -> float:
+    """The SQNR of `found`."""
+    noise = (expected - found).double().square().sum()
+    return 10 * torch.log10(expected.double().square().sum() / noise.clamp(min=1e-30)).item()
 
 
 def determinism(bench: Bench, name: str, recipe: str, **changes: Any) -> Values:
@@ -331,8 +337,7 @@ def speed(bench: Bench, name: str, recipe: str, **changes: Any) -> Values:
     result, took = quantized(bench, bench.network(name), bench.inputs, chosen, **changes)
     with torch.no_grad():
         rows = bench.inputs[:16]
-        expected, found = bench.network(name)(rows), result.converted(rows)
-    took["sqnr"] = 10 * torch.log10(expected.square().sum() / (expected - found).square().sum()).item()
+        took["sqnr"] = decibels(bench.network(name)(rows), result.converted(rows))
     took["kernels"] = [note for note in result.report.notes if "kernels" in note]
     if recipe != "instant":
         took["extrapolated seconds"] = extrapolated(recipe, took)
@@ -382,7 +387,8 @@ def profile(bench: Bench, name: str, index: int, **changes: Any) -> Values:
         brecq.quantize(bench.network(name), bench.inputs[:64], config, progress=watched, device=bench.device)
     events = watched.profile.key_averages()
     cuda = bench.device.type == "cuda"
-    on_device = [event for event in events if "CUDA" in str(event.device_type)] if cuda else list(events)
+    events = [event for event in events if "#" not in event.key]  # ranges of others
+    on_device = [event for event in events if "CUDA" in str(event.device_type)] if cuda else events
     spent = {event.key: (event.self_device_time_total if cuda else event.self_cpu_time_total) for event in on_device}
     total = sum(spent.values())
     computing = sum(value for key, value in spent.items() if COMPUTING.search(key.lower()))

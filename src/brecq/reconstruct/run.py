@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from brecq.checkpoint.resume import RunState
 from brecq.config import QuantConfig
@@ -47,7 +49,7 @@ class Run:
     def working(self) -> Iterator[None]:
         """Inside, memory is kept for the next step; afterwards the cache is empty."""
         try:
-            with reuse_freed(self.cache.device):
+            with reuse_freed(self.cache.device), _steady_attention(self.cache.device):
                 yield
         finally:
             self.cache.close()
@@ -60,6 +62,13 @@ class Run:
     def seed(self, *parts: object) -> int:
         """A seed for one purpose."""
         return seed_of(self.config.seed, *parts)
+
+
+def _steady_attention(device: torch.device) -> AbstractContextManager[None]:
+    """On CUDA the fused kernels of attention add up in any order, unless whatever does is an error: it is computed
+    step by step."""
+    found: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
+    return found
 
 
 def seed_of(seed: int, *parts: object) -> int:

@@ -225,3 +225,43 @@ def test_inputs_that_do_not_vary_decide_nothing(name: str, kind: str) -> None:
         solution = compensate(weight, geometry, moments, start(weight, IntRange(-8, 7), axis), symmetric=False)
         error = (value(solution) - weight).square().mean() / weight.var()
         assert error < 0.02, error
+
+
+def shaken(moments: Moments, by: float) -> Moments:
+    """The same moments but for the last bits: as another order of adding up would give them."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(value: Tensor) -> Tensor:
+        return 1 + by * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+
+    gram = moments.gram * noise(moments.gram)
+    return Moments((gram + gram.mT) / 2, moments.cross * noise(moments.cross), moments.mean, moments.float_mean)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_last_bits_of_the_moments_decide_on_hardly_a_code(name: str) -> None:
+    geometry, _, _, _, axis = LAYERS[name]
+    equal = total = 0
+    for seed in range(3):
+        x_f, x_q, w = example(name, seed)
+        grid, moments = start(w, IntRange(-8, 7), axis), moments_of(geometry, x_f, x_q)
+        one, other = (compensate(w, geometry, m, grid, symmetric=False) for m in (moments, shaken(moments, 1e-14)))
+        equal, total = equal + int((one.codes == other.codes).sum()), total + w.numel()
+    assert equal >= 0.999 * total
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", LAYERS)
+def test_from_the_same_moments_cuda_chooses_the_same_codes(name: str) -> None:
+    geometry, _, _, _, axis = LAYERS[name]
+    equal = total = 0
+    for seed in range(3):
+        x_f, x_q, w = example(name, seed)
+        grid, moments = start(w, IntRange(-8, 7), axis), moments_of(geometry, x_f, x_q)
+        there = Moments(*(getattr(moments, field).cuda() for field in ("gram", "cross", "mean", "float_mean")))
+        moved = Grid(grid.scale.cuda(), grid.zero_point.cuda(), grid.range, grid.axis)
+        one = compensate(w, geometry, moments, grid, symmetric=False)
+        other = compensate(w.cuda(), geometry, there, moved, symmetric=False)
+        equal, total = equal + int((one.codes == other.codes.cpu()).sum()), total + w.numel()
+    assert equal >= 0.999 * total

@@ -89,3 +89,12 @@ def test_memory_views() -> None:
     model = torch.empty(4, 3, 2).permute(2, 1, 0)
     assert like(x, model).stride() == model.stride()
     assert torch.equal(like(x, model), x)
+
+
+@pytest.mark.parametrize("size", [10, SMALL + 1])
+def test_terms_are_added_up_and_the_other_is_given(size: int) -> None:
+    x = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    total, other = fusion.FusedSum(lambda x: (x * x, x + 1))(x)
+    assert total.shape == ()
+    assert torch.allclose(total, x.square().sum(), rtol=1e-5)
+    assert torch.equal(other, x + 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from brecq.quant.affine import IntRange
-from brecq.quant.fusion import Fused, bounds, constants, dense, flat, like
+from brecq.quant.fusion import Fused, FusedSum, bounds, constants, dense, flat, like
 
 STRETCH = 1.2
 OFFSET = -0.1
@@ -142,14 +142,14 @@ def _soften_gradient(v: Tensor, upstream: Tensor, base: Tensor, scale: Tensor, l
     return torch.where(inside, upstream * scale * _slope(v), 0.0)
 
 
-@Fused
+@FusedSum
 def _regularize(v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """Value and derivative at once: they share the power, which costs more than everything else."""
+    """Terms and derivative at once: they share the power, which costs more than everything else."""
     signed = 2 * rectified_sigmoid(v) - 1
     distance = signed.abs()
     # exp(y·log x) takes a fraction of pow's time; the bound keeps 0 · log 0 from becoming NaN at β = 1.
     power = torch.exp((beta - 1) * torch.log(distance.clamp(min=1e-30)))
-    return (1 - power * distance).sum(), -2 * beta * power * signed.sign() * _slope(v)
+    return 1 - power * distance, -2 * beta * power * signed.sign() * _slope(v)
 
 
 def _slope(v: Tensor) -> Tensor:

@@ -119,6 +119,28 @@ class Fused:
         return result
 
 
+class FusedSum:
+    """Wraps an elementwise function that returns terms and one more tensor: gives the sum of the terms, and the other.
+
+    On CUDA the terms are added up outside: the compiler decides how to add up by the first tensor that it sees, and a
+    way that is right for a small one takes hundreds of times as long for a large one.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, Tensor]]) -> None:
+        def summed(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+            terms, other = function(*arguments)
+            return terms.sum(), other
+
+        self._terms, self._summed = Fused(function), Fused(summed)
+
+    def __call__(self, first: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        if first.is_cuda:
+            terms, other = self._terms(first, *others)
+            return terms.sum(), other
+        found: tuple[Tensor, Tensor] = self._summed(first, *others)
+        return found
+
+
 def _options() -> dict[str, Any] | None:
     """The compiler makes no choice between ways to add up by how fast each runs now."""
     from torch._inductor import config

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from brecq.errors import ConfigError
-from brecq.quant.fusion import Fused, backend, bounds, constants, dense, flat, like
+from brecq.quant.fusion import Fused, FusedSum, backend, bounds, constants, dense, flat, like
 from brecq.quant.grid import Grid
 
 __all__ = ["backend", "drop_mask", "hash_mix", "lsq_qdrop", "on_grid"]
@@ -89,7 +89,7 @@ class _LsqQdrop(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, grid, mask = ctx.saved_tensors
-        grad_x, grad_scale = _gradients(flat(x), flat(like(gradients[0], x)), grid, mask)
+        grad_scale, grad_x = _gradients(flat(x), flat(like(gradients[0], x)), grid, mask)
         return grad_x.as_strided(x.shape, x.stride()), grad_scale * ctx.grad_scale, None, None, None, None, None
 
 
@@ -101,7 +101,7 @@ def _quantize(x: Tensor, grid: Tensor, mask: Tensor) -> Tensor:
     return torch.where(_dropped(x.numel(), mask), value, (codes - zero_point) * scale).to(x.dtype)
 
 
-@Fused
+@FusedSum
 def _gradients(x: Tensor, upstream: Tensor, grid: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     _, inverse, zero_point, low, high = grid.unbind()
     steps = x.to(torch.float32) * inverse
@@ -110,8 +110,8 @@ def _gradients(x: Tensor, upstream: Tensor, grid: Tensor, mask: Tensor) -> tuple
     inside = codes == unclamped
     dropped = _dropped(x.numel(), mask)
     slope = (codes - zero_point) - torch.where(inside, steps, 0.0)
-    grad_scale = torch.where(dropped, 0.0, upstream.to(torch.float32) * slope).sum()
-    return torch.where(inside | dropped, upstream, 0.0), grad_scale
+    grad_scale = torch.where(dropped, 0.0, upstream.to(torch.float32) * slope)
+    return grad_scale, torch.where(inside | dropped, upstream, 0.0)
 
 
 @Fused

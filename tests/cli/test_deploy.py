@@ -63,6 +63,20 @@ def test_verify_finds_every_code_equal(invoke: Invoke, saved: Path, file: Path, 
     assert "2 tensors in float that integer kernels need quantized" in text
 
 
+def test_verify_against_the_float_network(
+    invoke: Invoke, saved: Path, file: Path, images: Path, network_file: Path
+) -> None:
+    result = invoke("verify", saved, file, "--data", images, "--model", f"{network_file}:build", "--json")
+    assert result.exit_code == 0, result.output
+    far = json.loads(result.stdout)["against_float"]
+    assert [each["sqnr"] for each in far] == sorted(each["sqnr"] for each in far)
+    assert "output 0" in {each["tensor"] for each in far}
+    shown = invoke("verify", saved, file, "--data", images, "--model", f"{network_file}:build")
+    assert "Tensors against" in shown.output
+    refused = invoke("verify", saved, file, "--data", images, "--weights", file)
+    assert "name it with --model" in (refused.output + str(refused.exception))
+
+
 def test_verify_fails_for_another_results_file(
     invoke: Invoke, saved: Path, network_file: Path, images: Path, tmp_path: Path
 ) -> None:

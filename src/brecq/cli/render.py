@@ -14,6 +14,7 @@ from brecq.units import format_seconds, megabytes, short_count
 
 if TYPE_CHECKING:
     from brecq import Benchmark, Evaluation, Verification
+    from brecq.deploy.against import Distance
     from brecq.deploy.compare import CodesCompared
     from brecq.deploy.runtime import Kernels
     from brecq.pipeline import BlockSummary
@@ -170,6 +171,15 @@ def codes_table(tensors: Sequence[CodesCompared]) -> Table:
     table = make_table("Codes that differ", ["tensor", *numbers], numeric=numbers)
     for each in tensors:
         table.add_row(each.tensor, str(each.differing), str(each.count), str(each.largest))
+    return table
+
+
+def distances_table(far: Sequence[Distance], most: int) -> Table:
+    """How far tensors of an exported file are from the float network's, the worst first."""
+    title = f"Tensors against the float network: the worst {min(most, len(far))} of {len(far)}"
+    table = make_table(title, ["tensor", "SQNR\ndB"], numeric=("SQNR\ndB",))
+    for each in far[:most]:
+        table.add_row(each.tensor, f"{each.sqnr:.1f}")
     return table
 
 

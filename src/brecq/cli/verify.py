@@ -14,16 +14,21 @@ from brecq.cli import options as o
 from brecq.cli.command import Without, command
 from brecq.cli.inputs import EvaluationData, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.parsing import require_data, require_path
-from brecq.cli.render import codes_table, comparison_table, describe_kernels, make_console
+from brecq.cli.render import codes_table, comparison_table, describe_kernels, distances_table, make_console
 from brecq.deploy.options import Tolerance
-from brecq.settings import DATA, setting
+from brecq.errors import ConfigError
+from brecq.settings import DATA, MODEL, setting
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from brecq.deploy.against import Distance
     from brecq.deploy.verify import Verification
+    from brecq.result import QuantResult
 
 DIFFERS_STATUS = 1
+SHOWN = 20
+"""Tensors in the table of distances from the float network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,16 @@ def verify(
     seed: o.Seed,
     machine: Annotated[o.Machine, Without(("device",))],
     tolerance: Tolerance,
+    checkpoint: o.Checkpoint,
     format: o.FormatOfFile = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            rich_help_panel=MODEL,
+            help="The float model: also say how far every tensor of FILE is from its, the worst first.",
+        ),
+    ] = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Compare every quantized tensor; name the first that differs.")
     ] = False,
@@ -55,14 +69,19 @@ def verify(
     Exits with status 1 if FILE is another result's, or differs from the simulator by more than it may.
 
     brecq verify out/ model.onnx --data DIR --bisect
+
+    brecq verify out/ model.onnx --data DIR --model timm:resnet18
     """
     require_path("RESULT", path)
     require_path("FILE", file)
     require_data("--data", data.data)
+    if model is None and checkpoint.weights is not None:
+        raise ConfigError("--weights belong to the float model; name it with --model")
 
     import brecq
     from brecq.data import Preprocessing, check
     from brecq.data.signature import Signature
+    from brecq.storage.sealed import finite
 
     console = make_console(quiet=as_json)
     use_device(machine)
@@ -80,12 +99,34 @@ def verify(
     found = brecq.verify(
         result, file, dataset, format=format, bisect=bisect, batch_size=data.batch_size, tolerance=tolerance
     )
+    far = [] if model is None else against(result, file, model, checkpoint, dataset, format, data.batch_size)
     if as_json:
-        typer.echo(json.dumps({**dataclasses.asdict(found), "as_expected": found.as_expected}))
+        tensors = {"against_float": [{"tensor": each.tensor, "sqnr": each.sqnr} for each in far]} if far else {}
+        values = {**dataclasses.asdict(found), "as_expected": found.as_expected, **tensors}
+        typer.echo(json.dumps(finite(values)))
     else:
         show(console, found)
+        if far:
+            console.print(distances_table(far, SHOWN))
     if not found.as_expected:
         raise typer.Exit(DIFFERS_STATUS)
+
+
+def against(
+    result: QuantResult,
+    file: Path,
+    model: str,
+    checkpoint: o.Checkpoint,
+    dataset: EvaluationData,
+    format: str | None,
+    batch_size: int,
+) -> list[Distance]:
+    """How far each tensor of the file is from the float model's."""
+    from brecq.deploy.against import distances
+    from brecq.sources import load_source
+
+    floating = load_source(model, checkpoint.weights, trust_pickle=checkpoint.trust_pickle).model
+    return distances(result, file, floating, dataset, format=format, batch_size=batch_size)
 
 
 def show(console: Console, found: Verification) -> None:

@@ -32,26 +32,28 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "quant": "errors",
     "logits": "",
     "sources": "data errors forward logits storage",
+    "ranks": "errors",
     "metrics": "errors logits sources tasks",
     "evaluation": "checks data devices errors forward logits metrics report settings",
     "graph": "config devices errors forward logits quant report targets",
-    "converted": "errors forward graph quant",
-    "checkpoint": "errors graph progress report storage version",
-    "reconstruct": "checkpoint config errors forward graph logits progress quant report storage",
-    "result": "checkpoint config converted errors graph report storage",
-    "composite": "checkpoint config errors graph report result storage",
-    "precision": "checkpoint checks config data devices errors forward graph plain progress quant reading "
-    "reconstruct report settings storage text",
-    "synthesis": "checkpoint checks config data devices errors evaluation forward logits progress reconstruct "
-    "report settings storage",
+    "converted": "errors forward graph quant ranks",
+    "checkpoint": "errors graph progress ranks report storage version",
+    "reconstruct": "checkpoint config errors forward graph logits progress quant ranks report storage",
+    "result": "checkpoint config converted errors graph ranks report storage",
+    "composite": "checkpoint config errors graph ranks report result storage",
+    "precision": "checkpoint checks config data devices errors forward graph plain progress quant ranks "
+    "reading reconstruct report settings storage text",
+    "synthesis": "checkpoint checks config data devices errors evaluation forward logits progress ranks "
+    "reconstruct report settings storage",
     "deploy": "checkpoint converted data devices errors evaluation graph logits plain quant reading result "
     "settings storage text version",
     "page": "checkpoint converted data devices errors graph precision synthesis report result storage units",
     "pipeline": "checkpoint checks composite config converted data devices errors forward graph precision progress "
-    "quant reconstruct report result",
+    "quant ranks reconstruct report result",
     "legality": "checks config data devices errors forward graph targets",
     "cli": "brecq checkpoint checks config data deploy errors forward graph legality metrics page pipeline precision "
-    "progress quant reconstruct report result settings sources storage synthesis targets tasks text units version",
+    "progress quant ranks reconstruct report result settings sources storage synthesis targets tasks text units "
+    "version",
     "__main__": "cli",
 }
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from brecq import ranks
 from brecq import result as single
 from brecq.checkpoint.directory import MANIFEST, REPORT, TIMING, versions
 from brecq.checkpoint.resume import RunState
@@ -115,12 +116,15 @@ class CompositeResult(QuantResult):
         return hashlib.sha256(" ".join(part.digest() for part in self.parts.values()).encode()).hexdigest()
 
     def save(self, path: Path | str) -> Path:
-        """Write the folder `path`: each submodule as a result of its own, then report, times and manifest.
+        """Write the folder `path`: each submodule as a result of its own, then report, times and manifest. Of several
+        processes the first writes.
 
         Raises:
             CheckpointError: as `QuantResult.save`.
         """
         path = Path(path)
+        if not ranks.is_first():
+            return path
         refuse_strangers(path, (REPORT, TIMING, MANIFEST), CheckpointError)
         listed = []
         for number, (name, part) in enumerate(self.parts.items()):

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import Quantizer
 
+from brecq import ranks
 from brecq.checkpoint import program
 from brecq.checkpoint.directory import versions
-from brecq.checkpoint.resume import RunState, alone_in_run_dir, fingerprint
+from brecq.checkpoint.resume import RunState, agree, alone_in_run_dir, fingerprint
 from brecq.checks import check_request, check_runs, check_weights, running
 from brecq.composite import CompositeResult
 from brecq.config import QuantConfig
@@ -48,6 +49,7 @@ from brecq.precision.delivery import check_layers, start_from
 from brecq.progress import Progress
 from brecq.quant import kernels
 from brecq.quant.fake_quant import Mode, set_mode
+from brecq.ranks import together
 from brecq.reconstruct import alone, passes
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.run import Run
@@ -55,6 +57,7 @@ from brecq.report import Report, ScopeEntry, TensorLoss
 from brecq.result import QuantResult
 
 
+@together
 @alone_in_run_dir
 @learning()
 def quantize(
@@ -73,6 +76,9 @@ def quantize(
     device: str | torch.device = "auto",
 ) -> QuantResult:
     """Quantize a trained network by block reconstruction.
+
+    In an initialized `torch.distributed` group all processes call it, with the same arguments (`device` aside), and
+    share the work; all return the same result. Inside `brecq.ranks.alone()` a process works by itself.
 
     Args:
         model: any module that `torch.export` can capture; it is left unchanged. Of a network in another floating-point
@@ -114,6 +120,7 @@ def quantize(
         progress.close()
         return whole
     subject = _subject(model, calibration, submodule, progress)
+    share = ranks.current().share(len(subject.data))
     request = _with_outliers_raised(subject, request, device, progress)
     config = request.config
     plan = _plan(subject, request, device, progress)
@@ -122,7 +129,9 @@ def quantize(
     if device.type == "cuda":
         cache.notes.append(f"computed on {torch.cuda.get_device_name(device)}")
         progress.note(cache.notes[0])
-    run = Run(plan.network, tensors(subject.arguments), config, cache, subject.data.labels, state, progress)
+    inputs = tuple(value[share.rows] for value in tensors(subject.arguments))
+    labels = None if subject.data.labels is None else subject.data.labels[share.rows]
+    run = Run(plan.network, inputs, config, cache, labels, state, progress, part=share)
     with run.working():
         reports, forwards = passes.run(run)
     progress.stage("converting")
@@ -212,7 +221,8 @@ def _with_outliers_raised(subject: _Subject, request: _Request, device: torch.de
     progress.stage("measuring what each tensor loses alone")
     prepared, specs = _prepare(subject.model, example_batch(subject.arguments), request)
     move(prepared, device)
-    found = alone.losses(extract(prepared, specs), tensors(subject.arguments), config, device)
+    network = extract(prepared, specs)
+    found = ranks.current().first(lambda: alone.losses(network, tensors(subject.arguments), config, device))
     named = [
         f"{each.kind} {each.tensor} ({each.bits} bits, {each.output_sqnr:.1f} dB alone)"
         for each in alone.outliers(found)
@@ -240,13 +250,15 @@ def _convert(run: Run, subject: _Subject, plan: _Plan) -> QuantResult:
     """The result, and the report as far as the converted network tells it."""
     prepared, device, recipe = plan.network.graph, run.cache.device, run.config.recipe
     set_mode(prepared, Mode.HARD)
-    received = run.inputs if run.received is None else run.received
-    noise = tensor_noise(prepared, [value[:SAMPLES].to(device) for value in run.inputs])
-    lossy = _most_lossy(prepared, run.config, [value[:2].to(device) for value in run.inputs])
+    received, first = run.inputs if run.received is None else run.received, ranks.current().first
+    noise = first(lambda: tensor_noise(prepared, [value[:SAMPLES].to(device) for value in run.inputs]))
+    lossy = first(lambda: _most_lossy(prepared, run.config, [value[:2].to(device) for value in run.inputs]))
+    set_mode(prepared, Mode.HARD)
     converted = convert(prepared)
-    differs = check.check_converted(prepared, converted, [value[: check.SAMPLES].to(device) for value in received])
+    few = [value[: check.SAMPLES].to(device) for value in received]
+    differs = first(lambda: check.check_converted(prepared, converted, few))
     signed = activation_scheme(run.config) == "signed"
-    left = ranges.record(converted, received, device, recipe.range_norm, recipe.range_candidates, signed)
+    left = ranges.record(converted, received, device, recipe.range_norm, recipe.range_candidates, signed, run.share)
     move(converted, device_of(subject.model))
     left_in_float = float_weights(plan.scope)
     notes = [f"fake quantization kernels: {kernels.backend(device)}", *([differs] if differs else []), *subject.notes]
@@ -313,7 +325,10 @@ def _quantize_parts(
         inputs, received = _received(model, part, programs, calls, device)
         cache = ActivationCache(device, config.memory_budget, run_dir)
         section = None if state is None else state.section(PASSES * number)
-        run = Run(plan.network, inputs, config, cache, None, section, progress, received)
+        share = ranks.current().share(len(inputs[0]))
+        inputs = tuple(value[share.rows] for value in inputs)
+        received = None if received is None else tuple(value[share.rows] for value in received)
+        run = Run(plan.network, inputs, config, cache, None, section, progress, received, share)
         with run.working():
             reports, forwards = passes.run(run)
         result = results[part.name] = _convert(run, subject, plan)
@@ -483,11 +498,14 @@ def _prepare(
 def _run_state(
     plans: Sequence[_Plan], data: Dataset, config: QuantConfig, run_dir: Path | str | None, resume: bool
 ) -> RunState | None:
-    if run_dir is None or config.method == "rtn":
+    saves = run_dir is not None and config.method != "rtn"
+    if not saves and ranks.current().size == 1:
         return None
     relevant = {key: value for key, value in config.to_dict().items() if key != "memory_budget"}
     relevant["recipe"] = {k: v for k, v in relevant["recipe"].items() if not k.startswith("tun")}  # of no block
     blocks = [f"{block.name}: {', '.join(block.layers)}" for plan in plans for block in plan.network.blocks]
     tensors = [(i, plan.network.graph.state_dict() | plan.started) for i, plan in enumerate(plans)]
     weights = {f"{i or ''}{name}": value for i, named in tensors for name, value in named.items()}
-    return RunState(run_dir, fingerprint(relevant, weights, data.digest(), blocks), resume=resume)
+    what = fingerprint(relevant, weights, data.digest(), blocks)
+    agree(what)
+    return RunState(run_dir, what, resume=resume) if run_dir is not None and saves else None

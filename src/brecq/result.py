@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from brecq import ranks
 from brecq.checkpoint import directory
 from brecq.checkpoint.resume import RunState
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors, encode, stored_bytes
@@ -84,12 +85,15 @@ class QuantResult:
     def save(self, path: Path | str) -> Path:
         """Write the program, its packed weights, report, times and manifest into the folder `path` (docs/format.md).
 
-        A quantized submodule is saved alone: load it and put it back into its model.
+        A quantized submodule is saved alone: load it and put it back into its model. In an initialized
+        `torch.distributed` group the first process writes, and the others do nothing.
 
         Raises:
             CheckpointError: the folder cannot be written, or holds a file of such a name that is not brecq's; or the
                 program holds what a file cannot.
         """
+        if not ranks.is_first():
+            return Path(path)
         manifest = {
             "config": self.config.to_dict(),
             "seed": self.config.seed,

@@ -16,6 +16,7 @@ from brecq.report import BlockReport
 class Squares:
     """Three units; `breaks`: the one that never ends."""
 
+    independent = False
     names = ("one", "two", "three")
 
     def __init__(self, breaks: int | None = None) -> None:

@@ -25,6 +25,7 @@ from brecq.precision.table import SensitivityTable
 from brecq.progress import Progress
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import Mode, WeightFakeQuantize
+from brecq.ranks import Share
 from brecq.reconstruct import fisher
 from brecq.reconstruct.cache import ActivationCache, Slot
 from brecq.reconstruct.run import seed_of
@@ -49,8 +50,7 @@ def test_losses_are_those_of_the_block_with_rounded_weights(bench) -> None:
     block = next(block for block in network.blocks if block.name == "layer1.1")
     target = float_values[block.outputs[0]]
     cache = ActivationCache(torch.device("cpu"))
-    generator = torch.Generator().manual_seed(seed_of(0, "sensitivity"))
-    fisher.sketch(network, (x,), cache, generator)
+    fisher.sketch(network, (x,), cache, Share(len(x)), seed_of(0, "sensitivity", "draw", 0))
     vectors = cache.get(Slot("gradient", block.outputs[0]), slice(0, len(x)))
 
     def output(bits: dict[str, int]) -> Tensor:
@@ -282,5 +282,5 @@ def test_codes_are_learned_by_the_loss_that_the_recipe_names(bench) -> None:
         )
         for loss in ("plain", "fisher")
     )  # fmt: skip
-    assert plain.codes.keys() == weighted.codes.keys()
-    assert any(not torch.equal(plain.codes[name], weighted.codes[name]) for name in plain.codes)
+    shared = plain.codes.keys() & weighted.codes.keys()  # without blocks that are best as they were
+    assert any(not torch.equal(plain.codes[name], weighted.codes[name]) for name in shared)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from brecq.errors import ConfigError
 from brecq.quant.affine import IntRange, fake_quantize
-from brecq.quant.kernels import drop_mask, hash_mix, lsq_qdrop
+from brecq.quant.kernels import Rows, drop_mask, hash_mix, lsq_qdrop
 
 seeds = st.integers(0, 2**63)
 ranges = st.one_of(
@@ -167,6 +167,19 @@ def test_hash_mix_is_where(layout_a: str, layout_b: str) -> None:
     a, b = layouts[layout_a](torch.randn(2, 3, 5, 4)), layouts[layout_b](torch.randn(2, 3, 5, 4))
     mixed = hash_mix(a, b, 0.4, 11)
     assert torch.equal(mixed, torch.where(drop_mask(a, 0.4, 11), b, a))
+
+
+@given(seed=seeds, first=st.integers(1, 4))
+def test_parts_of_a_batch_are_dropped_as_in_the_whole(seed: int, first: int) -> None:
+    x, scale, zero_point = problem(seed, IntRange.activations(4), (5, 3, 4, 4))
+    x = x.contiguous(memory_format=torch.channels_last)
+    parts = [(x[:first], Rows(0, first, 5)), (x[first:], Rows(first, 5 - first, 5))]
+    whole = lsq_qdrop(x, scale, zero_point, 0, 15, 0.5, seed, 1.0)
+    found = [lsq_qdrop(part, scale, zero_point, 0, 15, 0.5, seed, 1.0, rows) for part, rows in parts]
+    assert torch.equal(torch.cat(found), whole)
+    mixed = [hash_mix(part, -part, 0.5, seed, rows) for part, rows in parts]
+    assert torch.equal(torch.cat(mixed), hash_mix(x, -x, 0.5, seed))
+    assert [rows.numel(part) for part, rows in parts] == [x.numel()] * 2
 
 
 def test_hash_mix_has_no_gradient() -> None:

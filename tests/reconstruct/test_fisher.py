@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from brecq.errors import DataError
+from brecq.ranks import Share, Unit
 from brecq.reconstruct.cache import ActivationCache, Slot
-from brecq.reconstruct.fisher import log_likelihood, measure, normalized, sketch
+from brecq.reconstruct.fisher import log_likelihood, measure, normalized, positions, sampled, sketch
 
 CPU = torch.device("cpu")
 
@@ -20,7 +21,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def measured(lab, labels: Tensor | None, samples: int = 70, seed: int = 0) -> tuple[ActivationCache, list[str]]:
     _, network = lab.network(lab.config())
     cache = ActivationCache(CPU)
-    measure(network, lab.inputs(samples=samples), labels, cache, generator(seed))
+    measure(network, lab.inputs(samples=samples), labels, cache, Share(samples), seed)
     return cache, [block.outputs[0] for block in network.blocks]
 
 
@@ -55,7 +56,7 @@ def test_samples_without_any_gradient_have_no_weight() -> None:
     assert found[1].mean().item() == pytest.approx(1.0)
 
 
-def test_sampled_labels_follow_the_generator(lab) -> None:
+def test_sampled_labels_follow_the_seed(lab) -> None:
     first, names = measured(lab, None)
     again, _ = measured(lab, None)
     other, _ = measured(lab, None, seed=1)
@@ -67,35 +68,39 @@ def test_sampled_labels_follow_the_generator(lab) -> None:
 
 def test_labels_are_sampled_from_the_softmax() -> None:
     logits = torch.tensor([0.7, 0.2, 0.1]).log().expand(20_000, 3).clone().requires_grad_()
-    log_likelihood(logits, None, generator()).backward()
+    log_likelihood(logits, sampled(logits, [Unit(0, slice(0, 10_000)), Unit(1, slice(10_000, 20_000))], 0)).backward()
     # the gradient of the chosen class is 1 - p, of the others -p
     chosen = (logits.grad > 0).float().mean(0)
     torch.testing.assert_close(chosen, torch.tensor([0.7, 0.2, 0.1]), rtol=0, atol=0.02)
 
 
+def likelihood(output: object, labels: Tensor, class_axis: int | None = None) -> Tensor:
+    return log_likelihood(positions(output, class_axis, ""), labels)
+
+
 def test_given_labels_and_positions() -> None:
     logits, labels = torch.randn(2, 5, 3, 4), torch.randint(5, (2, 3, 4))
     expected = logits.log_softmax(1).gather(1, labels[:, None]).sum()
-    torch.testing.assert_close(log_likelihood(logits, labels, generator()), expected)
-    torch.testing.assert_close(log_likelihood({"aux": labels, "logits": logits}, labels, generator()), expected)
+    torch.testing.assert_close(likelihood(logits, labels), expected)
+    torch.testing.assert_close(likelihood({"aux": labels, "logits": logits}, labels), expected)
     with pytest.raises(DataError, match="2 labels and 24 positions"):
-        log_likelihood(logits, labels[:, 0, 0], generator())
+        likelihood(logits, labels[:, 0, 0])
 
 
 def test_sequences_have_their_classes_last_unless_told() -> None:
     logits = torch.randn(2, 6, 5)  # tokens, classes
     labels = torch.randint(5, (2, 6))
     expected = logits.log_softmax(-1).gather(-1, labels[..., None]).sum()
-    torch.testing.assert_close(log_likelihood(logits, labels, generator()), expected)
+    torch.testing.assert_close(likelihood(logits, labels), expected)
     labels = torch.randint(6, (2, 5))
     expected = logits.log_softmax(1).gather(1, labels[:, None]).sum()
-    torch.testing.assert_close(log_likelihood(logits, labels, generator(), class_axis=1), expected)
+    torch.testing.assert_close(likelihood(logits, labels, class_axis=1), expected)
 
 
 @pytest.mark.parametrize("output", [torch.randn(3), torch.randn(3, 1), (torch.randn(3, 4), torch.randn(3, 4))])
 def test_a_network_without_logits_is_an_error(output: object) -> None:
-    with pytest.raises(DataError, match=r"returns logits \[N, C, \.\.\.\], not .*; outputs='values' weighs"):
-        log_likelihood(output, None, generator())
+    with pytest.raises(DataError, match=r"returns logits \[N, C, \.\.\.\], not .*; use loss='plain'"):
+        positions(output, None, "use loss='plain'")
 
 
 def test_sketched_vectors_have_the_fisher_information_as_their_covariance(lab) -> None:
@@ -116,11 +121,11 @@ def test_sketched_vectors_have_the_fisher_information_as_their_covariance(lab) -
         (gradient,) = torch.autograd.grad(logits.log_softmax(1)[:, label].sum(), z, retain_graph=True)
         exact += probabilities[:, label] * (gradient * direction).flatten(1).sum(1).square()
 
-    cache, source = ActivationCache(CPU), generator(1)
+    cache = ActivationCache(CPU)
     repeated = tuple(x.repeat(draws // 20, 1, 1, 1) for x in (x,))
     found = torch.zeros(samples)
     for draw in range(20):
-        sketch(network, repeated, cache, source, draw)
+        sketch(network, repeated, cache, Share(len(repeated[0])), 100 * draw, draw)
         vectors = cache.get(Slot("gradient", name, draw), slice(0, len(repeated[0])))
         products = (vectors * direction.repeat(draws // 20, *[1] * (z.dim() - 1))).flatten(1).sum(1).square()
         found += products.view(-1, samples).mean(0) / 20

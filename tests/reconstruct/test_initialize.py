@@ -8,6 +8,7 @@ from torch import Tensor
 
 from brecq.quant import affine
 from brecq.quant.fake_quant import Start, WeightFakeQuantize
+from brecq.ranks import Share
 from brecq.reconstruct import initialize as initializing
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.initialize import initialize
@@ -86,7 +87,7 @@ def test_ranges_from_the_float_network_cover_every_tensor_that_is_joined(lab) ->
     shared = shared_quantizers(network)
     assert len(shared) == 2
     inputs = lab.inputs("UNet", 16)
-    shared_ranges(shared, network, inputs, config.recipe, CPU)
+    shared_ranges(shared, network, inputs, Share(16), config.recipe, CPU)
     seen: dict[torch.nn.Module, list[Tensor]] = {module: [] for module in shared}
     hooks = [m.register_forward_pre_hook(lambda m, a: seen[m].append(a[0])) for m in shared]
     graph(*inputs)

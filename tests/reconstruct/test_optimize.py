@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize
+from brecq.ranks import Part
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.initialize import initialize
 from brecq.reconstruct.learnables import learnables
@@ -166,8 +167,8 @@ def test_everything_is_hard_afterwards(lab) -> None:
 
 
 def test_batches_hold_every_sample_once_before_any_comes_again() -> None:
-    sampler = Sampler(10, 4, torch.Generator().manual_seed(0))
-    drawn = torch.cat([next(sampler) for _ in range(5)])
+    sampler = Sampler(10, 5, torch.Generator().manual_seed(0))
+    drawn = torch.cat([next(sampler) for _ in range(4)])
     assert sorted(drawn[:10].tolist()) == sorted(drawn[10:].tolist()) == list(range(10))
     assert drawn[:10].tolist() != drawn[10:].tolist()
 
@@ -212,11 +213,11 @@ def test_out_of_memory_a_batch_is_learned_in_parts(lab, monkeypatch: pytest.Monk
     whole = lab.run(qdrop=0.0)
     inputs, sizes = Reconstruction._inputs, []
 
-    def scarce(self: Reconstruction, index: torch.Tensor, step: int) -> list[torch.Tensor]:
-        if len(index) > 5:
+    def scarce(self: Reconstruction, part: Part, step: int) -> list[torch.Tensor]:
+        if len(part.places) > 5:
             raise torch.OutOfMemoryError("out of memory")
-        sizes.append(len(index))
-        return inputs(self, index, step)
+        sizes.append(len(part.places))
+        return inputs(self, part, step)
 
     monkeypatch.setattr(Reconstruction, "_inputs", scarce)
     with pytest.warns(RuntimeWarning, match="with batches of 16 in 4 parts"):

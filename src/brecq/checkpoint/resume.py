@@ -14,15 +14,16 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from brecq import ranks
 from brecq.checkpoint.directory import versions
-from brecq.errors import CheckpointError
+from brecq.errors import CheckpointError, ConfigError
 from brecq.storage.arrays import read_sealed, write_arrays
 from brecq.storage.files import TEMPORARY, explain, write
 from brecq.storage.lock import locked
@@ -68,6 +69,14 @@ def fingerprint(
     return " ".join([*digests, *(f"{package}:{version}" for package, version in versions().items())])
 
 
+def agree(fingerprint: str) -> None:
+    """Raise `ConfigError` unless all processes of the run have the same fingerprint."""
+    theirs = ranks.current().first(lambda: fingerprint)
+    if theirs != fingerprint:
+        what = " and ".join(_different(theirs, fingerprint))
+        raise ConfigError(f"the processes of the run were given different {what}; give all of them the same")
+
+
 def has_run(run_dir: Path) -> bool:
     """Whether there is an unfinished run of brecq in the folder, damaged or not."""
     return (run_dir / "blocks" / RUN).is_file()
@@ -78,21 +87,21 @@ R = TypeVar("R")
 
 
 def alone_in_run_dir(function: Callable[P, R]) -> Callable[P, R]:
-    """Keep other processes out of the folder `run_dir`, a keyword argument, while `function` runs."""
+    """Keep other runs out of the folder `run_dir`, a keyword argument, while `function` runs."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         run_dir = kwargs.get("run_dir")
         if run_dir is None:
             return function(*args, **kwargs)
-        with locked(Path(str(run_dir)), CheckpointError):
+        with locked(Path(str(run_dir)), CheckpointError) if ranks.current().rank == 0 else nullcontext():
             return function(*args, **kwargs)
 
     return wrapped
 
 
 class RunState:
-    """Finished blocks of a run in `<run_dir>/blocks/`.
+    """Finished blocks of a run in `<run_dir>/blocks/`. Of several processes the first reads and writes, for all.
 
     Args:
         run_dir: created where it does not exist; only its subfolder `blocks` is used.
@@ -109,10 +118,7 @@ class RunState:
         self.folder = self.run_dir / "blocks"
         self.fingerprint = fingerprint
         self.first_pass = 0
-        if resume:
-            self._check(self._read_run())
-        else:
-            self._start()
+        ranks.current().first(lambda: self._check(self._read_run()) if resume else self._start())
 
     def section(self, first_pass: int) -> RunState:
         """The same run, whose passes count from `first_pass`: one of several networks that are quantized in it."""
@@ -133,12 +139,14 @@ class RunState:
             CheckpointError: the file cannot be written.
         """
         header = {"name": name, "report": json.dumps(dict(report)), "fingerprint": self.fingerprint}
-        write_arrays(self._file(pass_index, block_index), state, header, CheckpointError, sealed=True)
+        file = self._file(pass_index, block_index)
+        ranks.current().first(lambda: write_arrays(file, state, header, CheckpointError, sealed=True))
 
     def finished(self, pass_index: int) -> list[int]:
         """Indexes 0, 1, 2, ... of the finished blocks of a pass, up to the first that is missing or damaged."""
+        together = ranks.current()
         found: list[int] = []
-        while self._read(pass_index, len(found)) is not None:
+        while together.first(lambda: self._read(pass_index, len(found)) is not None):
             found.append(len(found))
         return found
 
@@ -148,7 +156,7 @@ class RunState:
         Raises:
             CheckpointError: the block is not finished, or its file was changed.
         """
-        found = self._read(pass_index, block_index)
+        found = ranks.current().first(lambda: self._read(pass_index, block_index))
         if found is None:
             raise CheckpointError(
                 f"{self._file(pass_index, block_index)} is missing or damaged; resume from a block before it"
@@ -157,6 +165,8 @@ class RunState:
 
     def clear(self) -> None:
         """Forget all blocks, as after the run is finished; files of others in their folder stay."""
+        if not ranks.is_first():
+            return
         names = self._names()
         if not self._is_ours():
             return
@@ -216,16 +226,21 @@ class RunState:
                 f"{_START_AGAIN}"
             )
         if known.get("fingerprint") != self.fingerprint:
-            before, now = (_parts(text) for text in (str(known.get("fingerprint")), self.fingerprint))
-            changed = [
-                f"{name} ({before[name]} then, {now[name]} now)" if name in versions() and name in before else name
-                for name in now
-                if before.get(name) != now[name]
-            ]
+            changed = _different(str(known.get("fingerprint")), self.fingerprint)
             raise CheckpointError(
-                f"{self.folder} holds a run with a different {' and '.join(changed) or 'fingerprint'}; "
+                f"{self.folder} holds a run with a different {' and '.join(changed)}; "
                 f"give the same as before, {_START_AGAIN}"
             )
+
+
+def _different(then: str, now: str) -> list[str]:
+    """What differs between two fingerprints."""
+    before, after = _parts(then), _parts(now)
+    return [
+        f"{name} ({before[name]} then, {after[name]} now)" if name in versions() and name in before else name
+        for name in after
+        if before.get(name) != after[name]
+    ] or ["fingerprint"]
 
 
 def _parts(fingerprint: str) -> dict[str, str]:

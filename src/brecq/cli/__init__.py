@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -25,6 +25,7 @@ from brecq.cli.export import export as _export
 from brecq.cli.inspect import inspect as _inspect
 from brecq.cli.output import Terminated, ending_like_interrupted
 from brecq.cli.parsing import join_pairs
+from brecq.cli.processes import first_only, print_error, silence, together
 from brecq.cli.profile import profile as _profile
 from brecq.cli.quantize import quantize as _quantize
 from brecq.cli.render import make_console
@@ -39,6 +40,9 @@ from brecq.cli.verify import verify as _verify
 from brecq.errors import BrecqError
 from brecq.version import __version__
 
+if TYPE_CHECKING:
+    from brecq.ranks import Ranks
+
 ERROR_STATUS, INTERRUPTED_STATUS, TERMINATED_STATUS = 2, 130, 143
 BUG_STATUS = 70
 """As of `sysexits.h`: an internal fault of the program."""
@@ -52,15 +56,15 @@ class _Group(TyperGroup):
         # but no GPU a notice, that concern neither brecq nor its users
         for name in ("torch.utils._pytree", "torch.utils.cpp_extension"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        group: Ranks | None = None
         try:
-            with warnings.catch_warnings(), ending_like_interrupted():
+            with warnings.catch_warnings(), ending_like_interrupted(), together() as group:
                 warnings.showwarning = _show_warning(warnings.showwarning)
                 return super().invoke(ctx)
         except BrecqError as error:
             if _is_debugging():
                 raise
-            message = " ".join(str(error).split())
-            make_console(stderr=True).print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
+            print_error(" ".join(str(error).split()), group)
             raise typer.Exit(ERROR_STATUS) from None
         except KeyboardInterrupt as signal:
             raise typer.Exit(TERMINATED_STATUS if isinstance(signal, Terminated) else INTERRUPTED_STATUS) from None
@@ -69,7 +73,7 @@ class _Group(TyperGroup):
             if is_usage or _is_debugging() or getattr(error, "errno", None) == errno.EPIPE:
                 raise
             message, status = _describe_unexpected(error)
-            make_console(stderr=True).print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
+            print_error(message, group)
             raise typer.Exit(status) from None
 
 
@@ -125,21 +129,21 @@ app = typer.Typer(
     help="Quantize trained PyTorch networks to 8, 4, 3 or 2 bits by block reconstruction.",
 )
 app.command("quantize", cls=PairsCommand)(_quantize)
-app.command("evaluate")(_evaluate)
+app.command("evaluate")(first_only(_evaluate))
 app.command("distill")(_distill)
-app.command("inspect", cls=PairsCommand)(_inspect)
-app.command("report")(_report)
-app.command("compare")(_compare)
-app.command("card")(_card)
-app.command("push")(_push)
-app.command("export")(_export)
-app.command("verify")(_verify)
-app.command("benchmark")(_benchmark)
+app.command("inspect", cls=PairsCommand)(first_only(_inspect))
+app.command("report")(first_only(_report))
+app.command("compare")(first_only(_compare))
+app.command("card")(first_only(_card))
+app.command("push")(first_only(_push))
+app.command("export")(first_only(_export))
+app.command("verify")(first_only(_verify))
+app.command("benchmark")(first_only(_benchmark))
 app.command("search", cls=PairsCommand)(_search)
-app.command("targets")(_targets)
-app.command("check", cls=PairsCommand)(_check)
-app.command("profile")(_profile)
-app.command("doctor")(_doctor)
+app.command("targets")(first_only(_targets))
+app.command("check", cls=PairsCommand)(first_only(_check))
+app.command("profile")(first_only(_profile))
+app.command("doctor")(first_only(_doctor))
 
 
 def _show_version(wanted: bool) -> None:
@@ -162,4 +166,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # file names may be no valid text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    silence()
     app()

@@ -18,6 +18,7 @@ from brecq.cli.inputs import (
 )
 from brecq.cli.output import output_folder
 from brecq.cli.parsing import require_path
+from brecq.cli.processes import is_first
 from brecq.cli.progress import make_progress
 from brecq.cli.render import make_console, match_table
 from brecq.synthesis.config import DistillConfig
@@ -101,6 +102,8 @@ def run(
         )  # fmt: skip
     finally:
         progress.close()
+    if not is_first():
+        return made
     save(folder, made, preprocessing)
     write_page(folder, made)
     if made.layers:

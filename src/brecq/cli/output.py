@@ -13,6 +13,7 @@ from types import FrameType
 from rich.console import Console
 
 from brecq.cli.options import Output
+from brecq.cli.processes import is_first
 from brecq.errors import ConfigError
 from brecq.storage.lock import LOCK, locked
 
@@ -28,7 +29,8 @@ def ending_like_interrupted() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
+    # the main thread alone receives signals; a process that waits for another in a collective never would
+    if threading.current_thread() is not threading.main_thread() or not is_first():
         yield
         return
     before = signal.signal(signal.SIGTERM, end)
@@ -57,6 +59,9 @@ def output_folder(
         ConfigError: the folder is in use, must not be written to, or holds nothing to resume.
     """
     folder = output.output
+    if not is_first():
+        yield
+        return
     with locked(folder, ConfigError):
         check_output(output, finished=finished(), look=look, states=states)
         try:

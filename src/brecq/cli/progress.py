@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from brecq.cli.events import Both, JsonLog
+from brecq.cli.processes import is_first
 from brecq.cli.render import scope_table
 from brecq.progress import Progress
 from brecq.units import format_seconds
@@ -190,6 +191,8 @@ def make_progress(console: Console, log: Path | None = None) -> Progress:
     Raises:
         ConfigError: the log cannot be written.
     """
+    if not is_first():
+        return Progress()
     live = console.is_terminal and not console.is_dumb_terminal
     shown = LiveProgress(console) if live else PlainProgress(console)
     return shown if log is None else Both(shown, JsonLog(log))

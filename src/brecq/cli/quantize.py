@@ -25,6 +25,7 @@ from brecq.cli.inputs import (
 )
 from brecq.cli.output import output_folder
 from brecq.cli.parsing import given, require_data, require_path
+from brecq.cli.processes import is_first
 from brecq.cli.progress import make_progress
 from brecq.cli.render import ResultRow, describe_evaluation, make_console, result_table, short_count
 from brecq.cli.report import collect_pictures, write_run_page
@@ -173,6 +174,7 @@ def work(job: Job, console: Console) -> None:
     data, folder = job.calibration, job.output.output
 
     import brecq
+    from brecq import ranks
     from brecq.data import Dataset, load_data
     from brecq.sources import load_source
 
@@ -184,7 +186,7 @@ def work(job: Job, console: Console) -> None:
     tell_preprocessing(console, preprocessing)
 
     metric = job.judged.made()
-    evaluation = evaluation_data(job, source.model, preprocessing, metric, console)
+    evaluation = evaluation_data(job, source.model, preprocessing, metric, console) if is_first() else None
     made: Distilled | None = None
     if job.distillation is None:
         calibration = load_data(
@@ -211,6 +213,8 @@ def work(job: Job, console: Console) -> None:
         )  # fmt: skip
     finally:
         progress.close()
+    if not is_first():
+        return
     result.metadata.update(describe_source(job, source), preprocessing=preprocessing and preprocessing.to_dict())
     result.metadata["task"] = job.judged.task
     if allocation is not None:
@@ -221,7 +225,8 @@ def work(job: Job, console: Console) -> None:
         made.forget_batches()
 
     rows[0] = dataclasses.replace(rows[0], size=result.float_bytes())
-    rows += quantized_rows(job, source, calibration, evaluation, metric, result)
+    with ranks.alone():
+        rows += quantized_rows(job, source, calibration, evaluation, metric, result)
     console.print(result_table(rows))
     last = rows[-1].evaluation
     if last is not None and (last.scored or last.outputs or last.metrics):  # not plain class scores

@@ -17,6 +17,7 @@ from brecq.cli.command import Without, command
 from brecq.cli.inputs import override_preprocessing, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.output import output_folder
 from brecq.cli.parsing import given, require_data, require_path
+from brecq.cli.processes import is_first
 from brecq.cli.progress import make_progress
 from brecq.cli.render import make_console
 from brecq.config import QuantConfig
@@ -121,7 +122,8 @@ def search(
         from brecq.precision.allocation import ALLOCATION
         from brecq.precision.table import CODES, TABLE
 
-        refuse_strangers(folder, (TABLE, CODES, ALLOCATION, FRONT), ConfigError)
+        if is_first():
+            refuse_strangers(folder, (TABLE, CODES, ALLOCATION, FRONT), ConfigError)
         use_device(machine)
         machine_model = None if request.hardware is None else load_hardware(request.hardware)
         if measuring:
@@ -131,6 +133,8 @@ def search(
         else:
             table = take_over(Path(model), request.budgets, machine_model, console)
         choosing = dataclasses.replace(choosing, seed=config.seed)
+        if not is_first():
+            return
         deliver(table, request, machine_model, choosing, folder, console)
     spec = model if measuring else "MODEL"
     tell(console, "saved", f"{folder}; deliver it: brecq quantize {spec} --bits-from {folder} --calib DIR -o out/")

@@ -14,22 +14,21 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
+from brecq import ranks
 from brecq.converted import rewrite
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, activations
 from brecq.converted.plan import tensors_to_complete
 from brecq.errors import CheckpointError
-from brecq.forward import even_slices
 from brecq.graph import ops
 from brecq.graph.dataflow import constants
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode
+from brecq.ranks import Share
 
 SAMPLES = 256
 """Calibration samples that ranges are taken from."""
 
 BITS = 8
-
-_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,10 @@ def record(
     norm: float = 2.4,
     candidates: int = 100,
     signed: bool = False,
+    share: Share | None = None,
 ) -> list[FloatRange]:
-    """Run up to 256 of the `inputs` (each [N, ...]) through a converted program and choose a range for every tensor
-    that an integer runtime may want quantized: that with the smallest Lp error, as for all other activations.
+    """Run up to 256 of the `inputs` (each [N, ...], of `share`) through a converted program and choose a range for
+    every tensor that an integer runtime may want quantized: that with the smallest Lp error, as for all activations.
 
     Constants need no data: `constant_grid` covers them when a program is completed.
 
@@ -76,8 +76,13 @@ def record(
         return []
     observers = {node: _observer(signed) for node in nodes}
     run = _Recorder(program, observers)
-    for rows in even_slices(min(len(inputs[0]), SAMPLES), _BATCH):
-        run.run(*(value[rows].to(device) for value in inputs))
+    for unit in (Share(len(inputs[0])) if share is None else share).units(SAMPLES):
+        for observer in observers.values():
+            observer.observer.begin(unit.number)
+        run.run(*(value[unit.rows].to(device) for value in inputs))
+    for seen in ranks.current().gather([observer.observer for observer in observers.values()]):
+        for quantizer, other in zip(observers.values(), seen, strict=True):
+            quantizer.observer.absorb([other])
     found = []
     for node, observer in observers.items():
         observer.initialize(norm, candidates)

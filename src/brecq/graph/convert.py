@@ -36,11 +36,31 @@ DEQUANTIZE = {
 
 @dataclass(frozen=True)
 class _Constant:
-    """A constant that a fake-quantizer or observer reads: its value after fake quantization."""
+    """A constant that a fake-quantizer or observer reads.
 
-    value: Tensor
+    The value of one of our fake-quantizers is computed when it is asked for, one at a time: all of them together would
+    be as large as the float network. Others settle on their grid when they see the constant, so that they see it once.
+    """
+
+    source: Tensor
+    reader: WeightFakeQuantize | BiasFakeQuantize | None
     exact: bool  # the value is already on the integer grid: a fake-quantizer's, not an observer's
-    codes: Tensor | None = None  # where the fake-quantizer knows them
+
+    @classmethod
+    def read(cls, source: Tensor, reader: Any) -> _Constant:
+        if isinstance(reader, (WeightFakeQuantize, BiasFakeQuantize)):
+            return cls(source.detach(), reader, True)
+        exact = isinstance(reader, FakeQuantizeBase)
+        return cls((reader(source) if exact else source).detach(), None, exact)
+
+    def value(self) -> Tensor:
+        """After fake quantization."""
+        value: Tensor = self.source if self.reader is None else self.reader(self.source)
+        return value.detach()
+
+    def codes(self) -> Tensor | None:
+        """Where the fake-quantizer knows them."""
+        return None if self.reader is None else self.reader.integers(self.source)
 
 
 def convert(prepared: GraphModule) -> GraphModule:
@@ -149,13 +169,8 @@ def _bake(module: GraphModule) -> dict[str, _Constant]:
         if key not in names:
             # The float name is free unless something else still reads the float tensor.
             names[key] = name = _free_name(origin, (targets - {origin}) | taken | constants.keys())
-            exact = isinstance(observer, FakeQuantizeBase)
-            value = observer(values[source]) if exact else values[source]
-            codes = None
-            if isinstance(observer, (BiasFakeQuantize, WeightFakeQuantize)):
-                codes = observer.integers(values[source])
-            constants[name] = _Constant(value.detach(), exact, codes)
-            set_buffer(module, name, value.detach())
+            constants[name] = _Constant.read(values[source], observer)
+            set_buffer(module, name, constants[name].source)
         with module.graph.inserting_before(node):
             attribute = module.graph.get_attr(names[key])
         attribute.meta = dict(source.meta)
@@ -202,8 +217,8 @@ def _fold(module: GraphModule, constants: dict[str, _Constant]) -> None:
                 argument.target = names[name, suffix]
         node.replace_all_uses_with(node.args[0])
         module.graph.erase_node(node)
-    for name, value in codes.items():
-        set_buffer(module, name, value)
+    for name, constant in constants.items():
+        set_buffer(module, name, codes[name] if name in codes else constant.value())
     module.graph.lint()
     module.recompile()
 
@@ -215,9 +230,9 @@ def _quantize(name: str, constant: _Constant, operator: Any, qparams: Sequence[A
     float32 product q·s was rounded from a code beyond 2^24, the neighbouring float32 integer that yields it.
     """
     scale, zero_point, *axis, low, high, dtype = qparams
-    value = constant.value
-    if constant.codes is not None:
-        return _checked(name, constant.codes.to(dtype), value, operator, qparams)
+    value, known = constant.value(), constant.codes()
+    if known is not None:
+        return _checked(name, known.to(dtype), value, operator, qparams)
     if axis:
         shape = [1] * value.dim()
         shape[axis[0]] = -1

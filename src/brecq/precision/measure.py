@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brecq.checkpoint.resume import RunState, alone_in_run_dir, fingerprint
+from brecq import ranks
+from brecq.checkpoint.resume import RunState, agree, alone_in_run_dir, fingerprint
 from brecq.checks import check_request, check_runs, check_weights
 from brecq.config import FLOAT, QuantConfig
 from brecq.data.collect import collect
@@ -37,12 +38,14 @@ from brecq.precision.survey import Survey
 from brecq.precision.table import SensitivityTable
 from brecq.progress import Progress
 from brecq.quant.fake_quant import BaseFakeQuantize
+from brecq.ranks import together
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.run import Run
 
 BITS = SurveyConfig().bits
 
 
+@together
 @alone_in_run_dir
 @learning()
 def measure_sensitivity(
@@ -78,7 +81,7 @@ def measure_sensitivity(
         check: called before anything is measured, with the table that has no terms yet: may raise what its layers
             and sizes already show, such as a budget that cannot be met.
         run_dir: folder for the state of the run; with `resume`, continue there after the last finished block.
-        progress: as for `brecq.quantize`. device: where to compute.
+        progress, several processes: as for `brecq.quantize`. device: where to compute.
 
     Raises:
         ConfigError, DataError, CaptureError, PartitionError, CheckpointError: before any long work starts.
@@ -90,15 +93,18 @@ def measure_sensitivity(
     )
     _check(config, wanted, resume and run_dir is None)
     data = collect(calibration, None, model=model)
+    share = ranks.current().share(len(data))
     network, anatomy = _dissect(model, data, config, wanted, progress)
     table = _without_terms(network, anatomy, data, config, wanted)
     if check is not None:
         check(table)
     move(network.graph, device)
     _disable(network.graph)
-    state = None if run_dir is None else _run_state(run_dir, network, data, table, wanted, resume)
+    state = _run_state(run_dir, network, data, table, wanted, resume)
     cache = ActivationCache(device, config.memory_budget, run_dir)
-    survey = Survey(Run(network, data.inputs, config, cache, data.labels, state, progress), anatomy, wanted)
+    mine = data.subset(share.rows) if ranks.current().size > 1 else data
+    run = Run(network, mine.inputs, config, cache, mine.labels, state, progress, part=share)
+    survey = Survey(run, anatomy, wanted)
     with survey.run.working():
         survey.measure()
     progress.close()
@@ -152,14 +158,23 @@ def _without_terms(
 
 
 def _run_state(
-    folder: Path | str, network: Network, data: Dataset, table: SensitivityTable, wanted: SurveyConfig, resume: bool
-) -> RunState:
+    folder: Path | str | None,
+    network: Network,
+    data: Dataset,
+    table: SensitivityTable,
+    wanted: SurveyConfig,
+    resume: bool,
+) -> RunState | None:
+    if folder is None and ranks.current().size == 1:
+        return None
     what = {
         "config": {k: v for k, v in table.config.to_dict().items() if k != "memory_budget"},
         **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(wanted).items()},
     }
     names = [f"{block.name}: {', '.join(block.layers)}" for block in network.blocks]
-    return RunState(folder, fingerprint(what, network.graph.state_dict(), data.digest(), names), resume=resume)
+    found = fingerprint(what, network.graph.state_dict(), data.digest(), names)
+    agree(found)
+    return None if folder is None else RunState(folder, found, resume=resume)
 
 
 def _check(config: QuantConfig, survey: SurveyConfig, no_run_dir: bool) -> None:

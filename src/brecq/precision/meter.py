@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from brecq import ranks
 from brecq.checkpoint.packing import pack
 from brecq.checkpoint.tensors import PackedWeight, stored_bytes
 from brecq.config import QuantConfig
@@ -109,7 +110,7 @@ class BlockMeter:
         samples, outputs = self.streams.samples, self.block.targets
         whole = diagonal = error = power = 0.0
         with self.quantized(bits):
-            for start in range(0, samples, BATCH):
+            for start in range(0, len(self.streams.share), BATCH):
                 part = slice(start, start + BATCH)
                 found = self.block.module(*self.streams.read("quantized", self.block.inputs, part))
                 targets = self.streams.read("float", outputs, part)
@@ -122,6 +123,7 @@ class BlockMeter:
                     products = [(g * delta).flatten(1) for g, delta in zip(gradients, deltas, strict=True)]
                     whole += torch.stack([product.sum(1) for product in products]).sum(0).square().sum().item()
                     diagonal += sum(product.square().sum().item() for product in products)
+        whole, diagonal, error, power = ranks.current().total(whole, diagonal, error, power)
         self.forwards += 1
         count = 2 * samples * self.draws
         return {"fisher": whole / count, "fisher_diagonal": diagonal / count, "relative": error / max(power, 1e-30)}

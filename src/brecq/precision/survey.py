@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from brecq.checkpoint.resume import BlockState
@@ -25,11 +24,13 @@ from brecq.report import BlockReport
 
 
 class Survey:
-    """Measures all blocks; see `brecq.checkpoint.walk.Units`.
+    """Measures all blocks; see `brecq.checkpoint.walk.Units`: with all processes on every block, as it learns there.
 
     Attributes:
         terms, codes, weight_bytes, forwards: what a `SensitivityTable` holds.
     """
+
+    independent = False
 
     def __init__(self, run: Run, anatomy: Anatomy, config: SurveyConfig) -> None:
         self.run, self.anatomy, self.config = run, anatomy, config
@@ -55,16 +56,14 @@ class Survey:
     def _sketch(self) -> None:
         run, draws = self.run, self.config.draws
         run.progress.stage("measuring the Fisher information of every block")
-        generator = torch.Generator().manual_seed(run.seed("sensitivity"))
         for draw in range(draws):
-            fisher.sketch(
-                run.network, run.inputs, run.cache, generator, draw, run.config.class_axis, run.config.outputs
-            )
+            seed, how = run.seed("sensitivity", "draw", draw), run.config
+            fisher.sketch(run.network, run.inputs, run.cache, run.share, seed, draw, how.class_axis, how.outputs)
         self.forwards += draws * len(self.blocks)
         if self.learned and run.config.recipe.loss == "fisher":
             measure_fisher(run)
             self.forwards += len(self.blocks)
-        self.streams = Streams(run.network, run.inputs, run.cache, Mode.FLOAT, quantized="float")
+        self.streams = Streams(run.network, run.inputs, run.cache, Mode.FLOAT, "float", share=run.share)
 
     def enter(self, index: int) -> None:
         if self.streams is not None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from brecq import ranks
 from brecq.config import FLOAT, LayerRule, QuantConfig
 from brecq.graph.blocks import Network
 from brecq.graph.losses import tensor_losses
@@ -39,7 +40,7 @@ def losses(network: Network, inputs: Sequence[Tensor], config: QuantConfig, devi
     few = tuple(value[:RANGES] for value in inputs)
     cache = ActivationCache(device, config.memory_budget, None)
     run = Run(network, few, dataclasses.replace(config, method="rtn"), cache)
-    with run.working():
+    with ranks.alone(), run.working():
         passes.run(run)
     numbers = sum(value[0].numel() for value in few)
     samples = max(2, min(SAMPLES, _NUMBERS // max(numbers, 1)))

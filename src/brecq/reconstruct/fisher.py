@@ -12,20 +12,21 @@ what is measured with it is the squared error of each output divided by the powe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brecq import logits
+from brecq import logits, ranks
 from brecq.config import Outputs
 from brecq.errors import DataError
 from brecq.forward import BATCH
 from brecq.graph.blocks import Network, Values
 from brecq.graph.outputs import structured
 from brecq.quant.fake_quant import Mode, set_mode
+from brecq.ranks import Share, Unit
 from brecq.reconstruct.cache import ActivationCache, Slot
 
 _OTHERWISE = "outputs='values' weighs any outputs by their squares, loss='plain' needs none"
@@ -36,7 +37,8 @@ def measure(
     inputs: tuple[Tensor, ...],
     labels: Tensor | None,
     cache: ActivationCache,
-    generator: torch.Generator,
+    share: Share,
+    seed: int,
     class_axis: int | None = None,
     outputs: Outputs = "auto",
 ) -> None:
@@ -44,22 +46,25 @@ def measure(
     mean 1 over each sample.
 
     Args:
-        inputs: each [N, ...] on the CPU. labels: int64 [N] to use instead of sampled ones.
-        generator: CPU generator that labels are sampled with.
+        inputs: each [N, ...] on the CPU. labels: int64 [N] to use instead of sampled ones. Both are those of `share`.
+        seed: that labels are sampled with.
         class_axis: of the logits, see `brecq.logits.class_axis`. outputs: what the network returns.
 
     Raises:
         DataError: the network's output holds no logits and `outputs` or the labels ask for them; they have not one
             label each.
     """
-    values = _Values(network, inputs, cache.device, generator)
+    values = _Values(network, inputs, cache.device, share, seed)
 
-    def objective(output: Any, part: slice) -> Tensor:
+    def objective(output: Any, units: Sequence[Unit]) -> Tensor:
         if labels is None and not _scored(output, outputs):
-            return values.direction(output)
-        return log_likelihood(output, None if labels is None else labels[part], generator, class_axis)
+            return values.direction(output, units)
+        flat = positions(output, class_axis, _OTHERWISE)
+        if labels is None:
+            return log_likelihood(flat, sampled(flat, units, seed))
+        return log_likelihood(flat, labels[units[0].rows.start : units[-1].rows.stop])
 
-    for name, start, value, gradient in _gradients(network, inputs, cache.device, objective):
+    for name, start, value, gradient in _gradients(network, inputs, cache.device, share, objective):
         weight = torch.ones_like(value) if gradient is None else normalized(gradient.square())
         cache.put(Slot("fisher", name), start, weight, len(inputs[0]))
 
@@ -68,7 +73,8 @@ def sketch(
     network: Network,
     inputs: tuple[Tensor, ...],
     cache: ActivationCache,
-    generator: torch.Generator,
+    share: Share,
+    seed: int,
     draw: int = 0,
     class_axis: int | None = None,
     outputs: Outputs = "auto",
@@ -82,18 +88,18 @@ def sketch(
     Raises:
         DataError: the network's output holds no logits, and `outputs` asks for them.
     """
-    values = _Values(network, inputs, cache.device, generator)
+    values = _Values(network, inputs, cache.device, share, seed)
 
-    def objective(output: Any, part: slice) -> Tensor:
+    def objective(output: Any, units: Sequence[Unit]) -> Tensor:
         if not _scored(output, outputs):
-            return values.direction(output)
+            return values.direction(output, units)
         flat = positions(output, class_axis, _OTHERWISE)
         p = flat.detach().softmax(-1)
-        signs = torch.randint(2, p.shape, generator=generator).to(p) * 2 - 1
+        signs = _signs(p, units, seed)
         direction = p.sqrt() * signs - p * (p.sqrt() * signs).sum(-1, keepdim=True)
         return (flat * direction).sum()
 
-    for name, start, value, gradient in _gradients(network, inputs, cache.device, objective):
+    for name, start, value, gradient in _gradients(network, inputs, cache.device, share, objective):
         found = torch.zeros_like(value) if gradient is None else gradient
         cache.put(Slot("gradient", name, draw), start, found, len(inputs[0]))
 
@@ -107,12 +113,12 @@ class _Values:
     """Outputs that are no class scores, each on the scale of its power over all samples, known at the first use."""
 
     def __init__(
-        self, network: Network, inputs: tuple[Tensor, ...], device: torch.device, generator: torch.Generator
+        self, network: Network, inputs: tuple[Tensor, ...], device: torch.device, share: Share, seed: int
     ) -> None:
-        self.network, self.inputs, self.device, self.generator = network, inputs, device, generator
+        self.network, self.inputs, self.device, self.share, self.seed = network, inputs, device, share, seed
         self.powers: dict[str, float] = {}
 
-    def direction(self, output: Any) -> Tensor:
+    def direction(self, output: Any, units: Sequence[Unit]) -> Tensor:
         """Σ u · r / √(Σ r²) over the outputs, with random signs u; 0-dim, differentiable.
 
         Raises:
@@ -128,33 +134,34 @@ class _Values:
             raise DataError("no output of the network has a gradient: it returns indices; use loss='plain'")
         total = torch.zeros((), device=self.device)
         for name, value in found.items():
-            signs = torch.randint(2, value.shape, generator=self.generator).to(value) * 2 - 1
-            total = total + (signs * value).sum() / self.powers[name] ** 0.5
+            total = total + (_signs(value, units, self.seed) * value).sum() / self.powers[name] ** 0.5
         return total
 
     @torch.no_grad()
     def _measure(self) -> None:
         """Σ r² of each output, mean over samples."""
-        count = len(self.inputs[0])
-        for start in range(0, count, BATCH):
+        for start in range(0, len(self.share), BATCH):
             output = self.network.graph(*(value[start : start + BATCH].to(self.device) for value in self.inputs))
             for name, value in logits.named_outputs(structured(self.network.graph, output)).items():
-                power = value.double().square().sum().item() / count
+                power = value.double().square().sum().item() / self.share.samples
                 self.powers[name] = self.powers.get(name, 1e-30) + power
+        self.powers = dict(zip(self.powers, ranks.current().total(*self.powers.values()), strict=True))
 
 
 def _gradients(
     network: Network,
     inputs: tuple[Tensor, ...],
     device: torch.device,
-    objective: Callable[[Any, slice], Tensor],
+    share: Share,
+    objective: Callable[[Any, Sequence[Unit]], Tensor],
 ) -> Iterator[tuple[str, int, Tensor, Tensor | None]]:
     """For each batch and block output of the float network: its name, the first sample, the output, and the gradient
     of the objective (a sum over samples) with respect to it, `None` where it does not depend on it."""
     set_mode(network.graph, Mode.FLOAT)
     names = [name for block in network.blocks for name in block.targets]
-    for start in range(0, len(inputs[0]), BATCH):
-        part = slice(start, start + BATCH)
+    for units in share.batches(BATCH):
+        start = units[0].rows.start
+        part = slice(start, units[-1].rows.stop)
         values: Values = {name: tensor[part].to(device) for name, tensor in zip(network.inputs, inputs, strict=True)}
         values = {k: v.requires_grad_(v.is_floating_point()) for k, v in values.items()}
         with torch.enable_grad():
@@ -164,7 +171,7 @@ def _gradients(
                 values.update(
                     {k: v.requires_grad_(v.is_floating_point() or v.requires_grad) for k, v in found.items()}
                 )
-            loss = objective(structured(network.graph, network.output(values)), part)
+            loss = objective(structured(network.graph, network.output(values)), units)
             gradients = torch.autograd.grad(loss, [values[name] for name in names], allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):
             yield name, start, values[name].detach(), gradient
@@ -180,21 +187,35 @@ def normalized(weight: Tensor) -> Tensor:
     return weight / mean.view(-1, *[1] * (weight.dim() - 1))
 
 
-def log_likelihood(
-    output: Any, labels: Tensor | None, generator: torch.Generator, class_axis: int | None = None
-) -> Tensor:
-    """Σ log p(y) over samples (and positions), differentiable, 0-dim; y given, or sampled from the softmax."""
-    flat = positions(output, class_axis, _OTHERWISE)
-    if labels is None:
-        probabilities = flat.detach().softmax(-1).cpu()
-        target = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-    else:
-        target = labels.reshape(-1)
-        if len(target) != len(flat):
-            raise DataError(
-                f"there are {len(target)} labels and {len(flat)} positions with scores; use fisher_labels='sampled'"
-            )
+def log_likelihood(flat: Tensor, labels: Tensor) -> Tensor:
+    """Σ log p(y) over positions, differentiable, 0-dim, for logits [positions, C] and labels y, int64."""
+    target = labels.reshape(-1)
+    if len(target) != len(flat):
+        raise DataError(
+            f"there are {len(target)} labels and {len(flat)} positions with scores; use fisher_labels='sampled'"
+        )
     return -F.cross_entropy(flat, target.to(flat.device), reduction="sum")
+
+
+def sampled(flat: Tensor, units: Sequence[Unit], seed: int) -> Tensor:
+    """A label for each position of the samples in `units`, int64 on the CPU, drawn from the softmax."""
+    probabilities = flat.detach().softmax(-1).cpu()
+    parts = _by_unit(probabilities, units, seed)
+    return torch.cat([torch.multinomial(part, 1, generator=random)[:, 0] for part, random in parts])
+
+
+def _signs(values: Tensor, units: Sequence[Unit], seed: int) -> Tensor:
+    """Random signs, of the shape of `values`, which hold the samples in `units`."""
+    draws = [torch.randint(2, part.shape, generator=random) for part, random in _by_unit(values, units, seed)]
+    return torch.cat(draws).to(values) * 2 - 1
+
+
+def _by_unit(values: Tensor, units: Sequence[Unit], seed: int) -> Iterator[tuple[Tensor, torch.Generator]]:
+    """The positions of each unit with a generator of its own: what is drawn for it is so whoever has the others."""
+    each = len(values) // sum(unit.rows.stop - unit.rows.start for unit in units)
+    parts = values.split([each * (unit.rows.stop - unit.rows.start) for unit in units])
+    for unit, part in zip(units, parts, strict=True):
+        yield part, torch.Generator().manual_seed((seed + unit.number) % (1 << 63))
 
 
 def positions(output: Any, class_axis: int | None, remedy: str) -> Tensor:

@@ -15,16 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from brecq import ranks
 from brecq.config import Recipe
 from brecq.forward import BATCH
 from brecq.quant import adaround, kernels
 from brecq.quant.learners import Learner
+from brecq.ranks import Part
 from brecq.reconstruct import choice
 from brecq.reconstruct.cache import Slot
 from brecq.reconstruct.learnables import Learnables
 from brecq.reconstruct.memory import with_room
 from brecq.reconstruct.readout import Readout
-from brecq.reconstruct.sampler import NONE, Sampler, measured_on
+from brecq.reconstruct.sampler import NONE, Sampler, measured_on, rows_of
 from brecq.reconstruct.site import Site, Stage
 
 HARD_CHECKS = 3
@@ -75,7 +77,8 @@ class Reconstruction:
         )
         told = Readout()
         for step in range(steps):
-            loss = with_room(self.streams.cache, self._step, step, next(batches), learning, smaller=self._cut)
+            part = self.streams.share.part(next(batches))
+            loss = with_room(self.streams.cache, self._step, step, part, learning, smaller=self._cut)
             if step in checks and (self.recipe.keep_best or step == steps - 1):
                 error = self._check()
                 hard = error.relative
@@ -92,24 +95,25 @@ class Reconstruction:
         groups = choice.parameter_groups(learners, self.recipe)
         return _Learning(learners, choice.adam(groups, self.device), steps, scale)
 
-    def _step(self, step: int, index: Tensor, learning: _Learning) -> Tensor:
-        """One gradient step on the samples `index`; returns their loss relative to that before learning."""
-        recipe = self.recipe
+    def _step(self, step: int, part: Part, learning: _Learning) -> Tensor:
+        """One gradient step on a batch; returns its loss relative to that before learning."""
+        recipe, together = self.recipe, ranks.current()
         learning.optimizer.zero_grad(set_to_none=True)
-        pieces = index.chunk(self.parts)
         total = torch.zeros((), device=self.device)
-        for number, piece in enumerate(pieces):
-            learning.reseed(self.seed, step + number * learning.steps)
+        penalty = self._penalty(step, learning) / together.size
+        for piece in part.pieces(self.parts):
+            learning.reseed(self.seed, step, piece)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-                outputs = self.block.module(*self._inputs(piece, step + number * learning.steps))
-            reconstruction = self._loss(outputs, piece)
+                outputs = self.block.module(*self._inputs(piece, step))
+            reconstruction = self._loss(outputs, piece.places) * piece.weight
             if recipe.normalize_loss:
                 reconstruction = reconstruction / learning.scale
-            if len(pieces) > 1:
-                reconstruction = reconstruction * (len(piece) / len(index))
             total = total + reconstruction.detach()
-            last = number == len(pieces) - 1
-            (reconstruction + self._penalty(step, learning) if last else reconstruction).backward()
+            (reconstruction + penalty).backward()
+            penalty = 0.0
+        if isinstance(penalty, Tensor):  # there is no sample to learn from
+            penalty.backward()
+        together.sum_gradients(learning.optimizer, total)
         learning.optimizer.step()
         return total if recipe.normalize_loss else total / learning.scale
 
@@ -136,14 +140,14 @@ class Reconstruction:
         )
         return True
 
-    def _inputs(self, index: Tensor, step: int) -> list[Tensor]:
+    def _inputs(self, part: Part, step: int) -> list[Tensor]:
         """The block's inputs: from the quantized prefix, a random share of elements from the float one (QDrop)."""
-        inputs = self.streams.read("quantized", self.block.inputs, index)
+        inputs = self.streams.read("quantized", self.block.inputs, part.places)
         if not self.drop:
             return inputs
-        clean = self.streams.read("float", self.block.inputs, index)
+        clean = self.streams.read("float", self.block.inputs, part.places)
         return [
-            kernels.hash_mix(q, f, self.drop, -1 - (self.seed + step * len(inputs) + i))
+            kernels.hash_mix(q, f, self.drop, -1 - (self.seed + step * len(inputs) + i), rows_of(part))
             if q.is_floating_point()
             else q
             for i, (q, f) in enumerate(zip(inputs, clean, strict=True))
@@ -169,8 +173,10 @@ class Reconstruction:
         """Loss and relative error with hard rounding on the samples that are not learned from."""
         self.streams.set_mode("quantized", self.block)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for index in self.checked.split(BATCH):
-            sums += with_room(self.streams.cache, self._sums, index)
+        for index in self.streams.share.mine(self.checked).split(BATCH):
+            if len(index):
+                sums += with_room(self.streams.cache, self._sums, index)
+        ranks.current().sum([sums])
         loss, error, power = sums.tolist()
         return _Error(loss / len(self.checked), error / max(power, 1e-30))
 
@@ -213,10 +219,11 @@ class _Learning:
     steps: int
     scale: float
 
-    def reseed(self, seed: int, step: int) -> None:
+    def reseed(self, seed: int, step: int, part: Part) -> None:
         random = [learner for learner in self.learners if learner.random]
         for i, learner in enumerate(random):
             learner.seed = seed + step * len(random) + i
+            learner.rows = rows_of(part)
 
 
 @dataclass(frozen=True)

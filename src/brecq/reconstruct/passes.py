@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
-import torch
 from torch import nn
 
+from brecq import ranks
 from brecq.checkpoint.resume import BlockState
 from brecq.checkpoint.walk import finished, walk
 from brecq.config import QuantConfig
@@ -65,8 +65,8 @@ def run(run: Run) -> tuple[list[BlockReport], int]:
 def measure_fisher(run: Run) -> None:
     """Put the weights of the loss `fisher` into the cache, as the recipe says."""
     given = run.labels if run.config.recipe.fisher_labels == "given" else None
-    generator = torch.Generator().manual_seed(run.seed("fisher"))
-    fisher.measure(run.network, run.inputs, given, run.cache, generator, run.config.class_axis, run.config.outputs)
+    seed, how = run.seed("fisher"), run.config
+    fisher.measure(run.network, run.inputs, given, run.cache, run.share, seed, how.class_axis, how.outputs)
 
 
 def _measure_fisher(run: Run) -> bool:
@@ -82,7 +82,7 @@ def _initialize_shared(run: Run) -> bool:
     """Whether there was anything to initialize, which takes a pass over the network."""
     shared = shared_quantizers(run.network)
     if shared:
-        shared_ranges(shared, run.network, run.inputs, run.config.recipe, run.cache.device)
+        shared_ranges(shared, run.network, run.inputs, run.share, run.config.recipe, run.cache.device)
     return bool(shared)
 
 
@@ -95,26 +95,30 @@ def _tune(run: Run, number: int) -> BlockReport:
     chosen = {k: v for k, v in asdict(run.config.recipe).items() if k.startswith("tune_")}
     name = f"{END_TO_END}, {steps} steps, {chosen}"  # a resumed run may tune otherwise
     if state is not None and state.finished(number) and state.load_block(number, 0).name == name:
-        report = _restore(state.load_block(number, 0), mine, run)
+        report = _restore(state.load_block(number, 0), mine, run, resumed=True)
     else:
         began = time.perf_counter()
         outcome = Tuning(run, mine).run(steps, run.progress.step)
         seconds = time.perf_counter() - began
         report = BlockReport(END_TO_END, (), steps, outcome.before, outcome.after, seconds, "tuning")
+        saved = ranks.current().first(lambda: BlockState(name, mine.state(), asdict(report)))
+        mine.restore(saved.state)
         if state is not None:
-            state.save_block(number, 0, name, mine.state(), asdict(report))
+            state.save_block(number, 0, *saved)
     run.progress.block_done(report)
     return report
 
 
-def _restore(saved: BlockState, mine: Learnables, run: Run) -> BlockReport:
-    """Take over what an earlier run learned."""
+def _restore(saved: BlockState, mine: Learnables, run: Run, resumed: bool) -> BlockReport:
+    """Take over what this run, or an earlier one, learned."""
     mine.restore({name: value.to(run.cache.device) for name, value in saved.state.items()})
-    return BlockReport.from_dict(saved.report, resumed=True)
+    return BlockReport.from_dict(saved.report, resumed=resumed)
 
 
 class _Pass:
     """One pass over the blocks; see `brecq.checkpoint.walk.Units`."""
+
+    independent = False
 
     def __init__(self, run: Run, number: int, stage: Stage, steps: int) -> None:
         self.run, self.number, self.stage, self.steps = run, number, stage, steps
@@ -126,7 +130,9 @@ class _Pass:
         self.streams: Streams | None = None
         if not finished(self, number, self.state):  # otherwise no activations are needed: only results
             activations = Mode.FLOAT if stage == "weights" else Mode.HARD
-            self.streams = Streams(run.network, run.inputs, run.cache, activations, received=run.received)
+            self.streams = Streams(
+                run.network, run.inputs, run.cache, activations, received=run.received, share=run.share
+            )
 
     def enter(self, index: int) -> None:
         self.mine = learnables(self.blocks[index].module, self.done)
@@ -156,7 +162,7 @@ class _Pass:
         return BlockState(block.name, self.mine.state(), asdict(report))
 
     def take(self, index: int, saved: BlockState, resumed: bool) -> BlockReport:
-        report = _restore(saved, self.mine, self.run) if resumed else BlockReport.from_dict(saved.report)
+        report = _restore(saved, self.mine, self.run, resumed)
         make_room(self.blocks[index].module)  # steps shrink, and biases grow, while they are learned
         if self.streams is not None:
             self.streams.advance("quantized", self.blocks[index])

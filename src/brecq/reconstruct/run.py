@@ -16,6 +16,7 @@ from brecq.checkpoint.resume import RunState
 from brecq.config import QuantConfig
 from brecq.graph.blocks import Network
 from brecq.progress import Progress
+from brecq.ranks import Share
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.memory import reuse_freed
 from brecq.reconstruct.sampler import hold_out
@@ -26,8 +27,9 @@ class Run:
     """One run.
 
     Attributes:
-        inputs: of the network, each [N, ...] on the CPU. labels: int64 [N, ...], if there are any. received: what the
-            quantized network gets in their place, where what runs before it is quantized, too.
+        inputs: of the network, each [N, ...] on the CPU: this process's. labels: theirs, int64 [N, ...], if there are
+            any. received: what the quantized network gets in their place, where what runs before it is quantized, too.
+        share: which of all samples these are.
         cache: where activations wait. state: what was finished before, and is saved; `None` saves nothing.
     """
 
@@ -39,11 +41,16 @@ class Run:
     state: RunState | None = None
     progress: Progress = field(default_factory=Progress)
     received: tuple[Tensor, ...] | None = None
+    part: Share | None = None
+
+    @property
+    def share(self) -> Share:
+        return Share(len(self.inputs[0])) if self.part is None else self.part
 
     @cached_property
     def held(self) -> Tensor:
         """Indices of the samples that nothing is learned from."""
-        return hold_out(len(self.inputs[0]), self.config.recipe.held_out, self.seed("held out"))
+        return hold_out(self.share.samples, self.config.recipe.held_out, self.seed("held out"))
 
     @contextmanager
     def working(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from brecq.graph.blocks import Block, Network, Values
 from brecq.graph.prepare import fake_quantize_node
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, set_mode
 from brecq.quant.grid import Grid
+from brecq.ranks import Share
 from brecq.reconstruct.cache import ActivationCache, Kind, Slot
 from brecq.reconstruct.memory import with_room
 
@@ -30,14 +31,16 @@ class Streams:
     """The activations that the next block needs, float and quantized, for all calibration samples.
 
     Args:
-        network: the blocks. inputs: the network's inputs, each [N, ...] on the CPU. cache: where activations wait.
+        network: the blocks. inputs: the network's inputs, each [N, ...] on the CPU, those of the `share`.
+        cache: where activations wait.
         activations: mode of the activations' fake-quantizers in the quantized stream (`FLOAT`: weights only).
         quantized: what is read as the quantized stream; `float` where what a block receives is not to depend on the
             blocks before it.
         received: what the quantized stream starts from, where that is something else than `inputs`.
 
     Attributes:
-        forwards: block-forwards over the whole set done so far.
+        share: the samples whose activations are here; `read` counts among these.
+        samples: how many there are in all. forwards: block-forwards over the whole set done so far.
         quantizes_activations: whether the quantized stream differs by more than weights. Where it does not, there is
             nothing for QDrop to drop, and mixing in the float stream would only hide the error to correct.
     """
@@ -50,12 +53,14 @@ class Streams:
         activations: Mode = Mode.HARD,
         quantized: Stream = "quantized",
         received: Sequence[Tensor] | None = None,
+        share: Share | None = None,
     ) -> None:
         self.network = network
         self._sources: dict[Stream, Stream] = {"float": "float", "quantized": quantized}
         self.cache = cache
         self.activations = activations
-        self.samples = len(inputs[0])
+        self.share = Share(len(inputs[0])) if share is None else share
+        self.samples = self.share.samples
         self.forwards = 0
         quantizers = (m for m in network.graph.modules() if isinstance(m, ActivationFakeQuantize))
         self.quantizes_activations = activations is Mode.HARD and any(m.enabled for m in quantizers)
@@ -65,8 +70,8 @@ class Streams:
         starts += [] if received is None else [("received", received)]
         for kind, values in starts:
             for name, tensor in zip(network.inputs, values, strict=True):
-                for start in range(0, self.samples, BATCH):
-                    cache.put(Slot(kind, name), start, tensor[start : start + BATCH], self.samples)
+                for start in range(0, len(tensor), BATCH):
+                    cache.put(Slot(kind, name), start, tensor[start : start + BATCH], len(tensor))
 
     def read(self, stream: Stream, names: Sequence[str], index: Tensor | slice) -> list[Tensor]:
         """Activations of some samples, on the device."""
@@ -77,11 +82,11 @@ class Streams:
         """Run `block` over all samples and keep its outputs."""
         self.set_mode(stream, block)
         grids = _grids(block)
-        for start in range(0, self.samples, BATCH):
+        for start in range(0, len(self.share), BATCH):
             part = slice(start, start + BATCH)
             outputs = with_room(self.cache, self._run, block, stream, part)
             for name, value, grid in zip(block.outputs, outputs, grids, strict=True):
-                self.cache.put(Slot(stream, name), start, value, self.samples, grid)
+                self.cache.put(Slot(stream, name), start, value, len(self.share), grid)
         self.forwards += 1
 
     def _run(self, block: Block, stream: Stream, part: slice) -> tuple[Tensor, ...]:

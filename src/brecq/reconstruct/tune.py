@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial, reduce
 from typing import Any, TypeVar
@@ -20,10 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brecq import ranks
 from brecq.errors import BrecqError
 from brecq.forward import BATCH
 from brecq.graph.blocks import Network, Values
 from brecq.quant.fake_quant import Mode, set_mode
+from brecq.quant.learners import Learner
+from brecq.ranks import Part
 from brecq.reconstruct import choice
 from brecq.reconstruct.cache import Slot
 from brecq.reconstruct.learnables import Learnables, make_room
@@ -31,7 +35,7 @@ from brecq.reconstruct.memory import with_room
 from brecq.reconstruct.optimize import Outcome, StepHook
 from brecq.reconstruct.readout import Readout
 from brecq.reconstruct.run import Run
-from brecq.reconstruct.sampler import Sampler, measured_on
+from brecq.reconstruct.sampler import Sampler, measured_on, rows_of
 
 CYCLES = (1.0, 0.2)
 """Factors of the learning rate: the steps are divided among so many cycles, each kept only if it helps. A network at 2
@@ -69,16 +73,18 @@ class Tuning:
         self.autocast = run.autocast
         self.ends = run.network.ends
         self.features = _features(run.network) if self.recipe.tune_features else ()
-        samples, seed = len(run.inputs[0]), run.seed("tuning")
+        self.share, self.copies = run.share, 2 if self.recipe.tune_flips else 1
+        samples, seed = self.share.samples, run.seed("tuning")
         self.checked, held = measured_on(samples, run.held, seed), run.held
         self.inputs = [Slot("tuned", i) for i in range(len(run.inputs))]
         inputs, received = run.inputs, run.received
-        if self.recipe.tune_flips:
+        if self.copies == 2:
             inputs, received = _flipped(inputs), None if received is None else _flipped(received)
-            samples, held = 2 * samples, torch.cat([held, held + samples])
+            samples, held, self.checked = 2 * samples, torch.cat([2 * held, 2 * held + 1]), 2 * self.checked
         self.batches = Sampler(samples, self.recipe.batch_size, torch.Generator().manual_seed(seed), held)
         self.draws = torch.Generator().manual_seed(seed)
         self.units: Errors = {}
+        self.learners: list[Learner] = []
         self.parts = 1  # into how many a batch is cut, for want of memory
         self._record(inputs)
         if received is not None:
@@ -163,32 +169,33 @@ class Tuning:
         for step in range(start, end):
             for group in optimizer.param_groups:
                 group["lr"] = group["most"] * schedule(step - start, end - start)
-            loss = with_room(self.cache, self._step, next(self.batches), optimizer, smaller=self._cut)
+            part = self.share.part(next(self.batches), self.copies)
+            loss = with_room(self.cache, self._step, part, self._powers(part), optimizer, smaller=self._cut)
             if step % 10 == 9 or step == end - 1:
                 told.put(loss, partial(_tell, on_step, step + 1))
         told.close()
 
     def _parameters(self, rates: Mapping[str, float]) -> list[dict[str, Any]]:
         """Begin to learn; groups for the optimizer of what has a rate, `most` the highest learning rate of each."""
-        learners = self.mine.learn(choice.for_tuning(self.recipe))
+        self.learners = self.mine.learn(choice.for_tuning(self.recipe))
         found: dict[str, list[nn.Parameter]] = {"steps": [], "codes": []}
-        for learner in learners:
+        for learner in self.learners:
             for kind, values in learner.groups().items():
                 found["codes" if kind == "codes" else "steps"] += values
         return [{"params": found[kind], "most": rate} for kind, rate in rates.items()]
 
-    def _step(self, index: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+    def _step(self, part: Part, powers: Values, optimizer: torch.optim.Optimizer) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        pieces = index.chunk(self.parts)
         total = torch.zeros((), device=self.cache.device)
-        for piece in pieces:
+        for piece in part.pieces(self.parts):
+            for learner in self.learners:
+                learner.rows = rows_of(piece)
             with torch.autocast(self.cache.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-                found = self._outputs(piece)
-            loss = self._loss(self._errors(found, piece))
-            if len(pieces) > 1:
-                loss = loss * (len(piece) / len(index))
+                found = self._outputs(piece.places)
+            loss = self._loss(self._errors(found, piece.places, powers)) * piece.weight
             loss.backward()
             total = total + loss.detach()
+        ranks.current().sum_gradients(optimizer, total)
         optimizer.step()
         return total
 
@@ -218,13 +225,21 @@ class Tuning:
             values.update(block(values))
         return {name: values[name] for name in (*self.ends, *self.features)}
 
-    def _errors(self, found: Values, index: Tensor) -> dict[str, Tensor]:
+    def _powers(self, part: Part) -> Values:
+        """The mean square of each target over a batch."""
+        powers = {}
+        for name in (*self.ends, *self.features):
+            target = self.cache.get(Slot("target", name), part.places)
+            powers[name] = target.square().mean() * part.weight if len(part.places) else target.new_zeros(())
+        ranks.current().sum(list(powers.values()))
+        return {name: power.clamp(min=torch.finfo(torch.float32).tiny) for name, power in powers.items()}
+
+    def _errors(self, found: Values, index: Tensor, powers: Values) -> dict[str, Tensor]:
         """The squared error of each tensor divided by its target's mean square."""
         errors = {}
         for name, value in found.items():
             target = self.cache.get(Slot("target", name), index)
-            power = target.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
-            errors[name] = F.mse_loss(value.float(), target) / power
+            errors[name] = F.mse_loss(value.float(), target) / powers[name]
             if self.recipe.tune_kl and name in self.ends and value.dim() == 2:
                 errors["kl"] = F.kl_div(
                     value.float().log_softmax(1), target.log_softmax(1), log_target=True, reduction="batchmean"
@@ -247,22 +262,28 @@ class Tuning:
     def _of_outputs(self, errors: Errors) -> float:
         return sum(errors[name] for name in self.ends) / len(self.ends)
 
-    def _compared(self, index: Tensor) -> dict[str, Tensor]:
-        return self._errors(self._outputs(index), index)
+    def _compared(self, index: Tensor, powers: Values) -> dict[str, Tensor]:
+        return self._errors(self._outputs(index), index, powers)
 
     @torch.no_grad()
     def _checked(self) -> Errors:
         """The errors on samples that are not learned from."""
         totals: dict[str, Tensor] = {}
-        for part in self.checked.split(BATCH):
-            for name, error in with_room(self.cache, self._compared, part).items():
-                totals[name] = totals.get(name, 0) + error.double() * len(part)
-        return {name: total.item() / len(self.checked) for name, total in totals.items()}
+        for index in self.checked.split(BATCH):
+            part = self.share.part(index, self.copies)
+            powers = self._powers(part)
+            if len(part.places):
+                for name, error in with_room(self.cache, self._compared, part.places, powers).items():
+                    totals[name] = totals.get(name, 0) + error.double() * len(part.places)
+        errors: Counter[str] = Counter()
+        for found in ranks.current().gather({name: total.item() for name, total in totals.items()}):
+            errors.update(found)
+        return {name: error / len(self.checked) for name, error in errors.items()}
 
 
 def _flipped(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs, and behind them their mirror images."""
-    return tuple(torch.cat([x, x.flip(-1)]) if x.dim() == 4 else torch.cat([x, x]) for x in inputs)
+    """The inputs, behind each its mirror image."""
+    return tuple(torch.stack([x, x.flip(-1) if x.dim() == 4 else x], 1).flatten(0, 1) for x in inputs)
 
 
 def _features(network: Network) -> tuple[str, ...]:

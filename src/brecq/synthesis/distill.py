@@ -11,13 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from brecq.checkpoint.resume import BlockState, RunState, alone_in_run_dir, fingerprint
+from brecq import ranks
+from brecq.checkpoint.resume import BlockState, RunState, agree, alone_in_run_dir, fingerprint
 from brecq.checkpoint.walk import walk
 from brecq.checks import check_request, check_weights
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import ConfigError
 from brecq.forward import even_slices
 from brecq.progress import Progress
+from brecq.ranks import together
 from brecq.reconstruct.memory import reuse_freed
 from brecq.report import BlockReport
 from brecq.settings import MOST, Setting, checked
@@ -84,6 +86,8 @@ def distill(
         progress: receives what the run is doing. device: where the network runs; `auto` is the CUDA
             device where there is one.
 
+    The processes of an initialized `torch.distributed` group share the batches and all return all inputs.
+
     Returns:
         Inputs float32 [n, C, ...] on the CPU, ready for `quantize`.
 
@@ -100,6 +104,7 @@ def distill(
     return made.inputs
 
 
+@together
 @alone_in_run_dir
 def synthesize(
     model: nn.Module,
@@ -129,10 +134,12 @@ def synthesize(
     teacher = prepare_teacher(model, spec, config, device)
     slices = list(even_slices(n, config.batch_size))
     state = None
-    if run_dir is not None:
+    if run_dir is not None or ranks.current().size > 1:
         settings = {**config.to_dict(), "preprocessing": preprocessing and preprocessing.to_dict()}
         names = [f"{_name(rows)} of {spec.shape}" for rows in slices]
-        state = RunState(run_dir, fingerprint(settings, model.state_dict(), "none", names), resume=resume)
+        found = fingerprint(settings, model.state_dict(), "none", names)
+        agree(found)
+        state = None if run_dir is None else RunState(run_dir, found, resume=resume)
     with reuse_freed(teacher.device):
         units = _Batches(teacher, slices, config, progress)
         progress.start(units.names, config.steps, loss="loss")
@@ -160,6 +167,8 @@ def _draw(spec: InputSpec, n: int, config: DistillConfig, progress: Progress) ->
 
 class _Batches:
     """The batches to distill; see `brecq.checkpoint.walk.Units`."""
+
+    independent = True
 
     def __init__(self, teacher: Teacher, slices: list[slice], config: DistillConfig, progress: Progress) -> None:
         self.teacher, self.slices, self.config, self.progress = teacher, slices, config, progress

@@ -31,6 +31,15 @@ class Moments:
     mean: Tensor
     float_mean: Tensor
 
+    @classmethod
+    def zeros(cls, shape: torch.Size, device: torch.device | None = None) -> Moments:
+        """Of inputs that are zero, for a weight with rows of `shape` [G, R, K]."""
+        groups, _, size = shape
+        square, line = (
+            torch.zeros(groups, *rest, dtype=torch.float64, device=device) for rest in ((size, size), (size,))
+        )
+        return cls(square, square.clone(), line, line.clone())
+
     def central(self) -> Moments:
         """Covariances in place of second moments, for a layer whose bias makes up for the mean error."""
         outer = self.mean[:, :, None] * self.mean[:, None]
@@ -89,13 +98,17 @@ class MomentSum:
         gram, cross, mean, float_mean = (total / self.count for total in self._sums)
         at, float_at = (value.double() for value in self._about)  # [G, K, 1]
         whole, float_whole = mean + at[:, :, 0], float_mean + float_at[:, :, 0]
-        gram = gram + mean[:, :, None] * at.mT + at * whole[:, None]
-        cross = cross + float_mean[:, :, None] * at.mT + float_at * whole[:, None]
+        for square, left, right in ((gram, mean, at), (cross, float_mean, at)):
+            square += left[:, :, None] * right.mT
+        gram += at * whole[:, None]
+        cross += float_at * whole[:, None]
         return Moments(gram, cross, whole, float_whole)
 
 
 def mixed(parts: Sequence[tuple[int, Moments]]) -> Moments:
     """Means over several sets of inputs together; with each the number of its patches."""
+    if len(parts) == 1:
+        return parts[0][1]
     count = sum(number for number, _ in parts)
 
     def mean(name: str) -> Tensor:

@@ -26,9 +26,11 @@ def compensated_rounding(target: Tensor, gram: Tensor, grid: RowGrid) -> Tensor:
     """
     order = gram.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
     size = order.shape[1]
-    sorted_gram = gram.gather(1, order[:, :, None].expand_as(gram)).gather(2, order[:, None].expand_as(gram))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(sorted_gram))
-    upper = torch.linalg.cholesky(inverse, upper=True)
+    square = gram.gather(1, order[:, :, None].expand_as(gram)).gather(2, order[:, None].expand_as(gram))
+    for factor in (torch.linalg.cholesky, torch.cholesky_inverse):  # one name: the largest tensors of a wide layer
+        square = factor(square)
+    upper = torch.linalg.cholesky(square, upper=True)
+    del square
     columns = order[:, None].expand_as(target)
     open_ = target.gather(2, columns)
     scale, zero_point = (value.expand_as(target).gather(2, columns) for value in grid.steps())

@@ -8,6 +8,8 @@ The result is never worse than rounding to nearest in the layer's output error o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
 
@@ -83,14 +85,15 @@ def compensate(
         )
     owner = _owner(geometry, weight, grid)
     start = RowGrid(grid.scale.double().flatten(), grid.zero_point.double().flatten(), owner, grid.range, least)
-    pull = _pull(moments, damping)[:, None, None] * torch.eye(rows.shape[2]).to(rows)
-    gram = moments.gram + pull
-    target = torch.linalg.solve(gram, rows @ (moments.cross + pull), left=False)
-    codes, found = _solve(target, gram, start, free=not prescribed and start.by_row, shift=not symmetric)
-    codes, found = _never_worse(rows, moments, start, codes, found)
+    gram, wanted, pull = moments.gram, rows @ moments.cross, _pull(moments, damping)[:, None]
+    with _damped(gram, pull):
+        target = torch.linalg.solve(gram, wanted + rows * pull[:, :, None], left=False)
+        codes, found = _solve(target, gram, start, free=not prescribed and start.by_row, shift=not symmetric)
+    codes, found = _never_worse(rows, gram, wanted, start, codes, found)
     scale, zero_point = found.steps()
     nearest = codes - zero_point
-    best = (optimum(codes, target, gram, found) / scale - nearest).clamp(-_INSIDE, _INSIDE)
+    with _damped(gram, pull):
+        best = (optimum(codes, target, gram, found) / scale - nearest).clamp(-_INSIDE, _INSIDE)
     return Solution(
         geometry.weight(codes, weight.shape).to(torch.int8),
         replace(
@@ -100,6 +103,18 @@ def compensate(
         ),
         geometry.weight((nearest + best) * scale, weight.shape).float(),
     )
+
+
+@contextmanager
+def _damped(gram: Tensor, pull: Tensor) -> Iterator[None]:
+    """Inside, `pull` [G, 1] is added to the diagonal of H: a copy would be the largest tensor of a wide layer."""
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    before = diagonal.clone()
+    diagonal += pull
+    try:
+        yield
+    finally:
+        diagonal.copy_(before)
 
 
 def _pull(moments: Moments, damping: float) -> Tensor:
@@ -127,13 +142,12 @@ def _solve(target: Tensor, gram: Tensor, grid: RowGrid, *, free: bool, shift: bo
 
 
 def _never_worse(
-    rows: Tensor, moments: Moments, start: RowGrid, codes: Tensor, grid: RowGrid
+    rows: Tensor, gram: Tensor, wanted: Tensor, start: RowGrid, codes: Tensor, grid: RowGrid
 ) -> tuple[Tensor, RowGrid]:
     """Rounding to nearest where that has the smaller output error, undamped: per step, or per row where steps are
-    fixed."""
+    fixed. `wanted`: w·B."""
     nearest = start.codes(rows)
-    wanted = rows @ moments.cross
-    change = _error(codes, grid, moments.gram, wanted) - _error(nearest, start, moments.gram, wanted)
+    change = _error(codes, grid, gram, wanted) - _error(nearest, start, gram, wanted)
     if not start.by_row:
         return torch.where((change > 0)[:, :, None], nearest, codes), grid
     worse = grid.sums(change) > 0

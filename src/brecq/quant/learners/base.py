@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from brecq.quant.grid import Grid
+from brecq.quant.kernels import WHOLE, Rows
 
 Rate = Literal["rounding", "step", "bias", "codes"]
 """What a parameter is a part of: each has a learning rate of its own."""
@@ -21,6 +22,7 @@ class Learner(nn.Module):
         random: whether `forward` draws at random, from `seed`, which changes in every step.
         penalized: over how many values `penalty` sums; 0 where there is none.
         warm: whether it starts from something else than the fake-quantizer had settled on.
+        rows: of the batch that `forward` gets a tensor of.
     """
 
     rate: ClassVar[Rate]
@@ -28,6 +30,7 @@ class Learner(nn.Module):
     penalized: int = 0
     warm: bool = False
     seed: int = 0
+    rows: Rows = WHOLE
 
     def groups(self) -> Mapping[Rate, list[nn.Parameter]]:
         """The parameters to optimize, by learning rate."""

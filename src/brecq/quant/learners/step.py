@@ -32,7 +32,7 @@ class StepSize(GridLearner):
         return self.start.with_scale(self.theta.abs().clamp(min=ranges.MIN_SCALE))
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.on_grid(x, self.grid(), self.drop, self.seed)
+        return kernels.on_grid(x, self.grid(), self.drop, self.seed, self.rows)
 
     @torch.no_grad()
     def result(self) -> dict[str, Tensor]:

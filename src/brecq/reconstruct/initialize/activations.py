@@ -7,34 +7,43 @@ from collections.abc import Callable, Collection
 import torch
 from torch import nn
 
+from brecq import ranks
 from brecq.config import Recipe
-from brecq.forward import even_slices
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, set_mode
+from brecq.ranks import Share
 from brecq.reconstruct.site import Site
 
 
 def activation_ranges(site: Site) -> None:
     """Set the grids of the block's activations, from the block run in float on its quantized inputs."""
     waiting = [module for module in site.mine.activations.values() if not module.initialized]
-
-    def run() -> None:
-        count = min(site.recipe.range_samples, site.streams.samples)
-        for part in even_slices(count):
-            site.block.module(*site.streams.read("quantized", site.block.inputs, part))
-
     if waiting:
-        ranges_of_run(waiting, site.block.module, run, site.recipe)
+        ranges_of_run(
+            waiting, site.block.module, site.streams.share, site.recipe,
+            lambda rows: site.block.module(*site.streams.read("quantized", site.block.inputs, rows)),
+        )  # fmt: skip
 
 
 @torch.no_grad()
 def ranges_of_run(
-    waiting: Collection[ActivationFakeQuantize], module: nn.Module, run: Callable[[], None], recipe: Recipe
+    waiting: Collection[ActivationFakeQuantize],
+    module: nn.Module,
+    share: Share,
+    recipe: Recipe,
+    run: Callable[[slice], object],
 ) -> None:
-    """Set the grids of `waiting`, fake-quantizers in `module`, from what passes them in `run`. Leaves float mode."""
+    """Set the grids of `waiting`, fake-quantizers in `module`, from what passes them when it runs on some samples of
+    every process's `share`. `run(rows)` runs it. Leaves float mode."""
     set_mode(module, Mode.FLOAT)
     for quantizer in waiting:
         quantizer.mode = Mode.OBSERVE
-    run()
+    for unit in share.units(recipe.range_samples):
+        for quantizer in waiting:
+            quantizer.observer.begin(unit.number)
+        run(unit.rows)
     set_mode(module, Mode.FLOAT)
+    for seen in ranks.current().gather([quantizer.observer for quantizer in waiting]):
+        for quantizer, observer in zip(waiting, seen, strict=True):
+            quantizer.observer.absorb([observer])
     for quantizer in waiting:
         quantizer.initialize(recipe.range_norm, recipe.range_candidates, recipe.range_two_sided)

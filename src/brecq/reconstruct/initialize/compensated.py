@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from brecq import ranks
 from brecq.graph import ops
 from brecq.graph.geometry import geometry_of
 from brecq.graph.prepare import fake_quantize_node
@@ -22,9 +23,6 @@ from brecq.quant.fake_quant import BiasFakeQuantize, Start, WeightFakeQuantize
 from brecq.reconstruct.learnables import make_room
 from brecq.reconstruct.sampler import learned_from
 from brecq.reconstruct.site import Site
-
-SAMPLES = 16
-"""Run at a time: the inputs of a layer from both streams are held at once."""
 
 PATCHES = 1_000
 """Patches of its input that a layer's moments are taken from, for each weight that an output channel has: where there
@@ -46,8 +44,11 @@ def compensated_weights(site: Site) -> None:
         uses = layers[module]
         geometry = geometry_of(uses[0])
         rows = geometry.rows(weight)
-        moments = _moments(site, uses, PATCHES * rows.shape[2])
-        parts = [(count, one.central() if bias in values else one) for bias, (count, one) in moments.items()]
+        moments = _moments(site, uses, rows)
+        for bias, (count, one) in moments.items():
+            if bias in values:
+                moments[bias] = count, one.central()
+        parts = list(moments.values())
         scarcity = rows.shape[2] / sum(count for count, _ in parts)
         damping = site.recipe.damping * (1 + DISTRUST * scarcity)
         solution = compensate(weight, geometry, mixed(parts), module.grid, symmetric=module.symmetric, damping=damping)
@@ -73,23 +74,49 @@ def _layers(block: GraphModule) -> dict[WeightFakeQuantize, list[Node]]:
     return found
 
 
-def _moments(site: Site, uses: Sequence[Node], patches: int) -> dict[BiasFakeQuantize | None, tuple[int, Moments]]:
-    """Of the inputs of one weight's uses, from `patches` patches or all; those beside the same bias together, with the
-    number of them."""
+def _moments(site: Site, uses: Sequence[Node], rows: Tensor) -> dict[BiasFakeQuantize | None, tuple[int, Moments]]:
+    """Of the inputs of one weight's uses; those beside the same bias together, with the number of patches they are
+    from. `rows`: of the weight, [G, R, K]."""
+    patches = PATCHES * rows.shape[2]
     block, streams = site.block, site.streams
-    sums: dict[BiasFakeQuantize | None, MomentSum] = defaultdict(MomentSum)
-    chosen = learned_from(streams.samples, site.held)[: site.recipe.range_samples]
-    for number, index in enumerate(chosen.split(SAMPLES)):
+    beside = {node: fake_quantize_node(block.module, node.args[2]) if len(node.args) > 2 else None for node in uses}
+    sums = {bias: MomentSum() for bias in beside.values()}
+    chosen = _chosen(site)
+    samples = sum(len(index) for index in chosen)
+    for number, index in enumerate(chosen):
+        mine = streams.share.mine(index)
+        if not len(mine):
+            continue
         found: list[dict[Node, Tensor]] = []
         for stream in ("quantized", "float"):
             streams.set_mode(stream, block)
-            found.append(inputs_of(block.module, uses, streams.read(stream, block.inputs, index)))
+            found.append(inputs_of(block.module, uses, streams.read(stream, block.inputs, mine)))
         for node in uses:
-            bias = fake_quantize_node(block.module, node.args[2]) if len(node.args) > 2 else None
             geometry, x_q = geometry_of(node), found[0][node]
-            every = geometry.every(x_q, len(chosen), patches)
-            sums[bias].add(geometry, x_q, found[1][node], every, number)
-    return {bias: (total.count, total.moments()) for bias, total in sums.items()}
+            every = geometry.every(x_q, samples, patches)
+            sums[beside[node]].add(geometry, x_q, found[1][node], every, number)
+    return {bias: _of_all(total, rows) for bias, total in sums.items()}
+
+
+def _chosen(site: Site) -> list[Tensor]:
+    """About `range_samples` samples that are learned from, unit by unit, int64, those of all processes."""
+    learned = learned_from(site.streams.samples, site.held)
+    wanted = round(site.recipe.range_samples * site.streams.samples / len(learned))
+    units = (unit.rows for unit in site.streams.share.every_unit(wanted))
+    parts = (learned[(learned >= rows.start) & (learned < rows.stop)] for rows in units)
+    return [part for part in parts if len(part)] or [learned[: site.recipe.range_samples]]
+
+
+def _of_all(mine: MomentSum, rows: Tensor) -> tuple[int, Moments]:
+    """The moments of what all processes added, with the number of patches."""
+    together = ranks.current()
+    if together.size == 1:
+        return mine.count, mine.moments()
+    count = int(together.total(mine.count)[0])
+    one = mine.moments() if mine.count else Moments.zeros(rows.shape, rows.device)
+    parts = [value * (mine.count / count) for value in (one.gram, one.cross, one.mean, one.float_mean)]
+    together.sum(parts)
+    return count, Moments(*parts)
 
 
 def inputs_of(module: GraphModule, layers: Sequence[Node], inputs: Sequence[Tensor]) -> dict[Node, Tensor]:

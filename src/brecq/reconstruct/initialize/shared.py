@@ -11,26 +11,31 @@ from torch import Tensor
 from brecq.config import Recipe
 from brecq.graph.blocks import Network
 from brecq.quant.fake_quant import ActivationFakeQuantize
+from brecq.ranks import Share
 from brecq.reconstruct.initialize.activations import ranges_of_run
 from brecq.reconstruct.streams import run_batches
 
 
-def shared_quantizers(network: Network) -> set[ActivationFakeQuantize]:
+def shared_quantizers(network: Network) -> list[ActivationFakeQuantize]:
     """Those that several blocks use: no single block may decide on them."""
     users: Counter[ActivationFakeQuantize] = Counter()
     for block in network.blocks:
-        found = {m for m in block.module.modules() if isinstance(m, ActivationFakeQuantize)}
-        users.update({module for module in found if module.enabled and not module.fixed})
-    return {module for module, blocks in users.items() if blocks > 1}
+        found = [m for m in block.module.modules() if isinstance(m, ActivationFakeQuantize)]
+        users.update(module for module in found if module.enabled and not module.fixed)
+    return [module for module, blocks in users.items() if blocks > 1]
 
 
 def shared_ranges(
-    shared: set[ActivationFakeQuantize],
+    shared: Sequence[ActivationFakeQuantize],
     network: Network,
     inputs: Sequence[Tensor],
+    share: Share,
     recipe: Recipe,
     device: torch.device,
 ) -> None:
-    """Set the grids of `shared` for all their tensors together; they are not learned."""
-    first = [value[: recipe.range_samples] for value in inputs]
-    ranges_of_run(shared, network.graph, lambda: run_batches(network, first, device, lambda *_: None), recipe)
+    """Set the grids of `shared` for all their tensors together; they are not learned. `inputs`: those of the share."""
+
+    def run(rows: slice) -> None:
+        run_batches(network, [value[rows] for value in inputs], device, lambda *_: None)
+
+    ranges_of_run(shared, network.graph, share, recipe, run)

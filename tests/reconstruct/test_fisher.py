@@ -151,11 +151,11 @@ def test_values_have_the_information_of_their_relative_squared_errors(lab) -> No
     power = output.square().sum() / samples
     exact = ((moved - output) / 1e-2).square().flatten(1).sum(1) / power
 
-    cache, source = ActivationCache(CPU), generator(1)
+    cache = ActivationCache(CPU)
     repeated = (x.repeat(draws // 20, 1, 1, 1),)
     found = torch.zeros(samples)
     for draw in range(20):
-        sketch(network, repeated, cache, source, draw, outputs="values")
+        sketch(network, repeated, cache, Share(len(repeated[0])), 100 * draw, draw, outputs="values")
         vectors = cache.get(Slot("gradient", name, draw), slice(0, len(repeated[0])))
         products = (vectors * direction.repeat(draws // 20, *[1] * (direction.dim() - 1))).flatten(1).sum(1).square()
         found += products.view(-1, samples).mean(0) / 20
@@ -165,5 +165,5 @@ def test_values_have_the_information_of_their_relative_squared_errors(lab) -> No
 def test_values_weigh_every_block(lab) -> None:
     _, network = lab.network(lab.config())
     cache = ActivationCache(CPU)
-    measure(network, lab.inputs(samples=8), None, cache, generator(), outputs="values")
+    measure(network, lab.inputs(samples=8), None, cache, Share(8), 0, outputs="values")
     assert all(cache.get(Slot("fisher", n), slice(0, 8)).isfinite().all() for b in network.blocks for n in b.targets)

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from typer.testing import Result
 
+from brecq.cli import tasks
+from brecq.data import Preprocessing
 from brecq.errors import ConfigError
 
 Invoke = Callable[..., Result]
@@ -86,8 +88,10 @@ def folder(tmp_path: Path) -> Path:
 def test_detection(folder: Path, invoke: Invoke) -> None:
     pytest.importorskip("faster_coco_eval")
     net, out = folder / "net.py", folder / "out"
-    task = ("--task", "detection", "--decode", f"{net}:decode")
-    result = invoke("quantize", f"{net}:build", "--calib", folder, "--eval", folder, *task, "--steps", "2", "-o", out)
+    task_options = ("--task", "detection", "--decode", f"{net}:decode")
+    result = invoke(
+        "quantize", f"{net}:build", "--calib", folder, "--eval", folder, *task_options, "--steps", "2", "-o", out
+    )
     assert result.exit_code == 0, result.output
     assert "with targets" in result.output
     assert "YOLO labels of 80 classes" in result.output
@@ -116,11 +120,21 @@ def test_detection(folder: Path, invoke: Invoke) -> None:
 
 def test_language(folder: Path, invoke: Invoke) -> None:
     net, out, text = folder / "net.py", folder / "out", folder / "text.txt"
-    task = ("--task", "language", "--tokenizer", f"{net}:letters", "--tokens", "6")
-    result = invoke("quantize", f"{net}:language", "--calib", text, "--eval", text, *task, "--steps", "2", "-o", out)
+    task_options = ("--task", "language", "--tokenizer", f"{net}:letters", "--tokens", "6")
+    result = invoke(
+        "quantize", f"{net}:language", "--calib", text, "--eval", text, *task_options, "--steps", "2", "-o", out
+    )
     assert result.exit_code == 0, result.output
     record = json.loads((out / "record.json").read_text())
     assert {"perplexity", "flips %"} <= set(record["rows"][-1]["metrics"])
+
+
+def test_detection_sees_whole_pictures() -> None:
+    cropping = Preprocessing.imagenet()
+    assert tasks.whole_pictures(cropping, "detection") == cropping.replace(fit="corner")
+    for other in (cropping.replace(resize=None), cropping.replace(fit="letterbox"), None):
+        assert tasks.whole_pictures(other, "detection") == other
+    assert tasks.whole_pictures(cropping, "classification") == cropping
 
 
 def test_what_does_not_go_together(folder: Path, invoke: Invoke) -> None:

@@ -202,6 +202,7 @@ def test_points_are_where_they_are_said_to_be(fit: str, size: tuple[int, int]) -
 def test_letterbox_settings() -> None:
     assert PLAIN.replace(multiple=20).size == (40, 40)
     assert Preprocessing.imagenet().replace(fit="letterbox").resize is None
+    assert PLAIN.replace(fit="corner").replace(resize=40).fit == "crop"
     with pytest.raises(ConfigError, match="resize is 256, and letterbox scales to the size"):
         Preprocessing.imagenet().replace(fit="letterbox", resize=256)
     described = LETTERBOX.describe()

@@ -29,7 +29,7 @@ from brecq.cli.processes import is_first
 from brecq.cli.progress import make_progress
 from brecq.cli.render import ResultRow, describe_evaluation, make_console, result_table, short_count
 from brecq.cli.report import collect_pictures, write_run_page
-from brecq.cli.tasks import VALUES, Judged, check_answers
+from brecq.cli.tasks import VALUES, Judged, check_answers, whole_pictures
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 from brecq.settings import DATA, WHAT, setting
@@ -181,7 +181,8 @@ def work(job: Job, console: Console) -> None:
     use_device(job.machine)
     allocation, learned = load_bits(job.bits_from)
     source = load_source(job.spec, job.checkpoint.weights, trust_pickle=job.checkpoint.trust_pickle)
-    preprocessing = override_preprocessing(source.preprocessing, job.changes.given())
+    preprocessing = whole_pictures(source.preprocessing, job.judged.task)
+    preprocessing = override_preprocessing(preprocessing, job.changes.given())
     tell(console, "model", f"{source.name}, {short_count(count_parameters(source.model))} parameters")
     tell_preprocessing(console, preprocessing)
 

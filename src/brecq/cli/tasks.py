@@ -14,6 +14,7 @@ from brecq.tasks import TaskName
 if TYPE_CHECKING:
     from brecq.data import Dataset, Form
     from brecq.data.annotated import Split
+    from brecq.data.preprocessing import Preprocessing
     from brecq.metrics import Metric
 
 CODE = "FILE.py:NAME"
@@ -69,6 +70,12 @@ class Judged(o.Checked):
 
         tokenizer = None if self.tokenizer is None else _tokenizer(self.tokenizer)
         return Form(self.task, split, tokenizer, self.tokens)
+
+
+def whole_pictures(preprocessing: Preprocessing | None, task: str | None) -> Preprocessing | None:
+    """For detection a preprocessing that cuts nothing off: objects outside a central crop could never be found."""
+    cuts = preprocessing is not None and preprocessing.fit == "crop" and preprocessing.resize is not None
+    return preprocessing.replace(fit="corner") if preprocessing and cuts and task == "detection" else preprocessing
 
 
 def check_answers(path: Path, data: Dataset, metric: Metric | None) -> None:

@@ -254,8 +254,9 @@ class Preprocessing:
         unknown = sorted(set(changes) - known)
         if unknown:
             raise ConfigError(f"unknown preprocessing setting {unknown[0]!r}; choose from {', '.join(sorted(known))}")
-        if changes.get("fit", "crop") != "crop":
-            changes.setdefault("resize", None)
+        if changes.get("fit", "crop") != "crop" or (changes.get("resize") is not None and "fit" not in changes):
+            # a crop and a fit exclude each other: the one that is asked for wins
+            changes = {"resize": None, **changes} if "fit" in changes else {"fit": "crop", **changes}
         if "size" in changes and "resize" not in changes:
             size = _pair("size", changes["size"])
             if isinstance(self.resize, int):

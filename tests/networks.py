@@ -446,3 +446,54 @@ def train(network: Callable[[], nn.Module], steps: int = 100) -> nn.Module:
         optimizer.step()
         schedule.step()
     return model.eval()
+
+
+class Flat(nn.Module):
+    """A detector as Darknet writes it: one list of modules, shortcuts and routes in `forward`, two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plan: list[tuple[str, ...]] = []
+        self.modules_list = nn.ModuleList()
+        self._conv(3, 8)
+        for width in (8, 16):
+            self._conv(width, 2 * width, stride=2)
+            for _ in range(2):
+                self._conv(2 * width, width, 1)
+                self._conv(width, 2 * width)
+                self._add("short")
+        route = len(self.plan) - 1
+        self._conv(32, 64, stride=2)
+        for inputs, outputs, kernel in ((64, 32, 1), (32, 64, 3), (64, 32, 1), (32, 64, 3)):
+            self._conv(inputs, outputs, kernel)
+        self._add("out", nn.Conv2d(64, 6, 1))
+        self._add("route", "-3")
+        self._conv(32, 16, 1)
+        self._add("call", nn.Upsample(scale_factor=2))
+        self._add("cat", str(route))
+        for inputs, outputs, kernel in ((48, 16, 1), (16, 32, 3), (32, 16, 1)):
+            self._conv(inputs, outputs, kernel)
+        self._add("out", nn.Conv2d(16, 6, 1))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        seen, found = [], []
+        for (kind, *where), module in zip(self.plan, self.modules_list, strict=True):
+            if kind == "short":
+                x = seen[-1] + seen[-3]
+            elif kind == "route":
+                x = seen[int(where[0])]
+            elif kind == "cat":
+                x = torch.cat([seen[-1], seen[int(where[0])]], 1)
+            elif kind == "out":
+                found.append(module(x))
+            else:
+                x = module(x)
+            seen.append(x)
+        return found
+
+    def _add(self, kind: str, *what: str | nn.Module) -> None:
+        self.plan.append((kind, *(each for each in what if isinstance(each, str))))
+        self.modules_list.append(next((each for each in what if isinstance(each, nn.Module)), nn.Identity()))
+
+    def _conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
+        self._add("call", nn.Sequential(*conv_bn(inputs, outputs, kernel, stride), nn.LeakyReLU(0.1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -33,6 +34,11 @@ SMALL = {
         ["body.{0..2}", "lateral.{0..2}", "smooth.0", "head", "smooth.1", "head#2", "smooth.2", "head#3"],
     ) * 2,
     "Recurrent": (["stem", "step", "head"],) * 2,
+    "Flat": (
+        ["modules_list.{0..1}", "modules_list.2-3", "modules_list.5-6", "modules_list.8", "modules_list.9-10",
+         "modules_list.12-13", "modules_list.15-22", "modules_list.25-28"],
+        ["modules_list.0", "modules_list.1-6", "modules_list.8-28"],
+    ),
     "Signal": (["down", "depthwise", "up", "out"],) * 2,
 }  # fmt: skip
 
@@ -239,3 +245,28 @@ def test_errors_of_named_blocks(captured, named: dict[str, list[str]], message: 
 def test_a_graph_without_operators_is_an_error() -> None:
     with pytest.raises(PartitionError, match="no operator"):
         partition(capture(nn.Identity(), (torch.randn(2, 3),)))
+
+
+def test_routes_to_the_next_scale_pass_residual_blocks_by(networks: ModuleType) -> None:
+    """The last stage of such a network lies between two ends of a route; its blocks are blocks all the same."""
+
+    class Deep(networks.Flat):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            route, tail, plan = 14, list(self.modules_list)[16:], self.plan[16:]
+            self.modules_list, self.plan = self.modules_list[:16], self.plan[:16]
+            for _ in range(4):
+                self._conv(64, 32, 1)
+                self._conv(32, 64)
+                self._add("short")
+            assert self.plan[route] == ("short",)
+            for (kind, *where), module in zip(plan, tail, strict=True):
+                self.plan.append((kind, *where))
+                self.modules_list.append(module)
+
+    model = networks.build(Deep)
+    names = [spec.name for spec in partition(capture(model, networks.inputs(model)))]
+    assert names[7:] == [
+        "modules_list.15", "modules_list.16-17", "modules_list.19-20", "modules_list.22-23", "modules_list.25-26",
+        "modules_list.28-31", "modules_list.32", "modules_list.34", "modules_list.37-40",
+    ]  # fmt: skip

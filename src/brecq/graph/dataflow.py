@@ -61,12 +61,17 @@ class Dataflow:
         """True if an operator in the range reads two or more activations."""
         return any(len(self.inputs[i]) > 1 for i in range(start, stop))
 
-    def regions(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Cut a range wherever a single activation is live: made in it or entering it, and still to be read in it."""
+    def regions(self, start: int, stop: int, reach: int | None = None) -> Iterator[tuple[int, int]]:
+        """Cut a range wherever a single activation is live: made in it or entering it, and still to be read in it.
+
+        Args:
+            reach: leave out routes that lead past more than so many weighted operators.
+        """
         last: dict[int, int] = {i: i for i in range(start, stop)}
         for i in range(start, stop):
             for source in self.inputs[i]:
-                last[source] = i
+                if reach is None or self.weighted(max(source + 1, 0), i) <= reach:
+                    last[source] = i
         born = [0] * (stop - start)
         dies = [0] * (stop - start)
         for source, end in last.items():

@@ -33,8 +33,14 @@ from brecq.graph.dataflow import Dataflow
 MAX_REGION = 8
 """Weighted operators that a region outside any module may hold before it is split into single layers."""
 
-MAX_CHAIN = 4
+MAX_CHAIN = 8
 """Weighted operators that a sequential child of a container may hold before it is split into single layers."""
+
+MAX_RUN = 4
+"""Weighted operators of a flat list that are one block where nothing joins them, at one resolution."""
+
+FLAT = 12
+"""Layers right under one module that make it a flat list: the code runs them one by one, with routes of its own."""
 
 _GENERIC = {"Sequential", "ModuleList", "ModuleDict", "Module", "Identity"}
 _STICKY = ops.ELEMENTWISE | {ops.aten.max_pool2d.default, ops.aten.max_pool1d.default}
@@ -167,7 +173,9 @@ def _stages(flow: Dataflow, specs: list[BlockSpec], keep: set[str]) -> list[Bloc
         name = first.name
         if len(group) > 1:
             parent = _parent(first.name)
-            name = parent if parents[parent] == 1 else f"{first.name}-{last.name.rpartition('.')[2]}"
+            begin = re.sub(r"(\.\d+)-\d+$", r"\1", first.name)  # of a block that is a range itself
+            end = re.sub(r"^\d+-(\d+)$", r"\1", last.name.rpartition(".")[2])
+            name = parent if parents[parent] == 1 else f"{begin}-{end}"
         stages.append(BlockSpec(name, first.start, last.stop, "; ".join(spec.joined for spec in group if spec.joined)))
     return stages
 
@@ -338,16 +346,55 @@ class _Tree:
         return (blocks - inner) | alike
 
     def _functional_regions(self, units: list[str | None], blocks: set[str]) -> None:
-        """Residual regions written straight into the network's `forward`: one unit each."""
-        for a, b in self.flow.regions(0, len(units)):
+        """Residual regions written straight into the network's `forward`: one unit each. Routes that lead far ahead (to
+        the next scale) pass them by; what is left of a flat list of modules goes in runs of a few layers."""
+        alone, lists = list(units), set()
+        for a, b in self.flow.regions(0, len(units), MAX_REGION):
             if _common(self.flow.paths[a:b]) or not self.flow.has_join(a, b):
                 continue
             inside = {unit for unit in units[a:b] if unit}
             if not 2 <= self.flow.weighted(a, b) <= MAX_REGION or inside & blocks:
                 continue
-            layers = [layer for layer in self.flow.layers[a:b] if layer]
-            name = _common(layers) or f"{layers[0]}..{layers[-1]}"
-            units[a:b] = [name] * (b - a)
+            units[a:b] = [self._name([layer for layer in self.flow.layers[a:b] if layer])] * (b - a)
+            lists |= {_parent(unit) for unit in inside}
+        counts = Counter(_parent(unit) for unit, layer in zip(alone, self.flow.layers, strict=True) if unit and layer)
+        flat = {parent for parent in lists if counts[parent] >= FLAT}
+        left = [i for i, unit in enumerate(alone) if self.flow.layers[i] and unit == units[i] and unit not in blocks]
+        for run in self._runs_of([i for i in left if _parent(str(alone[i])) in flat]):
+            stop = run[-1] + 1
+            while stop < len(units) and alone[stop] == alone[run[-1]]:  # the activation function
+                stop += 1
+            units[run[0] : stop] = [self._name([self.flow.layers[i] for i in run])] * (stop - run[0])
+
+    def _runs_of(self, layers: Sequence[int]) -> list[list[int]]:
+        """Positions of layers, those together that follow each other at one resolution; only runs of several."""
+        runs: list[list[int]] = []
+        for i in layers:
+            if runs and len(runs[-1]) < MAX_RUN and self._follows(runs[-1][-1], i):
+                runs[-1].append(i)
+            else:
+                runs.append([i])
+        return [run for run in runs if len(run) > 1]
+
+    def _follows(self, first: int, second: int) -> bool:
+        """True if a layer is fed by another alone, at the same resolution."""
+        at = second
+        while at != first:
+            sources = self.flow.inputs[at]
+            if len(sources) != 1 or sources[0] < first or (at != second and self.flow.layers[at]):
+                return False
+            at = sources[0]
+        return self.flow.resolution(first) == self.flow.resolution(second)
+
+    def _name(self, layers: Sequence[str]) -> str:
+        """The module that holds just these layers, or the first and the last of a list: `layers.6-7`."""
+        common = _common(layers)
+        if common and sum(layer.startswith(f"{common}.") for layer in self.flow.layers) == len(layers):
+            return common
+        inner = [layer.removeprefix(f"{common}.").partition(".")[0] for layer in (layers[0], layers[-1])]
+        if common and inner[0] != inner[1]:
+            return f"{common}.{inner[0]}-{inner[1]}"
+        return common or f"{layers[0]}..{layers[-1]}"
 
 
 def _prefixes(path: str) -> Iterator[str]:

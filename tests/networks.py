@@ -497,3 +497,16 @@ class Flat(nn.Module):
 
     def _conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
         self._add("call", nn.Sequential(*conv_bn(inputs, outputs, kernel, stride), nn.LeakyReLU(0.1)))
+
+
+class Scores(nn.Module):
+    """Two outputs of one layer each; the second is `scale` times as large."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.stem, self.boxes, self.classes = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 6, 1)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x).relu()
+        return self.boxes(x), self.classes(x) * self.scale

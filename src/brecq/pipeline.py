@@ -38,6 +38,7 @@ from brecq.graph.dataflow import Dataflow
 from brecq.graph.environment import in_float32, learning
 from brecq.graph.losses import output_loss, tensor_losses
 from brecq.graph.noise import SAMPLES, tensor_noise
+from brecq.graph.outputs import weakest
 from brecq.graph.outside import outside
 from brecq.graph.partition import BlockSpec, partition
 from brecq.graph.placement import BrecqQuantizer, End, activation_scheme
@@ -251,7 +252,7 @@ def _convert(run: Run, subject: _Subject, plan: _Plan) -> QuantResult:
     prepared, device, recipe = plan.network.graph, run.cache.device, run.config.recipe
     set_mode(prepared, Mode.HARD)
     received, first = run.inputs if run.received is None else run.received, ranks.current().first
-    noise = first(lambda: tensor_noise(prepared, [value[:SAMPLES].to(device) for value in run.inputs]))
+    noise, outputs = first(lambda: tensor_noise(prepared, [value[:SAMPLES].to(device) for value in run.inputs]))
     lossy = first(lambda: _most_lossy(prepared, run.config, [value[:2].to(device) for value in run.inputs]))
     set_mode(prepared, Mode.HARD)
     converted = convert(prepared)
@@ -268,11 +269,12 @@ def _convert(run: Run, subject: _Subject, plan: _Plan) -> QuantResult:
         run.progress.note(note)
     notes += lossy
     notes += [spec.joined for spec in plan.specs if spec.joined]
+    notes += weakest(outputs, plan.scope)
     if plan.started:
         notes.append(f"{len(plan.started)} weights started from the codes that the sensitivity table learned")
     report = Report(
         plan.scope, [], run.config.to_dict(), 0.0, versions(), subject.data.digest(), samples=len(subject.data),
-        notes=notes, tensors=noise,
+        notes=notes, tensors=noise, outputs=outputs,
     )  # fmt: skip
     examples = tensors(example_batch(subject.arguments))
     return QuantResult(
@@ -337,6 +339,9 @@ def _quantize_parts(
         report.blocks += reports
         report.block_forwards += forwards
         report.tensors += result.report.tensors
+        report.outputs += [
+            replace(each, name=f"{part.name}.{each.name}".rstrip(".")) for each in result.report.outputs
+        ]
         report.notes += [f"{part.name}: {note}" for note in result.report.notes]
     return CompositeResult(results, interfaces, report, config, model, run_state=state)
 

@@ -16,7 +16,8 @@ class BlockReport:
     Attributes:
         layers: names of its weighted operators. steps: gradient steps made.
         error_before, error_after: mean squared error of the quantized block's output divided by the mean square of
-            the float output, on the samples held out; rounded to nearest, and reconstructed. seconds: wall time.
+            the float output, on the samples held out; rounded to nearest, and reconstructed. Of several outputs each
+            counts in units of its own mean square. seconds: wall time.
             resumed: taken over from an earlier run. stage: `joint`, `weights`, `activations`, `rtn`, or `sensitivity`:
             then the errors are the greatest and the least of one weight or activation quantized alone.
     """
@@ -124,6 +125,26 @@ class TensorLoss:
         return sqnr(1.0, self.worst)
 
 
+@dataclass(frozen=True)
+class OutputNoise:
+    """An output of the quantized network against the float one's, over a few calibration samples.
+
+    Attributes:
+        name: its key or place in what the network returns, empty where that is one tensor.
+        layers: the last ones on the way to it. signal, noise: sums of squares of the values and of the differences.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    signal: float
+    noise: float
+
+    @property
+    def sqnr(self) -> float:
+        """Signal-to-quantization-noise ratio in dB, infinite without noise."""
+        return sqnr(self.signal, self.noise)
+
+
 @dataclass
 class Report:
     """Everything that is known about a run.
@@ -134,7 +155,7 @@ class Report:
         block_forwards: forward passes of single blocks over the calibration set, learning aside.
         notes: facts worth knowing, e.g. which implementation of the fake-quantizers ran.
         allocation: the bits of each layer, as a search chose them (`BitAllocation.to_dict`); `None` without.
-        tensors: how far each layer's output is from the float network's.
+        tensors: how far each layer's output is from the float network's. outputs: the same of the network's outputs.
     """
 
     scope: list[ScopeEntry]
@@ -148,6 +169,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     allocation: dict[str, Any] | None = None
     tensors: list[TensorNoise] = field(default_factory=list)
+    outputs: list[OutputNoise] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, ready for JSON."""
@@ -163,4 +185,8 @@ class Report:
             TensorNoise(**{**entry, "grid": None if entry["grid"] is None else tuple(entry["grid"])})
             for entry in values.pop("tensors", [])  # results of brecq 0.1.0 have none
         ]
-        return cls(scope=scope, blocks=blocks, tensors=tensors, **values)
+        outputs = [
+            OutputNoise(**{**entry, "layers": tuple(entry["layers"])})
+            for entry in values.pop("outputs", [])  # results of older brecqs have none
+        ]
+        return cls(scope=scope, blocks=blocks, tensors=tensors, outputs=outputs, **values)

@@ -81,6 +81,20 @@ class Shortcut(nn.Module):
         return (self.b(self.a(x).relu()) + self.short(x)).relu()
 
 
+class Distribution(nn.Module):
+    """A box's sides as means of distributions, as YOLO decodes them; class scores beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.sides, self.classes = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 1), nn.Conv2d(8, 5, 1)
+        self.mean = nn.Conv2d(4, 1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        found = self.sides(x).flatten(2).unflatten(1, (4, 4)).transpose(1, 2).softmax(1)
+        return torch.cat([self.mean(found)[:, 0], self.classes(x).flatten(2).sigmoid()], 1)
+
+
 FLOATS = torch.randn(2, 3, 8)
 
 
@@ -93,8 +107,9 @@ FLOATS = torch.randn(2, 3, 8)
         (Language, (torch.randint(9, (2, 3)), torch.randn(2, 3)), {"q", "k", "v"}, {"out"}),
         (Heads, (FLOATS,), {"stem"}, {"box", "score", "body"}),
         (Shortcut, (FLOATS,), {"stem"}, {"b"}),
+        (Distribution, (torch.randn(2, 3, 6, 6),), {"stem"}, {"sides", "classes", "mean"}),
     ],
-    ids=["pre-norm", "post-norm", "dense", "language", "heads", "shortcut"],
+    ids=["pre-norm", "post-norm", "dense", "language", "heads", "shortcut", "distribution"],
 )
 def test_first_and_last(
     network: Callable[[], nn.Module], inputs: tuple[Tensor, ...], first: set[str], last: set[str]

@@ -7,6 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from brecq.config import QuantConfig, Recipe
+from brecq.pipeline import quantize
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize
 from brecq.ranks import Part
 from brecq.reconstruct.cache import ActivationCache
@@ -83,6 +85,22 @@ def test_more_steps_learn_more(lab) -> None:
     before = sum(report.error_before for report in longer.reports[1:-1])
     assert longer.reports[1].error_after < fast.reports[1].error_after
     assert sum(report.error_after for report in longer.reports[1:-1]) < before
+
+
+def test_outputs_count_by_their_own_power(networks) -> None:
+    """The boxes of a detector are learned alike, whatever the numbers that its class scores are given in."""
+    inputs = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    recipe = Recipe.preset("fast").replace(steps=30, batch_size=16, range_candidates=20, tuning=0.0, qdrop=0.0)
+    config = QuantConfig(weights=2, activations=8, granularity="net", first_last=None, recipe=recipe)
+    boxes = []
+    for scale in (1.0, 64.0):
+        torch.manual_seed(0)
+        result = quantize(networks.Scores(scale), inputs, config)
+        (block,) = result.report.blocks
+        assert block.error_after < block.error_before
+        boxes.append((block.error_after, result.model(inputs)[0]))
+    assert boxes[0][0] == pytest.approx(boxes[1][0], rel=1e-2)
+    torch.testing.assert_close(boxes[0][1], boxes[1][1], rtol=1e-2, atol=1e-2)
 
 
 def test_biases_are_on_the_int32_grid(fast) -> None:

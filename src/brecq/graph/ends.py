@@ -2,13 +2,16 @@
 
 First are the layers that read a network input with no layer before them. An output's last layer is the one at the end
 of the longest way to it, so that in a stream of residual additions only the last block's layer counts, not every layer
-that writes to the stream. Heads side by side (the parts of a concatenation, the factors of a product) all count.
+that writes to the stream. Heads side by side (the parts of a concatenation, the factors of a product) all count. A layer that only
+takes the mean of a distribution (one output behind a softmax, as detectors decode the sides of a box) is no end: those
+that make the distribution are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from brecq.graph import ops
@@ -24,14 +27,16 @@ def first_layers(graph: GraphModule, layers: Collection[Node]) -> set[Node]:
     return {layer for layer in layers if depth[layer] == 1 and layer in reached} or set(list(layers)[:1])
 
 
-def last_layers(graph: GraphModule, layers: Collection[Node]) -> set[Node]:
-    """For each output of the network the layers at the end of the longest way to it."""
+def last_layers(graph: GraphModule, layers: Collection[Node], outputs: Sequence[Node] | None = None) -> set[Node]:
+    """For each output of the network (or each of `outputs`) the layers at the end of the longest way to it."""
+    means = {layer for layer in layers if _is_mean(layer)}
+    layers = [layer for layer in layers if layer not in means]
     depth = _depths(graph, layers)
     order = {node: position for position, node in enumerate(graph.graph.nodes)}
     before = _layers_before(graph, layers)
     output = next(node for node in graph.graph.nodes if node.op == "output")
     last: set[Node] = set()
-    for result in output.all_input_nodes:
+    for result in output.all_input_nodes if outputs is None else outputs:
         ends: set[Node] = set()
         stack, seen = [result], set()
         while stack:
@@ -47,7 +52,18 @@ def last_layers(graph: GraphModule, layers: Collection[Node]) -> set[Node]:
             else:
                 stack += sources
         last |= ends - {earlier for end in ends for earlier in before[end]}
-    return last
+    return last | (means if outputs is None else set())
+
+
+def _is_mean(layer: Node) -> bool:
+    """True for a layer with one output that reads a softmax, as it is or reshaped."""
+    source = layer.args[0]
+    while isinstance(source, Node) and source.target in ops.MOVEMENT:
+        source = source.args[0]
+    softmax = isinstance(source, Node) and source.op == "call_function" and "softmax" in ops.op_name(source)
+    value = layer.meta.get("val")
+    axis = 1 if ops.kind(layer) != "linear" else -1
+    return softmax and isinstance(value, Tensor) and value.dim() > 1 and value.shape[axis] == 1
 
 
 def _sources(node: Node) -> list[Node]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from brecq.forward import even_slices
 from brecq.graph.dataflow import Dataflow
+from brecq.graph.ends import last_layers
 from brecq.graph.placement import activation_end
 from brecq.graph.prepare import fake_quantize_node
-from brecq.report import TensorNoise
+from brecq.report import OutputNoise, TensorNoise
 
 SAMPLES = 16
 BINS = 48
@@ -22,18 +24,50 @@ _BATCH = 4
 
 
 @torch.no_grad()
-def tensor_noise(prepared: GraphModule, inputs: Sequence[Tensor]) -> list[TensorNoise]:
-    """Compare every layer's output, behind its activation function, with the float network's.
+def tensor_noise(prepared: GraphModule, inputs: Sequence[Tensor]) -> tuple[list[TensorNoise], list[OutputNoise]]:
+    """Compare the network's outputs, and every layer's behind its activation function, with the float network's.
 
     Args:
         prepared: its fake-quantizers in hard mode. inputs: each [N, ...], on the graph's device; the first 16 count.
     """
     flow = Dataflow(prepared)
     ends = {activation_end(node): layer for node, layer in zip(flow.ops, flow.layers, strict=True) if layer}
-    run = _Pairs(prepared, ends)
+    outputs = _outputs(prepared)
+    run = _Pairs(prepared, [*ends, *outputs.values()])
     for rows in even_slices(min(len(inputs[0]), SAMPLES), _BATCH):
         run.run(*(value[rows] for value in inputs), enable_io_processing=False)
-    return [run.tallies[node].result(layer, _grid(prepared, node)) for node, layer in ends.items()]
+    last = {node: flow.layers[flow.index[node]] for node in flow.ops if flow.layers[flow.index[node]]}
+    found = [
+        OutputNoise(name, _makers(prepared, node, last), run.tallies[node].signal, run.tallies[node].noise)
+        for name, node in outputs.items()
+    ]
+    return [run.tallies[node].result(layer, _grid(prepared, node)) for node, layer in ends.items()], found
+
+
+def _outputs(graph: GraphModule) -> dict[str, Node]:
+    """The floating-point tensors that a network returns, by their keys or places, joined by dots."""
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    leaves, spec = pytree.tree_flatten(output.args[0])
+    info = getattr(graph.graph._codegen, "pytree_info", None)
+    spec = spec if info is None or info.out_spec is None else info.out_spec
+    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(leaves, spec))
+    named = {".".join(map(_key, path)): leaf for path, leaf in paths}
+    return {name: leaf for name, leaf in named.items() if isinstance(leaf, Node) and _is_floating(leaf)}
+
+
+def _key(entry: Any) -> str:
+    return str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))))
+
+
+def _is_floating(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _makers(graph: GraphModule, output: Node, layers: Mapping[Node, str]) -> tuple[str, ...]:
+    """The names of the last layers on the way to an output, in order."""
+    ends = last_layers(graph, layers, [output])
+    return tuple(name for node, name in layers.items() if node in ends)
 
 
 def _grid(graph: GraphModule, node: Node) -> tuple[float, float] | None:

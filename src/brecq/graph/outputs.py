@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from brecq.errors import CaptureError
+from brecq.report import OutputNoise, ScopeEntry
 
 
 @contextmanager
@@ -73,3 +74,30 @@ def _describe(value: Any) -> str:
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     return f"a {type(value).__name__}"
+
+
+BEHIND = 6.0
+"""Decibels that an output may lose more than the best one without being named: twice its amplitude."""
+
+
+def weakest(outputs: Sequence[OutputNoise], scope: Sequence[ScopeEntry]) -> list[str]:
+    """What to do about outputs that lose far more than others: a sentence for each, naming the layers behind it."""
+    ratios = [output.sqnr for output in outputs if output.signal > 0]
+    found = []
+    for output in outputs:
+        if output.signal == 0 or output.sqnr >= max(ratios) - BEHIND:
+            continue
+        entries = [entry for entry in scope if entry.layer in output.layers and entry.weights]
+        bits = ", ".join(f"{entry.layer} {entry.weights}, input {entry.inputs}" for entry in entries[:3])
+        low = any(not entry.weights.startswith(("8", "float")) or not entry.inputs.startswith(("8", "float"))
+                  for entry in entries)  # fmt: skip
+        remedy = (
+            "; raise its last layers: " + " ".join(f"--set '{entry.layer}' w=8,a=8" for entry in entries[:3])
+            if low
+            else "; its last layers have 8 bits: give the layers before them more, or calibrate on more samples"
+        )
+        found.append(
+            f"output {output.name!r} has an SQNR of {output.sqnr:.1f} dB, the best one {max(ratios):.1f} "
+            f"(last layers: {bits}){remedy}"
+        )
+    return found

@@ -346,8 +346,8 @@ class _Tree:
         return (blocks - inner) | alike
 
     def _functional_regions(self, units: list[str | None], blocks: set[str]) -> None:
-        """Residual regions written straight into the network's `forward`: one unit each. Routes that lead far ahead (to
-        the next scale) pass them by; what is left of a flat list of modules goes in runs of a few layers."""
+        """Residual regions written straight into the network's `forward`: one unit each. Routes that lead far ahead
+        (to the next scale) pass them by; what is left of a flat list of modules goes in runs of a few layers."""
         alone, lists = list(units), set()
         for a, b in self.flow.regions(0, len(units), MAX_REGION):
             if _common(self.flow.paths[a:b]) or not self.flow.has_join(a, b):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -153,19 +153,33 @@ class Reconstruction:
             for i, (q, f) in enumerate(zip(inputs, clean, strict=True))
         ]
 
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        """Of each target in the loss: errors are in units of the target's own power, so that a large output (class
+        scores of one scale) does not hide a small one (boxes of another). A single target's is 1."""
+        names = self.block.targets
+        if len(names) < 2:
+            return dict.fromkeys(names, 1.0)
+        powers = torch.zeros(len(names), dtype=torch.float64, device=self.device)
+        for index in self.checked.split(BATCH):
+            targets = self.streams.read("float", names, index)
+            powers += torch.stack([t.double().square().mean() * _channels(t) * len(index) for t in targets])
+        mean = powers[powers > 0].mean()
+        return {name: (mean / power).item() if power > 0 else 1.0 for name, power in zip(names, powers, strict=True)}
+
     def _loss(self, outputs: tuple[Tensor, ...], index: Tensor | slice) -> Tensor:
-        """Squared error summed over channels, mean over samples and positions, summed over the block's outputs."""
+        """Squared error summed over channels, mean over samples and positions, summed over the block's outputs, each
+        in units of its own power."""
         names = self.block.targets
         targets = self.streams.read("float", names, index)
         total = torch.zeros((), device=self.device)
         for name, output, target in zip(names, self.block.compared(outputs), targets, strict=True):
-            channels = target.shape[1] if target.dim() == 4 else target.shape[-1]
             if self.fisher:
                 weight = self.streams.cache.get(Slot("fisher", name), index)
                 error = (weight * (output.float() - target).square()).mean()
             else:
                 error = F.mse_loss(output.float(), target)
-            total = total + error * channels
+            total = total + error * (_channels(target) * self.weights[name])
         return total
 
     @torch.no_grad()
@@ -186,9 +200,9 @@ class Reconstruction:
         loss = self._loss(outputs, index).double() * len(index)
         error, power = torch.zeros_like(loss), torch.zeros_like(loss)
         targets = self.streams.read("float", self.block.targets, index)
-        for output, target in zip(self.block.compared(outputs), targets, strict=True):
-            error += F.mse_loss(output.float(), target, reduction="sum").double()
-            power += target.square().sum().double()
+        for name, output, target in zip(self.block.targets, self.block.compared(outputs), targets, strict=True):
+            error += F.mse_loss(output.float(), target, reduction="sum").double() * self.weights[name]
+            power += target.square().sum().double() * self.weights[name]
         return torch.stack([loss, error, power])
 
     def _check(self) -> _Error:
@@ -196,6 +210,10 @@ class Reconstruction:
         error = self.hard_error()
         self.mine.resume()
         return error
+
+
+def _channels(target: Tensor) -> int:
+    return target.shape[1] if target.dim() == 4 else target.shape[-1]
 
 
 def _tell(on_step: StepHook, step: int, scale: float, hard: float | None, loss: float) -> None:

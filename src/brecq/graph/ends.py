@@ -1,10 +1,10 @@
 """The first and the last layers of a network, which many like to keep at more bits than the others.
 
-First are the layers that read a network input with no layer before them. An output's last layer is the one at the end
-of the longest way to it, so that in a stream of residual additions only the last block's layer counts, not every layer
-that writes to the stream. Heads side by side (the parts of a concatenation, the factors of a product) all count. A layer
-that only takes the mean of a distribution (one output behind a softmax, as detectors decode the sides of a box) hides no
-end: those that make the distribution count, too.
+First are the layers that read a network input with no layer before them. An output's last layer is the one at the
+end of the longest way to it, so that in a stream of residual additions only the last block's layer counts, not every
+layer that writes to the stream. Heads side by side (the parts of a concatenation, the factors of a product) all count.
+A layer that only takes the mean of a distribution (one output behind a softmax, as detectors decode the sides of a
+box) hides no end: those that make the distribution count, too.
 """
 
 from __future__ import annotations

@@ -24,9 +24,10 @@ from brecq.errors import ConfigError, ExportError
 pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert: pip install 'brecq[litert]'")
 
 from brecq.deploy.lite.lower import lower
+from brecq.deploy.lite.packing import pack_int4
 from brecq.deploy.lite.values import regroup
 from brecq.deploy.litert import runtime
-from brecq.deploy.litert.flatbuffer import pack_int4, serialize
+from brecq.deploy.litert.flatbuffer import serialize
 
 Quantized = Callable[..., QuantResult]
 
@@ -149,7 +150,7 @@ def test_an_operator_without_a_form_is_named_with_its_module() -> None:
             return torch.cumsum(x, 1)
 
     with pytest.raises(ExportError, match=r"LiteRT has no operator here for cumsum \(in cumsum\); export to ONNX"):
-        lower(_completed(Sorts(), torch.randn(2, 3)), 1, "LiteRT")
+        lower(_completed(Sorts(), torch.randn(2, 3)), 1, runtime.LITERT)
 
 
 def test_a_file_says_what_it_was_exported_from(quantized: Quantized, tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ def _completed(module: nn.Module, *inputs: Tensor) -> Completed:
 
 def _run(module: nn.Module, *inputs: Tensor) -> list[np.ndarray]:
     """A float network in the interpreter."""
-    program = lower(_completed(module, *inputs), len(inputs[0]), "LiteRT")
+    program = lower(_completed(module, *inputs), len(inputs[0]), runtime.LITERT)
     return runtime.Session(serialize(program, "", {}))(*(each.numpy() for each in inputs))
 
 
@@ -281,7 +282,7 @@ def test_transposes_are_few(networks: ModuleType) -> None:
         y = F.channel_shuffle(F.conv2d(x, torch.ones(6, 3, 3, 3)), 2)
         return F.conv2d(F.max_pool2d(y, 2), torch.ones(4, 6, 1, 1)).mean((2, 3))
 
-    program = lower(_completed(Net(network), torch.randn(1, 3, 8, 8)), 1, "LiteRT")
+    program = lower(_completed(Net(network), torch.randn(1, 3, 8, 8)), 1, runtime.LITERT)
     assert [each.kind for each in program.operators].count("TRANSPOSE") == 1
 
 

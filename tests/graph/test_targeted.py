@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,7 @@ from brecq.errors import ConfigError
 from brecq.graph.placement import BrecqQuantizer, plan
 from brecq.graph.prepare import fake_quantize_node, grid_of, prepare
 from brecq.quant.fake_quant import ActivationFakeQuantize, WeightFakeQuantize
+from brecq.targets import load
 
 aten = torch.ops.aten
 
@@ -86,7 +88,12 @@ def test_prescribed_grids_are_neither_searched_nor_learned(captured: Callable[[s
     assert all(m.fixed and float(m.grid.scale) == 1 / 256 and float(m.grid.zero_point) == 0 for m in fixed)
 
 
-def test_one_scale_in_all_for_linear_layers_of_cmsis_nn(captured: Callable[[str], GraphModule]) -> None:
+def test_one_scale_in_all_where_a_kernel_takes_no_other(
+    captured: Callable[[str], GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = load("cmsis-nn")
+    kernels = tuple(replace(kernel, per_channel="linear" not in kernel.operators) for kernel in table.kernels)
+    monkeypatch.setattr("brecq.graph.placement.load", lambda name: replace(table, kernels=kernels))
     graph = prepared(captured, "ResNet", target="cmsis-nn")
     for node in graph.graph.nodes:
         if node.target in (aten.linear.default, aten.conv2d.default):

@@ -89,6 +89,11 @@ FORMATS = {
             runner="brecq.deploy.qualcomm.runtime", files=(".encodings",),
             differs="the encodings are applied in float between layers",
         ),
+        Format(
+            "cmsis-nn", "brecq.deploy.cmsis.write", "", "",
+            "Arm Cortex-M: C that calls CMSIS-NN, 4- and 8-bit weights",
+            arithmetic="FixedPoint",
+        ),
         Format("qonnx", "brecq.deploy.qonnx", ".onnx", "onnx", "QONNX for FINN and hls4ml: any bit-width"),
         Format(
             "pt2", "brecq.deploy.pt2", ".pt2", "", "torch.export program: packed weights, int8 with torch.compile",

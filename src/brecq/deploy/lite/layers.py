@@ -77,8 +77,8 @@ def convolution(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[s
         kind, options["depthMultiplier"] = "DEPTHWISE_CONV_2D", kernel.shape[0] // at.groups
         weights = weight.tensor(low, _weight_name(node), kernel.transpose(1, 2, 3, 0), 3, int4=True)
     else:
-        kind = "CONV_2D"
-        weights = weight.tensor(low, _weight_name(node), kernel.transpose(0, 2, 3, 1), 0, int4=True)
+        kind, narrow = "CONV_2D", at.groups == 1 or low.runtime.grouped_int4
+        weights = weight.tensor(low, _weight_name(node), kernel.transpose(0, 2, 3, 1), 0, narrow)
 
     def emit_padded(source: Tensor) -> tuple[Tensor, dict[str, Any]]:
         source, code = pooling(low, source, kernel.shape[2:], at.stride, at.pads, at.dilation, 0)

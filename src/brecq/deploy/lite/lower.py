@@ -7,39 +7,39 @@ import torch
 from brecq.deploy.complete import Completed
 from brecq.deploy.formats import some
 from brecq.deploy.lite import floats, joins, layers, moves  # noqa: F401 (they register their handlers)
-from brecq.deploy.lite.lowering import HANDLERS, Lowering
+from brecq.deploy.lite.lowering import HANDLERS, Lowering, Runtime
 from brecq.deploy.lite.program import Program
 from brecq.errors import ExportError
 from brecq.graph import ops
 
 
-def lower(completed: Completed, batch: int, target: str) -> Program:
+def lower(completed: Completed, batch: int, runtime: Runtime) -> Program:
     """The channels-last program of a completed one. Inputs and outputs are float32, pictures [N, H, W, C].
 
     Args:
-        batch: the batch size. target: what the program is for, in messages.
+        batch: the batch size. runtime: what the program is for.
 
     Raises:
         ExportError: an operator has no form there.
     """
-    refuse_unknown(completed, target)
-    lowering = Lowering(completed, target)
+    refuse_unknown(completed, runtime)
+    lowering = Lowering(completed, runtime)
     inputs = [value[:1].expand(batch, *[-1] * (value.dim() - 1)) for value in completed.example_inputs]
     with torch.no_grad():
         lowering.run(*inputs)
     return prune(lowering.build.program)
 
 
-def refuse_unknown(completed: Completed, target: str) -> None:
+def refuse_unknown(completed: Completed, runtime: Runtime) -> None:
     """Raise `ExportError` for operators that have no handler, all at once."""
-    lowering = Lowering(completed, target)
+    lowering = Lowering(completed, runtime)
     unknown: dict[str, str] = {}
     for node in completed.graph.graph.nodes:
         if node in lowering.computed and node.op == "call_function" and node.target not in HANDLERS:
             unknown.setdefault(ops.op_name(node), ops.module_path(node) or node.name)
     if unknown:
         names = some([f"{op} (in {module})" for op, module in unknown.items()])
-        raise ExportError(f"{target} has no operator here for {names}; export to ONNX or OpenVINO")
+        raise ExportError(f"{runtime.name} has no operator here for {names}; export to ONNX or OpenVINO")
 
 
 def prune(program: Program) -> Program:

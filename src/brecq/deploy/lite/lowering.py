@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,13 +36,27 @@ def lowers(*targets: Any) -> Callable[[Handler], Handler]:
     return register
 
 
+@dataclass(frozen=True)
+class Runtime:
+    """What the program is for, where runtimes differ.
+
+    Attributes:
+        name: in messages. grouped_int4: it has 4-bit convolutions in groups. tables: it looks a function of one code
+            up in a table.
+    """
+
+    name: str
+    grouped_int4: bool = True
+    tables: bool = False
+
+
 class Lowering(Interpreter):
     """Runs the program on example inputs, which makes every size a number, and adds operators on the way."""
 
-    def __init__(self, completed: Completed, target: str) -> None:
+    def __init__(self, completed: Completed, runtime: Runtime) -> None:
         super().__init__(completed.graph, garbage_collect_values=False)
         self.extra_traceback = False  # it would write the graph into messages
-        self.completed, self.target = completed, target
+        self.completed, self.runtime = completed, runtime
         self.build = Builder()
         self.values: dict[Node, Any] = {}
         self.quantizers = {node: name for name, node in completed.quantizers().items()}
@@ -119,7 +134,7 @@ class Lowering(Interpreter):
     def refuse(self, node: Node, reason: str) -> None:
         """Raise: the target cannot express a node."""
         where = ops.module_path(node) or node.name
-        raise ExportError(f"{self.target}: {ops.op_name(node)} in {where} {reason}; export to ONNX or OpenVINO")
+        raise ExportError(f"{self.runtime.name}: {ops.op_name(node)} in {where} {reason}; export to ONNX or OpenVINO")
 
 
 def numpy(value: Numbers) -> np.ndarray:

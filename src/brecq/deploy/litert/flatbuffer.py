@@ -13,6 +13,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from brecq.deploy.lite.packing import pack_int4
 from brecq.deploy.lite.program import Operator, Program, Quantization, Tensor
 
 _ALIGNMENT = 16
@@ -261,10 +262,3 @@ def version(operator: Operator) -> int:
 def _is_grouped(operator: Operator) -> bool:
     x, weights = operator.inputs[:2]
     return x is not None and weights is not None and x.shape[-1] != weights.shape[-1]
-
-
-def pack_int4(codes: np.ndarray) -> bytes:
-    """Two codes in -8..7 a byte, the first in the low bits."""
-    flat = codes.reshape(-1).astype(np.uint8) & 15
-    flat = np.append(flat, np.zeros(len(flat) % 2, np.uint8))
-    return bytes(flat[0::2] | flat[1::2] << 4)

@@ -12,6 +12,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from brecq.deploy.lite.lowering import Runtime as Lowered
 from brecq.deploy.runtime import Kernels
 from brecq.errors import ConfigError, ExportError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from brecq.result import QuantResult
 
 METADATA = "brecq"
+LITERT = Lowered("LiteRT")
 LAYERS = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"}
 
 
@@ -127,7 +129,7 @@ def float_of(result: QuantResult, threads: int = 1) -> Session:
     from brecq.deploy.litert.flatbuffer import serialize
 
     completed = Completed(float_graph(result), (), result.example_inputs, ())
-    return Session(serialize(lower(completed, 1, "LiteRT"), "float", {}), threads)
+    return Session(serialize(lower(completed, 1, LITERT), "float", {}), threads)
 
 
 def _codes(tensor: np.ndarray, offset: int, layout: str) -> np.ndarray:

@@ -19,7 +19,7 @@ from brecq.deploy.formats import Exported, some
 from brecq.deploy.lite.lower import lower
 from brecq.deploy.lite.program import Operator, Program
 from brecq.deploy.litert.flatbuffer import serialize
-from brecq.deploy.litert.runtime import METADATA, Session
+from brecq.deploy.litert.runtime import LITERT, METADATA, Session
 from brecq.deploy.simulate.kernels import fits_int4
 from brecq.errors import ConfigError, ExportError
 from brecq.storage.files import write as write_file
@@ -51,7 +51,7 @@ def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
             "--activation-bits 8, or export to ONNX or OpenVINO"
         )
     completed = complete(result, linear_outputs=True)
-    program = lower(completed, batch, "LiteRT")
+    program = lower(completed, batch, LITERT)
     content = serialize(program, f"brecq {__version__}", {METADATA: facts(result, program)})
     Session(content)  # a file that does not load is not written
     write_file(path, content, ExportError)

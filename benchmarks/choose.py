@@ -20,23 +20,17 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from cells import Cell, Results, Values, bits, parse_recipe, parser, tables
+from cells import Cell, Results, Values, bits, parse_recipe, parser
 from common import CALIBRATION, DATA, chosen_by, quality_on, quantized, require, use_threads
 
 from brecq import QuantConfig
 
-MEASURES = {
-    "top1": ("top-1 accuracy in percent", 1.0, 2),
-    "agreement": ("agreement with float in percent", 1.0, 2),
-    "sqnr": ("SQNR of the logits in dB", 1.0, 2),
-    "cpu_seconds": ("processor seconds to quantize", 1.0, 0),
-    "peak_bytes": ("peak memory in GB", 1e-9, 2),
-}
 PACKED = {"imagenet_calib": 256, "imagenet_val/images": 300}
 """Images that `--pack` takes along."""
 
@@ -53,7 +47,7 @@ def main() -> None:
     cells = [cell for line in lines if line.strip() and line[0] != "#" for cell in cells_of(line)]
     if not options.table:
         run(cells, results, options)
-    print(tables(list(dict.fromkeys(cells)), results, MEASURES))
+    print(table(results.records))
 
 
 def arguments() -> argparse.Namespace:
@@ -65,6 +59,20 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--device", default="cpu", help="cpu or cuda")
     found.add_argument("--pack", type=Path, metavar="FOLDER", help="write the data that this needs, and nothing else")
     return found.parse_args()
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Everything that was ever measured, also by settings that are no more, in Markdown."""
+    head = ("network", "setting", "seed", "top-1", "agreement", "SQNR, dB", "error, tuned", "seconds", "recipe")
+    lines = [f"| {' | '.join(head)} |", f"|---|---|{'---:|' * 6}---|"]
+    for record in sorted(records, key=lambda r: (r["network"], r["column"], r["key"]["config"]["seed"])):
+        v = record["values"]
+        numbers = f"{v['top1']:.2f} | {v['agreement']:.2f} | {v['sqnr']:.2f}"
+        errors = f"{v['error_before']:.4f} → {v['error_after']:.4f}"
+        seed = record["key"]["config"]["seed"]
+        start = f"| {record['network']} | {record['column']} | {seed} | {numbers} | {errors} |"
+        lines.append(f"{start} {v['cpu_seconds']:.0f} | `{record['row']}` |")
+    return "\n".join(lines)
 
 
 def cells_of(line: str) -> Iterator[Cell]:

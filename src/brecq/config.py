@@ -214,7 +214,8 @@ class Recipe:
     tuning: float = setting(
         0.5,
         "steps of the end-to-end tuning after the last block, as a multiple of `steps`; it learns all step sizes and "
-        "biases together against the outputs of the float network. 0 leaves it out",
+        "biases together, with `tune_codes_lr` the codes as well, against what the float network computes. 0 leaves "
+        "it out",
         low=0, high=1000,
     )
     tune_lr: float = _rate(
@@ -223,18 +224,18 @@ class Recipe:
         "relative, as step sizes are learned as logarithms. It is lowered for networks that it would throw off",
     )
     tune_codes_lr: float = _rate(
-        0.0, "highest Adam learning rate of the weights' codes in the tuning, in steps; 0 leaves the codes alone"
+        0.0,
+        "highest Adam learning rate of the weights' codes in the tuning, in steps, such as 0.03; the tuning is then "
+        "one cycle. It is lowered for networks that it would throw off; 0 leaves the codes alone",
     )
     tune_features: float = setting(
-        0.0, "weight, in the tuning, of the error of what the last block receives, beside that of the outputs",
+        0.0,
+        "weight, in the tuning, of the squared error of what the last block receives, beside that of the outputs; "
+        "each is divided by its first value",
         low=0, high=MOST,
     )
-    tune_kl: float = setting(0.0, "weight, in the tuning, of the divergence of class probabilities", low=0, high=MOST)
-    tune_flips: bool = setting(False, "tune on mirrored samples as well")
-    tune_second: float = setting(-1.0, "factor of the second half's rates; 0: one cycle")
     range_norm: float = setting(2.4, "exponent p of the Lp error that range initialization minimizes", low=1, high=10)
     range_candidates: int = setting(100, "shrink factors tried by range initialization", low=1, high=100_000)
-    range_two_sided: bool = setting(False, "shrink each end of an activation's range by itself")
     range_samples: int = _count(
         256, "calibration samples that activation ranges, and the moments behind `compensate`, are taken from"
     )

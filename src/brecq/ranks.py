@@ -107,12 +107,10 @@ class Share:
         """Those of `index` (int64, among all samples) that the process has, as places among its own."""
         return self.part(index).places
 
-    def part(self, index: Tensor, copies: int = 1) -> Part:
-        """The process's part of a batch; `index`: the batch, int64, sorted. `copies`: there are so many of each
-        sample, one behind the other, all at the same process."""
-        start, stop = self.start * copies, self.stop * copies
-        mine = index[(index >= start) & (index < stop)] - start
-        return Part(mine, int((index < start).sum()), len(index))
+    def part(self, index: Tensor) -> Part:
+        """The process's part of a batch; `index`: the batch, int64, sorted."""
+        mine = index[(index >= self.start) & (index < self.stop)] - self.start
+        return Part(mine, int((index < self.start).sum()), len(index))
 
     def units(self, wanted: int | None = None) -> list[Unit]:
         """The process's units: all, or of those that hold `wanted` samples, evenly spread over all samples, the last

@@ -65,6 +65,31 @@ def test_codes_stay_and_steps_and_biases_change(blocks, tuned) -> None:
         assert all(torch.equal(before[name], after[name]) is same for name in names), kind
 
 
+def test_codes_move_with_a_rate_of_their_own(lab, blocks) -> None:
+    moved = lab.run(tuning=5.0, tune_codes_lr=0.1)
+    codes = [name for name in moved.learned() if name.endswith("codes")]
+    assert any(not torch.equal(moved.learned()[name], blocks.learned()[name]) for name in codes)
+    assert moved.reports[-1].error_after < moved.reports[-1].error_before / 2
+
+
+def test_a_rate_of_codes_that_would_throw_the_network_off_is_lowered(lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered = lab.run(tuning=5.0, tune_codes_lr=3.0).reports[-1].error_after
+    monkeypatch.setattr(tune, "TRUST_CODES", math.inf)
+    assert lowered < lab.run(tuning=5.0, tune_codes_lr=3.0).reports[-1].error_after
+
+
+def test_features_are_looked_at_and_chosen_by(lab, tuned) -> None:
+    features = lab.run(tuning=5.0, tune_features=1.0)
+    assert not lab.same(features, tuned)
+    assert features.reports[-1].error_after < features.reports[-1].error_before
+
+
+def test_a_resumed_run_that_is_to_tune_otherwise_tunes_again(lab, tmp_path: Path) -> None:
+    lab.run(tuning=1.0, state=state(tmp_path))
+    again = lab.run(tuning=1.0, tune_codes_lr=0.1, state=state(tmp_path, resume=True))
+    assert [report.resumed for report in again.reports] == [True] * (len(again.reports) - 1) + [False]
+
+
 def test_weights_that_stayed_rounded_to_nearest_keep_those_codes(lab) -> None:
     nearest, after = lab.run(method="rtn").learned(), lab.run(rounding_lr=0.0, tuning=5.0)
     assert after.reports[-1].error_after < after.reports[-1].error_before

@@ -20,9 +20,6 @@ ZERO_SCALE = torch.finfo(torch.float32).eps
 """Step of what is zero everywhere, that of PyTorch's observers: any step is exact there, and a layer's bias, whose
 step is a multiple of it, stays fine."""
 
-SIDES = 5
-"""Of how many shrink factors one is tried on each end by itself."""
-
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Elements searched at a time, by device type: on the CPU few enough for the working buffers to stay in the cache, on
 CUDA enough for the device to be busy."""
@@ -78,12 +75,8 @@ def activation_range(
     symmetric: bool = False,
     p: float = 2.4,
     candidates: int = 100,
-    two_sided: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Step and zero point of an activation tensor.
-
-    Where values lie on both sides of zero and the zero point is free, each end is shrunk by itself, in a fifth as many
-    factors; then both together.
 
     Args:
         samples: 1-D, values the error is measured on; may be a subset of the activations.
@@ -105,29 +98,13 @@ def activation_range(
             "observed; check the calibration data and that the network gives finite outputs on it"
         )
     scales, zero_points = _candidates(low, high, range, symmetric, candidates)
-    if two_sided and not symmetric and candidates >= SIDES and bool((low < 0) & (high > 0)):
-        ends = _ends(samples, low, high, range, p, candidates // SIDES)
-        others = _candidates(*ends, range, symmetric, candidates)
-        scales, zero_points = torch.cat([scales, others[0]]), torch.cat([zero_points, others[1]])
     unit = _unit(low, high)
-    errors = torch.zeros(len(scales), 1, dtype=torch.float64, device=samples.device)
+    errors = torch.zeros(candidates, 1, dtype=torch.float64, device=samples.device)
     for part in samples.detach().reshape(-1).split(_CHUNK[samples.device.type]):
         steps = (scales / unit)[:, :, None]
         errors += _errors(part.to(torch.float32)[None] / unit, steps, zero_points[:, :, None], range, p)
     best = errors.argmin(0)[0]
     return scales[best, 0], zero_points[best, 0]
-
-
-def _ends(samples: Tensor, low: Tensor, high: Tensor, range: IntRange, p: float, count: int) -> tuple[Tensor, Tensor]:
-    """The best ends [1] of a range among `count` factors of each of `low` and `high`."""
-    factors = torch.linspace(1 / count, 1, count, device=low.device)
-    lows, highs = (end.flatten() for end in torch.meshgrid(factors * low, factors * high, indexing="ij"))
-    scales = ((highs - lows).double() / (range.high - range.low)).float()
-    zero_points = (range.low - lows.double() / scales).round().clamp(range.low, range.high).float()
-    unit = _unit(low, high)
-    values = samples.detach().reshape(-1)[: _CHUNK["cpu"]].to(torch.float32)[None] / unit
-    best = _errors(values, (scales / unit)[:, None, None], zero_points[:, None, None], range, p)[:, 0].argmin()
-    return lows[best].reshape(1), highs[best].reshape(1)
 
 
 def _candidates(low: Tensor, high: Tensor, range: IntRange, symmetric: bool, candidates: int) -> tuple[Tensor, Tensor]:

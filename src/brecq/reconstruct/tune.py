@@ -1,11 +1,11 @@
-"""End-to-end tuning: after the blocks, all steps and biases of the network are learned together, and codes as well.
+"""End-to-end tuning: after the blocks, all steps and biases of the network are learned together, and codes if wanted.
 
     quantized network → outputs, features;   loss = squared errors against the float network's, in units of the first
 
 Blocks are reconstructed one by one and each leaves an error behind; here everything learns to make up for it. Steps
 and biases alone are the second stage of EfficientQAT (Chen et al. 2024, "E2E-QP"), with the float network's outputs as
-targets instead of labels; codes move by the straight-through gradient. The features, what the last block receives,
-are many more numbers than the outputs: with them, few samples go further (GLF-Q 2026).
+targets instead of labels; codes can move by the straight-through gradient. Features, what the last block receives, are
+many more numbers than the outputs and can be compared as well (GLF-Q 2026).
 """
 
 from __future__ import annotations
@@ -73,22 +73,17 @@ class Tuning:
         self.autocast = run.autocast
         self.ends = run.network.ends
         self.features = _features(run.network) if self.recipe.tune_features else ()
-        self.share, self.copies = run.share, 2 if self.recipe.tune_flips else 1
-        samples, seed = self.share.samples, run.seed("tuning")
-        self.checked, held = measured_on(samples, run.held, seed), run.held
+        self.share, samples, seed = run.share, run.share.samples, run.seed("tuning")
+        self.checked = measured_on(samples, run.held, seed)
         self.inputs = [Slot("tuned", i) for i in range(len(run.inputs))]
-        inputs, received = run.inputs, run.received
-        if self.copies == 2:
-            inputs, received = _flipped(inputs), None if received is None else _flipped(received)
-            samples, held, self.checked = 2 * samples, torch.cat([2 * held, 2 * held + 1]), 2 * self.checked
-        self.batches = Sampler(samples, self.recipe.batch_size, torch.Generator().manual_seed(seed), held)
+        self.batches = Sampler(samples, self.recipe.batch_size, torch.Generator().manual_seed(seed), run.held)
         self.draws = torch.Generator().manual_seed(seed)
         self.units: Errors = {}
         self.learners: list[Learner] = []
         self.parts = 1  # into how many a batch is cut, for want of memory
-        self._record(inputs)
-        if received is not None:
-            self._keep(received)
+        self._record(run.inputs)
+        if run.received is not None:
+            self._keep(run.received)
 
     @torch.no_grad()
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
@@ -115,13 +110,7 @@ class Tuning:
         self.units = {name: value or 1.0 for name, value in first.items()}
         kept = self.mine.state()
         rates = self._trusted(first, kept)
-        cycles = (
-            CYCLES
-            if self.recipe.tune_second < 0
-            else [1.0, self.recipe.tune_second]
-            if self.recipe.tune_second
-            else [1.0]
-        )
+        cycles = CYCLES[:1] if self.recipe.tune_codes_lr else CYCLES  # codes need long ways
         ends = [round(steps * (i + 1) / len(cycles)) for i in range(len(cycles))]
         for factor, start, end in zip(cycles, [0, *ends[:-1]], ends, strict=True):
             self._cycle({kind: factor * rate for kind, rate in rates.items()}, start, end, on_step)
@@ -169,7 +158,7 @@ class Tuning:
         for step in range(start, end):
             for group in optimizer.param_groups:
                 group["lr"] = group["most"] * schedule(step - start, end - start)
-            part = self.share.part(next(self.batches), self.copies)
+            part = self.share.part(next(self.batches))
             loss = with_room(self.cache, self._step, part, self._powers(part), optimizer, smaller=self._cut)
             if step % 10 == 9 or step == end - 1:
                 told.put(loss, partial(_tell, on_step, step + 1))
@@ -240,19 +229,13 @@ class Tuning:
         for name, value in found.items():
             target = self.cache.get(Slot("target", name), index)
             errors[name] = F.mse_loss(value.float(), target) / powers[name]
-            if self.recipe.tune_kl and name in self.ends and value.dim() == 2:
-                errors["kl"] = F.kl_div(
-                    value.float().log_softmax(1), target.log_softmax(1), log_target=True, reduction="batchmean"
-                )
         return errors
 
     def _loss(self, errors: Mapping[str, _Number]) -> _Number:
-        """What is minimized: errors in units of their first values, outputs and features with equal weight."""
+        """What is minimized: errors in units of their first values."""
         total = self._mean(errors, self.ends)
         if self.features:
             total = total + self.recipe.tune_features * self._mean(errors, self.features)
-        if "kl" in errors:
-            total = total + self.recipe.tune_kl * errors["kl"] / self.units["kl"]
         return total
 
     def _mean(self, errors: Mapping[str, _Number], names: Sequence[str]) -> _Number:
@@ -270,7 +253,7 @@ class Tuning:
         """The errors on samples that are not learned from."""
         totals: dict[str, Tensor] = {}
         for index in self.checked.split(BATCH):
-            part = self.share.part(index, self.copies)
+            part = self.share.part(index)
             powers = self._powers(part)
             if len(part.places):
                 for name, error in with_room(self.cache, self._compared, part.places, powers).items():
@@ -279,11 +262,6 @@ class Tuning:
         for found in ranks.current().gather({name: total.item() for name, total in totals.items()}):
             errors.update(found)
         return {name: error / len(self.checked) for name, error in errors.items()}
-
-
-def _flipped(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs, behind each its mirror image."""
-    return tuple(torch.stack([x, x.flip(-1) if x.dim() == 4 else x], 1).flatten(0, 1) for x in inputs)
 
 
 def _features(network: Network) -> tuple[str, ...]:

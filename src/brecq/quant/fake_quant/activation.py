@@ -32,12 +32,10 @@ class ActivationFakeQuantize(GridFakeQuantize):
         self.grid = Grid(torch.tensor(scale), torch.tensor(float(zero_point)), self.range)
 
     @torch.no_grad()
-    def initialize(self, p: float, candidates: int, two_sided: bool = False) -> None:
+    def initialize(self, p: float, candidates: int) -> None:
         """Choose the grid from what was observed, and forget it."""
         seen, self.observer = self.observer, Observer()
-        found = ranges.activation_range(
-            seen.samples(), seen.low, seen.high, self.range, self.symmetric, p, candidates, two_sided
-        )
+        found = ranges.activation_range(seen.samples(), seen.low, seen.high, self.range, self.symmetric, p, candidates)
         self.grid = Grid(*found, self.range)
 
     def describe(self) -> str:

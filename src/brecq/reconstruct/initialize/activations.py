@@ -46,4 +46,4 @@ def ranges_of_run(
         for quantizer, observer in zip(waiting, seen, strict=True):
             quantizer.observer.absorb([observer])
     for quantizer in waiting:
-        quantizer.initialize(recipe.range_norm, recipe.range_candidates, recipe.range_two_sided)
+        quantizer.initialize(recipe.range_norm, recipe.range_candidates)

@@ -240,3 +240,35 @@ def test_metrics_of_torchmetrics() -> None:
     metric = torchmetrics.classification.MulticlassAccuracy(3, average="micro")
     found = evaluate(Fixed(torch.eye(4)[:, :3]), data, metric=metric)
     assert found.metrics == {"MulticlassAccuracy": 1.0}
+
+
+class Boxes(nn.Module):
+    """A detector: a box over the brighter half of each picture of a list."""
+
+    def __init__(self, label: int) -> None:
+        super().__init__()
+        self.label = label
+
+    def forward(self, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
+        return [
+            {"boxes": torch.tensor([[0.0, 0, x.shape[2], x.shape[1]]]), "scores": x.mean()[None],
+             "labels": torch.tensor([self.label])}
+            for x in pictures
+        ]  # fmt: skip
+
+
+def test_detectors_take_lists_of_pictures_of_any_sizes() -> None:
+    pytest.importorskip("faster_coco_eval")
+    pictures = [torch.full((3, 40, 20), 0.9), torch.full((3, 10, 30), 0.8), torch.full((3, 16, 16), 0.7)]
+    targets = [
+        {"boxes": torch.tensor([[0.0, 0, x.shape[2], x.shape[1]]]), "labels": torch.tensor([1])} for x in pictures
+    ]
+    data = [(pictures[:2], targets[:2]), (pictures[2:], targets[2:])]
+    found = evaluate(Boxes(1), data, metric="detection", reference=Boxes(2))
+    assert (found.samples, found.flips, found.sqnr) == (3, 100.0, None)
+    assert found.metrics["AP %"] == pytest.approx(100.0)
+    assert found.reference_metrics["AP %"] == 0.0
+    alone = evaluate(Boxes(1), [pictures], metric="detection", reference=Boxes(1))
+    assert (alone.against_reference, alone.flips) == (True, 0.0)
+    with pytest.raises(DataError, match="has 2 pictures; give a list of as many targets"):
+        evaluate(Boxes(1), [(pictures[:2], targets[:1])], metric="detection")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from brecq import logits
 from brecq.checks import check_device, running
+from brecq.data.calls import pictures_of
 from brecq.data.collect import stream
 from brecq.data.dataset import Dataset, check_labels
 from brecq.devices import on_device
@@ -110,7 +111,9 @@ def evaluate(
     maps [N, classes, H, W] or sequences [N, tokens, classes]. Labels go with [N, classes] only.
 
     Args:
-        data: a `Dataset`, or whatever `brecq.quantize` takes, read batch by batch: it may be larger than memory.
+        data: a `Dataset`, or whatever `brecq.quantize` takes, read batch by batch: it may be larger than memory. With
+            a metric also what detectors are given: a list or `DataLoader` of pairs (list of pictures [C, H, W] of any
+            sizes, list of targets).
         metric: of a task, such as `brecq.metrics.Detection(decode=...)`; its name; or anything with `update(outputs,
             targets)` and `compute()`. It is copied, once a network.
         batch_size: samples at a time; `None`: 64, fewer where a sample holds more numbers than a picture of 256×256.
@@ -132,19 +135,21 @@ def evaluate(
         device = next((str(each.only_on) for each in models if hasattr(each, "only_on")), device)
     device = check_device(device)
     with on_device(device, *models), torch.inference_mode(), evaluating(*models):
-        for part in stream(data, model=model):
-            for rows in even_slices(len(part), batch_size or _batch_of(part)):
-                few = part.subset(rows)
-                arguments = few.arguments([x.to(device) for x in few.inputs])
-                with running(f"samples {tally.samples} to {tally.samples + len(few) - 1}"):
-                    expected = None if reference is None else call(reference, arguments)
-                    found = call(model, arguments)
-                if judge is None:
-                    tally.add(found, few, expected)
-                else:
-                    tally.add_judged(found, expected, len(few))
-                    found, expected = pytree.tree_map_only(Tensor, Tensor.cpu, (found, expected))
-                    judge.add(found, expected, few.answers)
+        if judge is None:
+            batches: Iterable[Dataset | _Pictures] = _batches(stream(data, model=model), batch_size)
+        else:
+            batches = _picture_lists(data) or _batches(stream(data, model=model), batch_size)
+        for few in batches:
+            with running(f"samples {tally.samples} to {tally.samples + len(few) - 1}"):
+                expected = None if reference is None else _call(reference, few, device)
+                found = _call(model, few, device)
+            if judge is None:
+                assert isinstance(few, Dataset)
+                tally.add(found, few, expected)
+            else:
+                tally.add_judged(found, expected, len(few))
+                found, expected = pytree.tree_map_only(Tensor, Tensor.cpu, (found, expected))
+                judge.add(found, expected, few.answers)
     result = tally.result()
     if judge is not None:
         result = dataclasses.replace(result, **vars(judge.verdict(reference is not None)))
@@ -153,6 +158,51 @@ def evaluate(
         result.flips = 100 - result.agreement
     result.seconds = time.perf_counter() - start
     return result
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """A list of pictures [C, H, W] of any sizes, a detector's one argument; `answers`: a target for each."""
+
+    pictures: list[Tensor]
+    answers: Any
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+
+def _picture_lists(data: Any) -> Iterator[_Pictures] | None:
+    """The batches of a detector's data loader: pairs of a list of pictures and a list of targets, or pictures alone.
+
+    `None` for other data, of which nothing is taken then: only lists and loaders, which begin anew, are looked at.
+    """
+    begins_anew = isinstance(data, (list, tuple, torch.utils.data.DataLoader))
+    first = next(iter(data), None) if begins_anew else None
+    if first is None or pictures_of(first) is None:
+        return None
+    return map(_as_pictures, data)
+
+
+def _as_pictures(element: Any) -> _Pictures:
+    pictures = pictures_of(element)
+    if pictures is None:
+        raise DataError(f"an element of the data is {type(element).__name__}, no list of pictures as the first one is")
+    paired = isinstance(element[0], (list, tuple))
+    if paired and (len(element) != 2 or len(element[1]) != len(pictures)):
+        raise DataError(f"an element of the data has {len(pictures)} pictures; give a list of as many targets beside")
+    return _Pictures(pictures, element[1] if paired else None)
+
+
+def _batches(parts: Iterable[Dataset], size: int | None) -> Iterator[Dataset]:
+    for part in parts:
+        for rows in even_slices(len(part), size or _batch_of(part)):
+            yield part.subset(rows)
+
+
+def _call(model: nn.Module, few: Dataset | _Pictures, device: torch.device) -> Any:
+    if isinstance(few, _Pictures):
+        return model([picture.to(device, copy=True) for picture in few.pictures])
+    return call(model, few.arguments([value.to(device) for value in few.inputs]))
 
 
 class _Tally:

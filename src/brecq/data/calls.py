@@ -53,12 +53,12 @@ def collect_calls(data: Iterable[Any] | Tensor | Dataset, model: nn.Module) -> C
         return Calls(collect(data, None, model=model), False)
     elements = iter(data)
     first = next(elements, None)
-    if first is None or _pictures(first) is None:
+    if first is None or pictures_of(first) is None:
         rest = data if isinstance(data, (dict, list, tuple)) or first is None else _again(data, first, elements)
         return Calls(collect(rest, None, model=model), False)
     found: list[Tensor] = []
     for position, element in enumerate(chain([first], elements)):
-        pictures = _pictures(element)
+        pictures = pictures_of(element)
         if pictures is None:
             raise DataError(f"element {position} of the data is no list of pictures [C, H, W], as element 0 is")
         found += [picture.detach().cpu().float() for picture in pictures]
@@ -76,7 +76,7 @@ def _again(data: Iterable[Any], first: Any, elements: Iterator[Any]) -> Iterable
     return chain([first], elements) if iter(data) is data else data
 
 
-def _pictures(element: Any) -> list[Tensor] | None:
+def pictures_of(element: Any) -> list[Tensor] | None:
     """The pictures of a list of them, or of a pair whose first part is one."""
     nested = isinstance(element, (list, tuple)) and element and isinstance(element[0], (list, tuple))
     listed = element[0] if nested else element

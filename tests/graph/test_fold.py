@@ -51,6 +51,38 @@ def test_batch_norm_folds_into_every_kind_of_layer(layer, norm, shape, bias: boo
     torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+class Frozen(nn.Module):
+    """A batch norm as detectors freeze it: numbers that scale and shift. `own`: whose output something else reads."""
+
+    def __init__(self, layer: nn.Module, *, own: bool = False, shape: tuple[int, ...] = (1, 6, 1, 1)) -> None:
+        super().__init__()
+        self.layer, self.own = layer, own
+        self.register_buffer("scale", torch.rand(shape) + 0.5)
+        self.register_buffer("variance", torch.rand(shape) + 0.5)
+        self.register_buffer("shift", torch.randn(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.layer(x)
+        y = found * (self.scale * (self.variance + 1e-5).rsqrt()) + self.shift
+        return (y.relu(), found.mean()) if self.own else y.relu()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_frozen_batch_norm_folds_like_a_live_one(bias: bool) -> None:
+    model, x = Frozen(nn.Conv2d(4, 6, 3, bias=bias)).eval(), torch.randn(3, 4, 8, 8)
+    graph = capture(model, (x,))
+    assert targets(graph) == ["conv2d", "relu"]
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_affine_numbers_that_are_not_of_the_channels_stay() -> None:
+    x = torch.randn(3, 4, 8, 8)
+    read_elsewhere = capture(Frozen(nn.Conv2d(4, 6, 3), own=True).eval(), (x,))
+    assert {"mul", "add"} <= set(targets(read_elsewhere))
+    rows = capture(Frozen(nn.Conv2d(4, 6, 3), shape=(1, 1, 6, 1)).eval(), (x,))
+    assert targets(rows) == ["conv2d", "mul", "add", "relu"]
+
+
 class Tokens(nn.Module):
     """A batch norm over the tokens of [N, T, C], with T = C, and one over its channels."""
 

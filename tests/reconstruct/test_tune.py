@@ -12,6 +12,7 @@ from brecq.checkpoint.resume import RunState
 from brecq.progress import Progress
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct import tune
+from brecq.reconstruct.initialize.shared import shared_quantizers
 from brecq.reconstruct.passes import END_TO_END
 
 
@@ -55,6 +56,17 @@ def test_it_lowers_the_error_of_the_network(lab, blocks, tuned) -> None:
     assert report.error_after < report.error_before
     (inputs,) = lab.inputs()
     assert error(tuned, inputs) < error(blocks, inputs)
+
+
+def test_steps_that_blocks_share_are_learned_here(lab) -> None:
+    """No single block may decide on the step of tensors that a concatenation joins; the whole network may."""
+    blocks, tuned = (lab.run(name="UNet", steps=4, tuning=tuning) for tuning in (0.0, 10.0))
+    assert tuned.reports[-1].error_after < tuned.reports[-1].error_before
+    names = {module: name for name, module in tuned.graph.named_modules()}
+    shared = [names[module] for module in shared_quantizers(tuned.network)]
+    assert len(shared) == 2
+    before, after = blocks.learned(), tuned.learned()
+    assert all(not torch.equal(before[f"{name}.scale"], after[f"{name}.scale"]) for name in shared)
 
 
 def test_codes_stay_and_steps_and_biases_change(blocks, tuned) -> None:

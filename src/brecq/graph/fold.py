@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -136,8 +137,53 @@ def fold_batch_norm(module: GraphModule) -> None:
             continue
         constants = [node for node in layer.args[1:3] if node is not None]
         if all(node.op == "get_attr" and users[str(node.target)] == 1 for node in constants):
-            _fold_one(module, layer, norm, statistics)
+            found = [None if n is None else get_tensor(module, str(n.target)) for n in statistics]
+            _fold_one(module, layer, norm, found, eps=norm.args[7])
     clean(module)
+
+
+@torch.no_grad()
+def fold_affine(module: GraphModule) -> None:
+    """Fold a product and a sum with constants, one for each channel or one in all, into the weighted operator before
+    them: a batch norm that was frozen into numbers. Nothing else may read what is between, nor the weight and bias."""
+    readers: dict[str, int] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            readers[str(node.target)] = readers.get(str(node.target), 0) + len(node.users)
+    for layer in list(module.graph.nodes):
+        product = _only_user(layer, aten.mul.Tensor) if kind(layer) else None
+        total = None if product is None else _only_user(product, aten.add.Tensor)
+        if product is None or total is None or not _normalizes_outputs(layer) or total.kwargs:
+            continue
+        factor, offset = (_per_channel(module, node, layer) for node in (product, total))
+        constants = [node for node in layer.args[1:3] if node is not None]
+        alone = all(node.op == "get_attr" and readers[str(node.target)] == 1 for node in constants)
+        if factor is None or offset is None or not alone:
+            continue
+        ones, zeros = torch.ones_like(factor), torch.zeros_like(factor)
+        _fold_one(module, layer, total, [factor, offset, zeros, ones], eps=0.0)
+    clean(module)
+
+
+def _only_user(node: Node, target: Any) -> Node | None:
+    """The only reader of a node, if it is this operator with one constant operand."""
+    user = next(iter(node.users), None)
+    if user is None or len(node.users) != 1 or user.target is not target:
+        return None
+    others = [argument for argument in user.args if argument is not node]
+    return user if len(others) == 1 and isinstance(others[0], Node) and others[0].op == "get_attr" else None
+
+
+def _per_channel(module: GraphModule, node: Node, layer: Node) -> Tensor | None:
+    """The constant operand of a node as one number for each output channel of the layer; `None` if it is another."""
+    source: Any = next(argument for argument in node.args if isinstance(argument, Node) and argument.op == "get_attr")
+    value, output = get_tensor(module, str(source.target)), layer.meta["val"]
+    channels = output.shape[1]
+    if value.numel() == 1:
+        return value.reshape(-1).expand(channels).clone()
+    shape = [1] * (output.dim() - value.dim()) + list(value.shape)
+    wanted = [channels if dim == 1 else 1 for dim in range(output.dim())]
+    return value.reshape(-1) if value.dim() <= output.dim() and shape == wanted else None
 
 
 def _normalizes_outputs(layer: Node) -> bool:
@@ -149,13 +195,13 @@ def _normalizes_outputs(layer: Node) -> bool:
     return bool(layer.meta["val"].dim() == layer.args[1].meta["val"].dim())  # type: ignore[union-attr]
 
 
-def _fold_one(module: GraphModule, layer: Node, norm: Node, statistics: list[Node | None]) -> None:
-    gamma, beta, mean, var = (None if n is None else get_tensor(module, str(n.target)) for n in statistics)
+def _fold_one(module: GraphModule, layer: Node, norm: Node, statistics: Sequence[Tensor | None], eps: float) -> None:
+    """Put the norm's scale, shift, mean and variance (`statistics`) into the layer, in the place of `norm`."""
+    gamma, beta, mean, var = statistics
     assert mean is not None
     assert var is not None
     gamma = torch.ones_like(mean) if gamma is None else gamma
     beta = torch.zeros_like(mean) if beta is None else beta
-    eps: Any = norm.args[7]
     weight_node: Any = layer.args[1]
     bias_node: Any = layer.args[2] if len(layer.args) > 2 else None
     weight = get_tensor(module, weight_node.target)

@@ -33,7 +33,7 @@ def shared_ranges(
     recipe: Recipe,
     device: torch.device,
 ) -> None:
-    """Set the grids of `shared` for all their tensors together; they are not learned. `inputs`: those of the share."""
+    """Set the grids of `shared` for all their tensors together; tuning learns them. `inputs`: those of the share."""
 
     def run(rows: slice) -> None:
         run_batches(network, [value[rows] for value in inputs], device, lambda *_: None)

@@ -277,9 +277,12 @@ def _convert(run: Run, subject: _Subject, plan: _Plan) -> QuantResult:
         notes=notes, tensors=noise, outputs=outputs,
     )  # fmt: skip
     examples = tensors(example_batch(subject.arguments))
+    prefix = getattr(subject.model, "wrapped", None)  # of a wrapper around another library's model
     return QuantResult(
-        converted, report, run.config, examples, wrapped=subject.wrapped, run_state=run.state, ranges=left
-    )
+        converted, report, run.config, examples,
+        metadata={"wrapped": prefix} if isinstance(prefix, str) else {}, wrapped=subject.wrapped, run_state=run.state,
+        ranges=left,
+    )  # fmt: skip
 
 
 PASSES = 8

@@ -57,7 +57,7 @@ def write(result: QuantResult, path: Path, *, model_config: str | None = None, p
         model_config: `config.json` of the float transformers model. With it the folder is complete:
             `from_pretrained(path)` builds the network and loads the weights.
         prefix: of the names in the quantized network that the names in the file go without; by default what
-            brecq's wrapper around a transformers model adds (`model.`), for results of the command line.
+            brecq's wrapper around a transformers model adds (`model.`).
 
     Raises:
         ExportError: the format cannot express the result, or a file cannot be read or written; the folder is
@@ -66,8 +66,7 @@ def write(result: QuantResult, path: Path, *, model_config: str | None = None, p
     graph = result.converted
     assert isinstance(graph, GraphModule)
     if prefix is None:
-        spec = (result.metadata.get("source") or {}).get("spec") or ""
-        prefix = "model." if spec.startswith("hf:") else ""
+        prefix = result.metadata.get("wrapped", "")
     _refuse_quantized_activations(graph)
     tensors = {name.removeprefix(prefix): value for name, value in collect_tensors(graph).items()}
     layers = {layer.weight.removeprefix(prefix): layer.kind for layer in weighted_layers(graph) if layer.weight}

@@ -21,7 +21,13 @@ _INTERPOLATION = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 
 class ImageClassifier(nn.Module):
-    """A transformers image classifier with plain tensors at both ends."""
+    """A transformers image classifier with plain tensors at both ends.
+
+    Attributes:
+        wrapped: what its tensors' names have in front of those of the transformers model.
+    """
+
+    wrapped = "model."
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 from brecq.converted.grids import DEQUANTIZE, QUANTIZE, Grid, constant, grid_of
 from brecq.graph import ops
-from brecq.graph.integer import CLAMPS, computes_on_codes
+from brecq.graph.integer import CLAMPS, THREE, computes_on_codes
 
 aten = ops.aten
 
@@ -178,6 +178,36 @@ def foldable_clamp(node: Any) -> Node | None:
         return None
     source: Any = node.args[0]
     return None if source.target is DEQUANTIZE or source.op == "placeholder" else node
+
+
+def multiply_hardswish(module: GraphModule) -> None:
+    """Spell hardswish of codes as their product with a clamp of them on another grid, where the step divides 3.
+
+    With r steps in 3, clamp(x + 3, 0, 6) / 6 is clamp(code, z - r, z + r) on the grid with step 1 / 2r and zero point
+    z - r.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        source: Any = node.args[0] if node.target is aten.hardswish.default else None
+        if source is None or source.target is not DEQUANTIZE or any(u.target is not QUANTIZE for u in node.users):
+            continue
+        grid = grid_of(source)
+        steps = round(THREE / grid.scale)
+        lowest = grid.zero_point - steps
+        if abs(steps * grid.scale / THREE - 1) > 1e-6 or lowest < torch.iinfo(grid.dtype).min:
+            continue
+        low, high = max(lowest, grid.low), min(grid.zero_point + steps, grid.high)
+        if low > high:
+            continue
+        gate = Grid(float(torch.tensor(1 / (2 * steps))), lowest, low, high, grid.dtype)
+        with graph.inserting_before(node):
+            codes = graph.call_function(aten.clamp.default, (source.args[0], low, high))
+            value = graph.call_function(DEQUANTIZE, (codes, *gate.arguments()))
+            product = graph.call_function(aten.mul.Tensor, (source, value))
+        codes.meta = {**node.meta, "val": source.args[0].meta["val"]}
+        value.meta = product.meta = dict(node.meta)
+        node.replace_all_uses_with(product)
+        graph.erase_node(node)
 
 
 def clamp_bounds(node: Node) -> tuple[float, float] | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
@@ -18,7 +19,10 @@ from brecq.errors import ExportError
 from brecq.graph import ops
 from brecq.graph.convert import to_program
 from brecq.graph.fold import drop_guards
+from brecq.graph.integer import THREE
 from brecq.graph.placement import activation_scheme
+from brecq.quant import ranges
+from brecq.quant.affine import IntRange
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -71,7 +75,9 @@ class Completed:
         return found
 
 
-def complete(result: QuantResult, *, linear_outputs: bool = False, fold_clamps: bool = True) -> Completed:
+def complete(
+    result: QuantResult, *, linear_outputs: bool = False, fold_clamps: bool = True, products: bool = False
+) -> Completed:
     """The completed program of a result; the result is left as it is.
 
     To what was learned for a target nothing is added: all that its kernels need is learned.
@@ -79,6 +85,7 @@ def complete(result: QuantResult, *, linear_outputs: bool = False, fold_clamps: 
     Args:
         linear_outputs: also quantize what linear layers leave in float.
         fold_clamps: let quantizers take over the ReLU, ReLU6 and other clamps in front of them.
+        products: spell hardswish as a product of codes, for runtimes that have no kernel for it.
 
     Raises:
         ExportError: the result holds no ranges to complete it with.
@@ -90,6 +97,7 @@ def complete(result: QuantResult, *, linear_outputs: bool = False, fold_clamps: 
     grids = resolve(graph, result.ranges or [])
     signed = activation_scheme(result.config) == "signed"
     grids |= {node: constant_grid(constant(graph, node), signed) for node in nodes if node.op == "get_attr"}
+    grids |= {node: _dividing(grids[node]) for node in nodes if node in grids and _is_hardswished(node)}
     missing = [node for node in nodes if node not in grids]
     if missing:
         raise ExportError(
@@ -101,6 +109,8 @@ def complete(result: QuantResult, *, linear_outputs: bool = False, fold_clamps: 
     rewrite.name_means(graph)
     if fold_clamps:
         rewrite.fold_clamps(graph)
+    if products:
+        rewrite.multiply_hardswish(graph)
     quantize_biases(graph)
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
@@ -126,6 +136,18 @@ def _program(result: QuantResult) -> GraphModule:
 def _completed(graph: GraphModule, result: QuantResult, added: tuple[Added, ...]) -> Completed:
     names = tuple(node.name for node in graph.graph.nodes if node.op == "placeholder")
     return Completed(graph, names, result.example_inputs, added)
+
+
+def _is_hardswished(node: Node) -> bool:
+    return any(user.target is ops.aten.hardswish.default for user in node.users)
+
+
+def _dividing(grid: Grid) -> Grid:
+    """A grid like this one on which hardswish is a product of codes."""
+    range = IntRange(grid.low, grid.high)
+    centred = grid.dtype is torch.int8
+    scale, zero_point = ranges.dividing(THREE, grid.scale, grid.zero_point, range, centred=centred)
+    return replace(grid, scale=scale, zero_point=zero_point)
 
 
 def added_note(completed: Completed) -> tuple[str, ...]:

@@ -17,6 +17,9 @@ CLAMPS = {
 }  # fmt: skip
 """Activation functions that a quantizer behind them can take over: they only bound the values."""
 
+THREE = 3.0
+"""hardswish(x) = x · clamp(x + 3, 0, 6) / 6: a product of codes where the step of x divides 3."""
+
 _UNARY: dict[Any, str] = {
     aten.sigmoid.default: "sigmoid", aten.tanh.default: "tanh", aten.hardsigmoid.default: "hardsigmoid",
     aten.hardswish.default: "hardswish", aten.silu.default: "silu", aten.gelu.default: "gelu",

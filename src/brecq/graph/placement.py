@@ -26,7 +26,7 @@ from brecq.errors import ConfigError
 from brecq.graph import ops, pt2e, targeted
 from brecq.graph.dataflow import layer_names
 from brecq.graph.ends import first_layers, last_layers
-from brecq.graph.integer import operator_of
+from brecq.graph.integer import THREE, operator_of
 from brecq.quant.affine import IntRange
 from brecq.targets import Kernel, Target, load
 
@@ -317,7 +317,8 @@ class BrecqQuantizer(Quantizer):
             if node in placement.tensors:
                 group = placement.groups[node]
                 fixed = self._fixed(node, placement)
-                spec = pt2e.activation_spec(placement.tensors[node], scheme, fixed)
+                divides = self._divides(node, placement)
+                spec = pt2e.activation_spec(placement.tensors[node], scheme, fixed, divides)
                 outputs[node] = pt2e.shared_with(leaders[group]) if group in leaders else spec
                 leaders.setdefault(group, node)
         edges: dict[Node, Node] = {}
@@ -348,6 +349,13 @@ class BrecqQuantizer(Quantizer):
         alone = list(placement.groups.values()).count(placement.groups[node]) == 1
         grid = None if target is None else target.fixed.get(str(operator_of(node)))
         return None if grid is None or not alone or placement.tensors[node] != 8 else (grid.scale, grid.lowest)
+
+    def _divides(self, node: Node, placement: Placement) -> float | None:
+        """What the step of a tensor has to divide so that hardswish is a product of codes."""
+        target = None if self.config.target is None else load(self.config.target)
+        read = any(user.target is ops.aten.hardswish.default for user in node.users)
+        product = target is not None and target.operators.get("hardswish") == "product"
+        return THREE if read and product and placement.tensors[node] == 8 else None
 
     def validate(self, model: GraphModule) -> None:
         """Nothing to check: `plan` only asks for what brecq can do."""

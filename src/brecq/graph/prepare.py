@@ -121,6 +121,7 @@ def _fake_quantizer(node: Node, observer: nn.Module) -> nn.Module | None:
             f"the quantizer asks for a scale per channel at activation {source.name!r}; brecq learns one per tensor"
         )
     module = ActivationFakeQuantize(range, spec.qscheme, dtype=spec.dtype)
+    module.divides = spec.divides
     if spec.fixed is not None:
         module.fix(*spec.fixed)
     return module

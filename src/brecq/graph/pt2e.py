@@ -68,6 +68,7 @@ class Spec:
     Attributes:
         low, high: integer range; that of `dtype` where the observer names none. axis: of the channels, or `None`.
         dynamic: ranges are to be taken from every input anew. fixed: scale and zero point, where they are given.
+        divides: a number that the step has to divide, if any.
     """
 
     dtype: torch.dtype
@@ -77,17 +78,20 @@ class Spec:
     axis: int | None
     dynamic: bool
     fixed: tuple[float, int] | None
+    divides: float | None = None
 
     @property
     def per_channel(self) -> bool:
         return self.qscheme in _PER_CHANNEL
 
 
-def activation_spec(bits: int, scheme: str, fixed: tuple[float, float] | None = None) -> QuantizationSpec:
+def activation_spec(
+    bits: int, scheme: str, fixed: tuple[float, float] | None = None, divides: float | None = None
+) -> QuantizationSpec:
     """An activation with one scale in all: uint8, or int8 around 0 where the scheme is `signed`.
 
     Args:
-        fixed: step and lowest value of a grid that is given.
+        fixed: step and lowest value of a grid that is given. divides: a number that the step has to divide.
     """
     range, signed = IntRange.activations(bits, signed=scheme == "signed"), scheme == "signed"
     dtype = torch.int8 if signed else torch.uint8
@@ -97,6 +101,8 @@ def activation_spec(bits: int, scheme: str, fixed: tuple[float, float] | None = 
         scale, lowest = fixed
         zero_point = 0 if signed else range.low - round(lowest / scale)
         observer = SpecObserver.with_args(fixed=(scale, zero_point))
+    elif divides is not None:
+        observer = SpecObserver.with_args(divides=divides)
     return QuantizationSpec(dtype, observer, range.low, range.high, qscheme)
 
 
@@ -168,6 +174,7 @@ def spec_of(observer: Any) -> Spec:
         get("ch_axis"),
         bool(get("is_dynamic", False)),
         fixed,
+        getattr(inner, "divides", None),
     )
 
 

@@ -107,6 +107,25 @@ def activation_range(
     return scales[best, 0], zero_points[best, 0]
 
 
+def dividing(
+    value: float, scale: float, zero_point: int, range: IntRange, *, centred: bool = False
+) -> tuple[float, int]:
+    """Step and zero point of the finest grid that covers another one, whose step divides `value`, and which has code
+    and zero point for -`value`: products with clamps at ±`value` are exact on it.
+
+    Args:
+        centred: the zero point stays where it is.
+    """
+    low, high = (range.low - zero_point) * scale, (range.high - zero_point) * scale
+    if centred:
+        steps = min(int(value / scale), zero_point - range.low)
+    else:
+        low = min(low, -value)
+        steps = int(value * (range.high - range.low) / (high - low))
+    scale = float(torch.tensor(value / max(steps, 1), dtype=torch.float32))
+    return scale, zero_point if centred else range.low + round(-low / scale)
+
+
 def _candidates(low: Tensor, high: Tensor, range: IntRange, symmetric: bool, candidates: int) -> tuple[Tensor, Tensor]:
     """Steps and zero points [candidates, C] for channel minima and maxima [C], both float32."""
     low, high = low.double().clamp(max=0), high.double().clamp(min=0)

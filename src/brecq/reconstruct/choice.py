@@ -10,7 +10,17 @@ from torch import Tensor
 
 from brecq.config import Recipe
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, WeightFakeQuantize
-from brecq.quant.learners import AdaRound, BiasShift, GridLearner, Learner, MovingCodes, Rate, StepSize, TunedScale
+from brecq.quant.learners import (
+    AdaRound,
+    BiasShift,
+    GivenStep,
+    GridLearner,
+    Learner,
+    MovingCodes,
+    Rate,
+    StepSize,
+    TunedScale,
+)
 
 
 class Choice(NamedTuple):
@@ -24,7 +34,7 @@ class Choice(NamedTuple):
 def for_block(recipe: Recipe, drop: float) -> Choice:
     """Rounding, step sizes and biases of one block. `drop`: QDrop's probability."""
     log_space = recipe.step_space == "log"
-    return Choice(_adaround, lambda module: StepSize(module.grid, log_space=log_space, drop=drop), _shift)
+    return Choice(_adaround, lambda module: _step(module, log_space, drop), _shift)
 
 
 def for_tuning(recipe: Recipe) -> Choice:
@@ -32,7 +42,7 @@ def for_tuning(recipe: Recipe) -> Choice:
     learner = MovingCodes if recipe.tune_codes_lr else TunedScale
     return Choice(
         lambda module, weight: learner(module.integers(weight), module.grid),
-        lambda module: StepSize(module.grid),
+        lambda module: _step(module, True, 0.0),
         _shift,
     )
 
@@ -50,6 +60,12 @@ def parameter_groups(learners: Sequence[Learner], recipe: Recipe) -> list[dict[s
 def adam(parameters: Any, device: torch.device) -> torch.optim.Adam:
     """Adam, on CUDA in one kernel for all parameters."""
     return torch.optim.Adam(parameters, fused=True if device.type == "cuda" else None)
+
+
+def _step(module: ActivationFakeQuantize, log_space: bool, drop: float) -> GridLearner:
+    if module.divides is not None:
+        return GivenStep(module.grid, drop=drop)
+    return StepSize(module.grid, log_space=log_space, drop=drop)
 
 
 def _adaround(module: WeightFakeQuantize, weight: Tensor) -> AdaRound:

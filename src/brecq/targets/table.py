@@ -8,10 +8,11 @@ from typing import Literal
 
 FLOAT = 32
 
-Rule = Literal["codes", "same", "residual"]
+Rule = Literal["codes", "same", "residual", "product"]
 """How an operator without a weight computes on codes: `codes` from operands on grids of their own to a result on a
 grid of its own, `same` with one grid for all of them, `residual` with every operand quantized but the layer whose
-kernel adds the others to its sums."""
+kernel adds the others to its sums, `product` (hardswish) as the product of the operand with a clamp of it, exact where
+the operand's step divides 3."""
 
 
 @dataclass(frozen=True)

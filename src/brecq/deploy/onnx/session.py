@@ -120,8 +120,9 @@ def load_float(path: Path, threads: int = 1) -> Session:
 
 
 def code_names(model: onnx.ModelProto) -> list[str]:
-    """The names of all quantized activations: what QuantizeLinear, or the Clip behind it, writes."""
-    clips = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "Clip"}
+    """The names of all quantized activations: what QuantizeLinear, or the Clip alone behind it, writes."""
+    count = Counter(name for node in model.graph.node for name in node.input)
+    clips = {n.input[0]: n.output[0] for n in model.graph.node if n.op_type == "Clip" and count[n.input[0]] == 1}
     written = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
     return [clips.get(name, name) for name in written]
 

@@ -45,7 +45,7 @@ def write(result: QuantResult, path: Path, *, pack: Pack = "planes") -> Exported
             f"the weights take {result.weight_bytes() / 1e9:.1f} GB, an ONNX file holds 2; "
             "quantize to fewer bits, or export parts of the network (submodule=...)"
         )
-    completed = complete(result)
+    completed = complete(result, products=True)
     model = neutral(completed)
     widths = lower(model, pack)
     describe(model, result, completed, pack)

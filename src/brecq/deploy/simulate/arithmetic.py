@@ -37,6 +37,9 @@ class OnnxRuntime:
     moves_codes = False
     """Whether codes of one grid are put on another as integers, not as float numbers."""
 
+    products = True
+    """Whether hardswish is a product of codes, for want of a kernel."""
+
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         return kernels.quantize(x, grid)
 
@@ -74,6 +77,7 @@ class FixedPoint(OnnxRuntime):
     """
 
     transposed = linear_outputs = moves_codes = True
+    products = False
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         scaled = x / single(grid.scale)

@@ -48,7 +48,8 @@ def simulate(result: QuantResult, runtime: str = "OnnxRuntime") -> IntegerModel:
         ConfigError: an unknown runtime. ExportError: the result holds no ranges to complete it with.
     """
     arithmetic = find(runtime)
-    return IntegerModel(complete(result, linear_outputs=arithmetic.linear_outputs), arithmetic)
+    completed = complete(result, linear_outputs=arithmetic.linear_outputs, products=arithmetic.products)
+    return IntegerModel(completed, arithmetic)
 
 
 class IntegerModel(nn.Module):
@@ -113,7 +114,9 @@ class _Integers(Interpreter):
         if n.target is QUANTIZE:
             return self._quantize(n, args[0])
         if n.target is DEQUANTIZE and isinstance(args[0], Codes):
-            return args[0]
+            return Codes(args[0].codes, grid_of(n))
+        if n.target is aten.clamp.default and n.args[0].target is QUANTIZE:  # type: ignore[union-attr]
+            return Codes(args[0].codes.clamp(*args[1:]), args[0].grid)
         result = _on_codes(self.arithmetic, n, args, kwargs)
         return n.target(*real(args), **real(kwargs)) if result is None else result  # type: ignore[operator]
 

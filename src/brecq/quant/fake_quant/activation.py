@@ -17,6 +17,7 @@ class ActivationFakeQuantize(GridFakeQuantize):
 
     Attributes:
         observer: what was seen in mode `OBSERVE`. fixed: its grid is neither searched nor learned.
+        divides: a number that its step has to divide, so that it is not learned (`ranges.dividing`).
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class ActivationFakeQuantize(GridFakeQuantize):
         super().__init__(range, dtype, qscheme, -1, enabled)
         self.observer = Observer()
         self.fixed = False
+        self.divides: float | None = None
 
     def fix(self, scale: float, zero_point: int) -> None:
         """Give it a grid that is neither searched nor learned: a back end's operator writes on this one only."""
@@ -36,6 +38,11 @@ class ActivationFakeQuantize(GridFakeQuantize):
         """Choose the grid from what was observed, and forget it."""
         seen, self.observer = self.observer, Observer()
         found = ranges.activation_range(seen.samples(), seen.low, seen.high, self.range, self.symmetric, p, candidates)
+        if self.divides is not None:
+            scale, zero_point = ranges.dividing(
+                self.divides, float(found[0]), int(found[1]), self.range, centred=self.symmetric
+            )
+            found = found[0].new_tensor(scale), found[1].new_tensor(float(zero_point))
         self.grid = Grid(*found, self.range)
 
     def describe(self) -> str:

@@ -9,8 +9,19 @@ from __future__ import annotations
 from brecq.quant.learners.adaround import AdaRound
 from brecq.quant.learners.base import GridLearner, Learner, Rate
 from brecq.quant.learners.codes import MovingCodes
+from brecq.quant.learners.given import GivenStep
 from brecq.quant.learners.scale import TunedScale
 from brecq.quant.learners.shift import BiasShift
 from brecq.quant.learners.step import StepSize
 
-__all__ = ["AdaRound", "BiasShift", "GridLearner", "Learner", "MovingCodes", "Rate", "StepSize", "TunedScale"]
+__all__ = [
+    "AdaRound",
+    "BiasShift",
+    "GivenStep",
+    "GridLearner",
+    "Learner",
+    "MovingCodes",
+    "Rate",
+    "StepSize",
+    "TunedScale",
+]

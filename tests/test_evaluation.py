@@ -272,3 +272,16 @@ def test_detectors_take_lists_of_pictures_of_any_sizes() -> None:
     assert (alone.against_reference, alone.flips) == (True, 0.0)
     with pytest.raises(DataError, match="has 2 pictures; give a list of as many targets"):
         evaluate(Boxes(1), [(pictures[:2], targets[:1])], metric="detection")
+
+
+def test_what_a_metric_raises_is_told_in_a_line() -> None:
+    class Failing:
+        def update(self, outputs: Tensor, targets: Tensor) -> None:
+            raise KeyError("boxes")
+
+        def compute(self) -> dict[str, float]:
+            return {}
+
+    data = Dataset((torch.arange(3),), torch.tensor([0, 1, 2]))
+    with pytest.raises(DataError, match=r"the metric Failing fails: KeyError: 'boxes'; the outputs are \[3, 3\]"):
+        evaluate(Fixed(torch.eye(3)), data, metric=Failing())

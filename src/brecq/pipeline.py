@@ -236,7 +236,10 @@ def _with_outliers_raised(subject: _Subject, request: _Request, device: torch.de
 
 def _most_lossy(prepared: GraphModule, config: QuantConfig, inputs: Sequence[Tensor]) -> list[str]:
     """Of a network of 8 bits whose outputs are far off: the tensors that cost most, and what to do about them."""
-    if min(config.weights, config.activations) < 8 or max(output_loss(prepared, inputs).values()) < alone.LIMIT:
+    if (
+        min(config.weights, config.activations) < 8
+        or max(output_loss(prepared, inputs).values(), default=0.0) < alone.LIMIT
+    ):
         return []
     found = [each for each in tensor_losses(prepared, inputs) if each.worst > alone.LIMIT / 4][:3]
     set_mode(prepared, Mode.HARD)

@@ -120,3 +120,17 @@ def test_outliers_stand_out_among_their_kind() -> None:
     assert alone.remedy(loss("activation", 1.0, 8)) == "--set 'a.b' a=32 (and 1 more)"
     assert (worse.output_sqnr, worse.sqnr) == pytest.approx((3.01, 3.01), abs=0.01)
     assert loss("weight", 0.0).output_sqnr == math.inf
+
+
+def test_networks_that_return_indices_have_no_ratio() -> None:
+    class Choosing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x).argmax(1)
+
+    torch.manual_seed(0)
+    result = brecq.quantize(Choosing().eval(), torch.randn(32, 8), QuantConfig(8, 8, method="rtn"))
+    assert not any("leaves an output" in note for note in result.report.notes)

@@ -193,7 +193,7 @@ def work(job: Job, console: Console) -> None:
         calibration = load_data(
             data.calib, preprocessing, data.calib_size, job.config.seed, form=job.judged.form("train")
         )
-        calibration = dataclasses.replace(calibration, targets=None)  # nothing is learned from them
+        calibration = dataclasses.replace(calibration, targets=None, origin="")  # nothing is learned from them
         tell_data(console, "calibration", data.calib, calibration)
     else:
         made = distilled_calibration(job, job.distillation, source, preprocessing, console)
@@ -234,7 +234,8 @@ def work(job: Job, console: Console) -> None:
         tell(console, "measured", describe_evaluation(last))
     tell(console, "saved", str(folder))
     networks = (source.model, result.model)
-    pictures = collect_pictures(networks, calibration, evaluation, preprocessing, job.machine.device)
+    classes = evaluation if job.judged.task in (None, "classification") else None
+    pictures = collect_pictures(networks, calibration, classes, preprocessing, job.machine.device)
     write_run_page(console, result, folder, rows, pictures)
 
 
@@ -290,7 +291,9 @@ def quantized_rows(
         "class_axis": job.config.class_axis,
     }  # fmt: skip
     if learned:
-        config = dataclasses.replace(result.config, method="rtn")  # an allocation's bits included
+        config = dataclasses.replace(
+            result.config, method="rtn", auto_high_precision=False
+        )  # an allocation's bits included
         nearest = brecq.quantize(model, calibration, config, device=device, **which_parts(job.submodules, source))
         measured = brecq.evaluate(nearest.model, evaluation, **how)
         rows.append(ResultRow("rounding to nearest", measured, size, nearest.report.seconds))

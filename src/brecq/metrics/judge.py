@@ -6,8 +6,8 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from brecq.errors import ConfigError, DataError
-from brecq.metrics.base import Metric, Task, plain
+from brecq.errors import BrecqError, ConfigError, DataError
+from brecq.metrics.base import Metric, Task, describe, plain
 from brecq.metrics.custom import Function
 from brecq.metrics.names import task_metric
 
@@ -55,9 +55,9 @@ class Judge:
             raise DataError("some of the data has targets, some has not; give all or none")
         self._targets = targets is not None
         if targets is not None:
-            self.model.update(found, targets)
+            self._update(self.model, found, targets)
             if expected is not None:
-                self.reference.update(expected, targets)
+                self._update(self.reference, expected, targets)
         else:
             self._against_reference(found, expected)
         if expected is not None and isinstance(self.model, Task):
@@ -66,11 +66,22 @@ class Judge:
 
     def _against_reference(self, found: Any, expected: Any) -> None:
         if isinstance(self.model, Task):
-            self.model.update(found, self.model.targets_of(expected))
+            self._update(self.model, found, self.model.targets_of(expected))
         elif isinstance(self.model, Function):
-            self.model.update(found, expected)
+            self._update(self.model, found, expected)
         else:
             raise DataError(f"the data has no targets, which {self.name} needs; give data that has")
+
+    def _update(self, metric: Metric, outputs: Any, targets: Any) -> None:
+        try:
+            metric.update(outputs, targets)
+        except (BrecqError, MemoryError):
+            raise
+        except Exception as error:  # whatever a library or a user's own code raises
+            raise DataError(
+                f"the metric {self.name} fails: {type(error).__name__}: {error}; the outputs are {describe(outputs)}, "
+                f"the targets {describe(targets)}"
+            ) from error
 
     def verdict(self, with_reference: bool) -> Verdict:
         """What came out."""

@@ -94,6 +94,7 @@ FORMATS = {
             "Arm Cortex-M: C that calls CMSIS-NN, 4- and 8-bit weights",
             arithmetic="FixedPoint",
         ),
+        Format("web", "brecq.deploy.web.write", "", "onnx", "browsers: ONNX files and a page, float and quantized"),
         Format("qonnx", "brecq.deploy.qonnx", ".onnx", "onnx", "QONNX for FINN and hls4ml: any bit-width"),
         Format(
             "pt2", "brecq.deploy.pt2", ".pt2", "", "torch.export program: packed weights, int8 with torch.compile",

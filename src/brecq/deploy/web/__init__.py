@@ -1,0 +1,1 @@
+"""Browsers: ONNX files, and a page that runs them with onnxruntime-web."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -24,7 +26,9 @@ DATA = Path(os.environ.get("BRECQ_DATA", REPOSITORY.parent / "shared" / "data"))
 CIFAR = ("resnet20", "resnet32")
 CIFAR_CALIBRATION, CIFAR_TEST = 1024, 4000
 IMAGENET = ("efficientnet_lite0", "squeezenet1_1")
-VIT = "vit"
+VIT, MOBILENET, UNET, DETECTOR = "vit", "mobilenetv3_small", "unet", "nanodet_m"
+UNTRAINED = (VIT, MOBILENET, UNET)
+"""Networks with random weights: of them only sizes, kernels, equality and speed mean anything."""
 IMAGENET_CALIBRATION, IMAGENET_TEST = 1000, 800
 CALIBRATION = {"resnet20": 1024, "resnet32": 1024, "efficientnet_lite0": 512, "squeezenet1_1": 512}
 """Calibration samples of the comparisons of recipes."""
@@ -70,6 +74,32 @@ class CifarResNet(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+class UNet(nn.Module):
+    """Three scales, joined by concatenation: transposed convolutions, skips, 21 classes a pixel."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        sizes = [3, width, 2 * width, 4 * width]
+        self.down = nn.ModuleList(_double(i, o) for i, o in pairwise(sizes))
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(2 * o, o, 2, 2) for o in (2 * width, width))
+        self.up = nn.ModuleList(_double(2 * o, o) for o in (2 * width, width))
+        self.out = nn.Conv2d(width, 21, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.down[0](x)
+        second = self.down[1](F.max_pool2d(first, 2))
+        x = self.down[2](F.max_pool2d(second, 2))
+        x = self.up[0](torch.cat([second, self.grow[0](x)], 1))
+        return self.out(self.up[1](torch.cat([first, self.grow[1](x)], 1)))
+
+
+def _double(inputs: int, outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for each in (inputs, outputs):
+        layers += [nn.Conv2d(each, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
 def _stage(inputs: int, outputs: int, stride: int, depth: int) -> nn.Sequential:
     blocks = [BasicBlock(outputs, outputs, 1) for _ in range((depth - 2) // 6 - 1)]
     return nn.Sequential(BasicBlock(inputs, outputs, stride), *blocks)
@@ -77,7 +107,7 @@ def _stage(inputs: int, outputs: int, stride: int, depth: int) -> nn.Sequential:
 
 @lru_cache(maxsize=1)
 def network(name: str) -> Source:
-    """One of `CIFAR` or `IMAGENET` with its trained weights, or `VIT` with random ones, and its preprocessing."""
+    """One of `CIFAR`, `IMAGENET`, `DETECTOR` with its trained weights, or of `UNTRAINED`, and its preprocessing."""
     weights = DATA / "weights"
     if name in CIFAR:
         model = CifarResNet(int(name.removeprefix("resnet")))
@@ -86,6 +116,27 @@ def network(name: str) -> Source:
         return Source(name, model.eval(), preprocessing, (preprocessing.example(),), name)
     if name == "efficientnet_lite0":
         return load_source(f"{REPOSITORY / 'demo' / 'efficientnet_lite0.py'}:build")
+    if name == DETECTOR:
+        file = require(DATA / "models" / "nanodet_m.py")
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        model = module.NanoDetM()
+        model.load_state_dict(load_file(require(weights / "coco_nanodet_m.safetensors")))
+        mean, std = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
+        preprocessing = Preprocessing(
+            tuple(m / 255 for m in mean), tuple(s / 255 for s in std), (320, 320), (320, 320), color="BGR"
+        )
+        return Source(name, model.eval(), preprocessing, (preprocessing.example(),), name)
+    if name in (MOBILENET, UNET):
+        import timm
+
+        torch.manual_seed(0)
+        net = UNet() if name == UNET else timm.create_model("mobilenetv3_small_100")
+        preprocessing = Preprocessing.imagenet().replace(size=(96, 96)) if name == UNET else Preprocessing.imagenet()
+        return Source(name, net.eval(), preprocessing, (preprocessing.example(),), name)
     if name == VIT:  # four blocks of width 192, for speed and size only
         import timm
 
@@ -103,6 +154,8 @@ def calibration_data(name: str, count: int) -> Dataset:
     if name in CIFAR:
         pixels = load_data(f"{require(DATA / 'cifar10.npz')}:x_train", preprocessing, None, 0)
         return Dataset((pixels.inputs[0][:count],))
+    if name == DETECTOR:
+        return load_data(require(DATA / "coco" / "train2017" / "images"), preprocessing, count, 0)
     return load_data(require(DATA / "imagenet_calib"), preprocessing.replace(resize=256), count, 0)
 
 
@@ -112,6 +165,8 @@ def test_data(name: str, count: int) -> Dataset:
     preprocessing = _preprocessing(name)
     if name in CIFAR:
         return load_data(f"{require(DATA / 'cifar10.npz')}:x_test", preprocessing, None, 0).subset(slice(0, count))
+    if name == DETECTOR:
+        return load_data(require(DATA / "coco" / "val2017" / "images"), preprocessing, count, 0)
     # these pictures are 227 pixels square: only cropped, not scaled
     return load_data(require(DATA / "imagenet_val"), preprocessing.replace(resize=227), count, 0)
 

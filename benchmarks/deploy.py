@@ -5,10 +5,11 @@
     python benchmarks/deploy.py --table
 
 Every network is quantized once per setting (weights and activations of inner layers; first and last layer at 8 bits)
-and kept in benchmarks/out/deploy, then exported to every target. ResNet-20 is reconstructed at every setting, the
+and table of a target, kept in benchmarks/out/deploy, and exported. ResNet-20 is reconstructed at every setting, the
 ImageNet networks at W4A8; the rest is rounded to nearest, which is accurate at W8A8 only. Finished cells are kept in
-benchmarks/results/deploy.jsonl and not measured again. The vision transformer has random weights: of it only sizes,
-kernels, equality and speed mean anything.
+benchmarks/results/deploy.jsonl and not measured again. Networks of `common.UNTRAINED` have random weights: of them
+only sizes, kernels, equality and speed mean anything. Times are processor time, the least of 30 calls, float and
+quantized in turn.
 """
 
 from __future__ import annotations
@@ -21,13 +22,27 @@ from pathlib import Path
 from typing import Any
 
 from cells import Cell, Results, Values, bits, parser, run
-from common import CIFAR, IMAGENET, REPOSITORY, VIT, calibration_data, network, quality, test_data, use_threads
+from common import (
+    CIFAR,
+    DETECTOR,
+    IMAGENET,
+    MOBILENET,
+    REPOSITORY,
+    UNET,
+    UNTRAINED,
+    VIT,
+    calibration_data,
+    network,
+    quality,
+    test_data,
+    use_threads,
+)  # fmt: skip
 
 import brecq
 from brecq import QuantConfig, Recipe
 from brecq.deploy.sizes import ideal_bytes
 
-NETWORKS = (CIFAR[0], *IMAGENET, VIT)
+NETWORKS = (CIFAR[0], *IMAGENET, MOBILENET, UNET, DETECTOR, VIT)
 SETTINGS = ("W8A8", "W4A8", "W3A8", "W2A8", "W4A4")
 FOLDER = REPOSITORY / "benchmarks" / "out" / "deploy"
 LEARNED = {CIFAR[0]: 50, "W4A8": 50}
@@ -40,19 +55,25 @@ CODES = 16
 
 @dataclass(frozen=True)
 class Target:
-    """A format and its options. `inner` is false where the runtime shows no tensors inside a file to compare."""
+    """A format and its options. `inner` is false where the runtime shows no tensors inside a file to compare; `table`
+    is the target that the network is learned for, `None` for completion after learning."""
 
     format: str
     suffix: str
     options: dict[str, Any]
     runs: bool = True
     inner: bool = True
+    table: str | None = None
 
 
 TARGETS = {
-    "ONNX Runtime": Target("onnx", ".onnx", {}),
+    "ONNX Runtime": Target("onnx", ".onnx", {}, table="onnxruntime"),
+    "ONNX Runtime, completed": Target("onnx", ".onnx", {}),
     "ONNX Runtime, cast": Target("onnx", ".onnx", {"pack": "cast"}),
-    "OpenVINO": Target("openvino", ".xml", {}, inner=False),
+    "OpenVINO": Target("openvino", ".xml", {}, inner=False, table="openvino"),
+    "TensorRT": Target("tensorrt", ".onnx", {}, table="tensorrt"),
+    "Qualcomm": Target("qualcomm", ".onnx", {}, table="qualcomm"),
+    "LiteRT": Target("tflite", ".tflite", {}, inner=False, table="litert"),
     "torch.compile": Target("pt2", ".pt2", {}, inner=False),
     "QONNX": Target("qonnx", ".onnx", {}, runs=False),
 }
@@ -61,22 +82,21 @@ MEASURES = {
     "megabytes": ("file, MB", 2),
     "over": ("over the ideal size, %", 1),
     "float_megabytes": ("float file, MB", 2),
+    "legal": ("multiply-accumulates on integer kernels by the table, %", 1),
     "kernels": ("layers on integer kernels, %", 1),
     "codes": ("codes that differ from the simulator's", 0),
     "simulator": ("outputs equal to the simulator's, %", 2),
     "largest": ("largest difference from the simulator, output steps", 2),
     "mean": ("mean difference from the simulator, output steps", 3),
     "agreement": ("top-1 agreement with the fake-quantized network, %", 2),
+    "quantized": ("mean difference from the fake-quantized network, output steps", 3),
     "completion": ("the same of the completed program in PyTorch, %", 2),
     "top1_float": ("top-1 of the float network, %", 2),
     "top1": ("top-1 of the fake-quantized network, %", 2),
     "top1_file": ("top-1 of the file, %", 2),
-    "float_ms_1": ("float, batch 1, ms", 2),
-    "ms_1": ("quantized, batch 1, ms", 2),
-    "speed_1": ("times faster at batch 1", 2),
-    "float_ms_16": ("float, batch 16, ms", 2),
-    "ms_16": ("quantized, batch 16, ms", 2),
-    "speed_16": ("times faster at batch 16", 2),
+    "float_ms_1": ("float, batch 1, processor ms", 2),
+    "ms_1": ("quantized, batch 1, processor ms", 2),
+    "speed_1": ("times less processor time at batch 1", 2),
 }
 
 
@@ -108,7 +128,7 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
     for name in options.networks:
         for setting in options.settings:
             for target in options.targets:
-                config = configure(name, setting, options)
+                config = configure(name, setting, options, TARGETS[target].table)
                 count = options.calibration if config.method == "reconstruct" else min(options.calibration, 64)
                 samples = options.samples * (10 if name in CIFAR else 1) if is_accurate(name, config) else CODES
                 cell = Cell(name, target, setting, count, samples, config, detail=target)
@@ -116,28 +136,34 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
     return cells
 
 
-def configure(name: str, setting: str, options: argparse.Namespace) -> QuantConfig:
+def configure(name: str, setting: str, options: argparse.Namespace, table: str | None) -> QuantConfig:
     weights, activations = bits(setting)
-    config = QuantConfig(weights, activations, placement=options.placement, seed=options.seeds[0])
+    config = QuantConfig(weights, activations, placement=options.placement, seed=options.seeds[0], target=table)
     steps = LEARNED.get(name, LEARNED.get(setting, 0)) if options.steps is None else options.steps
-    if steps == 0 or name == VIT:
+    if steps == 0 or name in (*UNTRAINED, DETECTOR):
         return replace(config, method="rtn")
     return replace(config, recipe=Recipe.preset("fast").replace(steps=steps))
 
 
 def is_accurate(name: str, config: QuantConfig) -> bool:
     """True if the quantized network has an accuracy to speak of."""
-    return name != VIT and (config.method == "reconstruct" or config.weights == config.activations == 8)
+    return name not in (*UNTRAINED, DETECTOR) and (
+        config.method == "reconstruct" or config.weights == config.activations == 8
+    )
 
 
 def measure(cell: Cell) -> Values:
     assert cell.config is not None
     target = TARGETS[cell.detail]
     result = quantized(cell)
-    path = FOLDER / f"{cell.network}-{cell.column}-{target.format}{''.join(target.options.values())}{target.suffix}"
+    name = f"{cell.network}-{cell.column}-{target.table}-{target.format}{''.join(target.options.values())}"
+    path = FOLDER / f"{name}{target.suffix}"
     exported = brecq.export(result, path, target.format, **target.options)
     values: Values = {"megabytes": exported.size / 1e6}
     values |= {"over": 100 * (exported.size / ideal_bytes(result) - 1)}
+    if target.table is not None:
+        legality = brecq.check(network(cell.network).model, result.example_inputs, cell.config)
+        values |= {"legal": 100 - legality.float_macs}
     if not target.runs:
         return values
     data = test_data(cell.network, cell.samples)
@@ -147,7 +173,7 @@ def measure(cell: Cell) -> Values:
         values |= {"compared": float(sum(tensor.count for tensor in inner.tensors))}
     else:
         values |= {"largest": inner.simulator.largest, "mean": inner.simulator.mean}
-    values |= {"simulator": inner.simulator.identical}
+    values |= {"simulator": inner.simulator.identical, "quantized": inner.quantized.mean}
     if inner.kernels is not None:
         layers = inner.kernels.integer + inner.kernels.floating
         values |= {"kernels": 100 * inner.kernels.integer / layers}
@@ -158,13 +184,10 @@ def measure(cell: Cell) -> Values:
         values |= {"simulator": found.simulator.identical}
         values |= {"agreement": found.quantized.agreement, "completion": found.completion.agreement}
         values |= accuracy(cell, result, path, target)
-    speed = brecq.benchmark(result, path, format=target.format, runs=30)
-    values |= {"float_megabytes": speed.float_size / 1e6}
-    values |= {f"float_ms_{each.batch}": each.shortest for each in speed.floating}
-    for integer in speed.quantized:
-        values |= {f"ms_{integer.batch}": integer.shortest}
-        if (gain := speed.speedup(integer.batch)) is not None:
-            values |= {f"speed_{integer.batch}": gain}
+    speed = brecq.benchmark(result, path, format=target.format, batches=(1,), runs=30)
+    values |= {"float_megabytes": speed.float_size / 1e6, "ms_1": speed.quantized[0].cpu}
+    if speed.floating:
+        values |= {"float_ms_1": speed.floating[0].cpu, "speed_1": speed.floating[0].cpu / speed.quantized[0].cpu}
     return values
 
 

@@ -180,6 +180,8 @@ class _Plan:
 def _settled(config: QuantConfig, quantizer: Quantizer | None, allocation: BitAllocation | None) -> QuantConfig:
     if allocation is not None and quantizer is not None:
         raise ConfigError("allocation and quantizer both decide on bits; give one of them")
+    if config.target is not None and quantizer is not None:
+        raise ConfigError("target and quantizer both decide what is quantized; give one of them")
     return config if allocation is None else allocation.apply(config)
 
 

@@ -126,6 +126,13 @@ def test_a_rule_that_the_target_cannot_keep_is_refused(captured: Callable[[str],
         plan(captured("ResNet"), config)
 
 
+def test_a_quantizer_of_ones_own_leaves_no_room_for_a_target(networks: ModuleType) -> None:
+    model = networks.build(networks.ResNet)
+    config = QuantConfig(8, 8, target="onnxruntime")
+    with pytest.raises(ConfigError, match="target and quantizer both decide"):
+        brecq.quantize(model, networks.inputs(model, 4)[0], config, quantizer=BrecqQuantizer(QuantConfig()))
+
+
 @pytest.mark.parametrize(("name", "target"), [("ResNet", "onnxruntime"), ("FPN", "litert"), ("ResNet", "tensorrt")])
 def test_what_is_learned_is_what_runs(networks: ModuleType, name: str, target: str) -> None:
     """Nothing is left to complete, and the integer simulator computes what the fake-quantized network does."""

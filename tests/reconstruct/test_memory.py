@@ -72,3 +72,15 @@ def test_caches_leave_a_device_that_is_out_of_memory(recwarn: pytest.WarningsRec
     failures.append("third")
     with pytest.raises(torch.OutOfMemoryError):
         with_room(cache, work, 7)
+
+
+def test_batches_are_cut_by_what_the_backward_pass_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(64, 256, requires_grad=True)
+
+    def forward(count: int) -> torch.Tensor:
+        return (torch.ones(count, 256) @ weight.T).exp()  # keeps 256 + 64 numbers of a sample, and the weight
+
+    for largest, parts in ((1 << 20, 1), (16 * 4 * 320, 2), (8 * 4 * 320, 4), (9 * 4 * 320, 4), (1, 16)):
+        monkeypatch.setattr(memory, "LARGEST_PART", largest)
+        assert memory.parts_of(32, forward) == parts
+    assert memory.parts_of(3, forward) == 1

@@ -1,4 +1,4 @@
-"""Memory while blocks are learned: kept in the process on the CPU, made room in on a CUDA device.
+"""Memory while blocks are learned: kept in the process and used sparingly on the CPU, made room in on a CUDA device.
 
 Every step allocates and frees the same large activations. By default the C library returns each to the operating
 system and fetches it again page by page, which can cost more time than the arithmetic (benchmarks/fake_quant.py
@@ -11,9 +11,11 @@ import ctypes
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from brecq.reconstruct.cache import ActivationCache
 
@@ -39,6 +41,44 @@ def reuse_freed(device: torch.device) -> Iterator[None]:
         for option, value in _DEFAULTS.items():
             library.mallopt(option, value)
         library.malloc_trim(0)
+
+
+LARGEST_PART = 1 << 29
+"""Bytes that the backward pass may need of a part of a batch, where batches are cut before memory runs out."""
+
+_FEW = 2
+"""Samples: exported programs are often specialized to two or more."""
+
+
+def parts_of(batch: int, forward: Callable[[int], Any]) -> int:
+    """Into how many parts to cut a batch on the CPU, where memory is shared and running out of it ends the process.
+
+    Args:
+        forward: runs on so many samples. What it keeps for the backward pass is taken to grow with their number.
+    """
+    if batch < 2 * _FEW:
+        return 1
+    try:
+        growth = _kept(partial(forward, 2 * _FEW)) - _kept(partial(forward, _FEW))
+    except torch.OutOfMemoryError:
+        return 1  # whoever learns finds out, too, and cuts the batch
+    fit = max(_FEW, LARGEST_PART * _FEW // max(1, growth))
+    return -(-batch // min(batch, fit))
+
+
+@torch.enable_grad()
+def _kept(forward: Callable[[], Any]) -> int:
+    """Bytes of the tensors that a forward pass keeps."""
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sum(sizes.values())
 
 
 def with_room(

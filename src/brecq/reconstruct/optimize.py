@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from brecq.ranks import Part
 from brecq.reconstruct import choice
 from brecq.reconstruct.cache import Slot
 from brecq.reconstruct.learnables import Learnables
-from brecq.reconstruct.memory import with_room
+from brecq.reconstruct.memory import parts_of, with_room
 from brecq.reconstruct.readout import Readout
 from brecq.reconstruct.sampler import NONE, Sampler, measured_on, rows_of
 from brecq.reconstruct.site import Site, Stage
@@ -93,7 +94,17 @@ class Reconstruction:
     def _begin(self, steps: int, scale: float) -> _Learning:
         learners = self.mine.learn(choice.for_block(self.recipe, self.drop))
         groups = choice.parameter_groups(learners, self.recipe)
-        return _Learning(learners, choice.adam(groups, self.device), steps, scale)
+        learning = _Learning(learners, choice.adam(groups, self.device), steps, scale)
+        if self.device.type == "cpu" and steps:
+            batch = min(self.recipe.batch_size, len(self.streams.share))
+            self.parts = parts_of(batch, partial(self._first, learning))
+        return learning
+
+    def _first(self, learning: _Learning, count: int) -> Any:
+        """What the block makes of the first samples while it is learned."""
+        part = Part(torch.arange(count), 0, count)
+        learning.reseed(self.seed, 0, part)
+        return self.block.module(*self._inputs(part, 0))
 
     def _step(self, step: int, part: Part, learning: _Learning) -> Tensor:
         """One gradient step on a batch; returns its loss relative to that before learning."""

@@ -31,7 +31,7 @@ from brecq.ranks import Part
 from brecq.reconstruct import choice
 from brecq.reconstruct.cache import Slot
 from brecq.reconstruct.learnables import Learnables, make_room
-from brecq.reconstruct.memory import with_room
+from brecq.reconstruct.memory import parts_of, with_room
 from brecq.reconstruct.optimize import Outcome, StepHook
 from brecq.reconstruct.readout import Readout
 from brecq.reconstruct.run import Run
@@ -154,6 +154,9 @@ class Tuning:
     def _cycle(self, rates: Mapping[str, float], start: int, end: int, on_step: StepHook) -> None:
         """Learn from step `start` to step `end`."""
         optimizer = choice.adam(self._parameters(rates), self.cache.device)
+        if self.cache.device.type == "cpu":
+            batch = min(self.recipe.batch_size, len(self.share))
+            self.parts = parts_of(batch, lambda count: self._outputs(slice(0, count)))
         told = Readout()
         for step in range(start, end):
             for group in optimizer.param_groups:

@@ -156,6 +156,7 @@ class Report:
         notes: facts worth knowing, e.g. which implementation of the fake-quantizers ran.
         allocation: the bits of each layer, as a search chose them (`BitAllocation.to_dict`); `None` without.
         tensors: how far each layer's output is from the float network's. outputs: the same of the network's outputs.
+        measured: of each network of a run's final table, by name, what was measured: the task's metric, by name.
     """
 
     scope: list[ScopeEntry]
@@ -170,6 +171,7 @@ class Report:
     allocation: dict[str, Any] | None = None
     tensors: list[TensorNoise] = field(default_factory=list)
     outputs: list[OutputNoise] = field(default_factory=list)
+    measured: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, ready for JSON."""

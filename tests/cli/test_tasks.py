@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import Result
 
+import brecq
 from brecq.cli import tasks
 from brecq.data import Preprocessing
 from brecq.errors import ConfigError
@@ -100,6 +101,7 @@ def test_detection(folder: Path, invoke: Invoke) -> None:
     assert {"AP %", "AP50 %"} <= names[0]
     assert {"AP %", "AP50 %", "flips %", "SQNR dB"} <= names[1] & names[2]
     assert "AP50 %" in (out / "report.html").read_text()
+    assert brecq.load(out).report.measured == {row["name"]: row["metrics"] for row in record["rows"]}
     again = invoke(
         "evaluate", out, "--data", folder, "--decode", f"{net}:decode", "--task", "detection", "--model",
         f"{net}:build", "--json",

@@ -28,7 +28,7 @@ from brecq.cli.parsing import given, require_data, require_path
 from brecq.cli.processes import is_first
 from brecq.cli.progress import make_progress
 from brecq.cli.render import ResultRow, describe_evaluation, make_console, result_table, short_count
-from brecq.cli.report import collect_pictures, write_run_page
+from brecq.cli.report import collect_pictures, measured, write_run_page
 from brecq.cli.tasks import VALUES, Judged, check_answers, whole_pictures
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
@@ -201,9 +201,9 @@ def work(job: Job, console: Console) -> None:
 
     rows = [ResultRow("float", None, None, None)]
     if evaluation is not None and evaluation.labelled:
-        measured = brecq.evaluate(source.model, evaluation, metric=metric, device=job.machine.device)
-        rows[0] = dataclasses.replace(rows[0], evaluation=measured)
-        tell(console, "float", describe_evaluation(measured))
+        floating = brecq.evaluate(source.model, evaluation, metric=metric, device=job.machine.device)
+        rows[0] = dataclasses.replace(rows[0], evaluation=floating)
+        tell(console, "float", describe_evaluation(floating))
 
     progress = make_progress(console, job.output.log_json)
     try:
@@ -232,6 +232,9 @@ def work(job: Job, console: Console) -> None:
     last = rows[-1].evaluation
     if last is not None and (last.scored or last.outputs or last.metrics):  # not plain class scores
         tell(console, "measured", describe_evaluation(last))
+    result.report.measured = {row.name: measured(row) for row in rows if row.evaluation is not None}
+    if result.report.measured:
+        result.save(folder)
     tell(console, "saved", str(folder))
     networks = (source.model, result.model)
     classes = evaluation if job.judged.task in (None, "classification") else None
@@ -295,10 +298,10 @@ def quantized_rows(
             result.config, method="rtn", auto_high_precision=False
         )  # an allocation's bits included
         nearest = brecq.quantize(model, calibration, config, device=device, **which_parts(job.submodules, source))
-        measured = brecq.evaluate(nearest.model, evaluation, **how)
-        rows.append(ResultRow("rounding to nearest", measured, size, nearest.report.seconds))
-    measured = brecq.evaluate(result.model, evaluation, **how)
-    rows.append(ResultRow(name, measured, size, result.report.seconds))
+        found = brecq.evaluate(nearest.model, evaluation, **how)
+        rows.append(ResultRow("rounding to nearest", found, size, nearest.report.seconds))
+    found = brecq.evaluate(result.model, evaluation, **how)
+    rows.append(ResultRow(name, found, size, result.report.seconds))
     return rows
 
 

@@ -61,8 +61,12 @@ def test_identical_outputs() -> None:
 
 @pytest.mark.parametrize(("shape", "axis"), [((4, 5, 3, 3), 1), ((4, 7, 5), -1)])
 def test_dense_and_sequence_outputs(shape: tuple[int, ...], axis: int) -> None:
+    class Named(Fixed):
+        def forward(self, rows: Tensor) -> dict[str, Tensor]:
+            return {"out": super().forward(rows)}
+
     first, second = torch.randn(shape), torch.randn(shape)
-    result = evaluate(Fixed(first), rows(4), reference=Fixed(second), batch_size=2)
+    result = evaluate(Named(first), rows(4), reference=Named(second), batch_size=2)
     expected = (first.argmax(axis) == second.argmax(axis)).float().mean() * 100
     assert result.agreement == pytest.approx(float(expected))
 
@@ -173,6 +177,15 @@ def test_several_outputs_have_a_ratio_each_and_no_agreement() -> None:
     chosen = evaluate(Detector(0.1), Dataset(data.inputs), reference=Detector(0.0), output=1)
     assert chosen.agreement == 100.0
     assert chosen.scored == "output '1', largest of 5 along axis 2, 5 positions a sample"
+
+
+def test_pictures_are_no_classes_until_somebody_says_so() -> None:
+    first, second = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    found = evaluate(Fixed(first), rows(4), reference=Fixed(second))
+    assert found.agreement is None
+    assert found.sqnr is not None
+    told = evaluate(Fixed(first), rows(4), reference=Fixed(second), class_axis=1)
+    assert told.agreement == pytest.approx(float((first.argmax(1) == second.argmax(1)).float().mean() * 100))
 
 
 def test_another_axis_of_classes() -> None:

@@ -78,7 +78,7 @@ def check_runs(model: nn.Module, data: Dataset) -> None:
     index = torch.tensor(_telling(data))
     part = data.subset(index)
     where = ", ".join(describe_sample(data, i) for i in dict.fromkeys(index.tolist()))
-    with evaluating(model), running(where):
+    with evaluating(model), running(where, _advice(part)):
         output = call(model, part.arguments([value.to(device_of(model)) for value in part.inputs]))
     leaves = tree_leaves(output)
     tensors = list(named_outputs(output).values())
@@ -95,9 +95,23 @@ def check_runs(model: nn.Module, data: Dataset) -> None:
             )
 
 
+_FITTING = "check that the inputs (shape, type, range of token ids) are those of this network"
+
+
+def _advice(data: Dataset) -> str:
+    pixels = [value for value in data.inputs if value.dtype == torch.uint8 and value.ndim > 2]
+    if not pixels:
+        return _FITTING
+    return (
+        f"the data holds uint8 pixels of shape {list(pixels[0].shape[1:])}, and the network does not convert them "
+        "itself: normalize them to float32 [N, 3, H, W] first (brecq.data.Preprocessing does), or give a "
+        "preprocessing (--mean, --std, --size)"
+    )
+
+
 @contextmanager
-def running(where: str) -> Iterator[None]:
-    """What a network raises inside becomes a `DataError` that names the samples."""
+def running(where: str, advice: str = _FITTING) -> Iterator[None]:
+    """What a network raises inside becomes a `DataError` that names the samples and ends in an advice."""
     try:
         yield
     except (BrecqError, MemoryError, torch.OutOfMemoryError):
@@ -105,8 +119,7 @@ def running(where: str) -> Iterator[None]:
     except Exception as error:  # whatever the network's own code raises
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         raise DataError(
-            f"the network does not run on {where}: {type(error).__name__}: {reason.strip()}; check that the inputs "
-            "(shape, type, range of token ids) are those of this network"
+            f"the network does not run on {where}: {type(error).__name__}: {reason.strip()}; {advice}"
         ) from error
 
 

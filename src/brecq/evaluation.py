@@ -106,9 +106,10 @@ def evaluate(
     has none, by what the reference decides. Beside it stands the share of decisions that changed, and the SQNR of
     every output.
 
-    Without one, top-1 and agreement are of class scores: those of a network that returns one tensor, or the entry
-    `logits` or `out` of several; other networks have an SQNR for each of their outputs only. Scores are [N, classes],
-    maps [N, classes, H, W] or sequences [N, tokens, classes]. Labels go with [N, classes] only.
+    Without one, top-1 and agreement are of class scores: those of a network that returns one tensor [N, classes], or
+    the entry `logits` or `out` of a dictionary, which may also be maps [N, classes, H, W] or sequences
+    [N, tokens, classes]. Other networks, such as those that return pictures, have an SQNR for each of their outputs
+    only, unless `output` or `class_axis` says what they hold. Labels go with [N, classes] only.
 
     Args:
         data: a `Dataset`, or whatever `brecq.quantize` takes, read batch by batch: it may be larger than memory. With
@@ -270,7 +271,7 @@ class _Tally:
     def _scores(self, found: Mapping[str, Tensor], batch: int) -> str | None:
         if self.output is not None and self.output not in found:
             raise DataError(f"there is no output {self.output!r}; the model returns {_listed(found)}")
-        name = logits.classifier(found) if self.output is None else self.output
+        name = logits.classifier(found, self.axis) if self.output is None else self.output
         if name is not None and (not found[name].ndim or len(found[name]) != batch):
             if self.output is None:
                 return None

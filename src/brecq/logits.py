@@ -1,7 +1,8 @@
 """Where the class scores are in a network's output: which of its tensors, and along which axis.
 
-A network that returns one tensor, or names one `logits` or `out`, is taken for a classifier. Of one with several
-unnamed outputs (a detector, a backbone) nobody can know which are scores: it has none until somebody says so.
+A network that returns one tensor [N, classes], or names one `logits` or `out`, is taken for a classifier. Of any other
+nobody can know: several unnamed outputs may be a detector's, a map [N, C, H, W] may hold pixels, features or classes.
+It has none until somebody says so.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
     return dict(_leaves(output, ""))
 
 
-def classifier(outputs: Mapping[str, Tensor]) -> str | None:
-    """The name of the output that holds class scores, `None` if there is none, or no telling which."""
-    names = list(outputs) if len(outputs) == 1 else [name for name in KEYS if name in outputs]
-    return next((name for name in names if class_axis(outputs[name]) is not None), None)
+def classifier(outputs: Mapping[str, Tensor], given: int | None = None) -> str | None:
+    """The name of the output that holds class scores, `None` if there is none, or no telling which.
+
+    Args:
+        given: the axis of classes, where somebody said it: then a single output of any shape holds scores.
+    """
+    names = [name for name in KEYS if name in outputs]
+    names += [name for name, value in outputs.items() if len(outputs) == 1 and (given is not None or value.ndim == 2)]
+    return next((name for name in names if given is not None or class_axis(outputs[name]) is not None), None)
 
 
 def scores(output: Any) -> Tensor | None:

@@ -28,9 +28,9 @@ from brecq.data.dataset import Dataset
 from brecq.data.dataset import check as check_data
 from brecq.data.signature import Signature
 from brecq.devices import device_of, move, on_device
-from brecq.errors import ConfigError, DataError, PartitionError
+from brecq.errors import CheckpointError, ConfigError, DataError, PartitionError
 from brecq.forward import Inputs, tensors, unwrap
-from brecq.graph import check, ops, parts
+from brecq.graph import check, evidence, ops, parts
 from brecq.graph.blocks import Network, extract
 from brecq.graph.capture import capture, example_batch
 from brecq.graph.convert import convert
@@ -205,8 +205,11 @@ def _plan(subject: _Subject, request: _Request, device: torch.device, progress: 
     progress.stage("capturing the network")
     arguments = subject.arguments
     prepared, specs = _prepare(subject.model, example_batch(arguments), request, arguments)
-    if request.to_folder:
-        program.check(prepared)
+    _check_savable(prepared, tensors(example_batch(arguments)), request, subject.notes)
+    few = evidence.few_values(prepared, min(len(subject.data), request.config.recipe.range_samples))
+    if few is not None:
+        subject.notes.append(few)
+        warnings.warn(few, stacklevel=3)
     move(prepared, device)
     started = start_from(prepared, request.learned)
     entries = scope(prepared, specs)
@@ -250,6 +253,16 @@ def _most_lossy(prepared: GraphModule, config: QuantConfig, inputs: Sequence[Ten
         f"{alone.remedy(each)}, or --auto-high-precision"
         for each in found
     ]
+
+
+def _check_savable(prepared: GraphModule, examples: Sequence[Any], request: _Request, notes: list[str]) -> None:
+    """Refuse, before anything is learned, what will be saved and cannot; note it where nobody asked for a folder."""
+    try:
+        program.check(prepared, examples)
+    except CheckpointError as error:
+        if request.to_folder:
+            raise
+        notes.append(f"this result can be used and exported, but not saved: {error}")
 
 
 def _convert(run: Run, subject: _Subject, plan: _Plan) -> QuantResult:

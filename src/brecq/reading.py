@@ -20,6 +20,7 @@ else:
     import tomli as tomllib
 
 MOST_BYTES = 2**30
+_LONGEST = 300
 
 
 def check_regular(path: Path, raises: type[BrecqError], what: str = "file") -> None:
@@ -79,8 +80,9 @@ def read_rows(path: Path, raises: type[BrecqError], what: str) -> list[list[str]
 
 
 def reason_of(error: Exception) -> str:
-    """Why a file could not be read."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    """Why a file could not be read, in a few words: some libraries repeat what the file holds."""
+    reason = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    return reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}…"
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from brecq.checkpoint.resume import RunState
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors, encode, stored_bytes
 from brecq.config import QuantConfig
 from brecq.converted.grids import QUANTIZE
+from brecq.converted.inputs import InputTypes
 from brecq.converted.ranges import FloatRange
 from brecq.errors import CheckpointError
 from brecq.graph.submodule import Submodule
@@ -49,6 +50,10 @@ class QuantResult:
     run_state: RunState | None = None
     ranges: list[FloatRange] | None = None
     parts: dict[str, QuantResult] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.converted, GraphModule):
+            InputTypes.of(self.converted, self.example_inputs).guard(self.converted)
 
     @property
     def model(self) -> nn.Module:

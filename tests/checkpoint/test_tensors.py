@@ -27,6 +27,26 @@ def test_every_constant_is_collected_at_its_bit_width(converted: GraphModule) ->
     assert torch.equal(tensors["norm.weight"], converted.get_parameter("norm.weight"))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("codes", [], r"codes is '\[\]', not str"), ("bits", None, "bits is 'None', not int"),
+        ("low", "x", "low is 'x', not int"), ("zero_point", {}, "zero_point is '{}', not str or null"),
+        ("axis", 0.5, "axis is '0.5', not int or null"), ("shape", [2, -1], "not a list of sizes"),
+        ("shape", None, "not a list of sizes"), ("kind", True, "kind is 'True'"),
+    ],
+)  # fmt: skip
+def test_descriptions_that_are_none_name_the_field(
+    converted: GraphModule, field: str, value: object, message: str
+) -> None:
+    arrays, table = encode(collect_tensors(converted))
+    table["up.weight"][field] = value
+    with pytest.raises(CheckpointError, match=f"^up.weight: .*{message}"):
+        decode(arrays, table)
+    with pytest.raises(CheckpointError, match="description is 'None', not an object"):
+        decode(arrays, {**table, "up.weight": None})  # type: ignore[dict-item]
+
+
 def test_dequantize_equals_the_program(converted: GraphModule) -> None:
     tensors = collect_tensors(converted)
     values: dict[str, Tensor] = {}

@@ -125,10 +125,14 @@ def test_bad_files_and_names(tmp_path: Path) -> None:
         load(f"{path}:z")
     with pytest.raises(DataError, match="names 0 inputs and 1 labels"):
         load(f"{save(tmp_path, y=np.arange(3))}:y")
-    with pytest.raises(DataError, match="uint8 pixels; give a preprocessing"):
-        load(save(tmp_path, x=PIXELS), None)
     with pytest.raises(DataError, match=r"put the labels into the \.npz"):
         load_data(path, PREPROCESSING, None, 0, labels=tmp_path / "labels.csv")
+
+
+def test_pixels_without_a_preprocessing_are_for_networks_that_convert_them(tmp_path: Path) -> None:
+    found = load(save(tmp_path, x=PIXELS), None).inputs[0]
+    assert found.dtype == torch.uint8
+    assert found.numpy().tobytes() == PIXELS.tobytes()
 
 
 def test_cifar(shared_data: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import brecq
 from brecq.data import Dataset, Preprocessing, iter_data, load_data
 from brecq.errors import DataError
 
@@ -131,6 +132,7 @@ def test_csv_without_the_usual_header(folder: Folder, text: str) -> None:
         ("file,label\na.png,1\na.png,2\n", "two labels, 1 and 2"),
         ("file,label\na.png,1\n", "no label for 1 of 2 images, such as b.png"),
         ("file,label\nz.png,1\n", "no label for 2 of 2 images, such as a.png, b.png .its first row is for z.png"),
+        ("file,label\n,3\n", "no label for 2 of 2 images"),
         ("file,label\na.png,-1\nb.png,1\n", r"\(a.png\) has label -1"),
     ],
 )
@@ -139,6 +141,13 @@ def test_bad_csv(folder: Folder, text: str, message: str) -> None:
     (root / "truth.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         load(root, labels=root / "truth.csv")
+
+
+def test_paths_that_no_system_has_are_refused() -> None:
+    for path in ("x" * 300, "a\0b"):
+        for read in (lambda path: load_data(path, None, None, 0), brecq.load, brecq.BitAllocation.load):
+            with pytest.raises(brecq.BrecqError):
+                read(path)
 
 
 def test_missing_csv(folder: Folder) -> None:

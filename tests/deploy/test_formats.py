@@ -25,6 +25,23 @@ def test_unknown_formats_and_options_name_the_known_ones(quantized: Quantized, t
         brecq.export(quantized("ConcatNet"), tmp_path / "none" / "m.onnx")
 
 
+def test_the_ending_tells_the_format(quantized: Quantized, tmp_path: Path) -> None:
+    for name, file in (("onnx", "m.onnx"), ("openvino", "m.xml"), ("pt2", "m.PT2"), ("executorch", "m.pte")):
+        assert formats.choose(file, None).name == formats.choose(file, name).name == name
+    assert formats.choose("m.onnx", "qonnx").name == "qonnx"
+    assert formats.choose("folder.v2", "compressed-tensors").name == "compressed-tensors"
+    result = quantized("ConcatNet")
+    assert brecq.export(result, tmp_path / "m.pt2").path.read_bytes()[:2] == b"PK"
+    for file in ("m", "m.bin"):
+        with pytest.raises(ConfigError, match=r"no format writes files like 'm.*known endings are \.onnx \(onnx\)"):
+            brecq.export(result, tmp_path / file)
+    with pytest.raises(ConfigError, match=r"ends as files of the format pt2 do, and the format is onnx; give the end"):
+        brecq.export(result, tmp_path / "n.pt2", "onnx")
+    with pytest.raises(ConfigError, match="and the format is compressed-tensors; give a folder"):
+        brecq.export(result, tmp_path / "n.onnx", "compressed-tensors")
+    assert [file.name for file in tmp_path.iterdir()] == ["m.pt2"]
+
+
 def test_a_missing_package_names_its_extra(
     quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

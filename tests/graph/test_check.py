@@ -122,6 +122,34 @@ def test_other_quantizers_leave_batch_norms_alone_too(run: Callable[..., Tensor]
     assert largest([model(x)], [graph(x)]) < 1e-5
 
 
+class Remembers(nn.Module):
+    """Keeps state in its own forward: what follows it gives other outputs, for other inputs."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.conv, self.calls, self.last = how, nn.Conv2d(3, 3, 1), 0, None
+        self.register_buffer("average", torch.zeros(3, 5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "attribute":
+            x, self.last = x if self.last is None else x + self.last, x
+        elif self.how == "buffer":
+            x = x - self.average.mul_(0.5).add_(x.mean(0))
+        y = self.conv(x)
+        self.calls += 1
+        return y * self.calls if self.how == "count" else y
+
+
+@pytest.mark.parametrize("how", ["attribute", "buffer", "count"])
+def test_state_in_forward_is_refused_by_the_module_that_keeps_it(how: str) -> None:
+    memory = nn.Sequential(nn.ReLU(), Remembers(how), nn.ReLU())
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), memory, nn.Conv2d(3, 4, 1)).eval()
+    with pytest.raises(CaptureError, match=r"state that it keeps in '1\.1' in eval mode"):
+        brecq.quantize(model, torch.randn(8, 3, 5, 5), W8)
+    with pytest.raises(CaptureError, match="state that it keeps in 'Remembers'"):
+        brecq.quantize(Remembers(how).eval(), torch.randn(8, 3, 5, 5), W8)
+
+
 class Tied(nn.Module):
     """Two layers with one weight and one bias, each behind a norm of its own; a weight that is computed."""
 

@@ -81,25 +81,29 @@ def likelihood(output: object, labels: Tensor, class_axis: int | None = None) ->
 def test_given_labels_and_positions() -> None:
     logits, labels = torch.randn(2, 5, 3, 4), torch.randint(5, (2, 3, 4))
     expected = logits.log_softmax(1).gather(1, labels[:, None]).sum()
-    torch.testing.assert_close(likelihood(logits, labels), expected)
+    torch.testing.assert_close(likelihood({"out": logits}, labels), expected)
     torch.testing.assert_close(likelihood({"aux": labels, "logits": logits}, labels), expected)
     with pytest.raises(DataError, match="2 labels and 24 positions"):
-        likelihood(logits, labels[:, 0, 0])
+        likelihood({"out": logits}, labels[:, 0, 0])
 
 
 def test_sequences_have_their_classes_last_unless_told() -> None:
     logits = torch.randn(2, 6, 5)  # tokens, classes
     labels = torch.randint(5, (2, 6))
     expected = logits.log_softmax(-1).gather(-1, labels[..., None]).sum()
-    torch.testing.assert_close(likelihood(logits, labels), expected)
+    torch.testing.assert_close(likelihood({"logits": logits}, labels), expected)
     labels = torch.randint(6, (2, 5))
     expected = logits.log_softmax(1).gather(1, labels[:, None]).sum()
     torch.testing.assert_close(likelihood(logits, labels, class_axis=1), expected)
 
 
-@pytest.mark.parametrize("output", [torch.randn(3), torch.randn(3, 1), (torch.randn(3, 4), torch.randn(3, 4))])
+@pytest.mark.parametrize(
+    "output", [torch.randn(3), torch.randn(3, 1), (torch.randn(3, 4), torch.randn(3, 4)), torch.randn(3, 4, 8, 8)]
+)
 def test_a_network_without_logits_is_an_error(output: object) -> None:
-    with pytest.raises(DataError, match=r"returns logits \[N, C, \.\.\.\], not .*; use loss='plain'"):
+    with pytest.raises(
+        DataError, match=r"returns logits \[N, classes\], not .*\(class_axis=.*\), or use loss='plain'"
+    ):
         positions(output, None, "use loss='plain'")
 
 

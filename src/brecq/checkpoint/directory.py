@@ -12,6 +12,7 @@ All of it is plain data. The same run writes the same bytes, `timing.json` aside
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def read(path: Path | str) -> Checkpoint:
     path = Path(path)
     manifest = _read_manifest(path)
     for name in (PROGRAM, WEIGHTS, REPORT, TIMING):
-        if not (path / name).is_file():
+        if not os.path.isfile(path / name):
             raise CheckpointError(f"{path / name} is missing; copy the whole folder, or write the result again")
     for name in (PROGRAM, WEIGHTS, REPORT):
         expected, found = manifest["files"][name]["sha256"], sha256(path / name)
@@ -145,9 +146,9 @@ def read(path: Path | str) -> Checkpoint:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise CheckpointError(f"{path} is not a folder; give the folder that a result was saved to")
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise CheckpointError(
             f"{file} is missing: {path} holds no result, or writing it was interrupted; give the folder of a finished "
             "result, or finish the run with --resume"

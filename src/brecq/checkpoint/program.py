@@ -5,6 +5,7 @@ docs/format.md describes `program.json`.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections import namedtuple
@@ -24,6 +25,7 @@ from brecq.checkpoint.tensors import IntegerTensor, PackedWeight, Stored
 from brecq.errors import CheckpointError
 from brecq.graph.convert import DEQUANTIZE
 from brecq.graph.fold import get_tensor
+from brecq.graph.ops import input_names
 from brecq.storage.operators import find_operator, operator_name
 
 FORMAT, VERSION = "brecq program", 1
@@ -44,7 +46,8 @@ def describe(graph: GraphModule, example_inputs: Sequence[Tensor]) -> dict[str, 
     Raises:
         CheckpointError: a node, an argument or the output is of a kind that a file cannot hold.
     """
-    names = _input_names(graph)
+    inputs = (node for node in graph.graph.nodes if node.op == "placeholder")
+    names: dict[Node, str] = dict(zip(inputs, input_names(graph), strict=True))
     nodes = [_describe_node(node, names.get(node)) for node in graph.graph.nodes if node.op != "output"]
     examples = [
         {"dtype": str(value.dtype).removeprefix("torch."), "shape": _sizes(node, value)}
@@ -54,12 +57,27 @@ def describe(graph: GraphModule, example_inputs: Sequence[Tensor]) -> dict[str, 
     return {**result, "nodes": nodes, "output": _encode(_output(graph), "the output")}
 
 
-def check(graph: GraphModule) -> None:
-    """Raise `CheckpointError` if `graph`, whose quantizers may still be modules, holds what a file cannot hold."""
+def check(graph: GraphModule, example_inputs: Sequence[Tensor]) -> None:
+    """Raise `CheckpointError` if `graph`, whose quantizers may still be modules, holds what a file cannot hold, or
+    what could not be loaded again."""
     for node in graph.graph.nodes:
         if node.op == "call_function":
             _describe_node(node)
     _encode(_output(graph), "the output")
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    free = [_free(_sizes(node, value)) for node, value in zip(inputs, example_inputs, strict=True)]
+    bare = GraphModule(graph, copy.deepcopy(graph.graph))
+    for node in list(bare.graph.nodes):
+        node.meta = {}  # as in a program that was read
+        if node.op == "call_module":
+            node.replace_all_uses_with(node.args[0])
+            bare.graph.erase_node(node)
+    try:
+        _note_shapes(bare, example_inputs, free)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the result could not be loaded again: {error}; quantize the parts around it (submodule=...)"
+        ) from error
 
 
 def rebuild(described: Mapping[str, Any], tensors: Mapping[str, Stored]) -> tuple[GraphModule, tuple[Tensor, ...]]:
@@ -88,9 +106,7 @@ def rebuild(described: Mapping[str, Any], tensors: Mapping[str, Stored]) -> tupl
     if len(examples) != sum(node.op == "placeholder" for node in nodes.values()):
         raise CheckpointError(f"inputs describes {len(examples)} of the program's inputs")
     module = GraphModule(root, graph).eval()
-    sizes = [entry["shape"] for entry in inputs]
-    free = [[dim for dim, size in enumerate(shape) if dim == 0 or isinstance(size, list)] for shape in sizes]
-    _note_shapes(module, examples, free)
+    _note_shapes(module, examples, [_free(entry["shape"]) for entry in inputs])
     return module, examples
 
 
@@ -102,13 +118,9 @@ def _sizes(node: Node, example: Tensor) -> list[Any]:
     return [BATCH, *sizes[1:]] if sizes else []
 
 
-def _input_names(graph: GraphModule) -> dict[Node, str]:
-    """What the program's inputs are called when it is called by name."""
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    info = getattr(graph.graph._codegen, "pytree_info", None)
-    given = [] if info is None else [name for name in info.orig_args if name != "self"]
-    names = given if len(given) == len(inputs) else [str(node.target) for node in inputs]
-    return dict(zip(inputs, names, strict=True))
+def _free(shape: Sequence[Any]) -> list[int]:
+    """The dimensions of an input that may have another size."""
+    return [dim for dim, size in enumerate(shape) if dim == 0 or isinstance(size, list)]
 
 
 def _describe_node(node: Node, name_of_input: str | None = None) -> dict[str, Any]:

@@ -179,12 +179,34 @@ def decode(arrays: Mapping[str, Tensor], table: Mapping[str, Mapping[str, Any]])
     tensors: dict[str, Stored] = {}
     for name, entry in table.items():
         try:
+            _check_entry(entry)
             tensors[name] = _decode(arrays, entry)
         except KeyError as error:
             raise CheckpointError(f"{name}: {error.args[0]!r} is missing; write the result again") from error
-        except CheckpointError as error:
+        except (CheckpointError, ArithmeticError, RuntimeError) as error:  # numbers that make no tensor
             raise CheckpointError(f"{name}: {error}; write the result again") from error
     return tensors
+
+
+_COUNT: tuple[type, ...] = (int,)
+_TEXT: tuple[type, ...] = (str,)
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "kind": _TEXT, "data": _TEXT, "codes": _TEXT, "scale": _TEXT, "zero_point": (str, type(None)),
+    "zero_point_bits": (int, type(None)), "axis": (int, type(None)), "bits": _COUNT, "low": _COUNT,
+}  # fmt: skip
+
+
+def _check_entry(entry: Any) -> None:
+    """Raise `CheckpointError` for a description with a field of another type than `encode` writes."""
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"its description is {str(entry)[:80]!r}, not an object")
+    shape = entry.get("shape")
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 1 << 40 for size in shape):
+        raise CheckpointError(f"shape is {str(shape)[:80]!r}, not a list of sizes")
+    for field, types in _FIELDS.items():
+        if field in entry and type(entry[field]) not in types:
+            names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
+            raise CheckpointError(f"{field} is {str(entry[field])[:80]!r}, not {names}")
 
 
 def _decode(arrays: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Stored:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +127,8 @@ def write_page(folder: Path, made: Distilled) -> None:
 
 
 def _is_finished(output: Path) -> bool:
-    if not output.is_dir() or (output / "blocks").exists():
+    if not os.path.isdir(output) or os.path.exists(output / "blocks"):
         return False
     from brecq.data.load import DISTILLED
 
-    return (output / DISTILLED).exists()
+    return os.path.exists(output / DISTILLED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +19,11 @@ def export(
     path: o.Result,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")],
     format: Annotated[
-        str, typer.Option("-f", "--format", metavar="NAME", help="The format: see brecq export --formats.")
-    ] = "onnx",
+        str | None,
+        typer.Option(
+            "-f", "--format", metavar="NAME", help="The format (brecq export --formats); by default as FILE ends."
+        ),
+    ] = None,
     pack: Annotated[
         str | None,
         typer.Option(metavar="FORM", help="Short for --option pack=FORM (onnx: planes, cast or native)."),
@@ -41,18 +45,19 @@ def export(
 
     brecq export out/ --format onnx -o model.onnx
     """
+    import brecq
+    from brecq.deploy.formats import choose
+    from brecq.deploy.sizes import ideal_bytes
     from brecq.errors import ConfigError
 
     require_path("RESULT", path)
-    chosen = parse_format_options(format, [*(options or []), *([f"pack={pack}"] if pack is not None else [])])
-    if output.exists() and not force:
+    if os.path.exists(output) and not force:
         raise ConfigError(f"{str(output)!r} exists; replace it with --force, or name another file")
-
-    import brecq
-    from brecq.deploy.sizes import ideal_bytes
+    result = brecq.load(path)
+    format = choose(output, format, parts=bool(result.parts)).name
+    chosen = parse_format_options(format, [*(options or []), *([f"pack={pack}"] if pack is not None else [])])
 
     console = make_console()
-    result = brecq.load(path)
     tell(console, "result", str(path))
     exported = brecq.export(result, output, format, **chosen)
     for note in exported.notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import tempfile
 import threading
@@ -80,7 +81,7 @@ def check_output(output: Output, *, finished: bool, look: str, states: Sequence[
     folder, resume, force = output.output, output.resume, output.force
     if resume and force:
         raise ConfigError("--resume continues the run in the output folder, --force overwrites it; keep one")
-    if folder.is_dir() and any(file.name != LOCK for file in folder.iterdir()) and not (resume or force):
+    if os.path.isdir(folder) and any(file.name != LOCK for file in folder.iterdir()) and not (resume or force):
         raise ConfigError(
             f"the output folder {str(folder)!r} is not empty; continue its run with --resume, overwrite its "
             "result with --force, or name another folder"
@@ -100,4 +101,4 @@ def check_output(output: Output, *, finished: bool, look: str, states: Sequence[
 
 
 def _has_run(folder: Path, states: Sequence[str]) -> bool:
-    return any((folder / state / "blocks" / "run.json").is_file() for state in states)
+    return any(os.path.isfile(folder / state / "blocks" / "run.json") for state in states)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ def require_path(option: str, path: Path | None, *, file: bool = False) -> None:
     """Raise `DataError` unless `path` is there (and a file, with `file`); `None` passes."""
     if path is None:
         return
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"{option} is {str(path)!r}, which does not exist; check the path")
-    if file and not path.is_file():
+    if file and not os.path.isfile(path):
         raise DataError(f"{option} is {str(path)!r}, which is not a file")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -135,7 +136,7 @@ def quantize(
 
 def choose_distillation(calib: Path, config: DistillConfig | None, seed: int) -> DistillConfig | None:
     """How to distill where `--calib` is `distilled` and nothing of that name exists; otherwise `None`."""
-    if str(calib) == WITHOUT_DATA and not calib.exists():
+    if str(calib) == WITHOUT_DATA and not os.path.exists(calib):
         return (config or DistillConfig.preset("fast")).replace(seed=seed)
     if config is not None:
         there = f"{str(calib)!r} is there and is read" if str(calib) == WITHOUT_DATA else f"--calib is {str(calib)!r}"
@@ -164,7 +165,7 @@ def run(job: Job, console: Console) -> None:
     folder = job.output.output
     with output_folder(
         job.output, console, look="look at it with brecq evaluate", states=("", WITHOUT_DATA),
-        finished=lambda: (folder / "manifest.json").exists() and not (folder / "blocks").exists(),
+        finished=lambda: os.path.exists(folder / "manifest.json") and not os.path.exists(folder / "blocks"),
     ):  # fmt: skip
         work(job, console)
 
@@ -209,8 +210,8 @@ def work(job: Job, console: Console) -> None:
     try:
         result = brecq.quantize(
             source.model, calibration, job.config, allocation=allocation, learned=learned, run_dir=folder,
-            resume=job.output.resume and (folder / "blocks").exists(), progress=progress, device=job.machine.device,
-            **which_parts(job.submodules, source),
+            resume=job.output.resume and os.path.exists(folder / "blocks"), progress=progress,
+            device=job.machine.device, **which_parts(job.submodules, source),
         )  # fmt: skip
     finally:
         progress.close()
@@ -267,7 +268,8 @@ def distilled_calibration(
     shape, folder = example_shape(source, preprocessing), job.output.output / WITHOUT_DATA
     return run_distillation(
         console, source.model, job.calibration.calib_size, config, preprocessing, shape, folder,
-        resume=job.output.resume and (folder / "blocks").exists(), device=job.machine.device, log=job.output.log_json,
+        resume=job.output.resume and os.path.exists(folder / "blocks"), device=job.machine.device,
+        log=job.output.log_json,
     )  # fmt: skip
 
 
@@ -313,7 +315,7 @@ def load_bits(path: Path | None) -> tuple[BitAllocation | None, dict[str, Tensor
     from brecq.precision.table import learned_codes
 
     # a point of the front is a file one folder below the search's
-    folders = [path] if path.is_dir() else [path.parent, path.parent.parent]
+    folders = [path] if os.path.isdir(path) else [path.parent, path.parent.parent]
     found = (codes for folder in folders if (codes := learned_codes(folder)))
     return BitAllocation.load(path), next(found, {})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -121,7 +122,7 @@ def compare(
         raise ConfigError("one result is nothing to compare; give at least two folders")
     for path in paths:
         require_path("RESULT", path)
-    if output.exists() and not force:
+    if os.path.exists(output) and not force:
         raise ConfigError(f"{str(output)!r} exists; replace it with --force, or name another file with -o")
 
     import brecq

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,7 +118,7 @@ def search(
     console = make_console()
     with output_folder(
         output, console, look=f"take its sensitivities over (brecq search {folder} --budget … -o OTHER)",
-        finished=lambda: (folder / "sensitivity.json").exists() and not (folder / "blocks").exists(),
+        finished=lambda: os.path.exists(folder / "sensitivity.json") and not os.path.exists(folder / "blocks"),
     ):  # fmt: skip
         from brecq.precision.allocation import ALLOCATION
         from brecq.precision.table import CODES, TABLE
@@ -142,7 +143,7 @@ def search(
 
 def check_source(ctx: typer.Context, model: str, folder: Path, measuring: bool) -> None:
     """Raise `ConfigError` unless `model` is an earlier search to take over, or can be measured."""
-    if (Path(model) / "sensitivity.json").is_file():
+    if os.path.isfile(Path(model) / "sensitivity.json"):
         if (option := given(ctx, CHOOSING, others=True)) is not None:
             raise ConfigError(
                 f"{model} is an earlier search, whose sensitivities are taken over: drop {option}, or name the model "
@@ -150,7 +151,7 @@ def check_source(ctx: typer.Context, model: str, folder: Path, measuring: bool) 
             )
         if folder.resolve() == Path(model).resolve():
             raise ConfigError(f"the search in {model} would be overwritten by its own; name another folder with -o")
-    elif Path(model).is_dir():
+    elif os.path.isdir(Path(model)):
         raise ConfigError(
             f"{model} holds no finished search (no sensitivity.json); finish it with --resume, or name a model"
         )

@@ -18,7 +18,7 @@ from brecq.data.dataset import Dataset
 from brecq.data.pairs import as_pictures
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import DataError
-from brecq.reading import check_regular
+from brecq.reading import check_regular, reason_of
 
 INPUT_NAMES = ("x", "images", "inputs")
 LABEL_NAMES = ("y", "labels")
@@ -38,7 +38,8 @@ def load_npz(path: Path, names: list[str], preprocessing: Preprocessing | None, 
     """Read inputs and labels.
 
     uint8 arrays [N, H, W, 3] (or 1, 4 or no channels) are pixels and go through `preprocessing`; where they have
-    the network's size already they are only normalized. Floating-point arrays are taken as the network's inputs
+    the network's size already they are only normalized. Without a preprocessing they are taken as they are, for
+    networks that convert pixels themselves. Floating-point arrays are taken as the network's inputs
     (float32, already normalized), integer arrays of other types too (token ids).
 
     Args:
@@ -62,7 +63,9 @@ def load_npz(path: Path, names: list[str], preprocessing: Preprocessing | None, 
         raise
     # a damaged archive makes NumPy, zipfile, zlib and struct raise whatever they stumble over
     except Exception as error:
-        raise DataError(f"cannot read {path}: {error}; give an .npz file of plain (not object) arrays") from error
+        raise DataError(
+            f"cannot read {path}: {reason_of(error)}; give an .npz file of plain (not object) arrays"
+        ) from error
     return _assemble(path, arrays, inputs, label, preprocessing, order)
 
 
@@ -156,7 +159,7 @@ def _to_targets(name: str, array: np.ndarray) -> Tensor:
 
 def _to_input(name: str, array: np.ndarray, preprocessing: Preprocessing | None) -> Tensor:
     if array.dtype == np.uint8:
-        return _from_pixels(name, array, preprocessing)
+        return torch.from_numpy(array) if preprocessing is None else _from_pixels(name, array, preprocessing)
     if array.dtype.kind == "f":
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if array.dtype.kind in "iu" and array.dtype.itemsize > 1:
@@ -164,7 +167,7 @@ def _to_input(name: str, array: np.ndarray, preprocessing: Preprocessing | None)
     raise DataError(f"{name} is {array.dtype}; give uint8 pixels [N, H, W, 3] or float32 network inputs [N, ...]")
 
 
-def _from_pixels(name: str, pixels: np.ndarray, preprocessing: Preprocessing | None) -> Tensor:
+def _from_pixels(name: str, pixels: np.ndarray, preprocessing: Preprocessing) -> Tensor:
     if pixels.ndim == 3:
         pixels = pixels[..., None]
     if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3, 4):
@@ -172,8 +175,6 @@ def _from_pixels(name: str, pixels: np.ndarray, preprocessing: Preprocessing | N
             f"{name} has shape {pixels.shape}; uint8 pixels must be [N, H, W, 3] (channels last): transpose them, "
             "or store normalized float32 inputs"
         )
-    if preprocessing is None:
-        raise DataError(f"{name} holds uint8 pixels; give a preprocessing (mean, std, size) to normalize them with")
     pixels = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
     if pixels.shape[1:3] == preprocessing.size:
         return preprocessing.normalize_pixels(pixels)

@@ -196,11 +196,6 @@ def _to_input(value: Any, name: str) -> Tensor:
         raise DataError(
             f"{name} is a {type(value).__name__}; give tensors, tuples (input, label) or dictionaries of them"
         )
-    if value.dtype == torch.uint8 and value.ndim >= 3:
-        raise DataError(
-            f"{name} holds uint8 pixels of shape {list(value.shape)}; normalize them to float32 [N, 3, H, W] first "
-            "(brecq.data.Preprocessing does)"
-        )
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -62,7 +63,7 @@ def from_csv(root: Path, paths: Sequence[Path], csv_path: Path, *, explicit: boo
         return None
     stems: dict[str, int] = {}
     for name, label in table.items():
-        stems.setdefault(str(Path(name).with_suffix("")), label)
+        stems.setdefault(os.path.splitext(name)[0], label)
     bases = (root, csv_path.parent)
     labels = [_lookup(path, bases, table, stems) for path in paths]
     missing = [path for path, label in zip(paths, labels, strict=True) if label is None]
@@ -89,7 +90,7 @@ def _lookup(path: Path, bases: Sequence[Path], table: dict[str, int], stems: dic
         if name in table:
             return table[name]
     for name in (*names, path.name):
-        stem = str(Path(name).with_suffix(""))
+        stem = os.path.splitext(name)[0]
         if stem in stems:
             return stems[stem]
     return None

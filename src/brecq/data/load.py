@@ -164,7 +164,7 @@ def _find(root: Path, labels: Path | None, form: Form) -> _Folder:
 def _locate(path: Path | str) -> tuple[Path, list[str]]:
     """The folder or file, and the names of arrays in it."""
     file, names = split_selector(path)
-    return (file / DISTILLED, []) if (file / DISTILLED).is_file() else (file, names)
+    return (file / DISTILLED, []) if os.path.isfile(file / DISTILLED) else (file, names)
 
 
 def _check_arguments(size: int | None, max_skipped: float) -> None:
@@ -177,7 +177,7 @@ def _check_arguments(size: int | None, max_skipped: float) -> None:
 def _check_npz(file: Path, labels: Path | None) -> None:
     if labels is not None:
         raise DataError(f"{labels} cannot label {file}; put the labels into the .npz file as array y")
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise DataError(f"there is no file {file}; check the path")
 
 
@@ -189,9 +189,9 @@ def _draw(count: int, size: int | None, seed: int) -> list[int]:
 
 
 def _find_images(root: Path, labels: Path | None) -> _Folder:
-    if not root.exists():
+    if not os.path.exists(root):
         raise DataError(f"there is no {root}; give a folder of images or an .npz file")
-    if root.is_file():
+    if os.path.isfile(root):
         raise DataError(f"{root} is a {root.suffix or 'plain'} file; give a folder of images or an .npz file")
     paths: list[Path] = []
     seen: set[str] = set()

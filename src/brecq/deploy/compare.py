@@ -48,7 +48,7 @@ class Tally:
             self.largest = max(self.largest, float(difference.max()))
             self.sum += float(difference.sum())
         outputs = dict(zip(self.names, zip(found, expected, strict=True), strict=True))
-        name = logits.classifier({key: ours for key, (ours, _) in outputs.items()})
+        name = logits.classifier({key: ours for key, (ours, _) in outputs.items()}, self.class_axis)
         axis = None if name is None else logits.class_axis(outputs[name][0], self.class_axis)
         if name is not None and axis is not None:
             ours, theirs = outputs[name]

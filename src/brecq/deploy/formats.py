@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -115,7 +116,7 @@ FORMATS = {
 """Registered formats by name."""
 
 
-def export(result: QuantResult, path: Path | str, format: str = "onnx", **options: Any) -> Exported:
+def export(result: QuantResult, path: Path | str, format: str | None = None, **options: Any) -> Exported:
     """Write a result as a file for a runtime.
 
     The file is written under a temporary name and renamed: a file that is there is complete.
@@ -123,14 +124,17 @@ def export(result: QuantResult, path: Path | str, format: str = "onnx", **option
     Args:
         path: the file, or folder, to write; what is there is replaced. Of several quantized submodules the folder
             that gets one of each.
-        format: one of `brecq.deploy.formats.FORMATS`.
+        format: one of `brecq.deploy.formats.FORMATS`; by default the first whose files end as `path` does, and of
+            several submodules `onnx`.
         options: of the format; see its module's `write`.
 
     Raises:
-        ConfigError: an unknown format or option, or a value that the option does not take.
+        ConfigError: an unknown format or option, a value that the option does not take, or a path that ends as the
+            files of another format do, or of none where none is named.
         ExportError: the format cannot express the network (the message names the layers and what would help), a
             package is missing, or the file cannot be written.
     """
+    format = choose(path, format, parts=bool(result.parts)).name
     known = option_types(format)
     unknown = sorted(set(options) - known.keys())
     if unknown:
@@ -138,7 +142,7 @@ def export(result: QuantResult, path: Path | str, format: str = "onnx", **option
         raise ConfigError(f"the format {format} has no option {unknown[0]!r}; {takes}")
     write = _writer(find(format))
     path = Path(path)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise ExportError(f"the folder {str(path.parent)!r} does not exist; create it, or choose another path")
     if result.parts:
         return _export_parts(result, path, find(format), write, options)
@@ -150,7 +154,7 @@ def _export_parts(
     result: QuantResult, folder: Path, format: Format, write: Callable[..., Exported], options: dict[str, Any]
 ) -> Exported:
     """One file, or folder, for each submodule, named after it."""
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise ExportError(f"{str(folder)!r} is a file; {', '.join(result.parts)} become one file each: give a folder")
     folder.mkdir(exist_ok=True)
     files: list[Path] = []
@@ -163,6 +167,47 @@ def _export_parts(
         notes += [f"{name}: {note}" for note in exported.notes]
         size += exported.size
     return Exported(folder, tuple(files), size, tuple(notes))
+
+
+def choose(path: Path | str, name: str | None, *, parts: bool = False) -> Format:
+    """The format to write a file in: the one of this name, or the one that the path's ending tells.
+
+    Args:
+        parts: the path is the folder of several files, and has no ending: `onnx` unless named.
+
+    Raises:
+        ConfigError: there is none, or the ending is that of another format.
+    """
+    if name is None:
+        return find("onnx") if parts and not _ending_like(path) else of_file(path)
+    chosen, others = find(name), _ending_like(path)
+    if others and chosen not in others:
+        better = f"the ending {chosen.suffix}" if chosen.suffix else "a folder, without an ending"
+        raise ConfigError(
+            f"{str(path)!r} ends as files of the format {others[0].name} do, and the format is {name}; give {better}, "
+            f"or the format {others[0].name}"
+        )
+    return chosen
+
+
+def of_file(path: Path | str) -> Format:
+    """The first format whose files end as `path` does.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = _ending_like(path)
+    if not found:
+        endings = ", ".join(f"{format.suffix} ({format.name})" for format in FORMATS.values() if format.suffix)
+        raise ConfigError(
+            f"no format writes files like {Path(path).name!r}; known endings are {endings}; name it with --format"
+        )
+    return found[0]
+
+
+def _ending_like(path: Path | str) -> list[Format]:
+    name = Path(path).name.lower()
+    return [format for format in FORMATS.values() if format.suffix and name.endswith(format.suffix)]
 
 
 def find(name: str) -> Format:

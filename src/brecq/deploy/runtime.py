@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from brecq.deploy.formats import FORMATS, Format, find, needs
+from brecq.deploy.formats import Format, find, needs, of_file
 from brecq.errors import ConfigError, ExportError
 
 
@@ -51,8 +52,8 @@ def open_file(path: Path | str, format: str | None = None, threads: int = 1) -> 
         ExportError: the file is missing or cannot be loaded, or the runtime is not installed.
     """
     path = Path(path)
-    chosen = _format_of(path, format)
-    if not path.exists():
+    chosen = of_file(path) if format is None else find(format)
+    if not os.path.exists(path):
         raise ExportError(f"{str(path)!r} does not exist; write it with brecq export")
     if not chosen.runner:
         raise ConfigError(f"files of the format {chosen.name} cannot be run here; export to another one to verify it")
@@ -60,13 +61,3 @@ def open_file(path: Path | str, format: str | None = None, threads: int = 1) -> 
         module: Any = importlib.import_module(chosen.runner)
     runner: Runner = module.load(path, threads)
     return runner, chosen
-
-
-def _format_of(path: Path, name: str | None) -> Format:
-    if name is not None:
-        return find(name)
-    for format in FORMATS.values():
-        if format.suffix and path.name.endswith(format.suffix):
-            return format
-    endings = ", ".join(f"{format.suffix} ({format.name})" for format in FORMATS.values() if format.suffix)
-    raise ConfigError(f"no format writes files like {path.name!r}; known endings are {endings}; name it with --format")

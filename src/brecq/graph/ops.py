@@ -7,7 +7,7 @@ import operator
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
 
@@ -73,6 +73,14 @@ _ARITHMETIC = {operator.mul, operator.add, operator.sub, operator.floordiv}
 def kind(node: Node) -> str | None:
     """The kind of a weighted operator (`conv2d`, `linear`, ...), or `None`."""
     return WEIGHTED.get(node.target) if node.op == "call_function" else None
+
+
+def input_names(graph: GraphModule) -> list[str]:
+    """What the inputs of a program are called when it is called by name, in order."""
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    info = getattr(graph.graph._codegen, "pytree_info", None)
+    given = [] if info is None else [name for name in info.orig_args if name != "self"]
+    return given if len(given) == len(inputs) else [str(node.target) for node in inputs]
 
 
 def macs(node: Node) -> int:

@@ -108,7 +108,7 @@ class BitAllocation:
             CheckpointError: it is missing or damaged.
         """
         path = Path(path)
-        file = path / ALLOCATION if path.is_dir() else path
+        file = path / ALLOCATION if os.path.isdir(path) else path
         if not os.path.exists(file):
             raise CheckpointError(f"{file} is missing; give the folder that `brecq search` wrote, or a file of it")
         values = read_json(file, CheckpointError, "bit allocation")

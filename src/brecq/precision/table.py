@@ -191,7 +191,7 @@ def _check_whole(table: SensitivityTable) -> None:
 def learned_codes(folder: Path | str) -> dict[str, Tensor]:
     """Codes that the table in `folder` learned, by `knob@bits`; empty for a `fast` table."""
     file = Path(folder) / CODES
-    if not file.is_file():
+    if not os.path.isfile(file):
         return {}
     try:
         return read_sealed(file)[0]

@@ -221,12 +221,15 @@ def _by_unit(values: Tensor, units: Sequence[Unit], seed: int) -> Iterator[tuple
 def positions(output: Any, class_axis: int | None, remedy: str) -> Tensor:
     """The logits in a network's output as float32 [positions, C]; the `remedy` is for errors where there are none."""
     outputs = logits.named_outputs(output)
-    name = logits.classifier(outputs)
+    name = logits.classifier(outputs, class_axis)
     try:
         axis = None if name is None else logits.class_axis(outputs[name], class_axis)
     except ValueError as error:
         raise DataError(f"{error}; give an axis of classes") from error
     if name is None or axis is None:
         found = ", ".join(f"{key} {list(value.shape)}".strip() for key, value in outputs.items())
-        raise DataError(f"Fisher information needs a network that returns logits [N, C, ...], not {found}; {remedy}")
+        raise DataError(
+            f"Fisher information needs a network that returns logits [N, classes], not {found}; say along which axis "
+            f"its classes are (class_axis=..., --class-axis), or {remedy}"
+        )
     return outputs[name].movedim(axis, -1).flatten(0, -2).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ def load_attribute(path: Path, attribute: str, spec: str, what: str = "model") -
     Raises:
         SourceError: there is no such file or name, or running it fails.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SourceError(f"{spec}: there is no file {path}; check the path")
     with _importable(path.resolve().parent):
         module = _execute(path, spec)

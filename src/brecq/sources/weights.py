@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -41,7 +42,7 @@ def read_weights(path: Path, *, trust_pickle: bool = False) -> dict[str, Tensor]
     Raises:
         SourceError: no such file, another format, arbitrary objects in it, or no tensors.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SourceError(f"there is no weights file {path}; check the path")
     if path.suffix == ".safetensors":
         try:

@@ -37,7 +37,7 @@ def replacing(path: Path, raises: type[BrecqError], needed: int | None = None) -
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        if needed is None and temporary.exists():
+        if needed is None and os.path.exists(temporary):
             needed = temporary.stat().st_size
         raise raises(explain(error, path, needed)) from error
     finally:
@@ -86,7 +86,7 @@ def explain(error: OSError, path: Path, needed: int | None = None) -> str:
     """One line: what could not be written, why, and what to do."""
     if error.errno not in _FULL:
         return f"cannot write {path}: {error.strerror or error}; choose another place"
-    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    folder = next(folder for folder in path.absolute().parents if os.path.exists(folder))
     sizes = f"{shutil.disk_usage(folder).free} bytes are free"
     if needed is not None:
         sizes = f"{needed} bytes are needed, {sizes}"
@@ -96,13 +96,13 @@ def explain(error: OSError, path: Path, needed: int | None = None) -> str:
 def refuse_strangers(folder: Path, names: Iterable[str], raises: type[BrecqError]) -> None:
     """Raise if one of the files that are to be written is there and is not brecq's."""
     for file in (folder / name for name in names):
-        if file.exists() and not is_ours(file):
+        if os.path.exists(file) and not is_ours(file):
             raise raises(f"{file} is not brecq's and is not replaced; move it away, or choose another folder")
 
 
 def is_ours(file: Path) -> bool:
     """Whether brecq wrote the file: `"format": "brecq ..."` is among the first fields of all that it writes."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         return False
     with file.open("rb") as stream:
         return b'"brecq' in stream.read(256)

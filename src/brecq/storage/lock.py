@@ -31,7 +31,7 @@ def locked(folder: Path, raises: type[BrecqError]) -> Iterator[None]:
     if _held.get(folder) == threading.get_ident():
         yield
         return
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(folder / LOCK)
@@ -60,7 +60,7 @@ def _acquire(file: Path) -> int:
             if fcntl is not None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # whoever held the lock may have removed the file between the two lines above
-            if file.exists() and os.path.samestat(os.fstat(descriptor), file.stat()):
+            if os.path.exists(file) and os.path.samestat(os.fstat(descriptor), file.stat()):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, str(os.getpid()).encode(), 0)
                 return descriptor

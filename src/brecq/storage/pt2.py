@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import pickle
 import re
 import warnings
@@ -81,7 +82,7 @@ def load_program(
     Raises:
         `raises`: the file is missing, is no such program, or holds what could run code.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise raises(f"there is no file {path}; check the path")
     inputs: Any = None
     source: Any = path

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -24,14 +25,16 @@ import onnx_ir as ir
 import onnxscript
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
 from brecq.deploy.complete import Completed
+from brecq.deploy.onnx.attention import spell_out_attention
 from brecq.deploy.onnx.names import name_nodes
 from brecq.errors import ExportError
 from brecq.graph.convert import to_program
+from brecq.graph.ops import module_path, op_name
 
 DOMAIN = "brecq"
 
@@ -107,7 +110,7 @@ def to_onnx(
     Raises:
         ExportError: an operator has no counterpart in ONNX.
     """
-    program = to_program(graph, examples)
+    program = to_program(spell_out_attention(graph), examples)
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         try:
@@ -121,7 +124,7 @@ def to_onnx(
                 verbose=False,
             )
         except Exception as error:  # the exporter raises many types of its own
-            raise ExportError(_explain(error)) from error
+            raise ExportError(_explain(error, program.graph)) from error
     assert exported is not None
     model: ir.Model = exported.model
     for value in (*model.graph.inputs, *model.graph.outputs):
@@ -162,11 +165,19 @@ def _quiet() -> Any:
         logging.disable(level)
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, graph: Graph) -> str:
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)  # type: ignore[arg-type]
     line = next((line.strip() for line in str(causes[-1]).splitlines() if line.strip()), type(causes[-1]).__name__)
+    named = filter(None, (re.search(r"translating node %(\w+)", str(cause)) for cause in causes))
+    name = next((match[1] for match in named), None)
+    node = next((node for node in graph.nodes if node.name == name), None)
+    if node is not None:
+        path = module_path(node)
+        sizes = [each for each in node.all_input_nodes if isinstance(each.meta.get("val"), torch.SymInt)]
+        why = "its arguments depend on the batch size, where ONNX takes numbers alone" if sizes else line
+        line = f"{op_name(node)}{f' in {path!r}' if path else ''}: {why}"
     return (
         f"the network cannot be expressed in ONNX: {line}; quantize the part of the network before it alone "
         "(submodule='backbone' in Python, --submodule backbone on the command line)"

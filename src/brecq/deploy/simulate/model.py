@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, constant, grid_of
+from brecq.converted.inputs import InputTypes
 from brecq.deploy.complete import Completed, complete
 from brecq.deploy.simulate import kernels
 from brecq.deploy.simulate.arithmetic import Layer, OnnxRuntime, find
@@ -66,13 +67,19 @@ class IntegerModel(nn.Module):
         super().__init__()
         self.completed, self.arithmetic = completed, arithmetic or OnnxRuntime()
         self.graph = completed.graph
+        self._types = InputTypes(dict(zip(completed.inputs, (x.dtype for x in completed.example_inputs), strict=True)))
         self._constants = {
             node: read_constant(self.graph, node) for node in self.graph.graph.nodes if _is_stored(node)
         }
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
-        """Inputs by position, or by the names of `completed.inputs`."""
+        """Inputs by position, or by the names of `completed.inputs`.
+
+        Raises:
+            DataError: an input is of another type than the network's.
+        """
+        inputs, named = self._types(self, inputs, named)
         inputs += tuple(named[name] for name in self.completed.inputs[len(inputs) :]) if named else ()
         return real(_Integers(self, None).run(*inputs))
 

@@ -342,8 +342,8 @@ class QuantConfig:
     )
     class_axis: int | None = setting(
         None,
-        "axis of classes in the network's scores, where it returns neither [N, classes] nor scores named logits or out: "
-        "Fisher information and agreement need it",
+        "axis of classes in the network's scores, where it returns neither [N, classes] nor scores named logits or "
+        "out: Fisher information and agreement need it",
         low=-8, high=8, check=check_class_axis, metavar="AXIS", panel=MODEL,
     )
     auto_high_precision: bool = setting(

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import GraphModule, Node
 
 from brecq.graph import ops
@@ -177,7 +178,8 @@ class _Rewriter:
     def _do(self, target: Any, *args: Any) -> Node:
         new = _call(self.module, self.node, target, *args)
         real = torch.fx.map_arg(args, lambda node: node.meta["val"])
-        new.meta["val"] = target(*real)
+        with enable_python_dispatcher():  # as torch.export: some operators have no other symbolic shapes
+            new.meta["val"] = target(*real)
         if all(source in self.fixed for source in new.all_input_nodes):
             self.fixed.add(new)
         return new

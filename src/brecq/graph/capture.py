@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from brecq.devices import device_of
 from brecq.errors import CaptureError
 from brecq.forward import Inputs, evaluating, like, tensors, unwrap
-from brecq.graph import canonical, constants, fold, ops, outputs
+from brecq.graph import canonical, constants, fold, ops, outputs, selection
 from brecq.graph.chunks import SymbolicChunks
 from brecq.graph.culprit import explain
 from brecq.graph.derivatives import check_derivatives
@@ -53,6 +53,7 @@ def capture(model: nn.Module, example_inputs: Inputs, *, any_size: bool = False)
     fold.drop_no_ops(graph)
     constants.spell_out_sizes(graph)
     canonical.canonicalize(graph)
+    selection.read_from_parts(graph)
     constants.fold_constants(graph)
     fold.fold_batch_norm(graph)
     fold.fold_affine(graph)

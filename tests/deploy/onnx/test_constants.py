@@ -33,7 +33,7 @@ class Joined(nn.Module):
 def test_constants_in_a_concatenation_reach_the_runtime(placement: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Joined().eval(), torch.randn(8, 3, 4, 4)
-    result = brecq.quantize(model, x, QuantConfig(weights=6, placement=placement, recipe=RECIPE))  # type: ignore[arg-type]
+    result = brecq.quantize(model, x, QuantConfig(6, placement=placement, class_axis=-1, recipe=RECIPE))  # type: ignore[arg-type]
     brecq.export(result, tmp_path / "net.onnx")
     found = brecq.verify(result, tmp_path / "net.onnx", brecq.Dataset((x,)))
     assert found.quantized.agreement is not None

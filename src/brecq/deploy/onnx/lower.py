@@ -27,9 +27,7 @@ def _check(graph: ir.Graph) -> None:
     """Raise `ExportError` for weights that no integer kernel takes; the message names them."""
     bad = []
     for node in brecq_nodes(graph, "DequantizeConstant"):
-        codes, zero_point = codes_of(node)
-        difference = codes.astype(np.int64) - zero_point
-        if not is_wide(node) and (difference.min(initial=0) < -128 or difference.max(initial=0) > 127):
+        if not is_wide(node) and not _is_activation(node) and not _fits_int8(*codes_of(node)):
             bad.append(str(node.inputs[0].name))  # type: ignore[union-attr]
     if bad:
         raise ExportError(
@@ -76,6 +74,14 @@ def _lower_constant(build: Builder, node: ir.Node, pack: Pack) -> None:
     codes, zero_point = codes_of(node)
     name, axis, bits = str(node.inputs[0].name), integer(node, "axis"), width_of(node)  # type: ignore[union-attr]
     scale = value_of(node.inputs[1])
+    if _is_activation(node) and not _fits_int8(codes, zero_point):
+        parts = (codes, scale.reshape(()), zero_point.astype(np.uint8).reshape(()))
+        inputs = [
+            build.constant(f"{name}{end}", part) for end, part in zip(("", "_scale", "_zero"), parts, strict=True)
+        ]
+        value = build.node(node, "DequantizeLinear", inputs, None, ir.DataType.FLOAT, codes.shape)
+        build.replace(node, value)
+        return
     is_fused = weight_only.is_fused(node)
     is_native = not is_wide(node) and (pack == "native" or (is_fused and pack == "cast"))
     if is_wide(node):
@@ -153,6 +159,16 @@ def _qparams(build: Builder, node: ir.Node, name: str) -> tuple[ir.Value, ir.Val
 def _reads_codes(node: ir.Node) -> bool:
     """True for a layer whose input is quantized too."""
     return producer(node.inputs[0], "Dequantize", DOMAIN) is not None
+
+
+def _is_activation(node: ir.Node) -> bool:
+    """True for a constant in the place of an activation, such as a learned query: it is on an activation's grid."""
+    return value_of(node.inputs[0]).dtype == np.uint8 and integer(node, "axis") < 0
+
+
+def _fits_int8(codes: np.ndarray, zero_point: np.ndarray) -> bool:
+    difference = codes.astype(np.int64) - zero_point
+    return bool(difference.min(initial=0) >= -128 and difference.max(initial=0) <= 127)
 
 
 def is_wide(node: ir.Node) -> bool:

@@ -125,16 +125,12 @@ for _name, _size, _settings in (
     ("swinv2_tiny_window8_256", 64, {"window_size": 4, "depths": (2, 2), "embed_dim": 24, "num_heads": (1, 2)}),
     ("cait_xxs24_224", 64, {"depth": 2}),
     ("xcit_nano_12_p16_224", 64, {"depth": 2}),
-    ("mixer_s32_224", 64, {"num_blocks": 3}),
-    ("resmlp_12_224", 64, {"num_blocks": 3}),
-    ("gmlp_ti16_224", 64, {"num_blocks": 3}),
-    ("volo_d1_224", 64, {"layers": (1, 1, 1, 1), "embed_dims": (24, 48, 48, 48), "num_heads": (1, 2, 2, 2)}),
     ("twins_pcpvt_small", 64, {"depths": (1, 1, 1, 1)}),
     ("twins_svt_small", 64, {"depths": (1, 1, 2, 1)}),
-    ("crossvit_9_240", 96, {}),
+    ("crossvit_9_240", 240, {}),
     ("convit_tiny", 64, {"depth": 3, "local_up_to_layer": 2}),
-    ("pit_ti_224", 96, {"depths": (1, 1, 1)}),
-    ("tiny_vit_5m_224", 64, {"depths": (1, 1, 2, 1)}),
+    ("pit_ti_224", 96, {"depth": (1, 1, 1)}),
+    ("coat_lite_tiny", 64, {"serial_depths": (1, 1, 1, 1)}),
     ("hiera_tiny_224", 64, {"stages": (1, 1, 1, 1)}),
 ):
     _timm(
@@ -147,7 +143,7 @@ for _name, _size, _settings in (
 
 for _name, _size, _settings in (
     ("pvt_v2_b0", 64, {"depths": (1, 1, 1, 1)}),
-    ("levit_128s", 224, {"depths": (1, 1, 1)}),
+    ("levit_128s", 224, {"depth": (1, 1, 1)}),
     ("coatnet_nano_rw_224", 224, {"depths": (1, 1, 1, 1)}),
     ("maxvit_rmlp_pico_rw_256", 256, {"depths": (1, 1, 1, 1)}),
     ("visformer_tiny", 224, {"depth": (2, 1, 1)}),
@@ -159,17 +155,48 @@ for _name, _size, _settings in (
     ("efficientvit_m0", 224, {}),
     ("fastvit_t8", 64, {"layers": (1, 1, 1, 1)}),
     ("poolformer_s12", 64, {"layers": (1, 1, 1, 1)}),
-    ("focalnet_tiny_srf", 64, {"depths": (1, 1, 1, 1), "embed_dim": 32}),
-    ("davit_tiny", 64, {"depths": (1, 1, 1, 1), "embed_dims": (24, 48, 48, 96), "num_heads": (1, 2, 2, 4),
-                        "num_groups": (1, 2, 2, 4)}),
-    ("coat_lite_tiny", 64, {"serial_depths": (1, 1, 1, 1)}),
-    ("gcvit_xxtiny", 224, {"depths": (1, 1, 1, 1)}),
-    ("mvitv2_tiny", 224, {"depths": (1, 1, 1, 1)}),
+    ("davit_tiny", 64, {"depths": (1, 1, 1, 1), "embed_dims": (24, 48, 48, 96), "num_heads": (1, 2, 2, 4)}),
+    ("tiny_vit_5m_224", 64, {"depths": (1, 1, 2, 1)}),
     ("sequencer2d_s", 64, {"layers": (1, 1, 1, 1)}),
-    ("caformer_s18", 64, {"depths": (1, 1, 1, 1)}),
-    ("nextvit_small", 64, {"depths": (1, 1, 1, 1)}),
+    ("nextvit_small", 64, {"depths": (1, 1, 5, 1)}),
 ):  # fmt: skip
     _timm(_name, _size, **_settings)
+
+
+def _timm_class(key: str, size: int, build: Callable[[Any], nn.Module]) -> None:
+    """A small variant whose function in timm fixes the depth: made from its class in the module `timm.models`."""
+
+    def make() -> nn.Module:
+        import timm.models
+
+        return build(timm.models)
+
+    ZOO[key] = Architecture("timm", make, images(size))
+
+
+_MIXER = {"img_size": 64, "num_classes": 10, "num_blocks": 3, "embed_dim": 96}
+_timm_class("mixer_s32_224", 64, lambda m: m.mlp_mixer.MlpMixer(patch_size=32, **_MIXER))
+_timm_class("resmlp_12_224", 64, lambda m: m.mlp_mixer.MlpMixer(
+    patch_size=16, mlp_ratio=4, block_layer=m.mlp_mixer.ResBlock, norm_layer=m.mlp_mixer.Affine, **_MIXER
+))  # fmt: skip
+_timm_class("gmlp_ti16_224", 64, lambda m: m.mlp_mixer.MlpMixer(
+    patch_size=16, mlp_ratio=6, block_layer=m.mlp_mixer.SpatialGatingBlock, mlp_layer=m.mlp_mixer.GatedMlp, **_MIXER
+))  # fmt: skip
+_timm_class("volo_d1_224", 64, lambda m: m.volo.VOLO(
+    layers=(1, 1, 1, 1), embed_dims=(24, 48, 48, 48), num_heads=(1, 2, 2, 2), img_size=64, num_classes=10
+))  # fmt: skip
+_timm_class("focalnet_tiny_srf", 64, lambda m: m.focalnet.FocalNet(depths=(1, 1, 1, 1), embed_dim=32, num_classes=10))
+_timm_class("gcvit_xxtiny", 224, lambda m: m.gcvit.GlobalContextVit(
+    depths=(1, 1, 1, 1), num_heads=(2, 4, 8, 16), embed_dim=32, num_classes=10
+))  # fmt: skip
+_timm_class("mvitv2_tiny", 224, lambda m: m.mvitv2.MultiScaleVit(
+    m.mvitv2.MultiScaleVitCfg(depths=(1, 1, 1, 1), embed_dim=32), num_classes=10
+))  # fmt: skip
+_timm_class("caformer_s18", 64, lambda m: m.metaformer.MetaFormer(
+    depths=(1, 1, 1, 1), dims=(32, 64, 96, 128), num_classes=10,
+    token_mixers=[m.metaformer.SepConv] * 2 + [m.metaformer.Attention] * 2,
+    norm_layers=[m.metaformer.LayerNorm2dNoBias] * 2 + [m.metaformer.LayerNormNoBias] * 2,
+))  # fmt: skip
 
 
 def _torchvision(key: str, build: Callable[[Any], nn.Module], batch: Callable[[], Batch], **settings: Any) -> None:
@@ -205,7 +232,7 @@ _torchvision("retinanet_resnet50_fpn", lambda m: m.detection.retinanet_resnet50_
 _torchvision("r3d_18", lambda m: m.video.r3d_18(num_classes=10), floats((3, 4, 32, 32)))
 _torchvision("mc3_18", lambda m: m.video.mc3_18(num_classes=10), floats((3, 4, 32, 32)))
 _torchvision("r2plus1d_18", lambda m: m.video.r2plus1d_18(num_classes=10), floats((3, 4, 32, 32)))
-_torchvision("s3d", lambda m: m.video.s3d(num_classes=10), floats((3, 16, 64, 64)))
+_torchvision("s3d", lambda m: m.video.s3d(num_classes=10), floats((3, 16, 224, 224)))
 
 
 class Flow(nn.Module):

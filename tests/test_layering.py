@@ -45,7 +45,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "reading reconstruct report settings storage text",
     "synthesis": "checkpoint checks config data devices errors evaluation forward logits progress ranks "
     "reconstruct report settings storage",
-    "deploy": "checkpoint converted data devices errors evaluation graph logits plain quant reading result "
+    "deploy": "checkpoint converted data devices errors evaluation graph logits plain quant reading report result "
     "settings storage text version",
     "page": "checkpoint converted data devices errors graph precision synthesis report result storage units",
     "pipeline": "checkpoint checks composite config converted data devices errors forward graph precision progress "

@@ -135,7 +135,7 @@ def test_formats_are_listed(invoke: Invoke) -> None:
             "unknown option of the format onnx 'bits'; choose from pack",
         ),
         (("export", "{saved}", "-o", "x.onnx", "--option", "pack"), "gives no value; write pack=VALUE"),
-        (("export", "{saved}", "-f", "tflite", "-o", "x"), "the format is 'tflite'; choose one of onnx"),
+        (("export", "{saved}", "-f", "coreml", "-o", "x"), "the format is 'coreml'; choose one of onnx"),
         (("export", "nowhere", "-o", "x.onnx"), "RESULT is 'nowhere', which does not exist"),
         (("verify", "{saved}", "nowhere.onnx", "--data", "{images}"), "FILE is 'nowhere.onnx', which does not exist"),
         (("verify", "{saved}", "{saved}/report.json", "--data", "{images}"), "no format writes files like"),

@@ -51,6 +51,8 @@ def export(
     from brecq.errors import ConfigError
 
     require_path("RESULT", path)
+    if format is not None:
+        choose(output, format)
     if os.path.exists(output) and not force:
         raise ConfigError(f"{str(output)!r} exists; replace it with --force, or name another file")
     result = brecq.load(path)

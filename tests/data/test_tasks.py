@@ -148,6 +148,22 @@ def test_pairs_of_pictures(tmp_path: Path) -> None:
     assert target[:, 40:].abs().max() == 0
 
 
+def test_whatever_targets_are_there(tmp_path: Path) -> None:
+    """For a metric of one's own, which names no task."""
+    for name in ("noisy/a.png", "clean/a.png"):
+        picture(tmp_path / "pairs" / name)
+    for name in ("images/a.png", "labels/a.png"):  # masks, not YOLO's labels
+        picture(tmp_path / "masks" / name)
+    Image.new("L", SIZE).save(tmp_path / "masks" / "labels" / "a.png")
+    kinds = {}
+    for name in ("pairs", "masks"):
+        data = load_data(tmp_path / name, PLAIN, None, 0, form=Form("any"))
+        kinds[name] = data.targets[0].shape  # type: ignore[index]
+    data = load_data(yolo(tmp_path / "yolo"), PLAIN, None, 0, form=Form("any"))
+    assert kinds == {"pairs": (3, 32, 32), "masks": (32, 32)}
+    assert set(data.targets[0]) >= {"boxes", "labels"}  # type: ignore[index]
+
+
 def test_targets_in_npz(tmp_path: Path) -> None:
     x = np.zeros((4, 3, 8, 8), np.float32)
     masks = np.arange(4 * 64).reshape(4, 8, 8) % 5

@@ -69,7 +69,8 @@ class Judged(o.Checked):
         from brecq.data import Form
 
         tokenizer = None if self.tokenizer is None else _tokenizer(self.tokenizer)
-        return Form(self.task, split, tokenizer, self.tokens)
+        task = self.task or (None if self.metric is None else "any")
+        return Form(task, split, tokenizer, self.tokens)
 
 
 def whole_pictures(preprocessing: Preprocessing | None, task: str | None) -> Preprocessing | None:

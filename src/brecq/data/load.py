@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ class Form:
 
     Attributes:
         task: `detection` (COCO's JSON, YOLO's labels), `segmentation` (masks), `restoration` (pairs of pictures),
-            `language` (text), any other or `None`: pictures and labels. Pictures without targets are read for each.
+            `language` (text), `any` of the first three, whatever is there; any other or `None`: pictures and labels.
+            Pictures without targets are read for each.
         split: which part of a data set that names several.
         tokenizer, length: of text.
     """
@@ -149,8 +150,16 @@ _FINDERS: dict[str, Callable[[Path, Split], Annotated | None]] = {
 }  # fmt: skip
 
 
+def _find_any(root: Path, split: Split) -> Annotated | None:
+    for finder in _FINDERS.values():
+        with suppress(DataError):  # boxes, masks and pairs may lie in folders of the same names
+            if (found := finder(root, split)) is not None:
+                return found
+    return None
+
+
 def _find(root: Path, labels: Path | None, form: Form) -> _Folder:
-    finder = _FINDERS.get(form.task or "")
+    finder = _find_any if form.task == "any" else _FINDERS.get(form.task or "")
     found = None if finder is None else finder(root, form.split)
     if found is None:
         return _find_images(root, labels)

@@ -25,12 +25,14 @@ class Watched(tune.Tuning):
 
     label = ""
 
-    def _trusted_rate(self, error: float, state: dict[str, Tensor]) -> float:
-        rate = super()._trusted_rate(error, state)
-        full = self.recipe.tune_lr
-        added = f"at most {tune.TRUST:g}" if rate == full else f"{tune.TRUST * (full / rate) ** 2:.2f}"
-        print(f"| {self.label} | {error:.4f} | {added} | {rate:.4f} |", flush=True)
-        return rate
+    def _trusted(self, first: tune.Errors, state: dict[str, Tensor]) -> dict[str, float]:
+        rates = super()._trusted(first, state)
+        limits = {"steps": (self.recipe.tune_lr, tune.TRUST), "codes": (self.recipe.tune_codes_lr, tune.TRUST_CODES)}
+        for kind, rate in rates.items():
+            full, trust = limits[kind]
+            added = f"at most {trust:g}" if rate == full else f"{trust * (full / rate) ** 2:.2f}"
+            print(f"| {self.label} | {kind} | {self._of_outputs(first):.4f} | {added} | {rate:.4f} |", flush=True)
+        return rates
 
 
 def main() -> None:
@@ -43,8 +45,9 @@ def main() -> None:
     options = parser.parse_args()
     use_threads(options.threads)
     brecq.reconstruct.passes.Tuning = Watched  # type: ignore[misc]
-    recipe = with_steps(Recipe.preset("fast"), options.steps).replace(tuning=0.02)
-    print(f"| | error | share that a random step of {recipe.tune_lr:g} adds | rate chosen |\n|---|---:|---:|---:|")
+    recipe = with_steps(Recipe.preset("fast"), options.steps).replace(tuning=0.02, tune_codes_lr=0.03)
+    share = f"share that random steps of {recipe.tune_lr:g} add, {recipe.tune_codes_lr:g} of codes"
+    print(f"| | | error | {share} | rate chosen |\n|---|---|---:|---:|---:|")
     for name in options.networks:
         data: Tensor = calibration_data(name, options.calibration).inputs[0]
         for setting in options.settings:

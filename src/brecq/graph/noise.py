@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
@@ -45,23 +46,24 @@ def tensor_noise(prepared: GraphModule, inputs: Sequence[Tensor]) -> tuple[list[
 
 
 def _outputs(graph: GraphModule) -> dict[str, Node]:
-    """The floating-point tensors that a network returns, by their keys or places, joined by dots."""
+    """The floating-point tensors that a network returns, by their keys or places, joined by dots; without those whose
+    size depends on values, such as the samples that pass a threshold: they match nothing in the float network."""
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
     leaves, spec = pytree.tree_flatten(output.args[0])
     info = getattr(graph.graph._codegen, "pytree_info", None)
     spec = spec if info is None or info.out_spec is None else info.out_spec
     paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(leaves, spec))
     named = {".".join(map(_key, path)): leaf for path, leaf in paths}
-    return {name: leaf for name, leaf in named.items() if isinstance(leaf, Node) and _is_floating(leaf)}
+    return {name: leaf for name, leaf in named.items() if isinstance(leaf, Node) and _is_comparable(leaf)}
 
 
 def _key(entry: Any) -> str:
     return str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))))
 
 
-def _is_floating(node: Node) -> bool:
+def _is_comparable(node: Node) -> bool:
     value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_floating_point()
+    return isinstance(value, Tensor) and value.is_floating_point() and not free_unbacked_symbols(value)
 
 
 def _makers(graph: GraphModule, output: Node, layers: Mapping[Node, str]) -> tuple[str, ...]:

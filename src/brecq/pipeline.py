@@ -458,7 +458,7 @@ def inspect(
 
     Args:
         example_inputs: each [N, ...]: positional inputs, or a dictionary by the names of `forward`'s parameters.
-        submodule, submodules: as for `quantize`.
+        submodule: as for `quantize`. submodules: likewise.
         sensitivity: also measure what each quantized tensor costs alone, with weights rounded to nearest, on the first
             32 samples of `example_inputs`, which should be real ones then.
 

@@ -37,8 +37,7 @@ class Detection(Task):
         decode: from the network's output to a `Boxes` dictionary a picture, which are final; or to candidates: three
             tensors boxes [N, A, 4], scores [N, A], labels [N, A] or one [N, A, 6] (x1, y1, x2, y2, score, label),
             from which the best are taken by non-maximum suppression a class. `None` for networks that return boxes.
-        score, overlap, most: of that selection: the least score, the IoU above which the worse box goes, and how many
-            stay.
+        score: the least, of that selection. overlap: the IoU above which the worse box goes. most: how many stay.
         labels: `index` if the network counts classes from 0, without gaps; `category` if it numbers them as the
             dataset does (torchvision's detectors: COCO's category ids).
     """

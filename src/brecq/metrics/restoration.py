@@ -69,7 +69,7 @@ class Restoration(Regression):
     bits, as a picture is stored.
 
     Args:
-        low, high: what black and white are. border: pixels at each side that do not count.
+        low: what black is. high: what white is. border: pixels at each side that do not count.
         output: which output is the picture, of several.
     """
 

@@ -81,7 +81,7 @@ def measure_sensitivity(
         check: called before anything is measured, with the table that has no terms yet: may raise what its layers
             and sizes already show, such as a budget that cannot be met.
         run_dir: folder for the state of the run; with `resume`, continue there after the last finished block.
-        progress, several processes: as for `brecq.quantize`. device: where to compute.
+        progress: as for `brecq.quantize`, as are several processes. device: where to compute.
 
     Raises:
         ConfigError, DataError, CaptureError, PartitionError, CheckpointError: before any long work starts.

@@ -39,3 +39,31 @@ def test_constants_in_a_concatenation_reach_the_runtime(placement: str, tmp_path
     assert found.quantized.agreement is not None
     assert found.quantized.agreement > 90
     assert found.quantized.mean < 2
+
+
+class Asks(nn.Module):
+    """Learned queries enter a layer, as in attention pooling: a constant in the place of an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.ask, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+        self.query = nn.Parameter(
+            torch.rand(1, 2, 8) * 3 - 0.5
+        )  # on an asymmetric grid no code fits eight signed bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys = self.keys(x)
+        weights = (self.ask(self.query.repeat(x.shape[0], 1, 1)) @ keys.transpose(1, 2)).softmax(-1)
+        return self.head((weights @ keys).mean(1))
+
+
+def test_a_learned_query_reaches_the_runtime(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Asks().eval(), torch.randn(64, 6, 8)
+    result = brecq.quantize(model, x, QuantConfig(8, 8, method="rtn"))
+    codes = dict(result.converted.named_buffers())["query"]
+    assert codes.dtype == torch.uint8
+    brecq.export(result, tmp_path / "net.onnx")
+    found = brecq.verify(result, tmp_path / "net.onnx", x)
+    assert found.as_expected, found.failures
+    assert found.quantized.mean < 1

@@ -120,6 +120,12 @@ def test_a_detector_in_one_run(detectors: ModuleType, tmp_path: Path) -> None:
             assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def test_heads_side_by_side_are_blocks(detectors: ModuleType) -> None:
+    (inputs,) = (torch.stack([picture[:, :60, :60] for picture in calls]) for calls in detectors.pictures(2))
+    found = brecq.inspect(detectors.retinanet(), (inputs,), submodules=["backbone", "head"])
+    assert [block.name for block in found.blocks][-2:] == ["head.classification_head", "head.regression_head"]
+
+
 def test_each_learns_behind_the_quantized_ones_before_it(two: nn.Module, batches: Tensor) -> None:
     result = brecq.quantize(two, batches, FAST, submodules=["head", "backbone"])
     assert list(result.parts) == ["backbone", "head"]  # in the order they are called in
@@ -222,3 +228,32 @@ def test_pictures_that_do_not_go_together(detectors: ModuleType) -> None:
     wrong = [[torch.rand(3, 60, 60)], [torch.rand(1, 60, 60)]]
     with pytest.raises(DataError, match=r"\[1, 3\] channels"):
         brecq.quantize(detectors.retinanet(), wrong, NEAREST, submodules=["backbone"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "retinanet_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn", "fcos_resnet50_fpn", "ssd300_vgg16",
+        "ssdlite320_mobilenet_v3_large", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn",
+    ],
+)  # fmt: skip
+def test_detectors_by_name_are_drop_ins_in_float(name: str) -> None:
+    models = pytest.importorskip("torchvision").models
+    from brecq.sources.torchvision_models import detector_parts
+
+    torch.manual_seed(0)
+    model = models.get_model(name, weights=None, weights_backbone=None).eval()
+    if not name.startswith("ssd"):
+        model.transform.min_size, model.transform.max_size = (128,), 192
+    if hasattr(model, "roi_heads"):  # untrained networks are sure of nothing
+        model.roi_heads.score_thresh, model.roi_heads.detections_per_img = 0.0, 5
+        model.rpn._post_nms_top_n = {"training": 20, "testing": 20}
+    else:
+        model.score_thresh, model.detections_per_img = 0.0, 10
+    generator = torch.Generator().manual_seed(1)
+    sizes = [(120, 150), (140, 120), (130, 170)]
+    first, second, other = (torch.rand(3, *size, generator=generator) for size in sizes)
+    drop_in = floats(model, list(detector_parts(model)), [[first, second]])
+    with torch.no_grad():
+        equal(drop_in([other]), model([other]))

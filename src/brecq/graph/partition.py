@@ -318,12 +318,23 @@ class _Tree:
         )
 
     def _is_container(self, path: str, joins: set[str]) -> bool:
+        if self._only_calls(path):
+            return True
         inside = Counter(self.types.get(p, "") for p in joins if p.startswith(f"{path}."))
         children = Counter(self.types.get(p, "") for p in self._composite_children(path))
         if self._weighted(path) <= 2 * MAX_REGION:  # two branches written as Sequential are still one block
             for generic in _GENERIC:
                 children.pop(generic, None)
         return max([*inside.values(), *children.values(), 0]) >= 2
+
+    def _only_calls(self, path: str) -> bool:
+        """True if a module joins nothing itself and all its layers are in two or more modules: heads side by side."""
+        inside = range(*self.spans[path])
+        joins = any(self.flow.paths[i] == path and len(self.flow.inputs[i]) > 1 for i in inside)
+        children = self._composite_children(path)
+        held = sum(layer.startswith(f"{path}.") for layer in self.flow.layers)
+        within = sum(any(layer.startswith(f"{child}.") for child in children) for layer in self.flow.layers)
+        return not joins and len(children) > 1 and held == within
 
     def _composite_children(self, path: str) -> list[str]:
         return [child for child in self.children[path] if self._weighted(child) >= 2]

@@ -73,7 +73,7 @@ TARGETS = {
     "OpenVINO": Target("openvino", ".xml", {}, inner=False, table="openvino"),
     "TensorRT": Target("tensorrt", ".onnx", {}, table="tensorrt"),
     "Qualcomm": Target("qualcomm", ".onnx", {}, table="qualcomm"),
-    "LiteRT": Target("tflite", ".tflite", {}, inner=False, table="litert"),
+    "LiteRT": Target("tflite", ".tflite", {}, table="litert"),
     "torch.compile": Target("pt2", ".pt2", {}, inner=False),
     "QONNX": Target("qonnx", ".onnx", {}, runs=False),
 }

@@ -214,6 +214,10 @@ OPERATORS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "corners": (lambda x: F.interpolate(x, (7, 9), mode="bilinear", align_corners=True), (2, 3, 4, 5)),
     "means": (lambda x: (x.mean((2, 3)), x.mean(1), x.sum(3), x.amax((1, 2)), x.amin(3)), (2, 3, 4, 5)),
     "maxima": (lambda x: (F.max_pool2d(x, 3, 2, 1), F.max_pool2d(x, 3, 2, ceil_mode=True)), (2, 3, 8, 7)),
+    "norm": (lambda x: x / torch.linalg.vector_norm(x, 2, [-1], True).expand_as(x).reshape_as(x), (2, 3, 8)),
+    "inner averages": (
+        lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) + F.avg_pool2d(x, 1, ceil_mode=True), (2, 3, 8, 8),
+    ),
     "averages": (lambda x: F.avg_pool2d(x, 3, 2, 1) + F.adaptive_avg_pool2d(x, (4, 4)), (2, 3, 8, 8)),
     "signals": (lambda x: F.max_pool1d(F.conv1d(x, torch.ones(4, 3, 5), padding=2, stride=2), 2), (2, 3, 16)),
     "same": (lambda x: F.conv2d(x, torch.ones(4, 3, 4, 3), padding="same", dilation=(1, 2)), (2, 3, 9, 8)),

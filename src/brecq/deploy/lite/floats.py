@@ -166,6 +166,16 @@ def reduction(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> An
     return view(low, Real.of(low, value).reduce(kinds.get(node.target, "REDUCE_MIN"), dims).value(), shape)
 
 
+@lowers(aten.linalg_vector_norm.default)
+def norm(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Value:
+    value = low.value(args[0])
+    order, dims = (*args[1:], 2, None)[:2]
+    if order != 2:
+        low.refuse(node, f"takes the norm of order {order}")
+    dims = [dim % value.rank for dim in dims] if dims else list(range(value.rank))
+    return view(low, Real.of(low, value).call("SQUARE").reduce("SUM", dims).call("SQRT").value(), low.env[node].shape)
+
+
 @lowers(aten.layer_norm.default)
 def layer_norm(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Value:
     x = Real.of(low, low.value(args[0]))

@@ -12,7 +12,7 @@ from brecq.converted.grids import DEQUANTIZE, QUANTIZE, grid_of
 from brecq.deploy.lite.grids import Int8Grid, in_int8
 from brecq.deploy.lite.lowering import Lowering, lowers
 from brecq.deploy.lite.moves import sliced, view
-from brecq.deploy.lite.padding import pair, pooling, windows
+from brecq.deploy.lite.padding import SAME, pair, pooling, same, windows
 from brecq.deploy.lite.program import Quantization, Tensor, constant
 from brecq.deploy.lite.values import CHANNELS_LAST, Layout, Pending, Value, arranged, identity, usual
 from brecq.deploy.simulate.arithmetic import FixedPoint
@@ -242,7 +242,7 @@ def average_all(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[s
     if height % rows or width % columns:
         low.refuse(node, f"averages {height}x{width} into {rows}x{columns} unequal windows")
     size = [height // rows, width // columns]
-    return _average(low, node, x, size, size, [0, 0], False)
+    return _average(low, x, size, size, [0, 0])
 
 
 def mean(low: Lowering, x: Value) -> Pending:
@@ -280,16 +280,36 @@ def average(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str, 
         low.refuse(node, f"divides by {divisor}")
     size = pair(size)
     include = True if include is None else include
-    if not include and any(pair(padding or 0)):
-        low.refuse(node, "leaves the padding out of its averages (count_include_pad=False)")
-    if ceil:
+    x, stride, padding = low.value(args[0]), pair(stride) if stride else size, pair(padding or 0)
+    fitting = windows(x.shape[2:], size, stride, [(p, p) for p in padding], [1, 1])
+    if ceil and list(low.env[node].shape[2:]) != fitting:
         low.refuse(node, "has windows that reach beyond the picture (ceil_mode)")
-    return _average(low, node, low.value(args[0]), size, pair(stride) if stride else size, pair(padding or 0), True)
+    if not include and any(padding):
+        return _inner_average(low, node, x, size, stride, padding)
+    return _average(low, x, size, stride, padding)
 
 
-def _average(
-    low: Lowering, node: Node, x: Value, size: list[int], stride: list[int], padding: list[int], padded: bool
+def _inner_average(
+    low: Lowering, node: Node, x: Value, size: list[int], stride: list[int], padding: list[int]
 ) -> Pending:
+    """Averages over what lies within the picture, in float: windows differ in how much that is."""
+    sides = [same(*each, 1) for each in zip(x.shape[2:], size, stride, strict=True)]
+    if [(p, p) for p in padding] != sides:
+        low.refuse(node, "leaves out a padding other than SAME (count_include_pad=False)")
+    shape = tuple(low.env[node].shape)
+
+    def real() -> Value:
+        name = low.build.free("average")
+        options: dict[str, Any] = {"filterHeight": size[0], "filterWidth": size[1]}
+        options |= {"strideH": stride[0], "strideW": stride[1]}
+        memory = arranged(shape, CHANNELS_LAST)
+        pooled = low.build.emit("AVERAGE_POOL_2D", [x.real(CHANNELS_LAST)], name, memory, padding=SAME, **options)
+        return Value(low.build, name, shape, reals={CHANNELS_LAST: pooled})
+
+    return Pending(lambda grid, name: _quantized(low, real(), grid, name), real)
+
+
+def _average(low: Lowering, x: Value, size: list[int], stride: list[int], padding: list[int]) -> Pending:
     """On codes, a depthwise convolution with ones: LiteRT's own average pooling knows one grid only."""
     shape = (*x.shape[:2], *windows(x.shape[2:], size, stride, [(p, p) for p in padding], [1, 1]))
     memory = arranged(shape, CHANNELS_LAST)

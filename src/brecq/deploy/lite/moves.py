@@ -68,6 +68,7 @@ def view(low: Lowering, value: Value, shape: Sequence[int]) -> Value:
 @lowers(
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
     aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
+    aten.reshape_as.default, aten.view_as.default,
 )  # fmt: skip
 def reshape(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Value:
     return view(low, low.value(args[0]), low.env[node].shape)
@@ -161,7 +162,7 @@ def take(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Any:
     return args[0][args[1]]
 
 
-@lowers(aten.expand.default, aten.repeat.default)
+@lowers(aten.expand.default, aten.expand_as.default, aten.repeat.default)
 def repeat(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Value:
     x, shape = low.value(args[0]), tuple(low.env[node].shape)
     x = view(low, x, (1,) * (len(shape) - x.rank) + x.shape)

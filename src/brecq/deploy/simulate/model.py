@@ -172,7 +172,7 @@ def _on_codes(arithmetic: OnnxRuntime, node: Node, args: Any, kwargs: Any) -> An
             lambda grid: arithmetic.global_average(first.codes, first.grid, grid),
             lambda: target(first.real(), args[1]),
         )
-    if target is aten.avg_pool2d.default:
+    if target is aten.avg_pool2d.default and not (arithmetic.moves_codes and _has_unequal_windows(args)):
         return Pending(
             lambda grid: arithmetic.average(
                 lambda x: target(x, *args[1:]), math.prod((list(args[1]) * 2)[:2]), first.codes, first.grid, grid
@@ -241,6 +241,12 @@ def _move(target: Any, x: Codes, args: Any, kwargs: Any) -> Any:
     if isinstance(moved, Tensor):
         return Codes(moved, x.grid)
     return [Codes(part, x.grid) for part in moved]
+
+
+def _has_unequal_windows(args: Any) -> bool:
+    """True for an average pooling that leaves its padding out: windows at the border hold fewer elements."""
+    padding, include = [*args[3:], *[None] * 3][0], [*args[5:], None][0]
+    return include is False and any(padding or [])
 
 
 def _padding(target: Any, rest: Any) -> tuple[str, float]:

@@ -20,6 +20,7 @@ from brecq import QuantConfig, Recipe
 from brecq.devices import device_of
 from brecq.errors import DataError
 from brecq.progress import Progress
+from brecq.ranks import Part
 from brecq.reconstruct import optimize, tune
 from brecq.reconstruct.cache import ActivationCache
 from brecq.report import BlockReport
@@ -252,10 +253,10 @@ def test_compiled_kernels_learn_the_same(model: nn.Module, x: Tensor, monkeypatc
 def test_out_of_memory_is_survived_and_told(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     step = optimize.Reconstruction._step
 
-    def scarce(self: Any, number: int, index: Tensor, learning: Any) -> Tensor:
-        if len(index) > 8 * self.parts or self.streams.cache.used("device"):
+    def scarce(self: Any, number: int, part: Part, learning: Any) -> Tensor:
+        if len(part.places) > 8 * self.parts or self.streams.cache.used("device"):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return step(self, number, index, learning)
+        return step(self, number, part, learning)
 
     monkeypatch.setattr(optimize.Reconstruction, "_step", scarce)
     with pytest.warns(RuntimeWarning, match="ran out of memory"):

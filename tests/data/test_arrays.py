@@ -125,6 +125,9 @@ def test_bad_files_and_names(tmp_path: Path) -> None:
         load(f"{path}:z")
     with pytest.raises(DataError, match="names 0 inputs and 1 labels"):
         load(f"{save(tmp_path, y=np.arange(3))}:y")
+    for shape in ((2, 0, 4), (2, 4, 0, 3)):
+        with pytest.raises(DataError, match="pictures without a pixel"):
+            load(save(tmp_path, x=np.zeros(shape, np.uint8)))
     with pytest.raises(DataError, match=r"put the labels into the \.npz"):
         load_data(path, PREPROCESSING, None, 0, labels=tmp_path / "labels.csv")
 

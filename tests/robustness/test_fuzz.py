@@ -296,7 +296,7 @@ def read_result(example: tuple[str, Any], things: dict[str, Any]) -> None:
 
 def forge(folder: Path) -> None:
     """Write the digests of the files, whatever they are now, into the manifest."""
-    with contextlib.suppress(ValueError, RecursionError, TypeError, AttributeError, KeyError):
+    with contextlib.suppress(ValueError, RecursionError, TypeError, AttributeError, KeyError, OSError):
         manifest = json.loads((folder / "manifest.json").read_bytes())
         for name, entry in manifest["files"].items():
             entry["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()

@@ -170,6 +170,8 @@ def _to_input(name: str, array: np.ndarray, preprocessing: Preprocessing | None)
 def _from_pixels(name: str, pixels: np.ndarray, preprocessing: Preprocessing) -> Tensor:
     if pixels.ndim == 3:
         pixels = pixels[..., None]
+    if 0 in pixels.shape:
+        raise DataError(f"{name} has shape {pixels.shape}: pictures without a pixel; store them again")
     if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3, 4):
         raise DataError(
             f"{name} has shape {pixels.shape}; uint8 pixels must be [N, H, W, 3] (channels last): transpose them, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import brecq
+from brecq.deploy.benchmark import Benchmark, Latency
 from brecq.deploy.floats import float_graph
 from brecq.deploy.sizes import ideal_bytes
 from brecq.errors import ConfigError
@@ -25,10 +27,21 @@ def test_sizes_and_latencies(exported: Callable[..., Any]) -> None:
     assert [latency.batch for latency in found.floating] == [1, 4]
     assert all(0 < latency.shortest <= latency.median for latency in (*found.quantized, *found.floating))
     speedup = found.speedup(4)
-    assert speedup == found.floating[1].shortest / found.quantized[1].shortest
+    assert speedup == found.floating[1].cpu / found.quantized[1].cpu  # of processor time, on one thread
+    several = dataclasses.replace(found, threads=2)
+    assert several.speedup(4) == found.floating[1].shortest / found.quantized[1].shortest
     assert found.speedup(2) is None
     assert found.kernels is not None
     assert (found.kernels.integer, found.kernels.floating) == (5, 0)
+
+
+def test_what_is_slower_than_float_is_said() -> None:
+    def latency(batch: int, cpu: float) -> Latency:
+        return Latency(batch, cpu, cpu, cpu, 1)
+
+    floating, quantized = (latency(1, 2.0), latency(16, 30.0)), (latency(1, 3.0), latency(16, 10.0))
+    assert Benchmark("r", 1, 1, 1, 1, quantized, floating, None).slower() == [1]
+    assert Benchmark("r", 1, 1, 1, 1, quantized, (), None).slower() == []
 
 
 @pytest.mark.parametrize("wrong", [{"batches": (0,)}, {"runs": 0}, {"threads": 0}])

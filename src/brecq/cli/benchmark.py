@@ -44,3 +44,6 @@ def benchmark(
     if measured.kernels is not None:
         tell(console, "kernels", describe_kernels(measured.kernels))
     console.print(latency_table(measured))
+    if slow := measured.slower():
+        batches = ", ".join(map(str, slow))
+        tell(console, "slower", f"than the float network at batch {batches}: the file saves memory, not time there")

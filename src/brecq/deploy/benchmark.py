@@ -59,9 +59,19 @@ class Benchmark:
     kernels: Kernels | None
 
     def speedup(self, batch: int) -> float | None:
-        """How many times faster the quantized file's shortest call is than the float network's."""
+        """How many times faster the quantized file is than the float network.
+
+        On one thread the ratio of the least processor times, which other work on the machine hardly changes; on
+        several that of the shortest calls.
+        """
         pairs = zip(self.floating, self.quantized, strict=False)
+        if self.threads == 1:
+            return next((f.cpu / q.cpu for f, q in pairs if q.batch == batch and q.cpu), None)
         return next((f.shortest / q.shortest for f, q in pairs if q.batch == batch), None)
+
+    def slower(self) -> list[int]:
+        """Batch sizes at which the quantized file is slower than the float network."""
+        return [each.batch for each in self.quantized if (self.speedup(each.batch) or 1) < 1]
 
 
 def benchmark(

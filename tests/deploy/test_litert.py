@@ -100,6 +100,32 @@ def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
+class Odd(nn.Module):
+    """Odd numbers of channels everywhere: halves of bytes, and other kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 7, 3, stride=2)
+        self.d = nn.Conv2d(7, 7, 3, padding=2, dilation=2, groups=7)
+        self.e, self.f = nn.Conv2d(7, 9, (1, 3), padding=(0, 1)), nn.Linear(9, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(F.relu(self.e(F.relu(self.d(F.relu6(self.b(F.relu(self.a(x)))))))).mean((2, 3)))
+
+
+def test_odd_numbers_of_channels(networks: ModuleType, tmp_path: Path) -> None:
+    x = torch.randn(64, 3, 9, 11, generator=torch.Generator().manual_seed(0))
+    config = brecq.QuantConfig(4, 8, method="rtn", weight_scheme="symmetric", first_last=None)
+    result = brecq.quantize(networks.build(Odd), [x[:16]], config)
+    exported = brecq.export(result, tmp_path / "m.tflite", "tflite")
+    assert exported.notes[0] == "5 layers at 4 bits"
+    np.testing.assert_array_equal(runtime.load(exported.path)(x.numpy())[0], simulate(result, "LiteRT")(x).numpy())
+    brecq.export(result, tmp_path / "c", "cmsis-nn")
+    source = (tmp_path / "c" / "network.c").read_text()
+    assert "arm_depthwise_conv_wrapper_s8(" in source  # its s4 kernel reads odd many dilated channels wrongly
+    assert source.count("arm_convolve_wrapper_s4(") == 4
+
+
 def test_verify_asks_for_every_code_and_benchmark_runs_the_float_network_there_too(
     networks: ModuleType, quantized: Quantized, tmp_path: Path
 ) -> None:

@@ -28,7 +28,7 @@ from brecq.version import __version__
 if TYPE_CHECKING:
     from brecq.result import QuantResult
 
-CMSIS_NN = Runtime("CMSIS-NN", grouped_int4=False, tables=True)
+CMSIS_NN = Runtime("CMSIS-NN", grouped_int4=False, odd_int4=False, tables=True)
 VERSION = "7.0"
 
 

@@ -75,7 +75,9 @@ def convolution(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[s
     }  # fmt: skip
     if is_depthwise:
         kind, options["depthMultiplier"] = "DEPTHWISE_CONV_2D", kernel.shape[0] // at.groups
-        weights = weight.tensor(low, _weight_name(node), kernel.transpose(1, 2, 3, 0), 3, int4=True)
+        is_plain = options["depthMultiplier"] == 1 and at.dilation == [1, 1]
+        narrow = low.runtime.odd_int4 or is_plain or at.groups % 2 == 0
+        weights = weight.tensor(low, _weight_name(node), kernel.transpose(1, 2, 3, 0), 3, narrow)
     else:
         kind, narrow = "CONV_2D", at.groups == 1 or low.runtime.grouped_int4
         weights = weight.tensor(low, _weight_name(node), kernel.transpose(0, 2, 3, 1), 0, narrow)

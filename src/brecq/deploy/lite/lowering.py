@@ -41,12 +41,14 @@ class Runtime:
     """What the program is for, where runtimes differ.
 
     Attributes:
-        name: in messages. grouped_int4: it has 4-bit convolutions in groups. tables: it looks a function of one code
-            up in a table.
+        name: in messages. grouped_int4: it has 4-bit convolutions in groups. odd_int4: it computes 4-bit depthwise
+            convolutions right that have odd many inputs and are dilated, or have several outputs an input. tables: it
+            looks a function of one code up in a table.
     """
 
     name: str
     grouped_int4: bool = True
+    odd_int4: bool = True
     tables: bool = False
 
 

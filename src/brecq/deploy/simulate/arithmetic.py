@@ -17,12 +17,14 @@ from brecq.errors import ConfigError
 
 @dataclass(frozen=True)
 class Layer:
-    """What decides which kernel computes a layer. `int4`: its weights fit four bits."""
+    """What decides which kernel computes a layer. `int4`: its weights fit four bits. `odd`: so is the number of its
+    inputs, for a linear one."""
 
     kind: str
     groups: int = 1
     depthwise: bool = False
     int4: bool = False
+    odd: bool = False
 
 
 class OnnxRuntime:
@@ -123,7 +125,7 @@ class FixedPoint(OnnxRuntime):
 
 class LiteRT(FixedPoint):
     """LiteRT's kernels as its interpreter chooses them: XNNPACK's, and its own for what XNNPACK does not take, which
-    are convolutions with 4-bit weights and those in groups."""
+    are convolutions with 4-bit weights, those in groups, and linear layers with 4-bit weights of odd many inputs."""
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         return bounded(torch.round(x * (single(1) / single(grid.scale))) + grid.zero_point, grid)
@@ -131,7 +133,7 @@ class LiteRT(FixedPoint):
     def requantize(self, layer: Layer, total: Tensor, source: Grid, steps: Tensor, grid: Grid) -> Tensor:
         if layer.groups > 1 and not layer.depthwise:
             return super().requantize(layer, total, source, steps, grid)
-        if layer.int4 and layer.kind in ("conv1d", "conv2d"):
+        if layer.int4 and (layer.kind in ("conv1d", "conv2d") or layer.odd):
             multipliers = _layer_multipliers(source, steps, grid)
             return bounded(rescale(total, *multipliers, halves="up") + grid.zero_point, grid)
         return kernels.requantize(total, single(source.scale) * steps, grid)

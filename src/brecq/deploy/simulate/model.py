@@ -206,7 +206,8 @@ def _layer(arithmetic: OnnxRuntime, node: Node, args: Any) -> Pending | None:
     )
     steps = weight.scale.reshape(shape if weight.axis >= 0 else ())
     groups = int(args[6]) if kind.startswith("conv") and len(args) > 6 else 1
-    layer = Layer(kind, groups, groups == x.codes.shape[1], kernels.fits_int4(weight.integers))
+    odd = kind == "linear" and x.codes.shape[-1] % 2 == 1
+    layer = Layer(kind, groups, groups == x.codes.shape[1], kernels.fits_int4(weight.integers), odd)
     return Pending(
         lambda grid: arithmetic.requantize(layer, total, x.grid, steps, grid),
         lambda: total.to(torch.float32) * (kernels.single(x.grid.scale) * steps),

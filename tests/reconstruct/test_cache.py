@@ -80,6 +80,13 @@ def test_codes_of_a_grid_lose_nothing(cache: ActivationCache, low: int, high: in
     cache.close()
 
 
+def test_measurements_keep_what_they_are_given() -> None:
+    cache = ActivationCache(CPU, exact=True)
+    x = torch.randn(4, 7)
+    cache.put(F, 0, x, 4)
+    assert torch.equal(cache.get(F, slice(0, 4)), x)
+
+
 def test_images_come_back_channels_last(cache: ActivationCache) -> None:
     cache.put(X, 0, torch.randn(4, 3, 5, 6), 4)
     assert cache.get(X, slice(0, 4)).is_contiguous(memory_format=torch.channels_last)

@@ -38,7 +38,7 @@ def losses(network: Network, inputs: Sequence[Tensor], config: QuantConfig, devi
         network: its graph on `device`. inputs: each [N, ...].
     """
     few = tuple(value[:RANGES] for value in inputs)
-    cache = ActivationCache(device, config.memory_budget, None)
+    cache = ActivationCache(device, config.memory_budget, None, exact=True)
     run = Run(network, few, dataclasses.replace(config, method="rtn"), cache)
     with ranks.alone(), run.working():
         passes.run(run)

@@ -61,11 +61,19 @@ class ActivationCache:
     Args:
         device: where blocks run. budget: bytes on the device and in host memory together; `None` takes half of what
             is free on each. folder: for memory-mapped files; the system's for temporary files by default. They have no
-            name once they are mapped, so that nothing of them is left however a run ends.
+            name once they are mapped, so that nothing of them is left however a run ends. exact: nothing in half
+            precision, for measurements of differences that are as small as its rounding.
     """
 
-    def __init__(self, device: torch.device, budget: int | None = None, folder: Path | str | None = None) -> None:
-        self.device = device
+    def __init__(
+        self,
+        device: torch.device,
+        budget: int | None = None,
+        folder: Path | str | None = None,
+        *,
+        exact: bool = False,
+    ) -> None:
+        self.device, self.exact = device, exact
         host = free_host_memory() // 2
         card = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
         self.limits = {"device": card, "host": host}
@@ -83,7 +91,7 @@ class ActivationCache:
         """
         rows = _physical(batch)
         if slot not in self._entries:
-            halved = slot.kind in HALVED and rows.dtype == torch.float32
+            halved = slot.kind in HALVED and rows.dtype == torch.float32 and not self.exact
             coding = Codes(grid) if grid is not None else Half.of(rows) if halved else AsIs(rows.dtype)
             self._entries[slot] = self._allocate((samples, *rows.shape[1:]), coding)
         entry = self._entries[slot]

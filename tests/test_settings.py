@@ -95,7 +95,7 @@ ROWS = {
     "method": Row(NEAREST, "stages codes", "nearest"),
     "recipe": Row({"recipe": "paper"}, "stages codes"),
     "autocast": Row({"autocast": "bf16"}, "activations", "steps scope"),
-    "memory_budget": Row({"memory_budget": 0}, "", "codes scales activations biases nearest after steps"),
+    "memory_budget": Row({"memory_budget": 600_000_000}, "", "codes scales activations biases nearest after steps"),
     "class_axis": Row({"class_axis": 1}, "codes", "nearest steps", {**FISHER, "dense": True}),
     "outputs": Row({"outputs": "values"}, "codes", "nearest steps", FISHER),
     "seed": Row({"seed": 1}, "codes activations", "steps scope"),

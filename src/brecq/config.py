@@ -336,8 +336,9 @@ class QuantConfig:
     )
     memory_budget: int | None = setting(
         None,
-        "bytes that cached activations may take on the device and in host memory together (by default half of what "
-        "is free); the rest goes to memory-mapped files",
+        "bytes that the run may take on the device and in host memory together, besides the model and the data: "
+        "activations that do not fit wait in memory-mapped files, and too small a budget is refused. By default half "
+        "of what is free, for the activations",
         low=0, high=2**63, usage="; e.g. 4GB", metavar="SIZE", panel=RUN, parse=parse_bytes,
     )
     class_axis: int | None = setting(

@@ -53,6 +53,7 @@ from brecq.quant.fake_quant import Mode, set_mode
 from brecq.ranks import together
 from brecq.reconstruct import alone, passes
 from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.need import left_for_caches
 from brecq.reconstruct.run import Run
 from brecq.report import Report, ScopeEntry, TensorLoss
 from brecq.result import QuantResult
@@ -125,8 +126,9 @@ def quantize(
     request = _with_outliers_raised(subject, request, device, progress)
     config = request.config
     plan = _plan(subject, request, device, progress)
+    room = left_for_caches(plan.network, config, subject.copied)
     state = _run_state([plan], subject.data, config, run_dir, resume)
-    cache = ActivationCache(device, config.memory_budget, run_dir)
+    cache = ActivationCache(device, room, run_dir)
     if device.type == "cuda":
         cache.notes.append(f"computed on {torch.cuda.get_device_name(device)}")
         progress.note(cache.notes[0])
@@ -146,13 +148,15 @@ def quantize(
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is quantized: a network, or a submodule of one, with the inputs that it receives. `notes`: on the way."""
+    """What is quantized: a network, or a submodule of one, with the inputs that it receives. `notes`: on the way.
+    `copied`: bytes of a copy that had to be made of it."""
 
     model: nn.Module
     arguments: Inputs
     data: Dataset
     wrapped: Submodule | None
     notes: list[str]
+    copied: int = 0
 
 
 @dataclass(frozen=True)
@@ -195,10 +199,11 @@ def _subject(
         progress.note(note)
     check_weights(model)
     check_runs(model, data)
+    size = sum(value.nbytes for value in model.parameters()) if copied else 0
     if submodule is None:
-        return _Subject(unwrap(model), data.arguments(), data, None, notes)
+        return _Subject(unwrap(model), data.arguments(), data, None, notes, size)
     target = Submodule(model, submodule, data.arguments())
-    return _Subject(target.module, target.inputs, data, target, notes)
+    return _Subject(target.module, target.inputs, data, target, notes, size)
 
 
 def _plan(subject: _Subject, request: _Request, device: torch.device, progress: Progress) -> _Plan:
@@ -337,6 +342,7 @@ def _quantize_parts(
     _check_rules(config, plans)
     entries = [*(entry for plan in plans for entry in plan.scope), *outside(model, names)]
     progress.scope(entries)
+    rooms = [left_for_caches(plan.network, config) for plan in plans]
     state = _run_state(plans, calls.data, config, run_dir, resume)
     digest = calls.data.digest()
     report = Report(entries, [], config.to_dict(), 0.0, versions(), digest, samples=len(calls), notes=notes)
@@ -346,7 +352,7 @@ def _quantize_parts(
         progress.stage(f"quantizing {part.name}")
         programs = {name: (done.converted, interfaces[name]) for name, done in results.items()}
         inputs, received = _received(model, part, programs, calls, device)
-        cache = ActivationCache(device, config.memory_budget, run_dir)
+        cache = ActivationCache(device, rooms[number], run_dir)
         section = None if state is None else state.section(PASSES * number)
         share = ranks.current().share(len(inputs[0]))
         inputs = tuple(value[share.rows] for value in inputs)

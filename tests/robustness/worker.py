@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import brecq
+from brecq import pipeline
 from brecq.checkpoint.resume import has_run
 from brecq.cli.output import Terminated, ending_like_interrupted
 from brecq.errors import BrecqError
@@ -56,7 +57,8 @@ def quantize(folder: Path, **changes: object) -> None:
 
 def quantize_on_disk(folder: Path) -> None:
     """Activations wait in files."""
-    quantize(folder, memory_budget=0)
+    pipeline.left_for_caches = lambda *_: 0
+    quantize(folder)
 
 
 def search(folder: Path) -> None:

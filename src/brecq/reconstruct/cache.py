@@ -20,7 +20,7 @@ from torch import Tensor
 from brecq.errors import CheckpointError
 from brecq.quant.grid import Grid
 from brecq.reconstruct.stored import AsIs, Codes, Coding, Half
-from brecq.storage.files import TEMPORARY, explain, reserve
+from brecq.storage.files import TEMPORARY, explain, reserve, unload
 
 Kind = Literal["input", "received", "float", "quantized", "fisher", "gradient", "tuned", "target"]
 
@@ -101,6 +101,7 @@ class ActivationCache:
             self._entries[slot].data[:start].copy_(entry.coding.decode(entry.data[:start]))
             entry, stored = self._entries[slot], rows
         entry.data[start : start + len(rows)].copy_(stored)
+        self._unload(entry)
 
     def get(self, slot: Slot, index: Tensor | slice) -> Tensor:
         """Samples of a slot on the device, in the layout they had; `index` is a slice or int64 [n] on the CPU."""
@@ -110,7 +111,15 @@ class ActivationCache:
         else:
             rows = entry.data[index] if isinstance(index, slice) else entry.data.index_select(0, index)
         rows = entry.coding.decode(rows)
+        if entry.place == "file" and isinstance(index, slice) and rows.data_ptr() == entry.data[index].data_ptr():
+            rows = rows.clone()  # of its own, and the file can be unloaded
+        self._unload(entry)
         return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
+
+    def _unload(self, entry: _Entry) -> None:
+        """Let go of the pages of a file: what is in memory of it is the system's cache, not this process's."""
+        if entry.place == "file":
+            unload(entry.data)
 
     def _on_device(self, data: Tensor, index: Tensor | slice) -> Tensor:
         if isinstance(index, slice):

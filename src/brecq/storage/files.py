@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
+import mmap
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from brecq.errors import BrecqError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Chunk = bytes | memoryview
 
@@ -80,6 +87,16 @@ def reserve(descriptor: int, size: int) -> None:
     for start in range(0, size, _PIECE):  # a file system that cannot reserve
         os.pwrite(descriptor, bytes(min(_PIECE, size - start)), start)
     return None
+
+
+def unload(mapped: Tensor) -> None:
+    """Give the pages of a mapped file back to the system; they are read again where they are needed. Linux alone."""
+    if not sys.platform.startswith("linux"):
+        return
+    page = os.sysconf("SC_PAGE_SIZE")
+    start = mapped.data_ptr() // page * page
+    size = mapped.data_ptr() + mapped.nbytes - start
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
 def explain(error: OSError, path: Path, needed: int | None = None) -> str:

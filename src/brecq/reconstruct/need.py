@@ -1,0 +1,170 @@
+"""How much memory a run needs at least, whatever is kept in files: what a memory budget has to hold.
+
+    fixed part + result (codes of all weights) + the block that needs most, while it is worked on
+
+Activations that wait between blocks are not in it: they get what the budget leaves, and files for the rest. Sizes are
+read off the captured graph, so that a network that cannot fit is refused before anything is computed. They are bounds
+of what is alive at a time, not measurements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import SymInt, Tensor
+from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
+
+from brecq.config import QuantConfig, Recipe
+from brecq.errors import ConfigError
+from brecq.forward import BATCH
+from brecq.graph import ops
+from brecq.graph.blocks import Block, Network
+from brecq.graph.fold import get_tensor
+from brecq.graph.geometry import geometry_of
+from brecq.graph.prepare import fake_quantize_node
+from brecq.quant.fake_quant import WeightFakeQuantize
+from brecq.ranks import UNIT
+
+FIXED = 400_000_000
+"""Bytes that capturing, compiling and running any network take."""
+
+SQUARES = 7
+"""Tensors of the size of a layer's second moments, float64, that the closed form holds at once."""
+
+ROWS = 12
+"""Tensors of the size of the weight, float64, that it holds beside them."""
+
+LEARNED = 32
+"""Bytes for each weight that is learned: logits, gradient, Adam's moments, soft weight, its gradient, best codes."""
+
+SAVED = 3
+"""Times that an activation is held in a gradient step: itself, what its quantizer keeps, its gradient."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes. `block`: the name of what needs most, `work`: while it is worked on; `result`: what is kept of all."""
+
+    block: str
+    work: int
+    result: int
+
+    @property
+    def total(self) -> int:
+        return FIXED + self.work + self.result
+
+
+def need(network: Network, config: QuantConfig) -> Need:
+    """What a run over the network needs without its caches."""
+    recipe, learns = config.recipe, config.method == "reconstruct"
+    work = {block.name: _block(block, recipe, learns) for block in network.blocks}
+    whole = [_activations(block.module) for block in network.blocks]
+    if learns and recipe.loss == "fisher":
+        work["the Fisher information of all blocks"] = SAVED * BATCH * sum(whole)
+    if learns and recipe.tuning_steps and network.returns_learned:
+        rows = recipe.batch_size * SAVED * sum(whole)
+        work["the tuning of all blocks"] = rows + 4 * _weights(network.graph)
+    name = max(work, key=lambda key: work[key])
+    return Need(name, work[name], 2 * _weights(network.graph))
+
+
+def left_for_caches(network: Network, config: QuantConfig, other: int = 0) -> int | None:
+    """What the memory budget leaves for activations that wait; `None` without a budget.
+
+    Args:
+        other: bytes that are taken already, such as a copy of the model.
+
+    Raises:
+        ConfigError: the run needs more than the budget.
+    """
+    if config.memory_budget is None:
+        return None
+    least = need(network, config)
+    left = config.memory_budget - least.total - other
+    if left < 0:
+        budget, total, work, result, fixed = (
+            f"{size / 1e6:.0f} MB" for size in (config.memory_budget, config.memory_budget - left, least.work,
+                                                least.result, FIXED + other)
+        )  # fmt: skip
+        raise ConfigError(
+            f"memory_budget is {budget}, but the run needs {total} besides the model and the data: {work} for "
+            f"{least.block}, {result} for the result, {fixed} in any case; raise it, lower batch_size, or take finer "
+            "blocks (granularity layer)"
+        )
+    return left
+
+
+def _block(block: Block, recipe: Recipe, learns: bool) -> int:
+    """The most that one of the things takes that are done to a block."""
+    graph = block.module
+    steps = [BATCH * alive(graph)]
+    if learns and recipe.compensate:
+        steps.append(2 * UNIT * alive(graph) + _closed_form(graph))
+    if learns and (recipe.steps or recipe.activation_steps):
+        steps.append(SAVED * recipe.batch_size * _activations(graph) + LEARNED * _weights(graph))
+    return max(steps) + 4 * _weights(graph)
+
+
+def alive(graph: GraphModule) -> int:
+    """Bytes of the activations that are alive at once when the graph runs, for one sample; views count as copies."""
+    last: dict[Node, Node] = {}
+    for node in graph.graph.nodes:
+        for source in node.all_input_nodes:
+            last[source] = node
+    now = most = 0
+    for node in graph.graph.nodes:
+        now += _bytes(node)
+        most = max(most, now)
+        now -= sum(_bytes(source) for source in dict.fromkeys(node.all_input_nodes) if last[source] is node)
+    return most
+
+
+def _activations(graph: GraphModule) -> int:
+    """Bytes of all activations, for one sample."""
+    return sum(_bytes(node) for node in graph.graph.nodes)
+
+
+def _bytes(node: Node) -> int:
+    """Of what an operator returns for each sample; parameters and what is computed from them are counted elsewhere."""
+    if node.op in ("get_attr", "output"):
+        return 0
+    source = node.args[0] if node.op == "call_module" else node
+    found = tree_leaves(source.meta.get("val")) if isinstance(source, Node) else []
+    return sum(_of_sample(value) for value in found if isinstance(value, Tensor))
+
+
+def _of_sample(value: Tensor) -> int:
+    extents: list[Any] = list(value.shape)
+    symbolic = [extent.node.expr for extent in extents if isinstance(extent, SymInt)]
+    count = prod(extent for extent in extents if not isinstance(extent, SymInt)) * value.element_size()
+    for expression in symbolic:
+        count *= int(expression.subs(dict.fromkeys(expression.free_symbols, BATCH)))
+    return count // BATCH if symbolic else 0
+
+
+def _weights(graph: GraphModule) -> int:
+    """How many numbers the weights of a graph hold that are quantized."""
+    return sum(weight.numel() for weight in _quantized(graph).values())
+
+
+def _quantized(graph: GraphModule) -> dict[WeightFakeQuantize, Tensor]:
+    found = {}
+    for node in graph.graph.nodes:
+        module, source = fake_quantize_node(graph, node), node.args[0] if node.args else None
+        if isinstance(module, WeightFakeQuantize) and isinstance(source, Node) and source.op == "get_attr":
+            found[module] = get_tensor(graph, str(source.target))
+    return found
+
+
+def _closed_form(graph: GraphModule) -> int:
+    """Of the layer that needs most."""
+    weights, most = _quantized(graph), 0
+    for node in graph.graph.nodes:
+        module = fake_quantize_node(graph, node.args[1]) if ops.kind(node) else None
+        if isinstance(module, WeightFakeQuantize) and module in weights:
+            groups, rows, size = geometry_of(node).rows(weights[module]).shape
+            most = max(most, 8 * groups * (SQUARES * size * size + ROWS * rows * size))
+    return most

@@ -27,6 +27,7 @@ from brecq.graph.geometry import geometry_of
 from brecq.graph.prepare import fake_quantize_node
 from brecq.quant.fake_quant import WeightFakeQuantize
 from brecq.ranks import UNIT
+from brecq.reconstruct.memory import LARGEST_PART
 
 FIXED = 400_000_000
 """Bytes that capturing, compiling and running any network take."""
@@ -65,8 +66,7 @@ def need(network: Network, config: QuantConfig) -> Need:
     if learns and recipe.loss == "fisher":
         work["the Fisher information of all blocks"] = SAVED * BATCH * sum(whole)
     if learns and recipe.tuning_steps and network.returns_learned:
-        rows = recipe.batch_size * SAVED * sum(whole)
-        work["the tuning of all blocks"] = rows + 4 * _weights(network.graph)
+        work["the tuning of all blocks"] = _step(recipe, sum(whole)) + 4 * _weights(network.graph)
     name = max(work, key=lambda key: work[key])
     return Need(name, work[name], 2 * _weights(network.graph))
 
@@ -104,8 +104,13 @@ def _block(block: Block, recipe: Recipe, learns: bool) -> int:
     if learns and recipe.compensate:
         steps.append(2 * UNIT * alive(graph) + _closed_form(graph))
     if learns and (recipe.steps or recipe.activation_steps):
-        steps.append(SAVED * recipe.batch_size * _activations(graph) + LEARNED * _weights(graph))
+        steps.append(_step(recipe, _activations(graph)) + LEARNED * _weights(graph))
     return max(steps) + 4 * _weights(graph)
+
+
+def _step(recipe: Recipe, sample: int) -> int:
+    """Activations of a gradient step, `sample` bytes for each sample: large batches are learned in parts."""
+    return min(SAVED * recipe.batch_size * sample, max(2 * LARGEST_PART, 2 * SAVED * sample))
 
 
 def alive(graph: GraphModule) -> int:

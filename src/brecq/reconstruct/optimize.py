@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ class Reconstruction:
         self.held = held
         self.parts = 1  # into how many a batch is cut, for want of memory
         self.checked = measured_on(site.streams.samples, held, seed)
+        self.weights = self._weights()
 
     def run(self, steps: int, on_step: StepHook) -> Outcome:
         """Learn for `steps` steps, leaving the block in hard mode with the best state found."""
@@ -164,17 +165,19 @@ class Reconstruction:
             for i, (q, f) in enumerate(zip(inputs, clean, strict=True))
         ]
 
-    @cached_property
-    def weights(self) -> dict[str, float]:
+    def _weights(self) -> dict[str, float]:
         """Of each target in the loss: errors are in units of the target's own power, so that a large output (class
         scores of one scale) does not hide a small one (boxes of another). A single target's is 1."""
         names = self.block.targets
         if len(names) < 2:
             return dict.fromkeys(names, 1.0)
         powers = torch.zeros(len(names), dtype=torch.float64, device=self.device)
-        for index in self.checked.split(BATCH):
+        for index in self.streams.share.mine(self.checked).split(BATCH):
+            if not len(index):
+                continue
             targets = self.streams.read("float", names, index)
             powers += torch.stack([t.double().square().mean() * _channels(t) * len(index) for t in targets])
+        ranks.current().sum([powers])
         mean = powers[powers > 0].mean()
         return {name: (mean / power).item() if power > 0 else 1.0 for name, power in zip(names, powers, strict=True)}
 

@@ -258,6 +258,8 @@ class Tuning:
         for index in self.checked.split(BATCH):
             part = self.share.part(index)
             powers = self._powers(part)
+            for learner in self.learners:
+                learner.rows = rows_of(part)
             if len(part.places):
                 for name, error in with_room(self.cache, self._compared, part.places, powers).items():
                     totals[name] = totals.get(name, 0) + error.double() * len(part.places)

@@ -143,7 +143,7 @@ def test_what_is_handed_to_the_library(
         out,
         False,
         None,
-        "cpu",
+        "auto",
     )
     (_, second, config), options = calls[1]
     assert config == brecq.QuantConfig(seed=5)

@@ -200,12 +200,13 @@ NO_OPTION = {
         "learned", "run_dir",  # beside --bits-from, -o
         "progress",
         "quantizer",  # an object of PT2E
+        "submodules",  # --submodule, repeated
     },
     "evaluate": {"model", "data", "reference", "class_axis"},  # RESULT, --data, --model, the result's
     "export": {"result", "path"},  # RESULT, -o
     "verify": {"result", "path", "data", "tolerance"},  # options of its own
     "benchmark": {"result", "path"},
-    "inspect": {"model", "example_inputs", "config", "quantizer"},
+    "inspect": {"model", "example_inputs", "config", "quantizer", "submodules"},
     "distill": {"model", "config", "preprocessing", "shape", "run_dir", "progress"},
     "search": {"table", "budgets", "cross"},  # SEARCH, --budget; the cross terms that the table has always count
     "measure_sensitivity": {"model", "calibration", "config", "check", "run_dir", "progress"},

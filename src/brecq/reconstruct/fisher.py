@@ -57,7 +57,7 @@ def measure(
     values = _Values(network, inputs, cache.device, share, seed)
 
     def objective(output: Any, units: Sequence[Unit]) -> Tensor:
-        if labels is None and not _scored(output, outputs):
+        if labels is None and not _scored(output, outputs, class_axis):
             return values.direction(output, units)
         flat = positions(output, class_axis, _OTHERWISE)
         if labels is None:
@@ -91,7 +91,7 @@ def sketch(
     values = _Values(network, inputs, cache.device, share, seed)
 
     def objective(output: Any, units: Sequence[Unit]) -> Tensor:
-        if not _scored(output, outputs):
+        if not _scored(output, outputs, class_axis):
             return values.direction(output, units)
         flat = positions(output, class_axis, _OTHERWISE)
         p = flat.detach().softmax(-1)
@@ -104,9 +104,10 @@ def sketch(
         cache.put(Slot("gradient", name, draw), start, found, len(inputs[0]))
 
 
-def _scored(output: Any, outputs: Outputs) -> bool:
+def _scored(output: Any, outputs: Outputs, class_axis: int | None) -> bool:
     """Whether the output is looked at as class scores."""
-    return outputs == "scores" or (outputs == "auto" and logits.scores(output) is not None)
+    found = logits.classifier(logits.named_outputs(output), class_axis)
+    return outputs == "scores" or (outputs == "auto" and found is not None)
 
 
 class _Values:

@@ -29,6 +29,10 @@ def test_from_quantize_to_export(invoke: Invoke, network_file: Path, images: Pat
     exported = invoke("export", out, "--format", "pt2", "-o", tmp_path / "files")
     assert exported.exit_code == 0, exported.output
     assert {file.name for file in (tmp_path / "files").iterdir()} == {"body.pt2", "head.pt2"}
+    card = invoke("card", out)
+    assert (card.exit_code, (out / "README.md").exists()) == (2, False)
+    assert "in parts" in card.output
+    assert invoke("card", out / "parts" / "0-body").exit_code == 0
     alone = invoke("evaluate", out, "--data", images)
     assert alone.exit_code != 0
     assert "name it with --model" in alone.output

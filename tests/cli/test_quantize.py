@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from torch import nn
 from typer.testing import Result
 
 from brecq.cli import app, options
 from brecq.config import LayerRule, QuantConfig, Recipe
 from brecq.errors import ConfigError, DataError
+from brecq.sources import Source
 from brecq.synthesis.config import DistillConfig
 
 command = importlib.import_module("brecq.cli.quantize")
@@ -84,7 +86,7 @@ OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "fit": (["--fit", "letterbox"], {"changes.fit": "letterbox"}),
     "fill": (["--fill", "0.5"], {"changes.fill": (0.5,)}),
     "pad_multiple": (["--pad-multiple", "32"], {"changes.multiple": 32}),
-    "task": (["--task", "detection"], {"judged.task": "detection", "config.outputs": "values"}),
+    "task": (["--task", "detection"], {"judged.task": "detection"}),
     "metric": (["--metric", "m.py:psnr"], {"judged.metric": "m.py:psnr"}),
     "decode": (
         ["--task", "segmentation", "--decode", "d.py:f"],
@@ -142,6 +144,39 @@ def test_each_option_changes_its_part_of_the_job(job_of: Callable[..., Any], nam
     default = job_of()
     assert job_of(*arguments) == changed(default, expected)
     assert job_of(*arguments) != default
+
+
+def source(**known: Any) -> Source:
+    return Source("net", nn.Identity(), None, (), "net.py:build", **known)
+
+
+@pytest.mark.parametrize(
+    ("known", "changes", "task", "outputs", "samples"),
+    [
+        ({}, {}, None, "auto", 1024),
+        ({"task": "detection"}, {}, "detection", "values", 64),
+        ({"task": "detection"}, {"judged.metric": "m.py:f"}, None, "auto", 64),
+        (
+            {"task": "detection"},
+            {"judged.task": "restoration", "calibration.calib_size": 7},
+            "restoration",
+            "values",
+            7,
+        ),
+        ({}, {"judged.task": "detection", "config.outputs": "scores"}, "detection", "scores", 64),
+    ],
+)
+def test_the_network_settles_its_task(
+    known: dict[str, Any], changes: dict[str, Any], task: str | None, outputs: str, samples: int
+) -> None:
+    job = command.settled(make_job(**changes), source(**known))
+    assert (job.judged.task, job.config.outputs, job.calibration.calib_size) == (task, outputs, samples)
+
+
+@pytest.mark.parametrize(("known", "named"), [({"submodules": ("backbone", "head")}, ()), ({}, ("backbone", "head"))])
+def test_searched_bits_are_refused_for_parts(known: dict[str, Any], named: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="backbone, head are"):
+        command.settled(make_job(bits_from=Path("search"), submodules=named), source(**known))
 
 
 def test_no_option_is_left_out() -> None:

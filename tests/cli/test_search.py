@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import brecq
@@ -16,6 +17,7 @@ from brecq.errors import CheckpointError
 from brecq.precision.allocation import BitAllocation
 from brecq.precision.meter import BlockMeter
 from brecq.precision.table import SensitivityTable
+from brecq.sources import Source
 from brecq.storage.arrays import write_arrays
 
 Invoke = Callable[..., Result]
@@ -195,6 +197,16 @@ def test_searches_that_cannot_be_made(
     result = invoke("search", *(known.get(a, a) for a in arguments), *output)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_bits_are_not_searched_for_detectors(
+    invoke: Invoke, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = Source("detector", torch.nn.Identity(), None, (), "", submodules=("backbone", "head"), task="detection")
+    monkeypatch.setattr("brecq.sources.load_source", lambda *_, **__: detector)
+    result = invoke("search", "net", "--calib", images, "--budget", "size=1MB", "-o", tmp_path / "s")
+    assert result.exit_code == 2
+    assert "detector is quantized in parts (backbone, head)" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,12 @@ def test_torchvision_segmentation_with_and_without_auxiliary_head(torchvision: A
     assert source.preprocessing.size == (520, 520)
 
 
+def test_torchvision_detectors_are_known_as_such(torchvision: Any) -> None:
+    source = load_source("torchvision:ssdlite320_mobilenet_v3_large", pretrained=False)
+    assert (source.task, source.submodules) == ("detection", ("backbone", "head"))
+    assert load_source("torchvision:shufflenet_v2_x0_5", pretrained=False).task is None
+
+
 def test_torchvision_metadata(torchvision: Any) -> None:
     from brecq.sources.torchvision_models import torchvision_preprocessing
 

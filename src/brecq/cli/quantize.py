@@ -51,6 +51,10 @@ WITHOUT_DATA = "distilled"
 """What `--calib` says where there is no data, and the subfolder of the output for what is made instead."""
 
 
+SAMPLES, OF_DETECTORS = 1024, 64
+"""Calibration samples by default."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Calibration(o.Checked):
     """What the network is calibrated on."""
@@ -59,7 +63,9 @@ class Calibration(o.Checked):
         help="calibration data: a folder of images, or .npz; distilled makes it from the model (without data)",
         metavar="PATH", panel=DATA,
     )  # fmt: skip
-    calib_size: int = o.samples(1024, "calibration samples")
+    calib_size: int | None = o.samples(
+        None, f"calibration samples. By default {SAMPLES}, of detectors {OF_DETECTORS}: their pictures are large"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +130,6 @@ def quantize(
     """
     if bits_from is not None and (option := given(ctx, DECIDED)) is not None:
         raise ConfigError(f"{option} is decided by --bits-from; drop it, or change single layers with --set")
-    if judged.task in VALUES and config.outputs == "auto":
-        config = dataclasses.replace(config, outputs="values")
     job = Job(
         spec=spec, calibration=calibration, evaluation=evaluation, config=config, bits_from=bits_from,
         changes=changes, checkpoint=checkpoint, submodules=tuple(submodule or ()), output=output, machine=machine,
@@ -172,7 +176,7 @@ def run(job: Job, console: Console) -> None:
 
 def work(job: Job, console: Console) -> None:
     """Do the job in its folder."""
-    data, folder = job.calibration, job.output.output
+    folder = job.output.output
 
     import brecq
     from brecq import ranks
@@ -182,7 +186,11 @@ def work(job: Job, console: Console) -> None:
     use_device(job.machine)
     allocation, learned = load_bits(job.bits_from)
     source = load_source(job.spec, job.checkpoint.weights, trust_pickle=job.checkpoint.trust_pickle)
-    preprocessing = whole_pictures(source.preprocessing, job.judged.task)
+    by_default = job.calibration.calib_size is None
+    job = settled(job, source)
+    data = job.calibration
+    assert data.calib_size is not None
+    preprocessing = whole_pictures(source.preprocessing, job.judged.task or source.task)
     preprocessing = override_preprocessing(preprocessing, job.changes.given())
     tell(console, "model", f"{source.name}, {short_count(count_parameters(source.model))} parameters")
     tell_preprocessing(console, preprocessing)
@@ -196,8 +204,14 @@ def work(job: Job, console: Console) -> None:
         )
         calibration = dataclasses.replace(calibration, targets=None, origin="")  # nothing is learned from them
         tell_data(console, "calibration", data.calib, calibration)
+        if by_default and len(calibration) == data.calib_size == OF_DETECTORS:
+            tell(
+                console,
+                "",
+                f"{OF_DETECTORS} by default, as a detector's pictures are large; --calib-size N takes more",
+            )
     else:
-        made = distilled_calibration(job, job.distillation, source, preprocessing, console)
+        made = distilled_calibration(job, job.distillation, source, preprocessing, data.calib_size, console)
         calibration = Dataset((made.inputs,))
 
     rows = [ResultRow("float", None, None, None)]
@@ -243,6 +257,28 @@ def work(job: Job, console: Console) -> None:
     write_run_page(console, result, folder, rows, pictures)
 
 
+def settled(job: Job, source: Source) -> Job:
+    """The job with what the source settles of it: the task, and what depends on that.
+
+    Raises:
+        ConfigError: bits that were searched, for a network that is quantized in parts.
+    """
+    if job.bits_from is not None and (parts := which_parts(job.submodules, source).get("submodules")):
+        raise ConfigError(
+            f"--bits-from is for networks that are quantized whole, and of this one {', '.join(parts)} are, each a "
+            "program of its own; give bits with -w, -a and --set"
+        )
+    judged, config, calibration = job.judged, job.config, job.calibration
+    if judged.task is None and judged.metric is None:
+        judged = dataclasses.replace(judged, task=source.task)
+    if judged.task in VALUES and config.outputs == "auto":
+        config = dataclasses.replace(config, outputs="values")
+    if calibration.calib_size is None:
+        detector = "detection" in (judged.task, source.task)
+        calibration = dataclasses.replace(calibration, calib_size=OF_DETECTORS if detector else SAMPLES)
+    return dataclasses.replace(job, judged=judged, config=config, calibration=calibration)
+
+
 def evaluation_data(
     job: Job, model: nn.Module, preprocessing: Preprocessing | None, metric: Metric | None, console: Console
 ) -> EvaluationData | None:
@@ -262,12 +298,17 @@ def evaluation_data(
 
 
 def distilled_calibration(
-    job: Job, config: DistillConfig, source: Source, preprocessing: Preprocessing | None, console: Console
+    job: Job,
+    config: DistillConfig,
+    source: Source,
+    preprocessing: Preprocessing | None,
+    count: int,
+    console: Console,
 ) -> Distilled:
     """Calibration inputs distilled from the model, kept in a subfolder of the output."""
     shape, folder = example_shape(source, preprocessing), job.output.output / WITHOUT_DATA
     return run_distillation(
-        console, source.model, job.calibration.calib_size, config, preprocessing, shape, folder,
+        console, source.model, count, config, preprocessing, shape, folder,
         resume=job.output.resume and os.path.exists(folder / "blocks"), device=job.machine.device,
         log=job.output.log_json,
     )  # fmt: skip

@@ -198,6 +198,11 @@ def measure(
 
     data = job.calibration
     source = load_source(job.spec, job.checkpoint.weights, trust_pickle=job.checkpoint.trust_pickle)
+    if source.submodules:
+        raise ConfigError(
+            f"{source.name} is quantized in parts ({', '.join(source.submodules)}), and bits are searched for "
+            "networks that are quantized whole; give bits to brecq quantize with -w, -a and --set"
+        )
     preprocessing = override_preprocessing(source.preprocessing, job.changes.given())
     tell(console, "model", source.name)
     tell_preprocessing(console, preprocessing)

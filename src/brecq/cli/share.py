@@ -90,12 +90,16 @@ def _write(path: Path, repository: str, license: str | None, base: str | None, t
     from brecq.storage.hub import repository as check
 
     check(repository)
+    result = brecq.load(path)
+    if result.parts:
+        raise ConfigError(
+            f"{str(path)!r} was quantized in parts, of which the hub takes each by itself: name one of the folders in "
+            f"{str(path / 'parts')!r}"
+        )
     file = path / CARD
     if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace") and not force:
         raise ConfigError(f"{str(file)!r} is not brecq's; replace it with --force, or move it away")
-    text = make_card(
-        brecq.load(path), Record.load(path), repository, _exported(path), license=license, base=base, task=task
-    )
+    text = make_card(result, Record.load(path), repository, _exported(path), license=license, base=base, task=task)
     write(file, text.encode(), CheckpointError)
     return file
 

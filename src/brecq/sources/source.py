@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from brecq.errors import SourceError
+from brecq.tasks import TaskName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,6 +32,7 @@ class Source:
             from the calibration data then).
         spec: what `load_source` was given.
         submodules: the parts of it that are quantized, where it cannot be captured whole (detectors); empty: all.
+        task: what it does, where its origin says so and it is no classifier.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Source:
     example_inputs: tuple[Tensor, ...]
     spec: str
     submodules: tuple[str, ...] = ()
+    task: TaskName | None = None
 
     def with_preprocessing(self, preprocessing: Preprocessing) -> Source:
         """A copy with another preprocessing and, for a model that takes one picture, example inputs of its size."""

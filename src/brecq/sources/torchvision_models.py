@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,10 @@ def load_torchvision(
             model, state, lambda classes: zoo.get_model(name, weights=None, num_classes=classes, **extra)
         )
         load_weights(model, state, weights)
-    parts = detector_parts(model) if ".detection" in published.__module__ else ()
-    return Source(name, model.eval(), preprocessing, (preprocessing.example(),), spec, submodules=parts)
+    source = Source(name, model.eval(), preprocessing, (preprocessing.example(),), spec)
+    if ".detection" in published.__module__:
+        source = dataclasses.replace(source, submodules=detector_parts(model), task="detection")
+    return source
 
 
 _PARTS = (

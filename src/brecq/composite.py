@@ -50,12 +50,12 @@ class CompositeResult(QuantResult):
         config: QuantConfig,
         around: nn.Module | None = None,
         metadata: dict[str, Any] | None = None,
-        run_state: RunState | None = None,
     ) -> None:
         self.parts, self.interfaces = dict(parts), dict(interfaces)
         self.report, self.config, self.around = report, config, around
         self.metadata = {} if metadata is None else metadata
-        self.run_state, self.wrapped, self.ranges = run_state, None, None
+        self.run_state: RunState | None = None
+        self.wrapped, self.ranges = None, None
 
     def __repr__(self) -> str:
         return f"CompositeResult({', '.join(self.parts)})"

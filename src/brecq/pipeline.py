@@ -370,7 +370,9 @@ def _quantize_parts(
             replace(each, name=f"{part.name}.{each.name}".rstrip(".")) for each in result.report.outputs
         ]
         report.notes += [f"{part.name}: {note}" for note in result.report.notes]
-    return CompositeResult(results, interfaces, report, config, model, run_state=state)
+    result = CompositeResult(results, interfaces, report, config, model)
+    result.run_state = state
+    return result
 
 
 def _record(model: nn.Module, names: Sequence[str], calls: Calls) -> list[parts.Part]:

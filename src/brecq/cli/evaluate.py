@@ -12,7 +12,7 @@ import typer
 
 from brecq.cli import options as o
 from brecq.cli.command import command
-from brecq.cli.inputs import EvaluationData, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
+from brecq.cli.inputs import EvaluationData, stored_preprocessing, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.parsing import require_data, require_path
 from brecq.cli.render import describe_evaluation, make_console
 from brecq.cli.tasks import Judged, check_answers
@@ -78,7 +78,7 @@ def evaluate(
         raise ConfigError("--no-reference leaves the float model out; drop it, or drop --model and --weights")
 
     import brecq
-    from brecq.data import Preprocessing, check
+    from brecq.data import check
     from brecq.data.signature import Signature
     from brecq.graph.submodule import Submodule
     from brecq.storage.sealed import finite
@@ -86,10 +86,7 @@ def evaluate(
     console = make_console(quiet=as_json)
     use_device(machine)
     result = brecq.load(path)
-    stored = result.metadata.get("preprocessing")
-    preprocessing = override_preprocessing(
-        None if stored is None else Preprocessing.from_dict(stored), changes.given()
-    )
+    preprocessing = stored_preprocessing(result.metadata, changes.given())
     tell(console, "result", str(path))
     tell_preprocessing(console, preprocessing)
     if judged.task is None and result.metadata.get("task") is not None:

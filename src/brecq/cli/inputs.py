@@ -64,6 +64,14 @@ def override_preprocessing(base: Preprocessing | None, changes: Mapping[str, Any
     return Preprocessing(**{"resize": None, **changes})
 
 
+def stored_preprocessing(metadata: Mapping[str, Any], changes: Mapping[str, Any]) -> Preprocessing | None:
+    """What a result remembers, with the command line's changes."""
+    from brecq.data.preprocessing import Preprocessing
+
+    stored = metadata.get("preprocessing")
+    return override_preprocessing(None if stored is None else Preprocessing.from_dict(stored), changes)
+
+
 def tell(console: Console, name: str, text: str) -> None:
     """One aligned line of facts."""
     console.print(Text.assemble((f"{name:<14}", "bold"), text), soft_wrap=True, highlight=False)

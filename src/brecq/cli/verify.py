@@ -12,7 +12,7 @@ import typer
 
 from brecq.cli import options as o
 from brecq.cli.command import Without, command
-from brecq.cli.inputs import EvaluationData, override_preprocessing, tell, tell_data, tell_preprocessing, use_device
+from brecq.cli.inputs import EvaluationData, stored_preprocessing, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.parsing import require_data, require_path
 from brecq.cli.render import codes_table, comparison_table, describe_kernels, distances_table, make_console
 from brecq.deploy.options import Tolerance
@@ -79,17 +79,14 @@ def verify(
         raise ConfigError("--weights belong to the float model; name it with --model")
 
     import brecq
-    from brecq.data import Preprocessing, check
+    from brecq.data import check
     from brecq.data.signature import Signature
     from brecq.storage.sealed import finite
 
     console = make_console(quiet=as_json)
     use_device(machine)
     result = brecq.load(path)
-    stored = result.metadata.get("preprocessing")
-    preprocessing = override_preprocessing(
-        None if stored is None else Preprocessing.from_dict(stored), changes.given()
-    )
+    preprocessing = stored_preprocessing(result.metadata, changes.given())
     tell(console, "result", str(path))
     tell(console, "file", str(file))
     tell_preprocessing(console, preprocessing)

@@ -166,16 +166,7 @@ def _extract(
         return [] if owner.get(node) == index else [node]
 
     wanted = [found for node in mine for source in node.all_input_nodes for found in external(source)]
-    # Sizes are taken from an input of the block's own; what only a size was read from is no input.
-    read = [s for node in mine for s in node.all_input_nodes if not ops.is_size(s)]
-    inputs = [node for node in dict.fromkeys(wanted) if node in read]
-    if not inputs and wanted:
-        inputs = wanted[:1]
-    for node in mine:  # a size that none of them has is read off the tensor that has it
-        for size in (s for s in node.all_input_nodes if ops.is_size(s)):
-            for found in _sizes_from(size, owner, index):
-                if found.args[0] not in inputs and _source_of_size(found, inputs) is None:
-                    inputs.append(found.args[0])  # type: ignore[arg-type]
+    inputs = _inputs(mine, wanted, owner, index)
     for node in inputs:
         copies[node] = graph.placeholder(node.name)
         copies[node].meta = dict(node.meta)
@@ -206,6 +197,23 @@ def _extract(
         tuple(layers[node] for node in mine if node in layers),
         tuple(node.name for node in targets),
     )
+
+
+def _inputs(mine: list[Node], wanted: list[Node], owner: dict[Node, int], index: int) -> list[Node]:
+    """Of the nodes of other blocks that these read, those that become inputs.
+
+    Sizes are taken from an input of the block's own; what only a size was read from is no input.
+    """
+    read = [s for node in mine for s in node.all_input_nodes if not ops.is_size(s)]
+    inputs = [node for node in dict.fromkeys(wanted) if node in read]
+    if not inputs and wanted:
+        inputs = wanted[:1]
+    for node in mine:  # a size that none of them has is read off the tensor that has it
+        for size in (s for s in node.all_input_nodes if ops.is_size(s)):
+            for found in _sizes_from(size, owner, index):
+                if found.args[0] not in inputs and _source_of_size(found, inputs) is None:
+                    inputs.append(found.args[0])  # type: ignore[arg-type]
+    return inputs
 
 
 def _leaves(flow: Dataflow, node: Node, owner: dict[Node, int], index: int) -> bool:

@@ -130,9 +130,9 @@ class _Pass:
         self.streams: Streams | None = None
         if not finished(self, number, self.state):  # otherwise no activations are needed: only results
             activations = Mode.FLOAT if stage == "weights" else Mode.HARD
-            self.streams = Streams(
-                run.network, run.inputs, run.cache, activations, received=run.received, share=run.share
-            )
+            self.streams = Streams(run.network, run.inputs, run.cache, activations, share=run.share)
+            if run.received is not None:
+                self.streams.receive(run.received)
 
     def enter(self, index: int) -> None:
         self.mine = learnables(self.blocks[index].module, self.done)

@@ -52,7 +52,6 @@ class Streams:
         cache: ActivationCache,
         activations: Mode = Mode.HARD,
         quantized: Stream = "quantized",
-        received: Sequence[Tensor] | None = None,
         share: Share | None = None,
     ) -> None:
         self.network = network
@@ -65,13 +64,18 @@ class Streams:
         quantizers = (m for m in network.graph.modules() if isinstance(m, ActivationFakeQuantize))
         self.quantizes_activations = activations is Mode.HARD and any(m.enabled for m in quantizers)
         self._last_use = network.last_use()
-        self._starts: dict[Stream, Kind] = {"float": "input", "quantized": "input" if received is None else "received"}
-        starts: list[tuple[Kind, Sequence[Tensor]]] = [("input", inputs)]
-        starts += [] if received is None else [("received", received)]
-        for kind, values in starts:
-            for name, tensor in zip(network.inputs, values, strict=True):
-                for start in range(0, len(tensor), BATCH):
-                    cache.put(Slot(kind, name), start, tensor[start : start + BATCH], len(tensor))
+        self._starts: dict[Stream, Kind] = {"float": "input", "quantized": "input"}
+        self._keep("input", inputs)
+
+    def receive(self, values: Sequence[Tensor]) -> None:
+        """Let the quantized stream start from what quantized parts before give, not from the float inputs."""
+        self._starts["quantized"] = "received"
+        self._keep("received", values)
+
+    def _keep(self, kind: Kind, values: Sequence[Tensor]) -> None:
+        for name, tensor in zip(self.network.inputs, values, strict=True):
+            for start in range(0, len(tensor), BATCH):
+                self.cache.put(Slot(kind, name), start, tensor[start : start + BATCH], len(tensor))
 
     def read(self, stream: Stream, names: Sequence[str], index: Tensor | slice) -> list[Tensor]:
         """Activations of some samples, on the device."""

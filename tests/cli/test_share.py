@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -148,6 +149,18 @@ def test_a_file_that_was_changed_there_is_refused(made: Path, files: dict[str, b
 def test_a_repository_that_is_not_there(files: dict[str, bytes]) -> None:
     with pytest.raises(CheckpointError, match="hf:me/other cannot be fetched"):
         brecq.load("hf:me/other")
+
+
+def test_a_hub_that_is_not_reached(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as reserved:  # bound and not listening: connections are refused
+        reserved.bind(("127.0.0.1", 0))
+        api = hub.HfApi(endpoint=f"http://127.0.0.1:{reserved.getsockname()[1]}", token="hf_test")
+        monkeypatch.setattr(hub, "create_repo", api.create_repo)
+        done = CliRunner().invoke(app, ["push", str(made), "me/net"])
+    assert done.exit_code == 2
+    assert "cannot push to me/net" in done.output
+    assert "the hub was not reached" in done.output
+    assert "HF_TOKEN" not in done.output
 
 
 def test_the_card(made: Path) -> None:

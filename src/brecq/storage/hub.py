@@ -35,7 +35,7 @@ def fetch(name: str, files: Sequence[str]) -> Path:
     hub = _package()
     try:
         return Path(hub.snapshot_download(repo, revision=revision, allow_patterns=list(files)))
-    except (OSError, ValueError) as error:  # what the package raises are kinds of these
+    except Exception as error:  # kinds of OSError and ValueError, and whatever its HTTP library raises
         raise CheckpointError(f"{PREFIX}{name.removeprefix(PREFIX)} cannot be fetched: {_first(error)}") from error
 
 
@@ -43,7 +43,8 @@ def push(folder: Path, name: str, files: Sequence[str], *, private: bool, messag
     """Upload `files` of `folder` in one commit, and make the repository if there is none; the address of the commit.
 
     Raises:
-        ConfigError: `name` is no repository's. CheckpointError: the package is missing, or the hub refuses it.
+        ConfigError: `name` is no repository's. CheckpointError: the package is missing, the hub refuses it, or it
+            cannot be reached.
     """
     repo, revision = repository(name)
     hub = _package()
@@ -52,10 +53,10 @@ def push(folder: Path, name: str, files: Sequence[str], *, private: bool, messag
         done = hub.upload_folder(
             repo_id=repo, folder_path=folder, allow_patterns=list(files), revision=revision, commit_message=message
         )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"cannot push to {repo}: {_first(error)}; log in with `hf auth login`, or set HF_TOKEN"
-        ) from error
+    except Exception as error:  # the hub's answers are kinds of OSError and ValueError; without one, any
+        answered = isinstance(error, (OSError, ValueError)) and not isinstance(error, ConnectionError)
+        advice = "log in with `hf auth login`, or set HF_TOKEN" if answered else "the hub was not reached"
+        raise CheckpointError(f"cannot push to {repo}: {_first(error)}; {advice}") from error
     return str(done.commit_url)
 
 

@@ -135,6 +135,8 @@ def test_what_integers_cannot_compute_is_refused_in_a_line(quantized: Quantized,
         ExportError, match=r"CMSIS-NN computes on integers alone.*and \d+ more; quantize with --target"
     ):
         brecq.export(quantized("ViT", 4, 8), path, "cmsis-nn")
+    with pytest.raises(ExportError, match=r"computes on integers alone.* more; export to tflite"):
+        brecq.export(quantized("ViT", 4, 8, target="cmsis-nn"), path, "cmsis-nn")
     with pytest.raises(ExportError, match="leaves them in float; quantize with --activation-bits 8"):
         brecq.export(quantized("ViT", 4, 32), path, "cmsis-nn")
     with pytest.raises(ExportError, match=r"CMSIS-NN: conv2d in conv1 has asymmetric 8-bit weights"):

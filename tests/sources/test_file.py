@@ -46,6 +46,11 @@ def with_bad_inputs():
     net.example_inputs = [1, 2]
     return net
 
+def with_half():
+    net = Net().half()
+    net.example_inputs = torch.ones(2, WIDTH, dtype=torch.float16)
+    return net
+
 ready = Net()
 number = 3
 
@@ -116,3 +121,10 @@ def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="No module named 'no_such_package'"):
         load_source(f"{tmp_path}/needy.py:build")
     assert "brecq_source_needy" not in sys.modules
+
+
+def test_half_precision_is_taken_in_float32(code: Path) -> None:
+    with pytest.warns(UserWarning, match="with_half holds float16 tensors: taken in float32"):
+        source = load_source(f"{code}:with_half")
+    assert source.model.fc.weight.dtype == source.example_inputs[0].dtype == torch.float32
+    assert source.model(*source.example_inputs).dtype == torch.float32

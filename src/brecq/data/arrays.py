@@ -51,6 +51,9 @@ def load_npz(path: Path, names: list[str], preprocessing: Preprocessing | None, 
     try:
         check_regular(path, DataError)
         with path.open("rb") as handle:
+            if handle.read(1) not in (b"P", b"\x93"):  # NumPy takes anything else for a pickle, and advises to load it
+                raise DataError(f"{path} is no .npz file; write it with numpy.savez(FILE, x=ARRAY)")
+            handle.seek(0)
             file = np.load(handle, allow_pickle=False)
             if isinstance(file, np.ndarray):
                 raise DataError(f"{path} is a single array; save it with numpy.savez(FILE, x=ARRAY)")

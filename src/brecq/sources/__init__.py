@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from pathlib import Path
 
 from brecq.errors import SourceError
@@ -33,6 +35,8 @@ def load_source(
         pretrained: `False` leaves a library's model untrained where no `weights` are given, and downloads nothing.
         trust_pickle: allow files that execute code when unpickled. Python files are always executed.
 
+    A module in another floating-point type than float32 is turned into it, with a warning: inputs are float32.
+
     Raises:
         SourceError: no such model, a missing package, weights that do not fit or are not safe to read.
     """
@@ -46,13 +50,23 @@ def load_source(
     if path.endswith(".py"):
         if not attribute.isidentifier():
             raise SourceError(f"{spec}: {attribute!r} is not a name; give file.py:function")
-        return load_file_source(Path(path), attribute, spec, weights, trust_pickle)
+        return _in_float32(load_file_source(Path(path), attribute, spec, weights, trust_pickle))
     library, _, name = spec.partition(":")
     if library in _LIBRARIES and name:
-        return _LIBRARIES[library](name, spec, weights, trust_pickle, pretrained)
+        return _in_float32(_LIBRARIES[library](name, spec, weights, trust_pickle, pretrained))
     if spec.endswith(".py"):
         raise SourceError(f"{spec}: name the function in it that builds the model: {spec}:function")
     raise SourceError(f"cannot read the model {spec!r}; give {_FORMS}")
+
+
+def _in_float32(source: Source) -> Source:
+    tensors = [*source.model.parameters(), *source.model.buffers()]
+    foreign = {str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()} - {"float32"}
+    if foreign:
+        inputs = tuple(each.float() if each.is_floating_point() else each for each in source.example_inputs)
+        source = dataclasses.replace(source, model=source.model.float(), example_inputs=inputs)
+        warnings.warn(f"{source.spec} holds {' and '.join(sorted(foreign))} tensors: taken in float32", stacklevel=3)
+    return source
 
 
 def _names(spec: str, outputs: str) -> list[str]:

@@ -72,8 +72,8 @@ def input_spec(model: nn.Module, preprocessing: Preprocessing | None, shape: Seq
         shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if shape is None:
         raise ConfigError(
-            "the network does not say what its inputs look like; give preprocessing=brecq.data.Preprocessing(...) for "
-            "pictures, otherwise shape=(channels, ...)"
+            "the network does not say what its inputs look like; for pictures give --mean, --std and --size "
+            "(preprocessing=brecq.data.Preprocessing(...) in Python), for others shape=(channels, ...) in Python"
         )
     if not len(shape) or not all(isinstance(side, int) and side > 0 for side in shape):
         raise ConfigError(f"shape is {tuple(shape)}; give channels and sides without the batch, such as (3, 224, 224)")

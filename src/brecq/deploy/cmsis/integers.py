@@ -10,6 +10,7 @@ from brecq.deploy.lite.program import Operator, Program, Tensor
 from brecq.errors import ExportError
 
 _ELSEWHERE = "export to tflite, ONNX or OpenVINO"
+_ADVICE = f"quantize with --target cmsis-nn, or {_ELSEWHERE}"
 
 
 @dataclass
@@ -21,14 +22,15 @@ class Integers:
     outputs: list[Tensor]
 
 
-def integers(program: Program) -> Integers:
+def integers(program: Program, *, targeted: bool = False) -> Integers:
     """The program without the quantizers at its ends.
 
     Raises:
         ExportError: something computes in float; the message names the operators and their modules.
     """
-    inputs = [_entrance(program, tensor) for tensor in program.inputs]
-    outputs = [_exit(program, tensor) for tensor in program.outputs]
+    advice = _ELSEWHERE if targeted else _ADVICE
+    inputs = [_entrance(program, tensor, advice) for tensor in program.inputs]
+    outputs = [_exit(program, tensor, advice) for tensor in program.outputs]
     ends = {id(each) for each in program.operators if each.outputs[0] in inputs and each.kind == "QUANTIZE"}
     operators = [each for each in program.operators if id(each) not in ends and not _is_exit(each, program)]
     floats = [each for each in operators if each.outputs[0].dtype != "int8"]
@@ -37,7 +39,7 @@ def integers(program: Program) -> Integers:
         first, more = list(named)[:3], len(named) - 3
         raise ExportError(
             f"CMSIS-NN computes on integers alone, and this network computes in float: {', '.join(first)}"
-            f"{f' and {more} more' if more > 0 else ''}; quantize with --target cmsis-nn, or {_ELSEWHERE}"
+            f"{f' and {more} more' if more > 0 else ''}; {advice}"
         )
     return Integers(operators, inputs, outputs)
 
@@ -64,26 +66,23 @@ def fold_pads(found: Integers) -> None:
             found.operators = [other for other in found.operators if other is not pad]
 
 
-def _entrance(program: Program, tensor: Tensor) -> Tensor:
+def _entrance(program: Program, tensor: Tensor, advice: str) -> Tensor:
     """The codes that an input becomes right away."""
     readers = [each for each in program.operators if tensor in each.inputs]
     if len(readers) != 1 or readers[0].kind != "QUANTIZE":
         raise ExportError(
             f"the input {tensor.name} is read by {', '.join(each.kind for each in readers) or 'nobody'}, not "
-            f"quantized once; quantize with --target cmsis-nn, or {_ELSEWHERE}"
+            f"quantized once; {advice}"
         )
     return readers[0].outputs[0]
 
 
-def _exit(program: Program, tensor: Tensor) -> Tensor:
+def _exit(program: Program, tensor: Tensor, advice: str) -> Tensor:
     """The codes that an output is made of."""
     maker = next((each for each in program.operators if tensor in each.outputs), None)
     if maker is None or maker.kind != "DEQUANTIZE":
         kind = "nothing" if maker is None else maker.kind
-        raise ExportError(
-            f"the output {tensor.name} is computed in float, by {kind}; quantize with --target cmsis-nn, or "
-            f"{_ELSEWHERE}"
-        )
+        raise ExportError(f"the output {tensor.name} is computed in float, by {kind}; {advice}")
     source = maker.inputs[0]
     assert source is not None
     return source

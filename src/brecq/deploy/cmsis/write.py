@@ -56,7 +56,7 @@ def write(result: QuantResult, path: Path, *, name: str = "network") -> Exported
         raise ExportError(f"{path} is a file, and C goes into a folder; choose another path")
     refuse_strangers(path, names, ExportError)
     completed = complete(result, linear_outputs=True)
-    found = integers(lower(completed, 1, CMSIS_NN))
+    found = integers(lower(completed, 1, CMSIS_NN), targeted=result.config.target == "cmsis-nn")
     fold_pads(found)
     texts, source, arena = generate(found, name, facts(result))
     for file, text in zip(names, texts, strict=True):

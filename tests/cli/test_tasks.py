@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import Result
 
 import brecq
 from brecq.cli import tasks
+from brecq.cli.tasks import Judged
 from brecq.data import Preprocessing
-from brecq.errors import ConfigError
+from brecq.errors import ConfigError, DataError
 
 Invoke = Callable[..., Result]
 
@@ -150,6 +152,17 @@ def test_what_does_not_go_together(folder: Path, invoke: Invoke) -> None:
         assert result.exit_code != 0
         assert isinstance(result.exception, ConfigError) or message in result.output
         assert message in (str(result.exception) + result.output)
+
+
+def test_a_task_looks_at_the_output_that_is_named() -> None:
+    outputs = {"xy": torch.ones(4, 2), "z": torch.zeros(4)}
+    with pytest.raises(DataError, match=r"evaluate --output"):
+        Judged(task="regression").made().update(outputs, torch.zeros(4, 2))  # type: ignore[union-attr]
+    metric = Judged(task="regression").made("xy")
+    metric.update(outputs, torch.zeros(4, 2))  # type: ignore[union-attr]
+    assert metric.compute()["RMSE"] == 1  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="--output is for tasks"):
+        Judged(task="detection").made("xy")
 
 
 def test_targets_without_a_task_are_refused(folder: Path, invoke: Invoke) -> None:

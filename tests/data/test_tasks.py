@@ -127,6 +127,24 @@ def test_masks(tmp_path: Path, voc: bool) -> None:
     assert torch.equal(data.targets[0], expected)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("name", ["y", "labels", "targets"])
+def test_targets_of_an_archive_by_their_name(tmp_path: Path, name: str) -> None:
+    values = {"x": np.zeros((3, 4), np.float32), name: np.ones((3, 2), np.float32)}
+    np.savez(tmp_path / "pairs.npz", **values)  # type: ignore[arg-type]
+    data = load_data(tmp_path / "pairs.npz", None, None, 0)
+    assert torch.equal(data.targets, torch.ones(3, 2))  # type: ignore[arg-type]
+
+
+def test_classes_of_a_mask_are_never_mixed(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png")
+    indices = np.random.default_rng(0).choice(np.array([0, 4, 255], dtype=np.uint8), (20, 40))
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(indices).save(tmp_path / "masks" / "a.png")
+    for fit in ("corner", "crop", "letterbox"):
+        data = load_data(tmp_path, PLAIN.replace(fit=fit), None, 0, form=Form("segmentation"))
+        assert set(np.unique(data.targets[0])) == {0, 4, 255}  # type: ignore[index]
+
+
 def test_a_picture_without_its_mask(tmp_path: Path) -> None:
     for name in ("images/a.png", "images/b.png"):
         picture(tmp_path / name)

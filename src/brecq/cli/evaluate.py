@@ -91,7 +91,7 @@ def evaluate(
     tell_preprocessing(console, preprocessing)
     if judged.task is None and result.metadata.get("task") is not None:
         judged = dataclasses.replace(judged, task=result.metadata["task"])
-    metric = judged.made()
+    metric = judged.made(compared.output)
     dataset = EvaluationData(data.data, preprocessing, data.samples, seed.seed, data.labels, judged.form("val"))
     tell_data(console, "data", data.data, dataset)
     check_answers(data.data, dataset.parts[0], metric)

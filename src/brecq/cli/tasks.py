@@ -55,14 +55,20 @@ class Judged(o.Checked):
         if self.tokenizer is not None and self.task != "language":
             raise ConfigError("--tokenizer belongs to text; give --task language too")
 
-    def made(self) -> Metric | None:
-        """The metric; `None` leaves class scores to speak for themselves. Runs the files that it names."""
+    def made(self, output: str | None = None) -> Metric | None:
+        """The metric; `None` leaves class scores to speak for themselves. Runs the files that it names.
+
+        `output`: the output that a task's metric looks at, of several.
+        """
         from brecq.metrics import load_callable, load_metric, task_metric
 
+        chosen = {} if output is None else {"output": output}
+        if chosen and (self.metric is not None or self.task == "detection"):
+            raise ConfigError("--output is for tasks that look at one output; drop it, and choose in a function")
         decode = None if self.decode is None else load_callable("--decode", self.decode)
         if self.metric is not None:
             return load_metric(self.metric)
-        return None if self.task is None else task_metric(self.task, decode)
+        return None if self.task is None else task_metric(self.task, decode, **chosen)
 
     def form(self, split: Split) -> Form:
         """How data is read."""

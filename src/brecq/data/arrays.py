@@ -21,7 +21,7 @@ from brecq.errors import DataError
 from brecq.reading import check_regular, reason_of
 
 INPUT_NAMES = ("x", "images", "inputs")
-LABEL_NAMES = ("y", "labels")
+LABEL_NAMES = ("y", "labels", "targets")
 OrderFn = Callable[[int], list[int]]
 _LABEL_PREFIX = re.compile(r"(y|labels?|targets?)(_|$)")
 

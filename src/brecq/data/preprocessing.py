@@ -155,8 +155,10 @@ class Preprocessing:
                 f"a picture of {image.height}x{image.width} pixels would be scaled to {frame.height}x{frame.width}; "
                 "crop it to a usual aspect ratio"
             )
+        if resampling is None:  # PIL's NEAREST is 0
+            resampling = _RESAMPLING[self.interpolation]
         if (frame.width, frame.height) != image.size:
-            image = image.resize((frame.width, frame.height), resampling or _RESAMPLING[self.interpolation])
+            image = image.resize((frame.width, frame.height), resampling)
         height, width = self.size
         left, top = max(-frame.left, 0), max(-frame.top, 0)
         right, bottom = min(frame.width, width - frame.left), min(frame.height, height - frame.top)

@@ -97,8 +97,8 @@ def one_tensor(outputs: Any, name: str | None, what: str) -> Tensor:
     if name is None or name not in found:
         asked = "" if name is None else f"no output {name!r}: "
         raise DataError(
-            f"{asked}the network returns {describe(outputs)}; say which output holds {what} (output=..., --output), "
-            "or give a function that finds it (decode=..., --decode)"
+            f"{asked}the network returns {describe(outputs)}; give a function that finds {what} (decode=..., "
+            "--decode), or say which output holds that (output=..., brecq evaluate --output)"
         )
     return found[name].float()
 

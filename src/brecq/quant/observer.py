@@ -40,8 +40,13 @@ class Observer:
         generator = torch.Generator().manual_seed(self._batch + 1 + (self._call << 32))
         flat = x.detach().reshape(-1)
         count = min(flat.numel(), OBSERVED_VALUES // _FEWEST)
-        index = torch.randint(flat.numel(), (count,), generator=generator).to(x.device)
-        self.parts[self._batch, self._call] = flat[index].float()
+        few = count == flat.numel()  # then each once: the extremes of a few values decide on their range
+        index = (
+            torch.randperm(count, generator=generator)
+            if few
+            else torch.randint(flat.numel(), (count,), generator=generator)
+        )
+        self.parts[self._batch, self._call] = flat[index.to(x.device)].float()
         self._call += 1
         self._thin_out()
 

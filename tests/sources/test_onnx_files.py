@@ -188,3 +188,21 @@ def test_operators_compute_what_onnx_says_or_are_refused() -> None:
             wrong += [] if same else [case.name]
     assert not wrong
     assert checked > 450
+
+
+def test_a_batch_size_inside_of_shapes_is_named(tmp_path: Path) -> None:
+    """Heads of attention folded into the batch: two samples do not fit where one was exported."""
+    nodes = [onnx.helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    path = by_hand(nodes, {"shape": np.array([6, 2, 8])}, [1, 6, 16], tmp_path / "model.onnx")
+    with pytest.raises(SourceError, match=r"does not run on 2 samples; export it with a dynamic batch \(shape"):
+        load_source(str(path))
+
+
+def test_what_onnx_runtime_does_not_take_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no kernel for it\nmore")
+
+    path = by_hand([onnx.helper.make_node("Relu", ["x"], ["y"])], {}, [1, 4], tmp_path / "model.onnx")
+    monkeypatch.setattr(ORT, "InferenceSession", refuse)
+    with pytest.raises(SourceError, match=r"ONNX Runtime does not take it \(no kernel for it\)$"):
+        load_source(str(path))

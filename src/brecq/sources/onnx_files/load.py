@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from brecq.errors import SourceError
+from brecq.errors import BrecqError, SourceError
 from brecq.forward import evaluating
 from brecq.logits import named_outputs
 from brecq.sources.onnx_files.module import OnnxModule
@@ -59,7 +60,8 @@ def _compare(module: OnnxModule, path: Path, inputs: Sequence[Input], examples: 
         return
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with _running(path, "ONNX Runtime does not take it"):
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     step = inputs[0].sizes[0] or len(examples[0])
     if len(examples[0]) % step:
         return
@@ -68,9 +70,11 @@ def _compare(module: OnnxModule, path: Path, inputs: Sequence[Input], examples: 
     for start in range(0, len(examples[0]), step):
         feed = {each.name: value[start : start + step].numpy() for each, value in zip(inputs, examples, strict=True)}
         feed = {name: value.astype(_NUMPY.get(kinds[name], value.dtype)) for name, value in feed.items()}
-        parts.append(session.run(module.outputs, feed))
+        with _running(path, "ONNX Runtime does not run it on random inputs"):
+            parts.append(session.run(module.outputs, feed))
     expected = [torch.cat([torch.from_numpy(part[i]).float() for part in parts]) for i in range(len(parts[0]))]
-    with evaluating(module):
+    many = f"it does not run on {len(examples[0])} samples; export it with a dynamic batch"
+    with evaluating(module), _running(path, many):
         found = [value.float() for value in named_outputs(module(*(value.clone() for value in examples))).values()]
     for name, ours, theirs in zip(module.outputs, found, expected, strict=True):
         difference = float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
@@ -80,6 +84,17 @@ def _compare(module: OnnxModule, path: Path, inputs: Sequence[Input], examples: 
                 f"up to {difference:.3g}; brecq reads an operator of it wrongly, or the file holds for one batch size "
                 "only: export it with a dynamic batch"
             )
+
+
+@contextmanager
+def _running(path: Path, problem: str) -> Iterator[None]:
+    try:
+        yield
+    except BrecqError:
+        raise
+    except Exception as error:  # PyTorch and ONNX Runtime raise their own types
+        reason = str(error).strip().partition("\n")[0]
+        raise SourceError(f"{path}: {problem} ({reason})") from error
 
 
 _NUMPY = {"tensor(float16)": "float16", "tensor(double)": "float64", "tensor(int32)": "int32"}

@@ -131,6 +131,10 @@ def test_language(folder: Path, invoke: Invoke) -> None:
     assert result.exit_code == 0, result.output
     record = json.loads((out / "record.json").read_text())
     assert {"perplexity", "flips %"} <= set(record["rows"][-1]["metrics"])
+    remembered = ("--model", f"{net}:language", *task_options[2:])  # the task is the result's
+    result = invoke("evaluate", out, "--data", text, *remembered)
+    assert result.exit_code == 0, result.output
+    assert "perplexity" in result.output
 
 
 def test_detection_sees_whole_pictures() -> None:
@@ -144,7 +148,7 @@ def test_detection_sees_whole_pictures() -> None:
 def test_what_does_not_go_together(folder: Path, invoke: Invoke) -> None:
     net = folder / "net.py"
     for extra, message in (
-        (["--decode", f"{net}:decode"], "--decode belongs to a task"),
+        (["--decode", f"{net}:decode", "--eval", folder], "--decode belongs to a task"),
         (["--tokenizer", "gpt2"], "--tokenizer belongs to text"),
         (["--metric", f"{net}:largest"], "give --eval PATH too"),
     ):

@@ -48,13 +48,6 @@ class Judged(o.Checked):
     tokens: int = setting(128, "for text: tokens a sample", low=2, high=2**20, metavar="N", panel=DATA)
     # fmt: on
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.decode is not None and self.task is None:
-            raise ConfigError("--decode belongs to a task; give --task too")
-        if self.tokenizer is not None and self.task != "language":
-            raise ConfigError("--tokenizer belongs to text; give --task language too")
-
     def made(self, output: str | None = None) -> Metric | None:
         """The metric; `None` leaves class scores to speak for themselves. Runs the files that it names.
 
@@ -62,6 +55,11 @@ class Judged(o.Checked):
         """
         from brecq.metrics import load_callable, load_metric, task_metric
 
+        # the task may have come from the network or the result, not from the options
+        if self.decode is not None and self.task is None:
+            raise ConfigError("--decode belongs to a task; give --task too")
+        if self.tokenizer is not None and self.task != "language":
+            raise ConfigError("--tokenizer belongs to text; give --task language too")
         chosen = {} if output is None else {"output": output}
         if chosen and (self.metric is not None or self.task == "detection"):
             raise ConfigError("--output is for tasks that look at one output; drop it, and choose in a function")

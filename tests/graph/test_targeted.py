@@ -108,6 +108,9 @@ def test_widths_that_no_kernel_takes_are_raised_and_said(captured: Callable[[str
     assert set(kinds.values()) == {2}
     with pytest.raises(ConfigError, match=r"tensorrt computes no layer of this network at 4/4 bits"):
         plan(captured("MobileNet"), QuantConfig(4, 4, target="tensorrt"))
+    # MobileNet's one linear layer is the last, at 8 bits: behind float inputs TensorRT takes it at 4 alone
+    with pytest.raises(ConfigError, match=r"tensorrt would leave every layer in float \(.* at 8/float bits"):
+        plan(captured("MobileNet"), QuantConfig(4, 32, target="tensorrt"))
 
 
 def test_layers_without_a_kernel_stay_float_with_the_reason(captured: Callable[[str], GraphModule]) -> None:

@@ -135,6 +135,10 @@ def _fit(placement: Placement, config: QuantConfig, target: Target, shared: dict
             placement.reasons[node] = fitted.reason
         if fitted.kernel is not None and fitted.widths[1] != FLOAT:
             placement.kernels[node] = fitted.kernel
+    widths = [*placement.weight_bits.values(), *placement.input_bits.values()]
+    if placement.reasons and all(width == FLOAT for width in widths):
+        reason = next(iter(placement.reasons.values()))
+        raise ConfigError(f"{target.name} would leave every layer in float ({reason}); ask for other widths")
     for node in placement.layers:  # layers that share a weight share its width
         placement.weight_bits[node] = weights[node.args[1]]
 

@@ -199,12 +199,18 @@ def test_searches_that_cannot_be_made(
     assert message in result.stderr
 
 
-def test_bits_are_not_searched_for_detectors(
-    invoke: Invoke, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", ["search", "profile", "check"])
+def test_detectors_are_refused_by_what_looks_at_whole_networks(
+    invoke: Invoke, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     detector = Source("detector", torch.nn.Identity(), None, (), "", submodules=("backbone", "head"), task="detection")
     monkeypatch.setattr("brecq.sources.load_source", lambda *_, **__: detector)
-    result = invoke("search", "net", "--calib", images, "--budget", "size=1MB", "-o", tmp_path / "s")
+    options = {
+        "search": ("--calib", images, "--budget", "size=1MB", "-o", tmp_path / "s"),
+        "profile": ("-o", tmp_path / "latency.json"),
+        "check": ("--target", "tensorrt"),
+    }
+    result = invoke(command, "net", *options[command])
     assert result.exit_code == 2
     assert "detector is quantized in parts (backbone, head)" in result.stderr
 

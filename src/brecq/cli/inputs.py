@@ -43,6 +43,15 @@ def which_parts(names: Sequence[str], source: Source) -> dict[str, Any]:
     return {"submodules": list(chosen)} if chosen else {"submodule": None}
 
 
+def require_whole(source: Source, what: str) -> None:
+    """Raise `ConfigError` for a network that is quantized in parts: of those that are quantized whole, `what`."""
+    if source.submodules:
+        raise ConfigError(
+            f"{source.name} is quantized in parts ({', '.join(source.submodules)}), and it is those quantized whole "
+            f"that {what}"
+        )
+
+
 def example_shape(source: Source, preprocessing: Preprocessing | None) -> Sequence[int] | None:
     """Shape of the only input without the batch, where no preprocessing tells it."""
     if preprocessing is not None or len(source.example_inputs) != 1:

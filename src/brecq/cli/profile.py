@@ -9,7 +9,7 @@ import typer
 
 from brecq.cli import options as o
 from brecq.cli.command import Without, command
-from brecq.cli.inputs import tell
+from brecq.cli.inputs import require_whole, tell
 from brecq.cli.inspect import choose_inputs
 from brecq.cli.parsing import require_path
 from brecq.cli.progress import make_progress
@@ -40,6 +40,7 @@ def profile(
     from brecq.sources import load_source
 
     source = load_source(spec, checkpoint.weights, trust_pickle=checkpoint.trust_pickle, pretrained=False)
+    require_whole(source, "are profiled: measure a result with brecq benchmark")
     console = make_console()
     tell(console, "model", source.name)
     progress = make_progress(console)

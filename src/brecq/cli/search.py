@@ -15,7 +15,7 @@ import typer
 from brecq.cli import options as o
 from brecq.cli.bits import costs_table, draw_bits, tell_allocation
 from brecq.cli.command import Without, command
-from brecq.cli.inputs import override_preprocessing, tell, tell_data, tell_preprocessing, use_device
+from brecq.cli.inputs import override_preprocessing, require_whole, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.output import output_folder
 from brecq.cli.parsing import given, require_data, require_path
 from brecq.cli.processes import is_first
@@ -198,11 +198,7 @@ def measure(
 
     data = job.calibration
     source = load_source(job.spec, job.checkpoint.weights, trust_pickle=job.checkpoint.trust_pickle)
-    if source.submodules:
-        raise ConfigError(
-            f"{source.name} is quantized in parts ({', '.join(source.submodules)}), and bits are searched for "
-            "networks that are quantized whole; give bits to brecq quantize with -w, -a and --set"
-        )
+    require_whole(source, "bits are searched for: give bits to brecq quantize with -w, -a and --set")
     preprocessing = override_preprocessing(source.preprocessing, job.changes.given())
     tell(console, "model", source.name)
     tell_preprocessing(console, preprocessing)

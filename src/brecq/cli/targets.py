@@ -10,7 +10,7 @@ import typer
 
 from brecq.cli import options as o
 from brecq.cli.command import Without, command
-from brecq.cli.inputs import tell
+from brecq.cli.inputs import require_whole, tell
 from brecq.cli.inspect import choose_inputs, describe_inputs
 from brecq.cli.parsing import require_data, require_path
 from brecq.cli.render import make_console, make_table
@@ -83,6 +83,7 @@ def check(
     from brecq.sources import load_source
 
     source = load_source(spec, checkpoint.weights, trust_pickle=checkpoint.trust_pickle, pretrained=False)
+    require_whole(source, "are checked: brecq inspect shows what is quantized of this one")
     inputs = choose_inputs(source, changes.size, examples.data)
     found = check_model(source.model, inputs, config)
     if as_json:

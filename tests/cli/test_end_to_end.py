@@ -326,3 +326,24 @@ def test_evaluation_data_that_does_not_fit_is_found_before_the_run(
     assert "error:" in result.stderr
     assert not calls
     assert not out.exists()
+
+
+def test_a_class_axis_that_there_is_not_is_found_before_the_run(
+    invoke: Invoke, network_file: Path, images: Path, out: Path, calls: list[tuple[tuple, dict]]
+) -> None:
+    result = invoke(
+        "quantize",
+        f"{network_file}:build",
+        "--calib",
+        images,
+        "--eval",
+        images,
+        "--class-axis",
+        "7",
+        "-o",
+        out,
+        *QUICK,
+    )
+    assert result.exit_code == 2, result.output
+    assert "class_axis is 7" in result.stderr
+    assert not calls

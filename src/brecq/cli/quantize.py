@@ -293,7 +293,9 @@ def evaluation_data(
     tell_data(console, "evaluation", asked.eval, found)
     check_answers(asked.eval, found.parts[0], metric)
     few = found.parts[0].subset(slice(0, 2))
-    brecq.evaluate(model, few, metric=metric, reference=model, device=job.machine.device)
+    brecq.evaluate(
+        model, few, metric=metric, reference=model, device=job.machine.device, class_axis=job.config.class_axis
+    )
     return found
 
 

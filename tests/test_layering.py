@@ -31,7 +31,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "data": "errors forward reading settings text",
     "quant": "errors",
     "logits": "",
-    "sources": "data errors forward logits storage",
+    "sources": "data errors forward logits storage tasks",
     "ranks": "errors",
     "metrics": "errors logits sources tasks",
     "evaluation": "checks data devices errors forward logits metrics report settings",

@@ -28,4 +28,10 @@ def test_constructors_take_few_arguments() -> None:
 
 
 def test_functions_fit_on_a_screen() -> None:
-    assert not {place for place, node in functions() if (node.end_lineno or 0) - node.lineno >= MOST_LINES}
+    """Beside their documentation."""
+    found = set()
+    for place, node in functions():
+        documented = len((ast.get_docstring(node) or "").splitlines())
+        if (node.end_lineno or 0) - node.lineno - documented >= MOST_LINES:
+            found.add(place)
+    assert not found

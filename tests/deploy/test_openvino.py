@@ -14,7 +14,7 @@ import brecq
 from brecq import QuantResult
 from brecq.deploy.complete import complete
 from brecq.deploy.formats import Exported
-from brecq.errors import ExportError
+from brecq.errors import ConfigError, ExportError
 
 Quantized = Callable[..., QuantResult]
 
@@ -114,6 +114,6 @@ def test_what_openvino_cannot_run_is_refused_before_writing(quantized: Quantized
     asymmetric = quantized("ResNet", 8, 8, weight_scheme="asymmetric")
     with pytest.raises(ExportError, match=r"and 6 more are asymmetric at 8 bits.*--weight-scheme"):
         brecq.export(asymmetric, tmp_path / "m.xml", "openvino")
-    with pytest.raises(ExportError, match=r"ends in \.xml"):
+    with pytest.raises(ConfigError, match=r"give the ending \.xml, or the format onnx"):
         brecq.export(asymmetric, tmp_path / "m.onnx", "openvino")
     assert not list(tmp_path.iterdir())

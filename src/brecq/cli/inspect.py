@@ -26,24 +26,14 @@ SHOWN = 20
 """Tensors in the table of losses, without --full."""
 
 
+OF_RUNS = ("method", "recipe", "autocast", "memory_budget", "class_axis", "outputs", "auto_high_precision", "seed")
+"""Settings of how a network is learned, which change nothing of what is shown here."""
+
+
 @command
 def inspect(
     spec: o.Spec,
-    config: Annotated[
-        QuantConfig,
-        Without(
-            (
-                "method",
-                "recipe",
-                "autocast",
-                "memory_budget",
-                "class_axis",
-                "outputs",
-                "auto_high_precision",
-                "seed",
-            )
-        ),
-    ],
+    config: Annotated[QuantConfig, Without(OF_RUNS)],
     checkpoint: o.Checkpoint,
     changes: Annotated[o.Changes, Without(o.PIXELS)],
     examples: o.Examples,

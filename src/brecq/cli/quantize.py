@@ -174,13 +174,23 @@ def run(job: Job, console: Console) -> None:
         work(job, console)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Everything of a job that is read before it: the float network, how inputs are prepared, and the data."""
+
+    source: Source
+    preprocessing: Preprocessing | None
+    metric: Any
+    evaluation: EvaluationData | None
+    calibration: Dataset
+    made: Distilled | None
+
+
 def work(job: Job, console: Console) -> None:
     """Do the job in its folder."""
     folder = job.output.output
 
     import brecq
-    from brecq import ranks
-    from brecq.data import Dataset, load_data
     from brecq.sources import load_source
 
     use_device(job.machine)
@@ -188,13 +198,40 @@ def work(job: Job, console: Console) -> None:
     source = load_source(job.spec, job.checkpoint.weights, trust_pickle=job.checkpoint.trust_pickle)
     by_default = job.calibration.calib_size is None
     job = settled(job, source)
+    ready = prepare(job, source, by_default, console)
+    floating = ResultRow("float", None, None, None)
+    if ready.evaluation is not None and ready.evaluation.labelled:
+        found = brecq.evaluate(source.model, ready.evaluation, metric=ready.metric, device=job.machine.device)
+        floating = dataclasses.replace(floating, evaluation=found)
+        tell(console, "float", describe_evaluation(found))
+
+    progress = make_progress(console, job.output.log_json)
+    try:
+        result = brecq.quantize(
+            source.model, ready.calibration, job.config, allocation=allocation, learned=learned, run_dir=folder,
+            resume=job.output.resume and os.path.exists(folder / "blocks"), progress=progress,
+            device=job.machine.device, **which_parts(job.submodules, source),
+        )  # fmt: skip
+    finally:
+        progress.close()
+    if not is_first():
+        return
+    if allocation is not None:
+        tell_allocation(console, allocation)
+        draw_bits(console, allocation, folder)
+    deliver(job, ready, result, floating, console)
+
+
+def prepare(job: Job, source: Source, by_default: bool, console: Console) -> Prepared:
+    """Read the data; `by_default`: nobody said how many samples to calibrate on."""
+    from brecq.data import Dataset, load_data
+
     data = job.calibration
     assert data.calib_size is not None
     preprocessing = whole_pictures(source.preprocessing, job.judged.task or source.task)
     preprocessing = override_preprocessing(preprocessing, job.changes.given())
     tell(console, "model", f"{source.name}, {short_count(count_parameters(source.model))} parameters")
     tell_preprocessing(console, preprocessing)
-
     metric = job.judged.made()
     evaluation = evaluation_data(job, source.model, preprocessing, metric, console) if is_first() else None
     made: Distilled | None = None
@@ -205,44 +242,28 @@ def work(job: Job, console: Console) -> None:
         calibration = dataclasses.replace(calibration, targets=None, origin="")  # nothing is learned from them
         tell_data(console, "calibration", data.calib, calibration)
         if by_default and len(calibration) == data.calib_size == OF_DETECTORS:
-            tell(
-                console,
-                "",
-                f"{OF_DETECTORS} by default, as a detector's pictures are large; --calib-size N takes more",
-            )
+            why = "by default, as a detector's pictures are large; --calib-size N takes more"
+            tell(console, "", f"{OF_DETECTORS} {why}")
     else:
         made = distilled_calibration(job, job.distillation, source, preprocessing, data.calib_size, console)
         calibration = Dataset((made.inputs,))
+    return Prepared(source, preprocessing, metric, evaluation, calibration, made)
 
-    rows = [ResultRow("float", None, None, None)]
-    if evaluation is not None and evaluation.labelled:
-        floating = brecq.evaluate(source.model, evaluation, metric=metric, device=job.machine.device)
-        rows[0] = dataclasses.replace(rows[0], evaluation=floating)
-        tell(console, "float", describe_evaluation(floating))
 
-    progress = make_progress(console, job.output.log_json)
-    try:
-        result = brecq.quantize(
-            source.model, calibration, job.config, allocation=allocation, learned=learned, run_dir=folder,
-            resume=job.output.resume and os.path.exists(folder / "blocks"), progress=progress,
-            device=job.machine.device, **which_parts(job.submodules, source),
-        )  # fmt: skip
-    finally:
-        progress.close()
-    if not is_first():
-        return
+def deliver(job: Job, ready: Prepared, result: QuantResult, floating: ResultRow, console: Console) -> None:
+    """Save the result, measure it beside rounding to nearest, and write its page."""
+    from brecq import ranks
+
+    folder, source, preprocessing = job.output.output, ready.source, ready.preprocessing
     result.metadata.update(describe_source(job, source), preprocessing=preprocessing and preprocessing.to_dict())
     result.metadata["task"] = job.judged.task
-    if allocation is not None:
-        tell_allocation(console, allocation)
-        draw_bits(console, allocation, folder)
     result.save(folder)  # last: what is saved is finished
-    if made is not None:
-        made.forget_batches()
+    if ready.made is not None:
+        ready.made.forget_batches()
 
-    rows[0] = dataclasses.replace(rows[0], size=result.float_bytes())
+    rows = [dataclasses.replace(floating, size=result.float_bytes())]
     with ranks.alone():
-        rows += quantized_rows(job, source, calibration, evaluation, metric, result)
+        rows += quantized_rows(job, source, ready.calibration, ready.evaluation, ready.metric, result)
     console.print(result_table(rows))
     last = rows[-1].evaluation
     if last is not None and (last.scored or last.outputs or last.metrics):  # not plain class scores
@@ -252,8 +273,8 @@ def work(job: Job, console: Console) -> None:
         result.save(folder)
     tell(console, "saved", str(folder))
     networks = (source.model, result.model)
-    classes = evaluation if job.judged.task in (None, "classification") else None
-    pictures = collect_pictures(networks, calibration, classes, preprocessing, job.machine.device)
+    classes = ready.evaluation if job.judged.task in (None, "classification") else None
+    pictures = collect_pictures(networks, ready.calibration, classes, preprocessing, job.machine.device)
     write_run_page(console, result, folder, rows, pictures)
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brecq.devices import on_cpu
 from brecq.errors import ConfigError, ExportError
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ def export(result: QuantResult, path: Path | str, format: str | None = None, **o
         raise ExportError(f"the folder {str(path.parent)!r} does not exist; create it, or choose another path")
     if result.parts:
         return _export_parts(result, path, find(format), write, options)
-    exported: Exported = write(replace(result, converted=on_cpu(result.converted)), path, **options)
+    exported: Exported = write(_on_cpu(result), path, **options)
     return exported
 
 
@@ -161,8 +160,7 @@ def _export_parts(
     notes = [f"{', '.join(result.parts)} are one file each; what lies between them stays with the network's own code"]
     size = 0
     for name, part in result.parts.items():
-        part = replace(part, converted=on_cpu(part.converted))
-        exported = write(part, folder / f"{name}{format.suffix}", **options)
+        exported = write(_on_cpu(part), folder / f"{name}{format.suffix}", **options)
         files += exported.files
         notes += [f"{name}: {note}" for note in exported.notes]
         size += exported.size
@@ -250,3 +248,9 @@ class needs:
             raise ExportError(
                 f"{self.purpose} needs the package {error.name}; install it with: pip install 'brecq[{self.extra}]'"
             ) from error
+
+
+def _on_cpu(result: QuantResult) -> QuantResult:
+    from brecq.devices import on_cpu  # needs torch, which the names of formats do not
+
+    return replace(result, converted=on_cpu(result.converted))

@@ -41,3 +41,8 @@ class BudgetError(BrecqError, ValueError):
 
 class HardwareError(BrecqError, ValueError):
     """A hardware model cannot be read, or says nothing about a layer."""
+
+
+def first_line(error: BaseException | None) -> str:
+    """What an error of another library says, without what follows its first line; its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()

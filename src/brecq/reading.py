@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from brecq.errors import BrecqError
+from brecq.errors import BrecqError, first_line
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -86,7 +86,7 @@ def reason_of(error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+    return "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)
 
 
 def _kind(mode: int) -> str:

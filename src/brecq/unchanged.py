@@ -90,5 +90,5 @@ def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Ten
 def _memory(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # tensors without memory: sparse, fake or of another library
+    except RuntimeError:  # tensors without memory: sparse, fake or of another library
         return 0

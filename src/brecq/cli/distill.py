@@ -106,15 +106,15 @@ def run(
     if not is_first():
         return made
     save(folder, made, preprocessing)
-    write_page(folder, made)
+    page = write_page(folder, made)
     if made.layers:
         console.print(match_table(made.layers))
     tell(console, "distilled", f"{n} inputs in {format_seconds(made.seconds)}, saved in {folder}")
-    tell(console, "report", str(folder / "distilled.html"))
+    tell(console, "report", str(page))
     return made
 
 
-def write_page(folder: Path, made: Distilled) -> None:
+def write_page(folder: Path, made: Distilled) -> Path:
     """The page of what was made, beside it."""
     from brecq.page.distilled import DISTILLED_PAGE, distilled_page
     from brecq.page.render import write_text
@@ -123,7 +123,7 @@ def write_page(folder: Path, made: Distilled) -> None:
     sheet = folder / SHEET
     pictures = sheet.read_bytes() if sheet.is_file() else None
     text = distilled_page(len(made.inputs), made.seconds, made.config.name, made.layers, pictures)
-    write_text(folder / DISTILLED_PAGE, text)
+    return write_text(folder / DISTILLED_PAGE, text)
 
 
 def _is_finished(output: Path) -> bool:

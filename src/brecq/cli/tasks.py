@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brecq.cli import options as o
-from brecq.errors import ConfigError
+from brecq.errors import ConfigError, first_line
 from brecq.settings import DATA, setting
 from brecq.tasks import TaskName
 
@@ -103,5 +103,5 @@ def _tokenizer(spec: str) -> Any:
     try:
         return auto.from_pretrained(spec)
     except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise ConfigError(f"--tokenizer {spec}: {reason}; give a name of the hub, a folder, or {CODE}") from error

@@ -75,6 +75,16 @@ class Completed:
         return found
 
 
+def require_activations(result: QuantResult, need: str, instead: str) -> None:
+    """Raise `ExportError` unless activations are quantized: `need` says what wants them, `instead` what does not."""
+    graph = result.converted
+    assert isinstance(graph, GraphModule)
+    if not any(node.target is QUANTIZE for node in graph.graph.nodes):
+        raise ExportError(
+            f"{need}, and this result leaves them in float; quantize with --activation-bits 8, or export to {instead}"
+        )
+
+
 def complete(
     result: QuantResult, *, linear_outputs: bool = False, fold_clamps: bool = True, products: bool = False
 ) -> Completed:

@@ -20,10 +20,10 @@ from torch.fx import GraphModule, Node
 
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, grid_of, quantized_as
-from brecq.deploy.complete import complete
+from brecq.deploy.complete import complete, require_activations
 from brecq.deploy.executorch_runtime import Session
 from brecq.deploy.formats import Exported, some
-from brecq.errors import ExportError
+from brecq.errors import ExportError, first_line
 from brecq.graph import ops
 from brecq.graph.fold import add_constant
 from brecq.storage.files import write as write_file
@@ -42,13 +42,7 @@ def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
         ExportError: as `brecq.export`; also for results with float activations and for networks that XNNPACK does not
             take as a whole; the message names the operators.
     """
-    graph = result.converted
-    assert isinstance(graph, GraphModule)
-    if not any(node.target is QUANTIZE for node in graph.graph.nodes):
-        raise ExportError(
-            "XNNPACK computes on integer activations, and this result leaves them in float; quantize with "
-            "--activation-bits 8, or export to ONNX or OpenVINO"
-        )
+    require_activations(result, "XNNPACK computes on integer activations", "ONNX or OpenVINO")
     completed = complete(result, linear_outputs=True, fold_clamps=False)
     _refuse_narrow_activations(completed.graph)
     narrow, wide = prepare(completed.graph)
@@ -63,8 +57,9 @@ def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
             left = _left_outside(edge)
             buffer = bytes(edge.to_executorch().buffer)
         except Exception as error:  # the partitioner raises many types
-            line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ExportError(f"XNNPACK does not take this network: {line}; export it to ONNX or OpenVINO") from error
+            raise ExportError(
+                f"XNNPACK does not take this network: {first_line(error)}; export it to ONNX or OpenVINO"
+            ) from error
         finally:
             logging.disable(level)
     try:

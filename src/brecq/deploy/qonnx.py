@@ -19,6 +19,7 @@ from brecq.deploy.complete import as_converted
 from brecq.deploy.formats import Exported, some
 from brecq.deploy.onnx import tidy
 from brecq.deploy.onnx.build import Builder, brecq_nodes, integer, value_of, width_of
+from brecq.deploy.onnx.file import set_batch
 from brecq.deploy.onnx.neutral import neutral
 from brecq.errors import ConfigError, ExportError
 from brecq.storage.files import write as write_file
@@ -75,9 +76,7 @@ def _fix_batch(graph: ir.Graph, batch: int) -> None:
     shapes = [output.shape for node in graph for output in node.outputs if output.shape is not None]
     named = [shape[0] for shape in shapes if len(shape) and isinstance(shape[0], ir.SymbolicDim)]
     symbol = next((size.value for size in named if str(size.value).isidentifier()), None)
-    for value in (*graph.inputs, *graph.outputs):
-        if value.shape is not None and len(value.shape):
-            value.shape = ir.Shape([batch, *list(value.shape)[1:]])
+    set_batch(graph, batch)
     for value in (output for node in graph for output in node.outputs if not output.is_graph_output()):
         if value.shape is not None:
             sizes = [batch if symbol and str(size) == symbol else size for size in value.shape]

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from brecq.errors import first_line
 from brecq.forward import Inputs, call, like, tensors
 from brecq.graph.shapes import batch_dim, dynamic_shapes
 
 
 def explain(model: nn.Module, inputs: Inputs, reason: Exception | None) -> str:
     """Why the model cannot be captured, the part of it that is to blame, and what to do."""
-    first_line = next((line for line in str(reason).splitlines() if line.strip()), type(reason).__name__).strip()
+    why = first_line(reason)
     problem = _runs(model, inputs)
     if problem is not None:
         values = tensors(inputs)
@@ -29,12 +30,12 @@ def explain(model: nn.Module, inputs: Inputs, reason: Exception | None) -> str:
     culprit = _in_traceback(model, reason) or _smallest_failing(model, inputs)
     where = f"submodule {culprit[0]!r} ({culprit[1]})" if culprit and culprit[0] else type(model).__name__
     if "specialized it to be a constant" in str(reason) or "Specializations unexpectedly" in str(reason):
-        first_line = "it works for one batch size only"
+        why = "it works for one batch size only"
         remedy = "Write x.shape[0] instead of len(x) or a number"
     else:
         remedy = "Rewrite its data-dependent control flow"
     return (
-        f"torch.export cannot capture {where}: {first_line}\n"
+        f"torch.export cannot capture {where}: {why}\n"
         f"{remedy}, or quantize the parts that can be captured by name "
         "(submodule='backbone' in Python, --submodule backbone on the command line)."
     )
@@ -46,7 +47,7 @@ def _runs(model: nn.Module, inputs: Inputs) -> str | None:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             call(model, inputs)
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        return f"{type(error).__name__}: {first_line(error) if str(error).strip() else ''}"
     return None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from brecq.errors import CaptureError
+from brecq.errors import CaptureError, first_line
 from brecq.graph import ops
 
 
@@ -34,11 +34,11 @@ class _Traced(Interpreter):
         if n.op == "call_function":
             try:
                 self._differentiate(n, result)
-            except (RuntimeError, NotImplementedError) as error:
+            except RuntimeError as error:
                 path = ops.module_path(n)
                 raise CaptureError(
                     f"{ops.op_name(n)}{f' in {path}' if path else ''} has no derivative in PyTorch "
-                    f"({str(error).splitlines()[0]}), so nothing before it can be learned; write it with other "
+                    f"({first_line(error)}), so nothing before it can be learned; write it with other "
                     "operators, or quantize the part before it alone (submodule=..., --submodule)"
                 ) from error
         layer = ops.kind(n) is not None

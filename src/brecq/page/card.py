@@ -43,11 +43,12 @@ def card(
     quantized = sum(layer.bits <= 8 for layer in facts.layers)
     name, bits = title(result)
     preprocessing = result.metadata.get("preprocessing")
+    base = base or _base(result)
     front = {
         "library_name": "brecq",
         "license": license,
-        "base_model": base or _base(result),
-        "base_model_relation": "quantized" if base or _base(result) else None,
+        "base_model": base,
+        "base_model_relation": "quantized" if base else None,
         "pipeline_tag": task or ("image-classification" if any("top-1" in name for name in metrics) else None),
         "tags": ["brecq", "quantized", f"{result.config.weights}-bit"],
     }

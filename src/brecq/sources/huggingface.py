@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from brecq.data.preprocessing import Preprocessing
-from brecq.errors import ConfigError, SourceError
+from brecq.errors import ConfigError, SourceError, first_line
 from brecq.sources.source import Source, require
 from brecq.sources.weights import fit_classes, load_weights, read_weights
 
@@ -49,7 +49,7 @@ def load_huggingface(
         model = auto.from_config(config) if weights is not None or not pretrained else _pretrained(auto, name, spec)
     except (OSError, ValueError) as error:
         # what transformers says is several lines long and ends in advice about its own options
-        reason = str(error).partition("\n")[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise SourceError(
             f"{spec}: {reason}; give an image classifier of the hub, or a folder that save_pretrained wrote"
         ) from error
@@ -84,7 +84,7 @@ def _read_preprocessing(transformers: Any, name: str) -> Preprocessing | None:
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         warnings.warn(
             f"{name} comes without an image processor, give your own preprocessing: {reason}",
             stacklevel=2,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from brecq.errors import CheckpointError, ConfigError
+from brecq.errors import CheckpointError, ConfigError, first_line
 
 PREFIX = "hf:"
 
@@ -36,7 +36,8 @@ def fetch(name: str, files: Sequence[str]) -> Path:
     try:
         return Path(hub.snapshot_download(repo, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # kinds of OSError and ValueError, and whatever its HTTP library raises
-        raise CheckpointError(f"{PREFIX}{name.removeprefix(PREFIX)} cannot be fetched: {_first(error)}") from error
+        reason = first_line(error).rstrip(". ")
+        raise CheckpointError(f"{PREFIX}{name.removeprefix(PREFIX)} cannot be fetched: {reason}") from error
 
 
 def push(folder: Path, name: str, files: Sequence[str], *, private: bool, message: str) -> str:
@@ -56,7 +57,7 @@ def push(folder: Path, name: str, files: Sequence[str], *, private: bool, messag
     except Exception as error:  # the hub's answers are kinds of OSError and ValueError; without one, any
         answered = isinstance(error, (OSError, ValueError)) and not isinstance(error, ConnectionError)
         advice = "log in with `hf auth login`, or set HF_TOKEN" if answered else "the hub was not reached"
-        raise CheckpointError(f"cannot push to {repo}: {_first(error)}; {advice}") from error
+        raise CheckpointError(f"cannot push to {repo}: {first_line(error).rstrip('. ')}; {advice}") from error
     return str(done.commit_url)
 
 
@@ -66,8 +67,3 @@ def _package() -> Any:
     except ImportError as error:
         raise CheckpointError("huggingface_hub is missing: pip install 'brecq[hub]'") from error
     return huggingface_hub
-
-
-def _first(error: Exception) -> str:
-    """The first line of a message without its full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")

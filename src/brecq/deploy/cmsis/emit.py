@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,12 @@ def _bias(source: Source, bias: Tensor) -> str:
     return source.array(bias.name, "int32_t", bias.data)
 
 
+def _operands(source: Source, x: Tensor, weights: Tensor, bias: Tensor, output: Tensor) -> list[str]:
+    """The arguments of a kernel with weights, from its multipliers on."""
+    tensors = ("&in", source.pointers[x]), ("&filter", _weights(source, weights)), ("&bias", _bias(source, bias))
+    return ["&quant", *chain(*tensors), "&out", source.pointers[output]]
+
+
 def _convolution(source: Source, operator: Operator) -> None:
     (x, weights, bias), output = _tensors(operator)
     depthwise = operator.kind == "DEPTHWISE_CONV_2D"
@@ -178,15 +185,7 @@ def _convolution(source: Source, operator: Operator) -> None:
                 function,
                 "&context",
                 "&params",
-                "&quant",
-                "&in",
-                source.pointers[x],
-                "&filter",
-                _weights(source, weights),
-                "&bias",
-                _bias(source, bias),
-                "&out",
-                source.pointers[output],
+                *_operands(source, x, weights, bias, output),
             ),
         ],
     )
@@ -242,15 +241,7 @@ def _transposed(source: Source, operator: Operator) -> None:
                 "&context",
                 "&reverse",
                 "&params",
-                "&quant",
-                "&in",
-                source.pointers[x],
-                "&filter",
-                _weights(source, weights),
-                "&bias",
-                _bias(source, bias),
-                "&out",
-                source.pointers[output],
+                *_operands(source, x, weights, bias, output),
             ),
         ],
     )

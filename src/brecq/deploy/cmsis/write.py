@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch.fx import GraphModule
-
-from brecq.converted.grids import QUANTIZE
 from brecq.deploy.cmsis.arena import Alive, lives, place, size
 from brecq.deploy.cmsis.emit import Source, emit, identifier
 from brecq.deploy.cmsis.helpers import HELPERS
 from brecq.deploy.cmsis.integers import Integers, fold_pads, integers
 from brecq.deploy.cmsis.templates import HEADER, MAIN, NETWORK
-from brecq.deploy.complete import added_note, complete
+from brecq.deploy.complete import added_note, complete, require_activations
 from brecq.deploy.formats import Exported
 from brecq.deploy.lite.lower import lower
 from brecq.deploy.lite.lowering import Runtime
@@ -44,13 +41,7 @@ def write(result: QuantResult, path: Path, *, name: str = "network") -> Exported
     """
     if identifier(name) != f"t_{name}" or not name or name[0].isdigit():
         raise ConfigError(f"name is {name!r}; choose a C identifier: letters, digits and underscores")
-    graph = result.converted
-    assert isinstance(graph, GraphModule)
-    if not any(node.target is QUANTIZE for node in graph.graph.nodes):
-        raise ExportError(
-            "CMSIS-NN computes on integer activations, and this result leaves them in float; quantize with "
-            "--activation-bits 8, or export to ONNX"
-        )
+    require_activations(result, "CMSIS-NN computes on integer activations", "ONNX")
     names = [f"{name}.h", f"{name}.c", "main.c"]
     if path.exists() and not path.is_dir():
         raise ExportError(f"{path} is a file, and C goes into a folder; choose another path")

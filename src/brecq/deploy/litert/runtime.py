@@ -14,7 +14,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from brecq.deploy.lite.lowering import Runtime as Lowered
 from brecq.deploy.runtime import Kernels
-from brecq.errors import ConfigError, ExportError
+from brecq.errors import ConfigError, ExportError, first_line
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -65,8 +65,7 @@ class Session:
             )
             interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
-            line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ExportError(f"LiteRT does not load the file: {line}") from error
+            raise ExportError(f"LiteRT does not load the file: {first_line(error)}") from error
         return interpreter
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
-from brecq.converted.grids import QUANTIZE
-from brecq.deploy.complete import added_note, complete
+from brecq.deploy.complete import added_note, complete, require_activations
 from brecq.deploy.formats import Exported, some
 from brecq.deploy.lite.lower import lower
 from brecq.deploy.lite.program import Operator, Program
@@ -43,13 +42,7 @@ def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
     """
     if batch < 1:
         raise ConfigError(f"batch is {batch}; choose 1 or more")
-    graph = result.converted
-    assert isinstance(graph, GraphModule)
-    if not any(node.target is QUANTIZE for node in graph.graph.nodes):
-        raise ExportError(
-            "LiteRT's integer kernels need quantized activations, and this result leaves them in float; quantize with "
-            "--activation-bits 8, or export to ONNX or OpenVINO"
-        )
+    require_activations(result, "LiteRT's integer kernels need quantized activations", "ONNX or OpenVINO")
     completed = complete(result, linear_outputs=True)
     program = lower(completed, batch, LITERT)
     content = serialize(program, f"brecq {__version__}", {METADATA: facts(result, program)})

@@ -15,7 +15,7 @@ import onnxruntime
 from brecq.deploy.onnx.packing import INT2_OPSET
 from brecq.deploy.onnx.weight_only import ACCURACY_LEVEL
 from brecq.deploy.runtime import Kernels
-from brecq.errors import ConfigError, ExportError
+from brecq.errors import ConfigError, ExportError, first_line
 
 _INTEGER = {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger", "MatMulNBits"}
 _FLOAT = {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
@@ -97,10 +97,9 @@ class Session:
             return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime raises types of its own
             what = self._source if isinstance(self._source, Path) else "the model"
-            line = str(error).strip().splitlines()[0]
             raise ExportError(
-                f"ONNX Runtime {onnxruntime.__version__} does not load {what}: {line}; export it with --pack planes, "
-                "which every version from 1.17 on loads, or update the runtime"
+                f"ONNX Runtime {onnxruntime.__version__} does not load {what}: {first_line(error)}; export it "
+                "with --pack planes, which every version from 1.17 on loads, or update the runtime"
             ) from error
 
 
@@ -162,4 +161,4 @@ def _facts(path: Path) -> tuple[dict[str, str], int]:
         opset = max((each.version for each in model.opset_import if not each.domain), default=0)
         return {entry.key: entry.value for entry in model.metadata_props}, opset
     except Exception as error:
-        raise ExportError(f"{path} is not an ONNX file: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"{path} is not an ONNX file: {first_line(error)}") from error

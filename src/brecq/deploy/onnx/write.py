@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx
 import onnx_ir as ir
 
 from brecq.deploy.complete import Completed, added_note, complete
 from brecq.deploy.formats import Exported
 from brecq.deploy.onnx import weight_only
+from brecq.deploy.onnx.file import valid
 from brecq.deploy.onnx.lower import lower
 from brecq.deploy.onnx.neutral import neutral
 from brecq.deploy.onnx.packing import INT2_OPSET, PACKS, Pack, requirements
@@ -49,12 +49,7 @@ def write(result: QuantResult, path: Path, *, pack: Pack = "planes") -> Exported
     model = neutral(completed)
     widths = lower(model, pack)
     describe(model, result, completed, pack)
-    proto = ir.to_proto(model)
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:  # a defect of brecq's, better known now than in a runtime
-        raise ExportError(f"the ONNX graph is not valid: {error}; please report it") from error
-    write_file(path, proto.SerializeToString(), ExportError)
+    write_file(path, valid(model).SerializeToString(), ExportError)
     found = (*notes(completed, pack, widths), *weight_only.notes(model.graph))
     return Exported(path, (path,), path.stat().st_size, found)
 

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from brecq.deploy.onnx.session import Session, load_float
 from brecq.deploy.qualcomm.encodings import Encoding, Encodings, read
-from brecq.errors import ExportError
+from brecq.errors import ExportError, first_line
 
 __all__ = ["apply", "load", "load_float"]
 
@@ -100,4 +100,4 @@ def _model(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(path)
     except Exception as error:
-        raise ExportError(f"{path} is not an ONNX file: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"{path} is not an ONNX file: {first_line(error)}") from error

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from brecq.deploy.complete import added_note, complete
 from brecq.deploy.formats import Exported
 from brecq.deploy.onnx import tidy, weight_only
 from brecq.deploy.onnx.build import Builder, brecq_nodes, integer, value_of, width_of
+from brecq.deploy.onnx.file import check_batch, set_batch, valid
 from brecq.deploy.onnx.lower import codes_of, is_wide
 from brecq.deploy.onnx.names import unique_names
 from brecq.deploy.onnx.neutral import neutral
 from brecq.deploy.onnx.write import describe
 from brecq.deploy.qualcomm.encodings import Encoding, Encodings, encoding
-from brecq.errors import ConfigError, ExportError
+from brecq.errors import ExportError
 from brecq.storage.files import replacing
 from brecq.version import __version__
 
@@ -40,8 +40,7 @@ def write(result: QuantResult, path: Path, *, batch: int | None = None) -> Expor
     Raises:
         ConfigError: `batch` is below 1. ExportError: as `brecq.export`; also for a tensor that is quantized twice.
     """
-    if batch is not None and batch < 1:
-        raise ConfigError(f"batch is {batch}; give at least 1, or leave it out for any batch size")
+    check_batch(batch)
     if path.suffix == SUFFIX:
         raise ExportError(f"the path is {str(path)!r}; name the ONNX file, its encodings go beside it into {SUFFIX}")
     completed = complete(result, fold_clamps=False)
@@ -50,14 +49,8 @@ def write(result: QuantResult, path: Path, *, batch: int | None = None) -> Expor
     describe(model, result, completed, "qualcomm")
     model.metadata_props[CODES] = json.dumps(names)
     if batch is not None:
-        for value in (*model.graph.inputs, *model.graph.outputs):
-            if value.shape is not None and len(value.shape):
-                value.shape = ir.Shape([batch, *list(value.shape)[1:]])
-    proto = ir.to_proto(model)
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:  # a defect of brecq's, better known now than in a runtime
-        raise ExportError(f"the ONNX graph is not valid: {error}; please report it") from error
+        set_batch(model.graph, batch)
+    proto = valid(model)
     beside = path.with_suffix(SUFFIX)
     with replacing(beside, ExportError) as second, replacing(path, ExportError) as first:
         second.write_text(encodings.text())

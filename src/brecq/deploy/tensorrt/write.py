@@ -5,19 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx
-import onnx_ir as ir
-
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
 from brecq.converted.grids import grid_of
 from brecq.converted.layers import quantized_activations
 from brecq.deploy.complete import added_note, complete
 from brecq.deploy.formats import Exported, some
+from brecq.deploy.onnx.file import check_batch, set_batch, valid
 from brecq.deploy.onnx.neutral import neutral
 from brecq.deploy.onnx.write import describe
 from brecq.deploy.tensorrt.lint import lint
 from brecq.deploy.tensorrt.lower import INT4_OPSET, lower
-from brecq.errors import ConfigError, ExportError
+from brecq.errors import ExportError
 from brecq.storage.files import write as write_file
 
 if TYPE_CHECKING:
@@ -36,22 +34,15 @@ def write(result: QuantResult, path: Path, *, batch: int | None = None) -> Expor
         ConfigError: `batch` is below 1. ExportError: as `brecq.export`; also for zero points, and activations of
             other than 8 bits.
     """
-    if batch is not None and batch < 1:
-        raise ConfigError(f"batch is {batch}; give at least 1, or leave it out for any batch size")
+    check_batch(batch)
     _check(result)
     completed = complete(result, fold_clamps=False)
     model = neutral(completed)
     opset = lower(model)
     describe(model, result, completed, "tensorrt")
     if batch is not None:
-        for value in (*model.graph.inputs, *model.graph.outputs):
-            if value.shape is not None and len(value.shape):
-                value.shape = ir.Shape([batch, *list(value.shape)[1:]])
-    proto = ir.to_proto(model)
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:  # a defect of brecq's, better known now than in a runtime
-        raise ExportError(f"the ONNX graph is not valid: {error}; please report it") from error
+        set_batch(model.graph, batch)
+    proto = valid(model)
     findings = lint(proto)
     if findings:
         raise ExportError(f"the file would break rules of TensorRT: {some(findings)}; {REMEDY}")

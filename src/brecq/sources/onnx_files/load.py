@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from brecq.errors import BrecqError, SourceError
+from brecq.errors import BrecqError, SourceError, first_line
 from brecq.forward import evaluating
 from brecq.logits import named_outputs
 from brecq.sources.onnx_files.module import OnnxModule
@@ -93,7 +93,7 @@ def _running(path: Path, problem: str) -> Iterator[None]:
     except BrecqError:
         raise
     except Exception as error:  # PyTorch and ONNX Runtime raise their own types
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise SourceError(f"{path}: {problem} ({reason})") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,15 @@ settings.load_profile("brecq")
 
 # Fixtures of a module run before the per-test fixture below: they too are on one thread.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """The program of Chromium; tests that need it are skipped where it is absent."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("needs Chromium")
+    return found
 
 
 @pytest.fixture

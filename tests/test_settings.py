@@ -26,15 +26,22 @@ LAST, NEAREST = {"keep_best": False}, {"method": "rtn"}
 
 
 class Net(nn.Module):
-    """Six layers in two stages; scores [N, 4], or `dense` ones [N, 64, 4]."""
+    """Six layers in two stages; scores [N, 4], or `dense` ones [N, 64, 4].
 
-    def __init__(self, dense: bool) -> None:
+    `uneven`: a channel of one tensor is thousands of times the others, undone by the layer that reads it.
+    """
+
+    def __init__(self, dense: bool = False, uneven: bool = False) -> None:
         super().__init__()
         self.dense = dense
         self.stem = nn.Conv2d(3, 6, 3, padding=1)
         self.first = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1, groups=2) for _ in range(2))
         self.second = nn.ModuleList(nn.Conv2d(6, 6, 1) for _ in range(2))
         self.head = nn.Linear(6, 4)
+        if uneven:
+            with torch.no_grad():
+                self.second[0].weight[0] *= 3000
+                self.second[1].weight[:, 0] /= 3000
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x).relu()
@@ -97,6 +104,9 @@ ROWS = {
     "autocast": Row({"autocast": "bf16"}, "activations", "steps scope"),
     "memory_budget": Row({"memory_budget": 600_000_000}, "", "codes scales activations biases nearest after steps"),
     "class_axis": Row({"class_axis": 1}, "codes", "nearest steps", {**FISHER, "dense": True}),
+    "auto_high_precision": Row(
+        {"auto_high_precision": True}, "scope activations", "scales", {**NEAREST, "activations": 8, "uneven": True}
+    ),
     "outputs": Row({"outputs": "values"}, "codes", "nearest steps", FISHER),
     "seed": Row({"seed": 1}, "codes activations", "steps scope"),
 }
@@ -136,17 +146,18 @@ def run() -> Callable[..., dict[str, Any]]:
     """`run(weights=4, steps=8)`: facts of a network that is captured once; equal calls are run once."""
     torch.manual_seed(0)
     x, labels = torch.randn(SAMPLES, 3, 8, 8), torch.randint(4, (SAMPLES,))
-    models = [Net(dense=False).eval(), Net(dense=True).eval()]
-    captured = [capture(model, (x[:2],)) for model in models]
+    kinds = ((False, False), (True, False), (False, True))
+    models = {kind: Net(*kind).eval() for kind in kinds}
+    captured = {which: capture(model, (x[:2],)) for which, model in models.items()}
 
-    def quantize(dense: bool = False, **changes: Any) -> dict[str, Any]:
+    def quantize(dense: bool = False, uneven: bool = False, **changes: Any) -> dict[str, Any]:
         own = {"weights": 3, "activations": 4, **{key: changes.pop(key) for key in OWN & changes.keys()}}
         preset = Recipe.preset(own.pop("recipe", "fast"))
         data = Dataset((x,), None if dense else labels)
         recipe = preset.replace(**{**QUICK, "activation_steps": 0 if preset.joint else 4, **changes})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("brecq.pipeline.capture", lambda *_, **__: copy.deepcopy(captured[dense]))
-            return facts(brecq.quantize(models[dense], data, QuantConfig(**own, recipe=recipe)))
+            patch.setattr("brecq.pipeline.capture", lambda *_, **__: copy.deepcopy(captured[dense, uneven]))
+            return facts(brecq.quantize(models[dense, uneven], data, QuantConfig(**own, recipe=recipe)))
 
     known: dict[str, dict[str, Any]] = {}
 
@@ -161,7 +172,6 @@ def run() -> Callable[..., dict[str, Any]]:
 
 def test_every_setting_has_a_row() -> None:
     settings = OWN | {each.name for each in fields(Recipe)} - {"name"}
-    settings -= {"auto_high_precision"}  # needs a network that has such a tensor: tests/reconstruct/test_alone.py
     assert set(ROWS) == settings
     assert all(name in row.changes for name, row in ROWS.items() if name not in ("method", "loss", "tuning"))
 

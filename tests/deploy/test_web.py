@@ -30,8 +30,6 @@ pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
 Quantized = Callable[..., QuantResult]
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
 HARNESS = """<!doctype html><title>test</title><script type="module">
 const send = (body) => fetch("/found", { method: "POST", body: JSON.stringify(body) });
 try {
@@ -132,7 +130,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def chromium(tmp_path: Path) -> Iterator[Callable[[Path], dict[str, Any]]]:
+def chromium(browser: str, tmp_path: Path) -> Iterator[Callable[[Path], dict[str, Any]]]:
     """Open `test.html` of a folder; what it posts."""
     started: list[subprocess.Popen[bytes]] = []
     servers = []
@@ -145,7 +143,7 @@ def chromium(tmp_path: Path) -> Iterator[Callable[[Path], dict[str, Any]]]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/test.html"
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"]
-        command = [str(CHROMIUM), *flags, f"--user-data-dir={tmp_path / 'profile'}", url]
+        command = [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", url]
         started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         assert handler.done.wait(120), "Chromium posted nothing"
         return found
@@ -160,7 +158,6 @@ def chromium(tmp_path: Path) -> Iterator[Callable[[Path], dict[str, Any]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_chromium_computes_what_onnx_runtime_computes(
     networks: ModuleType,
     quantized: Quantized,

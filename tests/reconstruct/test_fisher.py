@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from brecq.errors import DataError
+from brecq.graph.blocks import Network
 from brecq.ranks import Share, Unit
 from brecq.reconstruct.cache import ActivationCache, Slot
 from brecq.reconstruct.fisher import log_likelihood, measure, normalized, positions, sampled, sketch
@@ -107,14 +110,33 @@ def test_a_network_without_logits_is_an_error(output: object) -> None:
         positions(output, None, "use loss='plain'")
 
 
-def test_sketched_vectors_have_the_fisher_information_as_their_covariance(lab) -> None:
-    samples, draws = 3, 2000
+def before_the_head(lab, samples: int) -> tuple[Network, Tensor, dict[str, Tensor]]:
+    """The network of the laboratory, inputs, and every activation before its last block by name."""
     _, network = lab.network(lab.config())
     (x,) = lab.inputs(samples=samples)
-    head = network.blocks[-1]
     values = {network.inputs[0]: x}
     for block in network.blocks[:-1]:
         values.update({name: value.detach() for name, value in block(values).items()})
+    return network, x, values
+
+
+def sketched(network: Network, x: Tensor, name: str, direction: Tensor, draws: int, **how: Any) -> Tensor:
+    """The mean of (g · d)² over so many sketched vectors g of each sample, `direction` d [N, ...]."""
+    samples, cache, each = len(x), ActivationCache(CPU), draws // 20
+    repeated = x.repeat(each, 1, 1, 1)
+    found = torch.zeros(samples)
+    for draw in range(20):
+        sketch(network, (repeated,), cache, Share(len(repeated)), 100 * draw, draw, **how)
+        vectors = cache.get(Slot("gradient", name, draw), slice(0, len(repeated)))
+        products = (vectors * direction.repeat(each, *[1] * (direction.dim() - 1))).flatten(1).sum(1).square()
+        found += products.view(-1, samples).mean(0) / 20
+    return found
+
+
+def test_sketched_vectors_have_the_fisher_information_as_their_covariance(lab) -> None:
+    samples, draws = 3, 2000
+    network, x, values = before_the_head(lab, samples)
+    head = network.blocks[-1]
     name = head.inputs[0]
     z = values[name].requires_grad_()
     logits = network.output(head({**values, name: z}))
@@ -125,26 +147,15 @@ def test_sketched_vectors_have_the_fisher_information_as_their_covariance(lab) -
         (gradient,) = torch.autograd.grad(logits.log_softmax(1)[:, label].sum(), z, retain_graph=True)
         exact += probabilities[:, label] * (gradient * direction).flatten(1).sum(1).square()
 
-    cache = ActivationCache(CPU)
-    repeated = tuple(x.repeat(draws // 20, 1, 1, 1) for x in (x,))
-    found = torch.zeros(samples)
-    for draw in range(20):
-        sketch(network, repeated, cache, Share(len(repeated[0])), 100 * draw, draw)
-        vectors = cache.get(Slot("gradient", name, draw), slice(0, len(repeated[0])))
-        products = (vectors * direction.repeat(draws // 20, *[1] * (z.dim() - 1))).flatten(1).sum(1).square()
-        found += products.view(-1, samples).mean(0) / 20
+    found = sketched(network, x, name, direction, draws)
     torch.testing.assert_close(found, exact, rtol=0.1, atol=0)
 
 
 def test_values_have_the_information_of_their_relative_squared_errors(lab) -> None:
     """Of any change d of a block output, E[(g · d)²] is Σ over outputs of |J d|² / (mean Σ r²)."""
     samples, draws = 3, 2000
-    _, network = lab.network(lab.config())
-    (x,) = lab.inputs(samples=samples)
+    network, x, values = before_the_head(lab, samples)
     head = network.blocks[-1]
-    values = {network.inputs[0]: x}
-    for block in network.blocks[:-1]:
-        values.update({name: value.detach() for name, value in block(values).items()})
     name = head.inputs[0]
     direction = torch.randn(values[name].shape, generator=generator(5))
     with torch.no_grad():
@@ -155,14 +166,7 @@ def test_values_have_the_information_of_their_relative_squared_errors(lab) -> No
     power = output.square().sum() / samples
     exact = ((moved - output) / 1e-2).square().flatten(1).sum(1) / power
 
-    cache = ActivationCache(CPU)
-    repeated = (x.repeat(draws // 20, 1, 1, 1),)
-    found = torch.zeros(samples)
-    for draw in range(20):
-        sketch(network, repeated, cache, Share(len(repeated[0])), 100 * draw, draw, outputs="values")
-        vectors = cache.get(Slot("gradient", name, draw), slice(0, len(repeated[0])))
-        products = (vectors * direction.repeat(draws // 20, *[1] * (direction.dim() - 1))).flatten(1).sum(1).square()
-        found += products.view(-1, samples).mean(0) / 20
+    found = sketched(network, x, name, direction, draws, outputs="values")
     torch.testing.assert_close(found, exact, rtol=0.12, atol=0)
 
 

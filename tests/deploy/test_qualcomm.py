@@ -22,7 +22,7 @@ Quantized = Callable[..., QuantResult]
 KEYS = {"name", "enc_type", "dtype", "bw", "is_sym", "scale", "offset"}  # what AIMET's exporter writes
 
 
-@pytest.mark.parametrize(("name", "weights", "activations"), [("ResNet", 3, 4)])
+@pytest.mark.parametrize(("name", "weights", "activations"), [("ResNet", 3, 4), ("FPN", 3, 4)])
 def test_encodings_applied_again_give_equal_numbers(
     networks: ModuleType, quantized: Quantized, tmp_path: Path, name: str, weights: int, activations: int
 ) -> None:

@@ -6,8 +6,10 @@
 NanoDet-m is judged by COCO's average precision on 128 pictures of val2017, calibrated on pictures of train2017.
 DeepLabV3 (MobileNetV2) is judged by the pixels and the mIoU that it has in common with the float network, inside the
 pictures, on the same data: there are no masks. The denoiser, a small DnCNN for Gaussian noise of 25 of 255 levels, is
-trained here, and judged by its PSNR and SSIM. Finished cells are kept in benchmarks/results/tasks.jsonl and not
-measured again.
+trained here, and judged by its PSNR and SSIM. RetinaNet and Faster R-CNN (ResNet-50, pyramid) have random weights:
+the captured parts put back into them are compared with the float network, box by box, and the quantized ones by the
+SQNR of what the worst of them returns. Finished cells are kept in benchmarks/results/tasks.jsonl and not measured
+again.
 """
 
 from __future__ import annotations
@@ -29,13 +31,17 @@ from torch import Tensor, nn
 import brecq
 from brecq import QuantConfig, Recipe, metrics
 from brecq.data import Dataset, Form, Preprocessing, load_data
+from brecq.graph import parts
+from brecq.graph.capture import capture, example_batch
 from brecq.metrics import Metric
 from brecq.metrics.segmentation import IGNORED
+from brecq.sources.torchvision_models import detector_parts
 
 NANODET, DEEPLAB, DENOISER = "nanodet_m", "deeplabv3_mnv2", "denoiser"
-CALIBRATION = {NANODET: 64, DEEPLAB: 16, DENOISER: 128}
-SAMPLES = {NANODET: 128, DEEPLAB: 24, DENOISER: 100}
-BATCH = {NANODET: 32, DEEPLAB: 8, DENOISER: 32}
+IN_PARTS = ("retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn")
+CALIBRATION = {NANODET: 64, DEEPLAB: 16, DENOISER: 128, **dict.fromkeys(IN_PARTS, 8)}
+SAMPLES = {NANODET: 128, DEEPLAB: 24, DENOISER: 100, **dict.fromkeys(IN_PARTS, 4)}
+BATCH = {NANODET: 32, DEEPLAB: 8, DENOISER: 32, **dict.fromkeys(IN_PARTS, 4)}
 MEASURES = {
     "AP %": ("AP (IoU 0.5 to 0.95) in percent", 1.0, 2),
     "AP50 %": ("AP50 in percent", 1.0, 2),
@@ -44,6 +50,7 @@ MEASURES = {
     "SSIM": ("SSIM", 1.0, 4),
     "flips": ("decisions that changed (boxes, pixels, 8-bit values), in percent", 1.0, 2),
     "sqnr": ("SQNR of the worst output in dB", 1.0, 1),
+    "blocks": ("blocks", 1.0, 0),
     "cpu_seconds": ("processor seconds to quantize", 1.0, 0),
 }
 
@@ -72,6 +79,7 @@ def arguments() -> argparse.Namespace:
     found = parser(__doc__, "tasks.jsonl")
     found.add_argument("--networks", nargs="+", choices=tuple(SAMPLES), default=tuple(SAMPLES))
     found.add_argument("--settings", nargs="+", default=["W8A8", "W4A8", "W4A4"], metavar="WxAy")
+    found.add_argument("--methods", nargs="+", choices=("nearest", "fast"), default=["nearest", "fast"])
     found.add_argument("--batch-size", type=int, metavar="N", help="in place of 32 (DeepLabV3: 8)")
     found.set_defaults(steps=80)
     return found.parse_args()
@@ -87,10 +95,11 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
         for setting in options.settings:
             weights, activations = bits(setting)
             nearest = QuantConfig(weights, activations, method="rtn", seed=options.seeds[0])
-            cells.append(Cell(network, "rounding to nearest", setting, *sizes, nearest))
+            if "nearest" in options.methods:
+                cells.append(Cell(network, "rounding to nearest", setting, *sizes, nearest))
             mine = recipe.replace(batch_size=batch)
             row = f"fast ({describe_steps(mine)}, batch {batch}, {sizes[0]} pictures)"
-            for seed in options.seeds:
+            for seed in options.seeds if "fast" in options.methods else ():
                 cells.append(
                     Cell(network, row, setting, *sizes, QuantConfig(weights, activations, recipe=mine, seed=seed))
                 )
@@ -98,6 +107,8 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
 
 
 def measure(cell: Cell) -> dict[str, float]:
+    if cell.network in IN_PARTS:
+        return measure_in_parts(cell)
     model, data = network(cell.network), test_data(cell.network)
     if cell.config is None:
         return quality(cell.network, model, data)
@@ -106,6 +117,34 @@ def measure(cell: Cell) -> dict[str, float]:
     result = brecq.quantize(model, calibration, cell.config)
     cost = {"cpu_seconds": time.process_time() - busy, "seconds": result.report.seconds}
     return {**cost, "weight_bytes": result.weight_bytes(), **quality(cell.network, result.model, data)}
+
+
+def measure_in_parts(cell: Cell) -> dict[str, float]:
+    """A detector of torchvision: boxes of its captured parts beside its own, or the SQNR of what its parts return."""
+    model, names = network(cell.network), list(detector_parts(network(cell.network)))
+    pictures = list(detector_pictures("train2017", cell.calibration))
+    if cell.config is None:
+        programs = {}
+        for part in parts.record(model, names, [pictures]):
+            flat = parts.Flat(part.name, model.get_submodule(part.name), part.interface)
+            programs[part.name] = (capture(flat, example_batch(part.inputs), any_size=True), part.interface)
+        data = [list(detector_pictures("val2017", cell.samples))]
+        every = metrics.Detection(sure=0.0)
+        found = brecq.evaluate(parts.put_back(model, programs), data, metric=every, reference=model)
+        assert found.flips is not None
+        return {"flips": found.flips}
+    busy = time.process_time()
+    batches = [pictures[start : start + 4] for start in range(0, len(pictures), 4)]
+    report = brecq.quantize(model, batches, cell.config, submodules=names).report
+    worst = min(each.sqnr for each in report.outputs)
+    cost = {"cpu_seconds": time.process_time() - busy, "seconds": report.seconds}
+    return {**cost, "sqnr": worst, "blocks": float(len({block.name for block in report.blocks}) or math.nan)}
+
+
+def detector_pictures(folder: str, count: int) -> Tensor:
+    """Pictures [N, 3, 160, 160] of values in [0, 1], as torchvision's detectors take them."""
+    preprocessing = Preprocessing((0.0,), (1.0,), (160, 160), 160)
+    return load_data(require(DATA / "coco" / folder / "images"), preprocessing, count, 0).inputs[0]
 
 
 def quality(name: str, model: nn.Module, data: Dataset) -> dict[str, float]:
@@ -126,6 +165,8 @@ def network(name: str) -> nn.Module:
     """The float network with its trained weights."""
     if name == DENOISER:
         return trained_denoiser()
+    if name in IN_PARTS:
+        return random_detector(name)
     build, weights = {
         NANODET: (lambda: _module("nanodet_m").NanoDetM(), "coco_nanodet_m.safetensors"),
         DEEPLAB: (lambda: _module("deeplabv3_mnv2").DeepLabV3MNV2(), "voc_deeplabv3_mnv2.safetensors"),
@@ -133,6 +174,17 @@ def network(name: str) -> nn.Module:
     model: nn.Module = build()
     model.load_state_dict(load_file(require(DATA / "weights" / weights)))
     return model.eval()
+
+
+def random_detector(name: str) -> nn.Module:
+    """Small pictures, and every box is returned, however unsure: untrained networks are sure of nothing."""
+    from torchvision.models import detection
+
+    torch.manual_seed(0)
+    sure = {"box_score_thresh": 0.0} if name.startswith("faster") else {"score_thresh": 0.0}
+    model = getattr(detection, name)(weights=None, weights_backbone=None, min_size=128, max_size=192, **sure)
+    found: nn.Module = model.eval()
+    return found
 
 
 def preprocessing(name: str) -> Preprocessing:

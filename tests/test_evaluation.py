@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -228,6 +229,30 @@ def test_targets_of_any_kind_come_from_the_data() -> None:
     assert result.metrics == {"mIoU %": 100.0, "pixel accuracy %": 100.0}
     assert result.reference_metrics["pixel accuracy %"] == 0.0
     assert result.flips == 100.0
+
+
+def test_networks_in_half_precision_run_as_float32_copies() -> None:
+    torch.manual_seed(0)
+    half, x = nn.Linear(4, 3).bfloat16(), torch.randn(8, 4)
+    found = evaluate(half, x.bfloat16(), reference=half)
+    assert found.agreement == 100
+    found = evaluate(copy.deepcopy(half).float(), x, reference=half)
+    assert (found.agreement, found.sqnr) == (100, float("inf"))
+    assert half.weight.dtype == torch.bfloat16
+
+
+def test_empty_outputs_have_no_ratio() -> None:
+    class Finds(nn.Module):
+        def __init__(self, start: int) -> None:
+            super().__init__()
+            self.start = start
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"boxes": x[:, :0], "features": x[:, self.start :]}
+
+    found = evaluate(Finds(0), torch.randn(4, 3), reference=Finds(0))
+    assert (found.sqnr, found.outputs) == (float("inf"), {})
+    assert evaluate(Finds(3), torch.randn(4, 3), reference=Finds(3)).sqnr is None
 
 
 def test_a_metric_is_left_as_it_was() -> None:

@@ -19,6 +19,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "storage": "errors",
     "report": "",
     "unchanged": "",
+    "float32": "errors",
     "forward": "errors unchanged",
     "text": "errors",
     "settings": "errors text",
@@ -34,8 +35,8 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "sources": "data errors forward logits storage tasks",
     "ranks": "errors",
     "metrics": "errors logits sources tasks",
-    "evaluation": "checks data devices errors forward logits metrics report settings",
-    "graph": "config devices errors forward logits quant report targets",
+    "evaluation": "checks data devices errors float32 forward logits metrics report settings",
+    "graph": "config devices errors float32 forward logits quant report targets",
     "converted": "errors forward graph quant ranks",
     "checkpoint": "errors graph progress ranks report storage version",
     "reconstruct": "checkpoint config errors forward graph logits progress quant ranks report storage",
@@ -48,9 +49,9 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "deploy": "checkpoint converted data devices errors evaluation graph logits plain quant reading report result "
     "settings storage text version",
     "page": "checkpoint converted data devices errors graph precision synthesis report result storage units",
-    "pipeline": "checkpoint checks composite config converted data devices errors forward graph precision progress "
-    "quant ranks reconstruct report result",
-    "legality": "checks config data devices errors forward graph targets",
+    "pipeline": "checkpoint checks composite config converted data devices errors float32 forward graph precision "
+    "progress quant ranks reconstruct report result",
+    "legality": "checks config data devices errors float32 forward graph targets",
     "cli": "brecq checkpoint checks config data deploy errors forward graph legality metrics page pipeline precision "
     "progress quant ranks reconstruct report result settings sources storage synthesis targets tasks text units "
     "version",

@@ -118,6 +118,8 @@ def running(where: str, advice: str = _FITTING) -> Iterator[None]:
         raise
     except Exception as error:  # whatever the network's own code raises
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        if "to have 1 channels, but got 3 channels" in reason:
+            advice = "if it takes gray pictures, say so: --color GRAY, or Preprocessing(..., color='GRAY')"
         raise DataError(
             f"the network does not run on {where}: {type(error).__name__}: {reason.strip()}; {advice}"
         ) from error

@@ -19,6 +19,7 @@ from brecq.data.collect import stream
 from brecq.data.dataset import Dataset, check_labels
 from brecq.devices import on_device
 from brecq.errors import DataError
+from brecq.float32 import in_float32, in_kind
 from brecq.forward import BATCH, call, evaluating, even_slices
 from brecq.metrics.base import Metric
 from brecq.metrics.judge import Judge
@@ -111,6 +112,8 @@ def evaluate(
     [N, tokens, classes]. Other networks, such as those that return pictures, have an SQNR for each of their outputs
     only, unless `output` or `class_axis` says what they hold. Labels go with [N, classes] only.
 
+    Of a network in another floating-point type than float32 a float32 copy runs, as `brecq.quantize` takes it.
+
     Args:
         data: a `Dataset`, or whatever `brecq.quantize` takes, read batch by batch: it may be larger than memory. With
             a metric also what detectors are given: a list or `DataLoader` of pairs (list of pictures [C, H, W] of any
@@ -131,6 +134,7 @@ def evaluate(
     tally = _Tally(None if output is None else str(output), class_axis)
     judge = None if metric is None else Judge(metric)
     start = time.perf_counter()
+    model, reference = in_float32(model)[0], None if reference is None else in_float32(reference)[0]
     models = [model] if reference is None else [model, reference]
     if device == "auto":
         device = next((str(each.only_on) for each in models if hasattr(each, "only_on")), device)
@@ -203,7 +207,7 @@ def _batches(parts: Iterable[Dataset], size: int | None) -> Iterator[Dataset]:
 def _call(model: nn.Module, few: Dataset | _Pictures, device: torch.device) -> Any:
     if isinstance(few, _Pictures):
         return model([picture.to(device, copy=True) for picture in few.pictures])
-    return call(model, few.arguments([value.to(device) for value in few.inputs]))
+    return call(model, few.arguments([in_kind(value.to(device)) for value in few.inputs]))
 
 
 class _Tally:
@@ -264,6 +268,8 @@ class _Tally:
 
     def _add_noise(self, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
         for key, value in expected.items():
+            if not value.numel():  # no boxes found: nothing that could be compared
+                continue
             self.signal[key] = self.signal.get(key, 0.0) + float(value.double().square().sum())
             noise = (value.double() - found[key].double()).square().sum()
             self.noise[key] = self.noise.get(key, 0.0) + float(noise)

@@ -15,10 +15,11 @@ from brecq.checks import check_request, check_weights
 from brecq.config import FLOAT, QuantConfig
 from brecq.data.signature import Signature
 from brecq.errors import ConfigError
+from brecq.float32 import in_float32
 from brecq.forward import Inputs
 from brecq.graph import ops
 from brecq.graph.capture import capture, example_batch
-from brecq.graph.environment import in_float32, learning
+from brecq.graph.environment import learning
 from brecq.graph.integer import CLAMPS, operands, operator_of
 from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import fake_quantize_node, grid_of, prepare

@@ -29,13 +29,14 @@ from brecq.data.dataset import check as check_data
 from brecq.data.signature import Signature
 from brecq.devices import device_of, move, on_device
 from brecq.errors import CheckpointError, ConfigError, DataError, PartitionError
+from brecq.float32 import in_float32
 from brecq.forward import Inputs, tensors, unwrap
 from brecq.graph import check, evidence, ops, parts
 from brecq.graph.blocks import Network, extract
 from brecq.graph.capture import capture, example_batch
 from brecq.graph.convert import convert
 from brecq.graph.dataflow import Dataflow
-from brecq.graph.environment import in_float32, learning
+from brecq.graph.environment import learning
 from brecq.graph.losses import output_loss, tensor_losses
 from brecq.graph.noise import SAMPLES, tensor_noise
 from brecq.graph.outputs import weakest

@@ -12,6 +12,8 @@ import pytest
 import torch
 from typer.testing import Result
 
+from brecq.cli.options import Changes
+from brecq.data import Preprocessing
 from brecq.errors import ConfigError
 from brecq.sources import Source
 
@@ -23,20 +25,36 @@ def a_source(inputs: tuple[torch.Tensor, ...]) -> Source:
     return Source("network", torch.nn.Identity(), None, inputs, "file.py:build")
 
 
+NONE, WIDE, SQUARE = Changes(), Changes(size=(8, 24)), Changes(size=(8, 8))
+
+
 def test_example_inputs_stay_unless_a_size_is_given() -> None:
     source = a_source((torch.rand(2, 3, 16, 16),))
-    assert command.choose_inputs(source, None, None) is source.example_inputs
-    assert [x.shape for x in command.choose_inputs(source, (8, 24), None)] == [(2, 3, 8, 24)]
-    assert [x.shape for x in command.choose_inputs(a_source(()), (8, 24), None)] == [(2, 3, 8, 24)]
+    assert command.choose_inputs(source, NONE, None) is source.example_inputs
+    assert [x.shape for x in command.choose_inputs(source, WIDE, None)] == [(2, 3, 8, 24)]
+    assert [x.shape for x in command.choose_inputs(a_source(()), WIDE, None)] == [(2, 3, 8, 24)]
 
 
 def test_inputs_that_cannot_be_chosen() -> None:
     with pytest.raises(ConfigError, match=r"--data FILE\.npz .*, or --size"):
-        command.choose_inputs(a_source(()), None, None)
+        command.choose_inputs(a_source(()), NONE, None)
     with pytest.raises(ConfigError, match=r"takes \[2, 7\]"):
-        command.choose_inputs(a_source((torch.rand(2, 7),)), (8, 8), None)
-    with pytest.raises(ConfigError, match="drop --size"):
-        command.choose_inputs(a_source(()), (8, 8), Path("x.npz"))
+        command.choose_inputs(a_source((torch.rand(2, 7),)), SQUARE, None)
+    with pytest.raises(ConfigError, match="--mean says how pictures become inputs"):
+        command.choose_inputs(a_source(()), Changes(size=(8, 8), mean=(0.5,)), None)
+
+
+def test_pictures_are_prepared_as_told(images: Path) -> None:
+    plain = Changes(mean=(0.0,), std=(1.0,), size=(8, 8))
+    (found,) = command.choose_inputs(a_source(()), plain, images)
+    assert found.shape == (2, 3, 8, 8)
+    (gray,) = command.choose_inputs(a_source((torch.rand(2, 1, 8, 8),)), plain, images)  # what the network takes
+    assert torch.equal(gray, Preprocessing((0.0,), (1.0,), (8, 8), None, color="GRAY").normalize_pixels(
+        (found * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    ))  # fmt: skip
+    source, changes = a_source((torch.rand(2, 1, 8, 8),)), Changes(color="RGB", mean=(0.0,), std=(1.0,), size=(8, 8))
+    (colored,) = command.choose_inputs(source, changes, images)
+    assert torch.equal(colored, found)
 
 
 TOKENS = """

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from typer.testing import Result
 
 Invoke = Callable[..., Result]
@@ -29,6 +30,7 @@ def test_from_quantize_to_export(invoke: Invoke, network_file: Path, images: Pat
     exported = invoke("export", out, "--format", "pt2", "-o", tmp_path / "files")
     assert exported.exit_code == 0, exported.output
     assert {file.name for file in (tmp_path / "files").iterdir()} == {"body.pt2", "head.pt2"}
+    verify_parts(invoke, out, spec, images, tmp_path / "onnx")
     card = invoke("card", out)
     assert (card.exit_code, (out / "README.md").exists()) == (2, False)
     assert "in parts" in card.output
@@ -36,6 +38,26 @@ def test_from_quantize_to_export(invoke: Invoke, network_file: Path, images: Pat
     alone = invoke("evaluate", out, "--data", images)
     assert alone.exit_code != 0
     assert "name it with --model" in alone.output
+
+
+def verify_parts(invoke: Invoke, out: Path, spec: str, images: Path, files: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    assert invoke("export", out, "-o", files).exit_code == 0
+    given = ("--data", images, "--samples", "8", "--model", spec)
+    found = invoke("verify", out, files, *given, "--json")
+    assert found.exit_code == 0, found.output
+    values = json.loads(found.stdout)
+    assert list(values) == ["body", "head"]
+    assert all(each["as_expected"] and each["samples"] == 8 for each in values.values())
+    assert "body.0" in {each["tensor"][:6] for each in values["body"]["against_float"]}
+    one = invoke("verify", out, files / "head.onnx", *given)
+    assert one.exit_code == 0, one.output
+    assert "head, " in one.output
+    assert "body" not in one.output
+    unknown = invoke("verify", out, files / "head.onnx", "--data", images)
+    assert "name it with --model" in unknown.output
+    other = invoke("verify", out, out / "report.html", *given)
+    assert "the parts of this result are body, head: give the folder" in other.output
 
 
 def test_inspect_shows_all_parts(invoke: Invoke, network_file: Path) -> None:

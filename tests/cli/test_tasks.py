@@ -131,10 +131,13 @@ def test_language(folder: Path, invoke: Invoke) -> None:
     assert result.exit_code == 0, result.output
     record = json.loads((out / "record.json").read_text())
     assert {"perplexity", "flips %"} <= set(record["rows"][-1]["metrics"])
-    remembered = ("--model", f"{net}:language", *task_options[2:])  # the task is the result's
+    remembered = ("--model", f"{net}:language", *task_options[2:4])  # task and tokens are the result's
     result = invoke("evaluate", out, "--data", text, *remembered)
     assert result.exit_code == 0, result.output
     assert "perplexity" in result.output
+    assert "samples of 6 from" in result.output
+    other = invoke("evaluate", out, "--data", text, *remembered, "--tokens", "12")
+    assert "have 12" in str(other.exception) + other.output or "shape" in str(other.exception) + other.output
 
 
 def test_detection_sees_whole_pictures() -> None:

@@ -59,6 +59,25 @@ def test_bgr_reverses_channels_before_normalizing() -> None:
     torch.testing.assert_close(output.flatten(), torch.tensor([0.2 - 0.1, 0.0 - 0.2, 1.0 - 0.3]))
 
 
+def test_gray_is_the_luma_in_one_channel() -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    preprocessing = Preprocessing((0.5,), (0.25,), (40, 30), None, color="GRAY", fit="corner")
+    assert (preprocessing.mean, preprocessing.fill, preprocessing.channels) == ((0.5,), (114 / 255,), 1)
+    theirs = transforms.ToTensor()(picture(40, 30).convert("L"))
+    assert torch.equal(preprocessing(picture(40, 30)), (theirs - 0.5) / 0.25)
+    padded = preprocessing(picture(40, 20))
+    assert padded.shape == preprocessing.example().shape[1:] == (1, 40, 30)
+    torch.testing.assert_close(padded[0, :, 20:], torch.full((40, 10), (114 / 255 - 0.5) / 0.25))
+    pixels = preprocessing.to_pixels(padded[None])
+    assert pixels.shape == (1, 40, 30, 3)
+    assert (pixels[..., 0] == pixels[..., 2]).all()
+    assert preprocessing.crop(picture(40, 20)).size == (30, 40)
+    assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
+    assert preprocessing.replace(color="RGB").mean == (0.5,) * 3
+    with pytest.raises(ConfigError, match="gray inputs have one channel; give one number"):
+        Preprocessing.imagenet().replace(color="GRAY")
+
+
 def test_single_numbers_stand_for_all_channels() -> None:
     preprocessing = Preprocessing(0.5, 0.25, 32, None)  # type: ignore[arg-type]
     assert (preprocessing.mean, preprocessing.std, preprocessing.size) == ((0.5,) * 3, (0.25,) * 3, (32, 32))

@@ -135,6 +135,21 @@ def test_targets_of_an_archive_by_their_name(tmp_path: Path, name: str) -> None:
     assert torch.equal(data.targets, torch.ones(3, 2))  # type: ignore[arg-type]
 
 
+def test_masks_and_pairs_are_no_classes(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        picture(tmp_path / "seg" / folder / "a.png")
+    for form in (Form(), Form("detection")):
+        with pytest.raises(DataError, match=r"\(images, masks\): give --task segmentation .* alone: .*images"):
+            load_data(tmp_path / "seg", PLAIN, None, 0, form=form)
+    assert len(load_data(tmp_path / "seg" / "images", PLAIN, None, 0)) == 1
+    asked_for = load_data(tmp_path / "seg", PLAIN, None, 0, form=Form("classification"))
+    assert asked_for.labels is not None
+    for folder in ("noisy", "clean"):
+        picture(tmp_path / "pairs" / folder / "a.png")
+    with pytest.warns(UserWarning, match="two classes; if they are pairs of noisy and clean, give --task restoration"):
+        load_data(tmp_path / "pairs", PLAIN, None, 0)
+
+
 def test_classes_of_a_mask_are_never_mixed(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "a.png")
     indices = np.random.default_rng(0).choice(np.array([0, 4, 255], dtype=np.uint8), (20, 40))

@@ -66,7 +66,7 @@ def distill(
 
         use_device(machine)
         source = load_source(spec, checkpoint.weights, trust_pickle=checkpoint.trust_pickle)
-        preprocessing = override_preprocessing(source.preprocessing, changes.given())
+        preprocessing = override_preprocessing(source.preprocessing, changes.given(), source.example_inputs)
         tell(console, "model", source.name)
         tell_preprocessing(console, preprocessing)
         shape = example_shape(source, preprocessing)

@@ -89,8 +89,7 @@ def evaluate(
     preprocessing = stored_preprocessing(result.metadata, changes.given())
     tell(console, "result", str(path))
     tell_preprocessing(console, preprocessing)
-    if judged.task is None and result.metadata.get("task") is not None:
-        judged = dataclasses.replace(judged, task=result.metadata["task"])
+    judged = judged.like(result.metadata)
     metric = judged.made(compared.output)
     dataset = EvaluationData(data.data, preprocessing, data.samples, seed.seed, data.labels, judged.form("val"))
     tell_data(console, "data", data.data, dataset)

@@ -12,6 +12,7 @@ from brecq.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import Tensor
 
     from brecq.cli.options import Machine
     from brecq.data import Dataset, Form
@@ -59,8 +60,14 @@ def example_shape(source: Source, preprocessing: Preprocessing | None) -> Sequen
     return tuple(source.example_inputs[0].shape[1:])
 
 
-def override_preprocessing(base: Preprocessing | None, changes: Mapping[str, Any]) -> Preprocessing | None:
-    """`base` with the command line's changes; without a base, mean, std and size are all needed."""
+def override_preprocessing(
+    base: Preprocessing | None, changes: Mapping[str, Any], examples: Sequence[Tensor] = ()
+) -> Preprocessing | None:
+    """`base` with the command line's changes; without a base, mean, std and size are all needed.
+
+    `examples`: inputs of the network. Where it takes one of a single channel, and nothing else is said, pictures are
+    read gray.
+    """
     if not changes:
         return base
     if base is not None:
@@ -70,7 +77,8 @@ def override_preprocessing(base: Preprocessing | None, changes: Mapping[str, Any
         raise ConfigError(f"the model names no preprocessing of its own; give {' and '.join(missing)} too")
     from brecq.data.preprocessing import Preprocessing
 
-    return Preprocessing(**{"resize": None, **changes})
+    gray = len(examples) == 1 and examples[0].ndim == 4 and examples[0].shape[1] == 1
+    return Preprocessing(**{"resize": None, "color": "GRAY" if gray else "RGB", **changes})
 
 
 def stored_preprocessing(metadata: Mapping[str, Any], changes: Mapping[str, Any]) -> Preprocessing | None:

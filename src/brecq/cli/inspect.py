@@ -12,7 +12,7 @@ import typer
 
 from brecq.cli import options as o
 from brecq.cli.command import Without, command
-from brecq.cli.inputs import tell, which_parts
+from brecq.cli.inputs import override_preprocessing, tell, which_parts
 from brecq.cli.parsing import require_data, require_path
 from brecq.cli.render import block_table, losses_table, make_console, scope_table, short_count
 from brecq.config import QuantConfig
@@ -35,7 +35,7 @@ def inspect(
     spec: o.Spec,
     config: Annotated[QuantConfig, Without(OF_RUNS)],
     checkpoint: o.Checkpoint,
-    changes: Annotated[o.Changes, Without(o.PIXELS)],
+    changes: o.Changes,
     examples: o.Examples,
     submodule: o.Submodules = None,
     sensitivity: Annotated[
@@ -65,7 +65,7 @@ def inspect(
     from brecq.sources import load_source
 
     source = load_source(spec, checkpoint.weights, trust_pickle=checkpoint.trust_pickle, pretrained=sensitivity)
-    inputs = choose_inputs(source, changes.size, examples.data, 32 if sensitivity else 2)
+    inputs = choose_inputs(source, changes, examples.data, 32 if sensitivity else 2)
     parts = which_parts(tuple(submodule or ()), source)
     inspection = brecq.inspect(source.model, inputs, config, **parts, sensitivity=sensitivity)
     if as_json:
@@ -85,17 +85,20 @@ def inspect(
             tell(console, "too much", f"{each.kind} {each.tensor}: {remedy(each)}, or --auto-high-precision")
 
 
-def choose_inputs(source: Source, size: tuple[int, int] | None, data: Path | None, count: int = 2) -> Inputs:
+def choose_inputs(source: Source, changes: o.Changes, data: Path | None, count: int = 2) -> Inputs:
     """`count` samples of `data`, else random images [2, C, *size], else the model's example inputs."""
     import torch
 
-    inputs = source.example_inputs
+    inputs, size = source.example_inputs, changes.size
     if data is not None:
         from brecq.data import load_data
 
-        if size is not None:
-            raise ConfigError("--data says what the inputs are; drop --size")
-        return load_data(data, source.preprocessing, count, 0).arguments()
+        preprocessing = override_preprocessing(source.preprocessing, changes.given(), inputs)
+        return load_data(data, preprocessing, count, 0).arguments()
+    other = next((name for name in changes.given() if name != "size"), None)
+    if other is not None:
+        option = "--pad-multiple" if other == "multiple" else f"--{other}"
+        raise ConfigError(f"{option} says how pictures become inputs; give some with --data PATH, or drop it")
     if size is None:
         if not inputs:
             raise ConfigError(

@@ -87,7 +87,9 @@ class Changes(Checked):
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = setting(
         None, "override the interpolation", panel=DATA
     )
-    color: Literal["RGB", "BGR"] | None = setting(None, "override the order of channels", panel=DATA)
+    color: Literal["RGB", "BGR", "GRAY"] | None = setting(
+        None, "override the order of channels; GRAY for networks that take one", panel=DATA
+    )
     fit: Literal["crop", "letterbox", "corner", "original"] | None = setting(
         None,
         "how pictures of another shape fit into the size: crop; letterbox pads both sides, corner the right and the "

@@ -46,7 +46,7 @@ def profile(
     progress = make_progress(console)
     table = measure_latency(
         source.model,
-        choose_inputs(source, changes.size, None),
+        choose_inputs(source, changes, None),
         repeats=config.repeats,
         warmup=config.warmup,
         threads=config.threads,

@@ -229,7 +229,7 @@ def prepare(job: Job, source: Source, by_default: bool, console: Console) -> Pre
     data = job.calibration
     assert data.calib_size is not None
     preprocessing = whole_pictures(source.preprocessing, job.judged.task or source.task)
-    preprocessing = override_preprocessing(preprocessing, job.changes.given())
+    preprocessing = override_preprocessing(preprocessing, job.changes.given(), source.example_inputs)
     tell(console, "model", f"{source.name}, {short_count(count_parameters(source.model))} parameters")
     tell_preprocessing(console, preprocessing)
     metric = job.judged.made()
@@ -256,7 +256,7 @@ def deliver(job: Job, ready: Prepared, result: QuantResult, floating: ResultRow,
 
     folder, source, preprocessing = job.output.output, ready.source, ready.preprocessing
     result.metadata.update(describe_source(job, source), preprocessing=preprocessing and preprocessing.to_dict())
-    result.metadata["task"] = job.judged.task
+    result.metadata.update(job.judged.remembered())
     result.save(folder)  # last: what is saved is finished
     if ready.made is not None:
         ready.made.forget_batches()

@@ -199,7 +199,7 @@ def measure(
     data = job.calibration
     source = load_source(job.spec, job.checkpoint.weights, trust_pickle=job.checkpoint.trust_pickle)
     require_whole(source, "bits are searched for: give bits to brecq quantize with -w, -a and --set")
-    preprocessing = override_preprocessing(source.preprocessing, job.changes.given())
+    preprocessing = override_preprocessing(source.preprocessing, job.changes.given(), source.example_inputs)
     tell(console, "model", source.name)
     tell_preprocessing(console, preprocessing)
     assert data.calib is not None

@@ -66,7 +66,7 @@ def check(
         Without(("method", "recipe", "autocast", "memory_budget", "class_axis", "seed", "granularity", "blocks")),
     ],
     checkpoint: o.Checkpoint,
-    changes: Annotated[o.Changes, Without(("mean", "std", "resize", "interpolation", "color"))],
+    changes: o.Changes,
     examples: o.Examples,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, always in full.")] = False,
 ) -> None:
@@ -84,7 +84,7 @@ def check(
 
     source = load_source(spec, checkpoint.weights, trust_pickle=checkpoint.trust_pickle, pretrained=False)
     require_whole(source, "are checked: brecq inspect shows what is quantized of this one")
-    inputs = choose_inputs(source, changes.size, examples.data)
+    inputs = choose_inputs(source, changes, examples.data)
     found = check_model(source.model, inputs, config)
     if as_json:
         sums = {"weight_bytes": found.weight_bytes, "float_macs": found.float_macs}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from brecq.metrics import Metric
 
 CODE = "FILE.py:NAME"
+TOKENS = 128
 VALUES = ("detection", "restoration", "regression", "embeddings")
 """Tasks whose networks return no scores of classes, whatever the shapes of their outputs."""
 
@@ -45,7 +48,10 @@ class Judged(o.Checked):
         None, "for text: a tokenizer of transformers (its name or folder), or your function", metavar=f"NAME|{CODE}",
         panel=DATA,
     )
-    tokens: int = setting(128, "for text: tokens a sample", low=2, high=2**20, metavar="N", panel=DATA)
+    tokens: int | None = setting(
+        None, f"for text: tokens a sample. By default {TOKENS}, or as many as the result was quantized with", low=2,
+        high=2**20, metavar="N", panel=DATA,
+    )
     # fmt: on
 
     def made(self, output: str | None = None) -> Metric | None:
@@ -74,7 +80,17 @@ class Judged(o.Checked):
 
         tokenizer = None if self.tokenizer is None else _tokenizer(self.tokenizer)
         task = self.task or (None if self.metric is None else "any")
-        return Form(task, split, tokenizer, self.tokens)
+        return Form(task, split, tokenizer, self.tokens or TOKENS)
+
+    def remembered(self) -> dict[str, Any]:
+        """What a result keeps of it, for `like`."""
+        return {"task": self.task, "tokens": (self.tokens or TOKENS) if self.task == "language" else None}
+
+    def like(self, metadata: Mapping[str, Any]) -> Judged:
+        """With what a result remembers, where nothing was said."""
+        task = metadata.get("task") if self.task is None else self.task
+        tokens = metadata.get("tokens") if self.tokens is None and task == "language" else self.tokens
+        return dataclasses.replace(self, task=task, tokens=tokens)
 
 
 def whole_pictures(preprocessing: Preprocessing | None, task: str | None) -> Preprocessing | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from brecq.cli import options as o
 from brecq.cli.command import Without, command
+from brecq.cli.evaluate import choose_reference
 from brecq.cli.inputs import EvaluationData, stored_preprocessing, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.parsing import require_data, require_path
 from brecq.cli.render import codes_table, comparison_table, describe_kernels, distances_table, make_console
@@ -22,7 +24,6 @@ from brecq.settings import DATA, MODEL, setting
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from brecq.deploy.against import Distance
     from brecq.deploy.verify import Verification
     from brecq.result import QuantResult
 
@@ -56,7 +57,8 @@ def verify(
         typer.Option(
             metavar="MODEL",
             rich_help_panel=MODEL,
-            help="The float model: also say how far every tensor of FILE is from its, the worst first.",
+            help="The float model: also say how far every tensor of FILE is from its, the worst first. Of a result in "
+            "parts also the network around them.",
         ),
     ] = None,
     bisect: Annotated[
@@ -71,6 +73,8 @@ def verify(
     brecq verify out/ model.onnx --data DIR --bisect
 
     brecq verify out/ model.onnx --data DIR --model timm:resnet18
+
+    brecq verify out/ files/ --data DIR --model torchvision:retinanet_resnet50_fpn
     """
     require_path("RESULT", path)
     require_path("FILE", file)
@@ -79,8 +83,7 @@ def verify(
         raise ConfigError("--weights belong to the float model; name it with --model")
 
     import brecq
-    from brecq.data import check
-    from brecq.data.signature import Signature
+    from brecq.deploy.against import distances
     from brecq.storage.sealed import finite
 
     console = make_console(quiet=as_json)
@@ -92,38 +95,79 @@ def verify(
     tell_preprocessing(console, preprocessing)
     dataset = EvaluationData(data.data, preprocessing, data.samples, seed.seed, None)
     tell_data(console, "data", data.data, dataset)
-    check(Signature(result.converted).bind(dataset.parts[0]), like=result.example_inputs)
-    found = brecq.verify(
-        result, file, dataset, format=format, bisect=bisect, batch_size=data.batch_size, tolerance=tolerance
-    )
-    far = [] if model is None else against(result, file, model, checkpoint, dataset, format, data.batch_size)
-    if as_json:
-        tensors = {"against_float": [{"tensor": each.tensor, "sqnr": each.sqnr} for each in far]} if far else {}
-        values = {**dataclasses.asdict(found), "as_expected": found.as_expected, **tensors}
-        typer.echo(json.dumps(finite(values)))
-    else:
+    subjects = list(choose_subjects(result, file, dataset, model, checkpoint, data.batch_size))
+    values: dict[str, Any] = {}
+    good = True
+    for each in subjects:
+        how: dict[str, Any] = {"format": format, "batch_size": data.batch_size}
+        found = brecq.verify(each.result, each.file, each.data, bisect=bisect, tolerance=tolerance, **how)
+        far = [] if model is None else distances(each.result, each.file, each.floating, each.data, **how)
+        good = good and found.as_expected
+        if as_json:
+            tensors = {"against_float": [{"tensor": each.tensor, "sqnr": each.sqnr} for each in far]} if far else {}
+            values[each.name] = {**dataclasses.asdict(found), "as_expected": found.as_expected, **tensors}
+            continue
+        if each.name:
+            tell(console, "part", f"{each.name}, {each.file}")
         show(console, found)
         if far:
             console.print(distances_table(far, SHOWN))
-    if not found.as_expected:
+    if as_json:
+        typer.echo(json.dumps(finite(values if result.parts else values[""])))
+    if not good:
         raise typer.Exit(DIFFERS_STATUS)
 
 
-def against(
-    result: QuantResult,
-    file: Path,
-    model: str,
-    checkpoint: o.Checkpoint,
-    dataset: EvaluationData,
-    format: str | None,
-    batch_size: int,
-) -> list[Distance]:
-    """How far each tensor of the file is from the float model's."""
-    from brecq.deploy.against import distances
+@dataclass(frozen=True)
+class Subject:
+    """A result, its file, what both are run on, and the float network, where one is known. `name`: of a part."""
+
+    name: str
+    result: QuantResult
+    file: Path
+    data: Any
+    floating: Any = None
+
+
+def choose_subjects(
+    result: QuantResult, file: Path, dataset: EvaluationData, model: str | None, checkpoint: o.Checkpoint, batch: int
+) -> Iterator[Subject]:
+    """The result and its file; of a network in parts each part with what it receives behind those before it.
+
+    Raises:
+        ConfigError: FILE is of no part; the network around the parts is needed and not known.
+    """
+    from brecq.composite import CompositeResult
+    from brecq.data import Dataset, check
+    from brecq.data.signature import Signature
+    from brecq.graph import parts
     from brecq.sources import load_source
 
-    floating = load_source(model, checkpoint.weights, trust_pickle=checkpoint.trust_pickle).model
-    return distances(result, file, floating, dataset, format=format, batch_size=batch_size)
+    spec, weights = model, checkpoint.weights
+    if result.parts:
+        spec, weights = choose_reference(result.metadata, model, weights, needed=True)
+    floating = None if spec is None else load_source(spec, weights, trust_pickle=checkpoint.trust_pickle).model
+    if not isinstance(result, CompositeResult):
+        check(Signature(result.converted).bind(dataset.parts[0]), like=result.example_inputs)
+        yield Subject("", result, file, dataset, floating)
+        return
+    assert floating is not None
+    files = {name: found for name in result.parts if (found := _file_of(name, file)) is not None}
+    if not files:
+        raise ConfigError(
+            f"FILE is {str(file)!r}, and the parts of this result are {', '.join(result.parts)}: give the folder that "
+            "brecq export wrote, or one of the files in it, which are named after them"
+        )
+    calls = [part.arguments(inputs) for part in dataset for inputs, _ in part.batches(batch)]
+    for part in parts.record(result.put_into(floating), list(files), calls):
+        flat = parts.Flat(part.name, floating.get_submodule(part.name), part.interface)
+        yield Subject(part.name, result.parts[part.name], files[part.name], Dataset(part.inputs), flat)
+
+
+def _file_of(name: str, file: Path) -> Path | None:
+    """A part's file, or folder: in the folder of all of them, or itself."""
+    inside = sorted(file.iterdir()) if file.is_dir() and file.name != name else [file]
+    return next((each for each in inside if each.name == name or each.with_suffix("").name == name), None)
 
 
 def show(console: Console, found: Verification) -> None:

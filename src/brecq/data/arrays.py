@@ -98,8 +98,8 @@ def _choose(path: Path, names: list[str], present: list[str]) -> tuple[list[str]
             names = splits
         elif not found:
             what = "several splits" if splits else f"none of the arrays {', '.join(INPUT_NAMES)}"
-            example = f"x_{splits[0]}" if splits else (present or ["NAME"])[0]
-            raise DataError(f"{path} has {what}; {listing}: name the arrays to use, such as {path.name}:{example}")
+            example = f"x_{splits[0]}" if splits else ",".join(present or ["NAME"])
+            raise DataError(f"{path} has {what}; {listing}: name the inputs, such as {path.name}:{example}")
         else:
             return found[:1], next((name for name in LABEL_NAMES if name in present), None)
     if len(names) == 1 and names[0] not in present and f"x_{names[0]}" in present:
@@ -183,7 +183,7 @@ def _from_pixels(name: str, pixels: np.ndarray, preprocessing: Preprocessing) ->
     pixels = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
     if pixels.shape[1:3] == preprocessing.size:
         return preprocessing.normalize_pixels(pixels)
-    output = torch.empty(len(pixels), 3, *preprocessing.size)
+    output = torch.empty(len(pixels), preprocessing.channels, *preprocessing.size)
     for index, image in enumerate(pixels):
         output[index] = preprocessing(Image.fromarray(np.ascontiguousarray(image)))
     return output

@@ -23,7 +23,7 @@ def random_crops(
     area: tuple[float, float] = (0.1, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Tensor:
-    """`n` random crops, each image equally often, half of them mirrored; float32 [n, 3, height, width], normalized.
+    """`n` random crops, each image equally often, half of them mirrored; float32 [n, C, height, width], normalized.
 
     Crops are drawn as in Szegedy et al., "Going deeper with convolutions" (2015), section 6 (torchvision's
     `RandomResizedCrop`), except that areas are uniform on a logarithmic scale, which favours close-ups.
@@ -43,7 +43,7 @@ def random_crops(
     rng = np.random.default_rng(seed)
     direct = preprocessing.replace(resize=None)
     height, width = preprocessing.size
-    output = torch.empty(n, 3, height, width)
+    output = torch.empty(n, preprocessing.channels, height, width)
     for index in range(n):
         picture = pictures[index % len(pictures)]
         share = math.exp(rng.uniform(math.log(area[0]), math.log(area[1])))

@@ -20,7 +20,7 @@ from brecq.data.boxes import find_boxes
 from brecq.data.dataset import Dataset, check
 from brecq.data.images import IMAGE_SUFFIXES, UnreadableError, is_image, map_ordered, read_image
 from brecq.data.labels import find_csv, from_csv, from_folders
-from brecq.data.masks import find_masks
+from brecq.data.masks import find_masks, masks_beside
 from brecq.data.pairs import find_pairs
 from brecq.data.preprocessing import Preprocessing
 from brecq.data.text import Tokenizer, load_text
@@ -162,12 +162,32 @@ def _find(root: Path, labels: Path | None, form: Form) -> _Folder:
     finder = _find_any if form.task == "any" else _FINDERS.get(form.task or "")
     found = None if finder is None else finder(root, form.split)
     if found is None:
+        if labels is None and form.task != "classification":
+            _refuse_targets(root, form)
         return _find_images(root, labels)
     if labels is not None:
         raise DataError(f"{labels} cannot label {root}, which has targets ({found.origin}); leave it out")
     if not found.paths:
         raise DataError(f"none of the pictures that {root} names are there ({found.origin})")
     return _Folder(found.root, found.paths, None, found)
+
+
+def _refuse_targets(root: Path, form: Form) -> None:
+    """Masks are not read as pictures, nor pictures and masks as two classes; of pairs nobody can be as sure."""
+    folders = masks_beside(root)
+    if folders is not None:
+        raise DataError(
+            f"{root} holds pictures and masks ({folders[0].name}, {folders[1].name}): give --task segmentation "
+            f"(form=Form('segmentation')) to read both, or the pictures alone: {folders[0]}"
+        )
+    if form.task is None:
+        with suppress(DataError):
+            if (pairs := find_pairs(root, form.split)) is not None:
+                warnings.warn(
+                    f"{root} is read as pictures of two classes; if they are {pairs.origin}, give --task restoration "
+                    "(form=Form('restoration'))",
+                    stacklevel=4,
+                )
 
 
 def _locate(path: Path | str) -> tuple[Path, list[str]]:
@@ -233,9 +253,9 @@ def _prepared(path: Path, preprocessing: Preprocessing, annotated: Annotated | N
 
 def _room(count: int, preprocessing: Preprocessing) -> Tensor:
     try:
-        return torch.empty(count, 3, *preprocessing.size)
+        return torch.empty(count, preprocessing.channels, *preprocessing.size)
     except RuntimeError as error:
-        size = count * 12 * math.prod(preprocessing.size)
+        size = count * 4 * preprocessing.channels * math.prod(preprocessing.size)
         raise DataError(
             f"{count} pictures of {preprocessing.size[0]}x{preprocessing.size[1]} take {size / 1e9:.1f} GB, more than "
             "there is; take fewer samples or a smaller size"

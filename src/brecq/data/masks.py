@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from brecq.data.annotated import Annotated, Split, folder_named, matched
+from brecq.data.annotated import Annotated, Split, folder_named, matched, pictures_in
 from brecq.data.images import UnreadableError
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import DataError
@@ -49,6 +49,12 @@ def find_masks(path: Path, split: Split) -> Annotated | None:
         return torch.from_numpy(preprocessing.place_mask(_read_mask(found[path], image), OUTSIDE))
 
     return Annotated(root, sorted(found), target, f"masks in {masks}; class {OUTSIDE} does not count")
+
+
+def masks_beside(root: Path) -> tuple[Path, Path] | None:
+    """The folders of pictures and masks in `root`, where both hold pictures: they are no classes."""
+    folders = _folders(root)
+    return folders if folders is not None and all(map(pictures_in, folders)) else None
 
 
 def _folders(root: Path) -> tuple[Path, Path] | None:

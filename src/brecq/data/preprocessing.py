@@ -17,7 +17,7 @@ from brecq.settings import MOST
 from brecq.text import shown
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
-Color = Literal["RGB", "BGR"]
+Color = Literal["RGB", "BGR", "GRAY"]
 Fit = Literal["crop", "letterbox", "corner", "original"]
 
 MOST_SIDE = 16_384
@@ -62,13 +62,13 @@ class Preprocessing:
 
     Attributes:
         mean, std: per channel, of pixels scaled to [0, 1], in the order of the network's channels. One number
-            stands for three equal ones.
+            stands for three equal ones; of gray inputs there is one.
         size: height and width of the network input.
         resize: length that the short side is scaled to (aspect ratio kept) before the center crop; for a crop that
             is not square, the picture is scaled to cover `size` times resize / min(size). A pair is the (height,
             width) to scale to without keeping the aspect ratio; `None` scales straight to `size` that way.
         interpolation: all of them antialiased, except `nearest`.
-        color: order of the network's input channels.
+        color: order of the network's input channels; `GRAY` is one channel, the luma of ITU-R 601.
         fit: what becomes of pictures with another aspect ratio than `size`: `crop` cuts off what sticks out (or, with
             `resize=None`, distorts them); `letterbox` scales them until they fit and pads both sides alike, `corner`
             pads at the right and the bottom; `original` leaves the scale alone: larger pictures are cropped in the
@@ -89,7 +89,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         for name in ("mean", "std", "fill"):
-            object.__setattr__(self, name, _three(name, getattr(self, name)))
+            object.__setattr__(self, name, _channels(name, getattr(self, name), self.channels))
         if min(self.std) <= 0:
             raise ConfigError(f"std is {self.std}; every value must be positive (pixels are scaled to [0, 1])")
         _positive("multiple", self.multiple)
@@ -121,8 +121,13 @@ class Preprocessing:
         """The usual ImageNet evaluation: the central 224/256 of the picture at `size`, ImageNet mean and deviation."""
         return cls(IMAGENET_MEAN, IMAGENET_STD, (224, 224), 256).replace(size=size)
 
+    @property
+    def channels(self) -> int:
+        """Of the network's input."""
+        return 1 if self.color == "GRAY" else 3
+
     def __call__(self, image: Image.Image) -> Tensor:
-        """The network input for one picture: float32 [3, height, width], normalized."""
+        """The network input for one picture: float32 [3 or 1, height, width], normalized."""
         part, top, left = self._visible(image if image.mode == "RGB" else image.convert("RGB"))
         return self._on_canvas(self.normalize(part), top, left)
 
@@ -131,7 +136,8 @@ class Preprocessing:
         part, top, left = self._visible(image if image.mode == "RGB" else image.convert("RGB"))
         if (part.height, part.width) == self.size:
             return part
-        canvas = Image.new("RGB", (self.size[1], self.size[0]), tuple(round(255 * value) for value in self.fill))
+        fill = tuple(round(255 * value) for value in self.fill) * (3 // self.channels)
+        canvas = Image.new("RGB", (self.size[1], self.size[0]), fill)
         canvas.paste(part, (left, top))
         return canvas
 
@@ -168,7 +174,7 @@ class Preprocessing:
         if part.shape[1:] == self.size:
             return part
         mean, std = self._moments
-        fill = torch.tensor(self.fill, dtype=torch.float32).view(3, 1, 1)
+        fill = torch.tensor(self.fill, dtype=torch.float32).view(-1, 1, 1)
         canvas = (((fill.flip(0) if self.color == "BGR" else fill) - mean) / std).repeat(1, *self.size)
         canvas[:, top : top + part.shape[1], left : left + part.shape[2]] = part
         return canvas
@@ -212,11 +218,13 @@ class Preprocessing:
         return max(int(target[1] * height / width), target[0]), target[1]
 
     def normalize(self, image: Image.Image) -> Tensor:
-        """Pixels of an RGB picture as float32 [3, H, W]: scaled to [0, 1], channels ordered, normalized."""
+        """Pixels of an RGB picture as float32 [3 or 1, H, W]: scaled to [0, 1], channels ordered, normalized."""
         return self.normalize_pixels(np.asarray(image)[None])[0]
 
     def normalize_pixels(self, pixels: np.ndarray) -> Tensor:
-        """The same for uint8 [N, H, W, 3] RGB pixels; float32 [N, 3, H, W], contiguous."""
+        """The same for uint8 [N, H, W, 3] RGB pixels; float32 [N, 3 or 1, H, W], contiguous."""
+        if self.color == "GRAY":
+            pixels = luma(pixels)
         scaled = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).contiguous().float().div_(255)
         if self.color == "BGR":
             scaled = scaled.flip(1)
@@ -224,28 +232,28 @@ class Preprocessing:
         return scaled.sub_(mean).div_(std)
 
     def to_pixels(self, inputs: Tensor) -> np.ndarray:
-        """The inverse for inputs [N, 3, H, W]: uint8 [N, H, W, 3] RGB pixels, clipped to 0 to 255."""
+        """The inverse for inputs [N, 3 or 1, H, W]: uint8 [N, H, W, 3] RGB pixels, clipped to 0 to 255."""
         mean, std = self._moments
         scaled = inputs.detach().cpu().float() * std + mean
         if self.color == "BGR":
             scaled = scaled.flip(1)
-        pixels = scaled.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+        pixels = scaled.mul_(255).round_().clamp_(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
         return pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
     @property
     def _moments(self) -> tuple[Tensor, Tensor]:
-        mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (self.mean, self.std))
+        mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (self.mean, self.std))
         return mean, std
 
     @property
     def valid_range(self) -> tuple[Tensor, Tensor]:
-        """What black and white become: float32 [3, 1, 1] each."""
+        """What black and white become: float32 [3 or 1, 1, 1] each."""
         mean, std = self._moments
         return -mean / std, (1 - mean) / std
 
     def example(self, batch: int = 2) -> Tensor:
-        """A random input of the right shape, float32 [batch, 3, height, width]; the same on every call."""
-        return torch.randn(batch, 3, *self.size, generator=torch.Generator().manual_seed(0))
+        """A random input of the right shape, float32 [batch, 3 or 1, height, width]; the same on every call."""
+        return torch.randn(batch, self.channels, *self.size, generator=torch.Generator().manual_seed(0))
 
     def replace(self, **changes: Any) -> Preprocessing:
         """A copy with `changes`; unknown names raise `ConfigError`.
@@ -299,12 +307,20 @@ class Preprocessing:
         return cls(**plain)
 
 
-def _three(name: str, values: Any) -> tuple[float, ...]:
+def luma(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [..., 3] RGB pixels as gray [..., 1], rounded as Pillow does (ITU-R 601)."""
+    weights = np.array([19_595, 38_470, 7_471], dtype=np.int64)
+    return ((pixels.astype(np.int64) @ weights + 32_768) >> 16).astype(np.uint8)[..., None]
+
+
+def _channels(name: str, values: Any, channels: int) -> tuple[float, ...]:
     numbers = tuple(values) if isinstance(values, (tuple, list)) else (values,)
     plain = all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < MOST for v in numbers)
     if len(numbers) not in (1, 3) or not plain:
         raise ConfigError(f"{name} is {shown(values)}; give three numbers, one a channel, or one for all")
-    return tuple(float(v) for v in numbers) * (3 // len(numbers))
+    if channels == 1 and len(set(numbers)) > 1:
+        raise ConfigError(f"{name} is {shown(values)}, and gray inputs have one channel; give one number")
+    return tuple(float(v) for v in numbers[:channels]) * (channels // len(numbers[:channels]))
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:

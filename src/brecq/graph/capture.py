@@ -17,12 +17,12 @@ from torch.fx import GraphModule, Node
 
 from brecq.devices import device_of
 from brecq.errors import CaptureError
+from brecq.float32 import in_float32, in_kind
 from brecq.forward import Inputs, evaluating, like, tensors, unwrap
 from brecq.graph import canonical, constants, fold, ops, outputs, selection
 from brecq.graph.chunks import SymbolicChunks
 from brecq.graph.culprit import explain
 from brecq.graph.derivatives import check_derivatives
-from brecq.graph.environment import in_float32, in_kind
 from brecq.graph.functional import functionalize
 from brecq.graph.randomness import check_deterministic
 from brecq.graph.shapes import arguments, batch_dim, dynamic_shapes, one_batch

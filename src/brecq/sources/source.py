@@ -46,7 +46,7 @@ class Source:
     def with_preprocessing(self, preprocessing: Preprocessing) -> Source:
         """A copy with another preprocessing and, for a model that takes one picture, example inputs of its size."""
         inputs = self.example_inputs
-        if not inputs or (len(inputs) == 1 and inputs[0].shape[1:] != (3, *preprocessing.size)):
+        if not inputs or (len(inputs) == 1 and inputs[0].shape[1:] != (preprocessing.channels, *preprocessing.size)):
             inputs = (preprocessing.example(),)
         return dataclasses.replace(self, preprocessing=preprocessing, example_inputs=inputs)
 

@@ -64,7 +64,7 @@ def input_spec(model: nn.Module, preprocessing: Preprocessing | None, shape: Seq
         ConfigError: nothing says what the inputs are, or both do, and differ.
     """
     if preprocessing is not None:
-        expected = (3, *preprocessing.size)
+        expected = (preprocessing.channels, *preprocessing.size)
         if shape is not None and tuple(shape) != expected:
             raise ConfigError(f"shape is {tuple(shape)}, the preprocessing makes {expected}; leave shape out")
         return InputSpec(expected, *preprocessing.valid_range, *picture_moments(preprocessing))
@@ -81,14 +81,15 @@ def input_spec(model: nn.Module, preprocessing: Preprocessing | None, shape: Seq
 
 
 def picture_moments(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of prepared pictures, [3, 1, 1] each.
+    """Mean and deviation of prepared pictures, [C, 1, 1] each.
 
     A preprocessing that divides by the deviation of the data makes them 0 and 1. One that only scales the pixels, to
     -1 to 1 for instance, does not: then those of ImageNet's photographs are taken.
     """
     if max(preprocessing.std) < SCALING:
-        return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
-    order = (2, 1, 0) if preprocessing.color == "BGR" else (0, 1, 2)
-    mean, std = (torch.tensor([of[i] for i in order]).view(3, 1, 1) for of in (IMAGENET_MEAN, IMAGENET_STD))
-    offset, scale = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+        one = torch.ones(preprocessing.channels, 1, 1)
+        return torch.zeros_like(one), one
+    order = {"BGR": (2, 1, 0), "RGB": (0, 1, 2), "GRAY": (1,)}[preprocessing.color]  # luma is mostly green
+    mean, std = (torch.tensor([of[i] for i in order]).view(-1, 1, 1) for of in (IMAGENET_MEAN, IMAGENET_STD))
+    offset, scale = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     return (mean - offset) / scale, std / scale

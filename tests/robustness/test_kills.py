@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-TASKS = ("quantize", "search", "distill", "export")
+TASKS = ("quantize", "search", "distill", "export", "quantize_parts")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 ENDED = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 

@@ -61,6 +61,31 @@ def quantize_on_disk(folder: Path) -> None:
     quantize(folder)
 
 
+class Regions(nn.Module):
+    """A head that gets rows which the body chooses, other ones with every change of it, like a detector's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5)),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.body(x).relu().flatten(2).transpose(1, 2)
+        best = rows.sum(2).topk(3, dim=1).indices
+        return self.head(torch.cat([mine[chosen] for mine, chosen in zip(rows, best, strict=True)]))
+
+
+def quantize_parts(folder: Path) -> None:
+    """Two submodules in one run."""
+    if (folder / "manifest.json").exists() and not has_run(folder):
+        return
+    torch.manual_seed(0)
+    model, names, resume = Regions().eval(), ["body", "head"], has_run(folder)
+    brecq.quantize(model, inputs(), config(), submodules=names, run_dir=folder, resume=resume).save(folder)
+
+
 def search(folder: Path) -> None:
     if (folder / "sensitivity.json").exists() and not has_run(folder):
         return
@@ -85,7 +110,7 @@ def export(folder: Path) -> None:
     brecq.export(result, folder / "model.pt2", "pt2")
 
 
-TASKS = {task.__name__: task for task in (quantize, quantize_on_disk, search, distill, export)}
+TASKS = {task.__name__: task for task in (quantize, quantize_on_disk, quantize_parts, search, distill, export)}
 
 
 def kill_at(folder: Path, pattern: str, number: int) -> None:

@@ -137,7 +137,7 @@ def choose_subjects(
     Raises:
         ConfigError: FILE is of no part; the network around the parts is needed and not known.
     """
-    from brecq.composite import CompositeResult
+    import brecq
     from brecq.data import Dataset, check
     from brecq.data.signature import Signature
     from brecq.graph import parts
@@ -147,7 +147,7 @@ def choose_subjects(
     if result.parts:
         spec, weights = choose_reference(result.metadata, model, weights, needed=True)
     floating = None if spec is None else load_source(spec, weights, trust_pickle=checkpoint.trust_pickle).model
-    if not isinstance(result, CompositeResult):
+    if not isinstance(result, brecq.CompositeResult):
         check(Signature(result.converted).bind(dataset.parts[0]), like=result.example_inputs)
         yield Subject("", result, file, dataset, floating)
         return

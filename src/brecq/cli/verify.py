@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +24,7 @@ from brecq.settings import DATA, MODEL, setting
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from brecq.deploy.against import Distance
     from brecq.deploy.verify import Verification
     from brecq.result import QuantResult
 
@@ -97,25 +98,24 @@ def verify(
     tell_data(console, "data", data.data, dataset)
     subjects = list(choose_subjects(result, file, dataset, model, checkpoint, data.batch_size))
     values: dict[str, Any] = {}
-    good = True
     for each in subjects:
         how: dict[str, Any] = {"format": format, "batch_size": data.batch_size}
         found = brecq.verify(each.result, each.file, each.data, bisect=bisect, tolerance=tolerance, **how)
         far = [] if model is None else distances(each.result, each.file, each.floating, each.data, **how)
-        good = good and found.as_expected
-        if as_json:
-            tensors = {"against_float": [{"tensor": each.tensor, "sqnr": each.sqnr} for each in far]} if far else {}
-            values[each.name] = {**dataclasses.asdict(found), "as_expected": found.as_expected, **tensors}
-            continue
+        values[each.name] = as_values(found, far)
         if each.name:
             tell(console, "part", f"{each.name}, {each.file}")
-        show(console, found)
-        if far:
-            console.print(distances_table(far, SHOWN))
+        show(console, found, far)
     if as_json:
         typer.echo(json.dumps(finite(values if result.parts else values[""])))
-    if not good:
+    if not all(value["as_expected"] for value in values.values()):
         raise typer.Exit(DIFFERS_STATUS)
+
+
+def as_values(found: Verification, far: Sequence[Distance]) -> dict[str, Any]:
+    """For JSON."""
+    tensors = {"against_float": [{"tensor": each.tensor, "sqnr": each.sqnr} for each in far]} if far else {}
+    return {**dataclasses.asdict(found), "as_expected": found.as_expected, **tensors}
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _file_of(name: str, file: Path) -> Path | None:
     return next((each for each in inside if each.name == name or each.with_suffix("").name == name), None)
 
 
-def show(console: Console, found: Verification) -> None:
+def show(console: Console, found: Verification, far: Sequence[Distance] = ()) -> None:
     """The comparison as tables and sentences."""
     if found.kernels is not None:
         tell(console, "kernels", describe_kernels(found.kernels))
@@ -191,3 +191,5 @@ def show(console: Console, found: Verification) -> None:
         tell(console, "failed", failure)
     if found.as_expected:
         tell(console, "verified", "the file is this result's and computes what the simulator computes")
+    if far:
+        console.print(distances_table(far, SHOWN))

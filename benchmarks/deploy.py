@@ -6,7 +6,7 @@
 
 Every network is quantized once per setting (weights and activations of inner layers; first and last layer at 8 bits)
 and table of a target, kept in benchmarks/out/deploy, and exported. ResNet-20 is reconstructed at every setting, the
-ImageNet networks at W4A8; the rest is rounded to nearest, which is accurate at W8A8 only. Finished cells are kept in
+ImageNet networks at W4A8 (recipe `instant`); the rest is rounded to nearest, which is accurate at W8A8 only. Finished cells are kept in
 benchmarks/results/deploy.jsonl and not measured again. Networks of `common.UNTRAINED` have random weights: of them
 only sizes, kernels, equality and speed mean anything. Times are processor time, the least of 30 calls, float and
 quantized in turn.
@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, Results, Values, bits, parser, run
+from cells import Cell, Results, Values, bits, parser, run, with_steps
 from common import (
     CIFAR,
     DETECTOR,
@@ -45,11 +45,11 @@ from brecq.deploy.sizes import ideal_bytes
 NETWORKS = (CIFAR[0], *IMAGENET, MOBILENET, UNET, DETECTOR, VIT)
 SETTINGS = ("W8A8", "W4A8", "W3A8", "W2A8", "W4A4")
 FOLDER = REPOSITORY / "benchmarks" / "out" / "deploy"
-LEARNED = {CIFAR[0]: 50, "W4A8": 50}
-"""Steps per block, by network or setting. All else is rounded to nearest: sizes, kernels, equality and speed do not
-depend on how well a network was rounded, accuracy and agreement of what has collapsed mean nothing."""
+LEARNED = {CIFAR[0]: Recipe.preset("fast").replace(steps=50), "W4A8": Recipe.preset("instant")}
+"""Recipes by network or setting. All else is rounded to nearest: sizes, kernels, equality and speed do not depend on
+how well a network was rounded, accuracy and agreement of what has collapsed mean nothing."""
 
-CODES = 16
+CODES = 4
 """Samples whose every code is compared with the simulator's."""
 
 
@@ -139,10 +139,10 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
 def configure(name: str, setting: str, options: argparse.Namespace, table: str | None) -> QuantConfig:
     weights, activations = bits(setting)
     config = QuantConfig(weights, activations, placement=options.placement, seed=options.seeds[0], target=table)
-    steps = LEARNED.get(name, LEARNED.get(setting, 0)) if options.steps is None else options.steps
-    if steps == 0 or name in (*UNTRAINED, DETECTOR):
+    recipe = LEARNED.get(name, LEARNED.get(setting))
+    if recipe is None or name in (*UNTRAINED, DETECTOR):
         return replace(config, method="rtn")
-    return replace(config, recipe=Recipe.preset("fast").replace(steps=steps))
+    return replace(config, recipe=recipe if options.steps is None else with_steps(recipe, options.steps))
 
 
 def is_accurate(name: str, config: QuantConfig) -> bool:

@@ -56,6 +56,20 @@ def test_every_layer_runs_on_integers_and_agrees_with_the_program(
     assert np.abs(output - expected).mean() < np.ptp(expected) / 2**activations / 2
 
 
+@pytest.mark.parametrize(("name", "weights", "activations"), [("CifarResNet", 4, 4), ("ResNet", 3, 8)])
+def test_residual_sums_round_what_is_added_first(
+    networks: ModuleType, quantized: Quantized, tmp_path: Path, name: str, weights: int, activations: int
+) -> None:
+    """OpenVINO leaves out the rounding between a convolution and an addition that it makes one kernel of."""
+    from brecq.deploy.simulate import simulate
+
+    result = quantized(name, weights, activations, target="openvino")
+    exported = brecq.export(result, tmp_path / "m.xml", "openvino")
+    output, x, _ = run(networks, name, exported)
+    expected = simulate(result)(x).numpy()
+    assert np.abs(output - expected).max() < np.ptp(expected) / 255 / 100
+
+
 @pytest.mark.parametrize("pack", ["planes", "int8"])
 @pytest.mark.parametrize(
     ("name", "weights", "activations", "layers"),

@@ -9,6 +9,10 @@ OpenVINO folds the i8 part when it loads the file, so that what reaches a kernel
 for asymmetric weights too. (Subtracted in float, where OpenVINO's own importers do it, or at the narrow type, a zero
 point leaves the layer with a float kernel.) A weight whose layer reads float activations keeps the form that OpenVINO
 decompresses inside its matrix kernels: `Convert(f32) → Subtract(zero point, f32) → Multiply`.
+
+Where what a convolution writes is quantized, added to and quantized again, OpenVINO's CPU plugin makes one kernel of
+it all, and leaves out the rounding of the first quantizer if nothing stands between it and the convolution. `PRelu`
+with slope 1 stands there: it changes no number and becomes a part of the kernel.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ Outputs = list[Any]
 _CARRIERS = {2: openvino.Type.u2, 3: openvino.Type.u3, 4: openvino.Type.u4, 6: openvino.Type.u6}
 """Types that hold codes of so many bits; 5 bits go into 6, 7 and 8 into i8."""
 
+CONVOLUTIONS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
+
 
 def translate(model: ir.Model) -> openvino.Model:
     """The OpenVINO model of a neutral graph, with the names of its inputs and outputs."""
@@ -42,7 +48,38 @@ def translate(model: ir.Model) -> openvino.Model:
     }
     for name, translator in translators.items():
         core.add_extension(ConversionExtension(name, DOMAIN, translator))
-    return core.read_model(ir.to_proto(model).SerializeToString())
+    found = core.read_model(ir.to_proto(model).SerializeToString())
+    keep_rounding(found)
+    return found
+
+
+def keep_rounding(model: openvino.Model) -> None:
+    """Put a PRelu of slope 1 between each convolution and a quantizer behind it whose values are added to others."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "FakeQuantize" or not any(map(_adds, node.output(0).get_target_inputs())):
+            continue
+        value = node.input_value(0)
+        if _maker(value).get_type_name() in CONVOLUTIONS:
+            node.input(0).replace_source_output(ops.prelu(value, ops.constant(np.float32(1))).output(0))
+
+
+def _adds(reader: Any) -> bool:
+    node = reader.get_node()
+    return node.get_type_name() == "Add" and not any(_is_constant(value) for value in node.input_values())
+
+
+def _is_constant(value: Any) -> bool:
+    return bool(value.get_node().get_type_name() == "Constant")
+
+
+def _maker(value: Any) -> Any:
+    """What computes a value, seen through biases and clamps."""
+    node = value.get_node()
+    while node.get_type_name() in ("Clamp", "Relu") or (
+        node.get_type_name() == "Add" and _is_constant(node.input_value(1))
+    ):
+        node = node.input_value(0).get_node()
+    return node
 
 
 def separate_biases(graph: ir.Graph) -> None:

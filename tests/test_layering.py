@@ -49,9 +49,10 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "deploy": "checkpoint converted data devices errors evaluation graph logits plain quant reading report result "
     "settings storage text version",
     "page": "checkpoint converted data devices errors graph precision synthesis report result storage units",
+    "rehearsal": "config deploy errors forward ranks targets",
     "pipeline": "checkpoint checks composite config converted data devices errors float32 forward graph precision "
-    "progress quant ranks reconstruct report result",
-    "legality": "checks config data devices errors float32 forward graph targets",
+    "progress quant ranks reconstruct rehearsal report result",
+    "legality": "checks config data devices errors float32 forward graph pipeline rehearsal targets",
     "cli": "brecq checkpoint checks config data deploy errors forward graph legality metrics page pipeline precision "
     "progress quant ranks reconstruct report result settings sources storage synthesis targets tasks text units "
     "version",

@@ -1,4 +1,4 @@
-"""`check`: what a target makes of a network, before any work: legal widths, what stays float, and what that costs."""
+"""`check`: what a target makes of a network, before any work: legal widths, what stays float, what is refused."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from brecq.graph.integer import CLAMPS, operands, operator_of
 from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import fake_quantize_node, grid_of, prepare
 from brecq.graph.targeted import layer_kind
+from brecq.pipeline import quantize
+from brecq.rehearsal import refusal
 from brecq.targets import Target, load
 
 
@@ -59,11 +61,17 @@ class FloatOperator:
 
 @dataclass(frozen=True)
 class Legality:
-    """What a target makes of a network. `weight_bytes`: of all weights in the file, their scales aside."""
+    """What a target makes of a network. `weight_bytes`: of all weights in the file, their scales aside.
+
+    Attributes:
+        refused: why its format will not take the network, in a line; empty if it does. It was exported once, rounded
+            to nearest, where the format's packages are installed.
+    """
 
     target: str
     layers: list[LayerLegality]
     floats: list[FloatOperator]
+    refused: str = ""
 
     @property
     def weight_bytes(self) -> int:
@@ -92,6 +100,7 @@ def check(model: nn.Module, example_inputs: Inputs, config: QuantConfig) -> Lega
     check_weights(model)
     target, inputs = load(config.target), Signature(model).order(example_inputs)
     model, _ = in_float32(model)
+    refused = refusal(quantize, model, inputs, config)
     quantizer = BrecqQuantizer(config)
     prepared = prepare(capture(model, example_batch(inputs)), quantizer)
     placement = quantizer.placement
@@ -115,7 +124,7 @@ def check(model: nn.Module, example_inputs: Inputs, config: QuantConfig) -> Lega
                 ops.macs(node),
             )
         )
-    return Legality(target.name, layers, _floats(prepared, target))
+    return Legality(target.name, layers, _floats(prepared, target), refused)
 
 
 def _weight(layer: Node) -> torch.Tensor:

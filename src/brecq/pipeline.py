@@ -28,7 +28,7 @@ from brecq.data.dataset import Dataset
 from brecq.data.dataset import check as check_data
 from brecq.data.signature import Signature
 from brecq.devices import device_of, move, on_device
-from brecq.errors import CheckpointError, ConfigError, DataError, PartitionError
+from brecq.errors import CheckpointError, ConfigError, DataError, ExportError, PartitionError
 from brecq.float32 import in_float32
 from brecq.forward import Inputs, tensors, unwrap
 from brecq.graph import check, evidence, ops, parts
@@ -56,6 +56,7 @@ from brecq.reconstruct import alone, passes
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.need import left_for_caches
 from brecq.reconstruct.run import Run
+from brecq.rehearsal import refusal
 from brecq.report import Report, ScopeEntry, TensorLoss
 from brecq.result import QuantResult
 
@@ -126,6 +127,8 @@ def quantize(
     share = ranks.current().share(len(subject.data))
     request = _with_outliers_raised(subject, request, device, progress)
     config = request.config
+    if not resume:
+        _rehearse(subject, config, progress)
     plan = _plan(subject, request, device, progress)
     room = left_for_caches(plan.network, config, subject.copied)
     state = _run_state([plan], subject.data, config, run_dir, resume)
@@ -205,6 +208,16 @@ def _subject(
         return _Subject(unwrap(model), data.arguments(), data, None, notes, size)
     target = Submodule(model, submodule, data.arguments())
     return _Subject(target.module, target.inputs, data, target, notes, size)
+
+
+def _rehearse(subject: _Subject, config: QuantConfig, progress: Progress) -> None:
+    """Refuse what a target's format will not take before anything is learned for it."""
+    if config.target is None or config.method != "reconstruct":
+        return
+    progress.stage(f"rehearsing the export for {config.target}")
+    refused = ranks.current().first(lambda: refusal(quantize, subject.model, subject.arguments, config))
+    if refused:
+        raise ExportError(refused)
 
 
 def _plan(subject: _Subject, request: _Request, device: torch.device, progress: Progress) -> _Plan:

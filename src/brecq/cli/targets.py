@@ -70,7 +70,8 @@ def check(
     examples: o.Examples,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, always in full.")] = False,
 ) -> None:
-    """Say which layers of MODEL are legal at which widths on --target NAME, and what stays float; changes nothing.
+    """Say which layers of MODEL are legal at which widths on --target NAME, what stays float, and whether the export will
+    refuse it (exit status 1); changes nothing.
 
     brecq check timm:mobilenetv2_100 --target tensorrt -w 8
     """
@@ -89,10 +90,16 @@ def check(
     if as_json:
         sums = {"weight_bytes": found.weight_bytes, "float_macs": found.float_macs}
         typer.echo(json.dumps({**dataclasses.asdict(found), **sums}, indent=2))
-        return
+    else:
+        show(load(config.target), f"{source.name}, {describe_inputs(inputs)}", found)
+    if found.refused:
+        raise typer.Exit(1)
+
+
+def show(target: Target, model: str, found: Legality) -> None:
+    """What a target makes of a model, for people."""
     console = make_console()
-    target = load(config.target)
-    tell(console, "model", f"{source.name}, {describe_inputs(inputs)}")
+    tell(console, "model", model)
     tell(console, "target", f"{target.title} {target.version}, format {target.format}")
     console.print(layer_table(found))
     if found.floats:
@@ -103,6 +110,8 @@ def check(
     tell(
         console, "in all", f"{megabytes(found.weight_bytes)} MB of weights, {found.float_macs:.1f} % of MACs in float"
     )
+    if found.refused:
+        tell(console, "refused", found.refused)
 
 
 def overview(chosen: list[Target]) -> Table:

@@ -58,6 +58,23 @@ def test_compiling_on_x86_makes_int8_kernels(
     assert (kernels.integer, kernels.floating) == (integer, 0)
 
 
+@pytest.mark.slow
+def test_kernels_are_those_of_the_last_compilation(tmp_path: Path) -> None:
+    """At batch 1 Inductor computes a linear layer of 8 inputs in float, at others on int8 kernels."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+    result = brecq.quantize(model, torch.randn(8, 3, 8, 8), brecq.QuantConfig(4, 8, method="rtn"))
+    session = pt2_runtime.load(brecq.export(result, tmp_path / "m.pt2").path)
+    for batch, integer in ((1, 1), (4, 2)):
+        session(torch.randn(batch, 3, 8, 8).numpy())
+        kernels = session.kernels()
+        assert kernels is not None
+        assert (kernels.integer, kernels.floating) == (integer, 2 - integer)
+
+
 def test_asymmetric_8_bit_weights_are_not_lowered(quantized, networks: ModuleType, tmp_path: Path) -> None:
     result = quantized("ResNet", 8, 8, weight_scheme="asymmetric")
     path = brecq.export(result, tmp_path / "m.pt2", "pt2").path

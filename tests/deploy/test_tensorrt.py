@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 import brecq
-from brecq import QuantResult
+from brecq import QuantConfig, QuantResult
 from brecq.errors import ConfigError, ExportError
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -50,6 +52,33 @@ def test_a_file_keeps_the_rules_and_computes_what_was_measured(
     assert found.runtime == "ONNX Runtime (in place of TensorRT)"
     assert sum(tensor.differing for tensor in found.tensors) <= 2  # float additions
     assert found.quantized.mean < 0.2
+
+
+class Shuffles(nn.Module):
+    """Two units of a ShuffleNet: each passes half of its shuffled channels on and joins them with the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.units = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        for unit in self.units:
+            left, right = x.chunk(2, 1)
+            joined = torch.cat([left, unit(right).relu()], 1)
+            x = joined.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
+        return self.out(x)
+
+
+def test_shuffled_channels_are_quantized_where_layers_read_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    result = brecq.quantize(
+        Shuffles().eval(), torch.randn(8, 3, 8, 8), QuantConfig(8, 8, method="rtn", target="tensorrt")
+    )
+    brecq.export(result, tmp_path / "m.onnx", "tensorrt")  # the linter finds nothing
+    found = brecq.verify(result, tmp_path / "m.onnx", torch.randn(4, 3, 8, 8), format="tensorrt", bisect=True)
+    assert found.as_expected, found.failures
 
 
 def test_only_standard_operators_int8_and_float(files: Callable[..., Any]) -> None:

@@ -70,8 +70,9 @@ def check(
     examples: o.Examples,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, always in full.")] = False,
 ) -> None:
-    """Say which layers of MODEL are legal at which widths on --target NAME, what stays float, and whether the export will
-    refuse it (exit status 1); changes nothing.
+    """Say which layers of MODEL are legal at which widths on --target NAME, and what stays float; changes nothing.
+
+    The exit status is 1 if the export would refuse MODEL.
 
     brecq check timm:mobilenetv2_100 --target tensorrt -w 8
     """

@@ -73,12 +73,17 @@ class Session:
 
         before = _prepacked(counters)
         found = self._run(*map(torch.from_numpy, inputs))
-        if self._integer is None:
-            self._integer = _prepacked(counters) - before
+        compiled = _prepacked(counters) - before
+        if compiled or self._integer is None:
+            self._integer = compiled
         return [leaf.numpy() for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
 
     def kernels(self) -> Kernels | None:
-        """Layers that became int8 kernels; `None` before the first call, which compiles."""
+        """Layers that became int8 kernels when a call last compiled; `None` before the first call.
+
+        Each of the first batch sizes is compiled by itself: at batch 1, Inductor turns linear layers of at most 16
+        inputs and outputs into float products and sums, which no int8 kernel takes.
+        """
         if self._integer is None:
             return None
         return Kernels(self._integer, self._layers - self._integer, {})

@@ -185,7 +185,7 @@ def move_codes(graph: ir.Graph) -> None:
         count = len(node.inputs) if node.op_type == "Concat" else 1
         sources = [producer(value, "Dequantize", DOMAIN) for value in node.inputs[:count]]
         grid = common_grid(sources)
-        if grid is None or not _keeps_elements(node):
+        if grid is None or not keeps_elements(node):
             continue
         codes = [source.inputs[0] for source in sources if source is not None]
         dtype = codes[0].dtype if codes[0] is not None else None
@@ -222,7 +222,8 @@ def common_grid(sources: list[ir.Node | None]) -> dict[str, Any] | None:
     return {**first, "low": min(g["low"] for g in grids if g), "high": max(g["high"] for g in grids if g)}
 
 
-def _keeps_elements(node: ir.Node) -> bool:
+def keeps_elements(node: ir.Node) -> bool:
+    """False for a movement that computes new numbers: interpolation, padding with other than 0."""
     if node.op_type == "Resize":
         mode = node.attributes.get("mode")
         return mode is None or mode.as_string() == "nearest"

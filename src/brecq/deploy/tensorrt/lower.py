@@ -15,6 +15,7 @@ from brecq.deploy.onnx.build import Builder, brecq_nodes, integer, producer, val
 from brecq.deploy.onnx.lower import codes_of, is_wide, lower_dequantize, lower_quantize
 from brecq.deploy.onnx.names import unique_names
 from brecq.deploy.onnx.neutral import DOMAIN
+from brecq.deploy.tensorrt.lint import PASSING
 
 INT4_OPSET = 21
 BLOCKS = (128, 64, 32, 16)
@@ -52,7 +53,7 @@ def _quantize_concatenations(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type != "Concat" or node.domain:
             continue
-        grid = tidy.common_grid([producer(value, "Dequantize", DOMAIN) for value in node.inputs])
+        grid = tidy.common_grid([_dequantizer(value) for value in node.inputs])
         out = node.outputs[0]
         if grid is None:
             continue
@@ -65,6 +66,15 @@ def _quantize_concatenations(graph: ir.Graph) -> None:
         for reader, index in readers:
             reader.replace_input_with(index, value)
     graph.sort()
+
+
+def _dequantizer(value: ir.Value | None) -> ir.Node | None:
+    """What dequantizes a value, seen through operators that pairs are moved across (a shuffle of channels)."""
+    node = None if value is None else value.producer()
+    while node is not None and not node.domain and node.op_type in PASSING and tidy.keeps_elements(node):
+        source = node.inputs[0]
+        node = None if source is None else source.producer()
+    return producer(node.outputs[0], "Dequantize", DOMAIN) if node is not None else None
 
 
 def _lower_constant(build: Builder, node: ir.Node) -> bool:

@@ -1,12 +1,11 @@
 """Microcontrollers: C that computes, compiled with gcc, what the simulator in fixed point computes, code for code.
 
 The environment variable CMSIS_NN names a checkout of CMSIS-NN to compile with. Without it the C is compiled with
-`cmsis_nn/reference.c`, which computes what the documentation of CMSIS-NN says.
+`reference/reference.c` of the package, which computes what the documentation of CMSIS-NN says.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -25,14 +24,13 @@ from torch import Tensor
 import brecq
 from brecq import QuantResult
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
+from brecq.deploy.cmsis import runtime
 from brecq.deploy.cmsis.arena import ALIGNMENT, Alive, place, size
 from brecq.deploy.simulate import simulate
 from brecq.deploy.simulate.arithmetic import multiplier, rescale
 from brecq.errors import ConfigError, ExportError
 
 Quantized = Callable[..., QuantResult]
-
-REFERENCE = Path(__file__).parent / "cmsis_nn"
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to compile exported C")
 
@@ -41,13 +39,7 @@ needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Headers and a library of CMSIS-NN, or of the reference."""
     folder = tmp_path_factory.mktemp("kernels")
-    checkout = os.environ.get("CMSIS_NN")
-    if checkout is None:
-        headers, sources = REFERENCE, [REFERENCE / "reference.c"]
-    else:
-        headers = Path(checkout) / "Include"
-        skipped = re.compile(r"_f16|_f32|lstm|svdf")
-        sources = [file for file in Path(checkout).glob("Source/*/*.c") if not skipped.search(file.name)]
+    headers, sources, _ = runtime.kernels()
     compiled = ["gcc", "-O1", "-w", "-c", f"-I{headers}", *map(str, sources)]
     subprocess.run(compiled, cwd=folder, check=True)
     objects = [str(file) for file in folder.glob("*.o")]
@@ -102,6 +94,23 @@ def test_compiled_networks_compute_the_codes_of_the_simulator(
     expected = torch.utils._pytree.tree_leaves(simulate(result, "FixedPoint")(*inputs))
     ours = np.concatenate([_memory(value[i : i + 1]).reshape(-1) for i in range(3) for value in expected])
     np.testing.assert_array_equal(run(tmp_path / "c", kernels, inputs), ours)
+
+
+@needs_gcc
+def test_verify_compiles_and_compares(networks: ModuleType, quantized: Quantized, tmp_path: Path) -> None:
+    """FPN has several outputs. Another result's C is found."""
+    result = quantized("FPN", 7, 6, activation_scheme="symmetric")
+    brecq.export(result, tmp_path / "c", "cmsis-nn")
+    inputs = networks.inputs(networks.build(networks.FPN), 3, seed=5)
+    found = brecq.verify(result, tmp_path / "c", [inputs], format="cmsis-nn")
+    assert found.exact
+    assert found.as_expected, found.failures
+    assert found.runtime.startswith("C compiled here, with ")
+    brecq.export(quantized("FPN", 4, 6), tmp_path / "c", "cmsis-nn")
+    other = brecq.verify(result, tmp_path / "c", [inputs], format="cmsis-nn")
+    assert "another result" in other.failures[0]
+    with pytest.raises(ConfigError, match="says nothing of the time"):
+        brecq.benchmark(result, tmp_path / "c", format="cmsis-nn")
 
 
 def test_the_report_tells_ram_and_flash(quantized: Quantized, tmp_path: Path) -> None:

@@ -73,6 +73,9 @@ def test_the_folder_holds_a_page_and_two_networks(quantized: Quantized, tmp_path
     package = json.loads((tmp_path / "web" / "package.json").read_text())
     assert "onnxruntime-web" in package["dependencies"]
     brecq.export(result, tmp_path / "web", "web")  # its own files are replaced
+    found = brecq.verify(result, tmp_path / "web", result.example_inputs[0], format="web")
+    assert found.as_expected, found.failures
+    assert "in place of a browser" in found.runtime
 
 
 def test_what_the_page_cannot_show_is_refused_in_a_line(quantized: Quantized, tmp_path: Path) -> None:

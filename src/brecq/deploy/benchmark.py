@@ -18,6 +18,7 @@ from brecq.deploy.formats import needs
 from brecq.deploy.options import BenchmarkConfig
 from brecq.deploy.runtime import Kernels, Runner, open_file
 from brecq.deploy.sizes import ideal_bytes
+from brecq.errors import ConfigError
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -92,10 +93,13 @@ def benchmark(
         batches: batch sizes. runs: calls of each, fewer if they take longer than `seconds` a batch size.
 
     Raises:
-        ConfigError: a batch size, a number of runs or threads below 1. ExportError: as `open_file`.
+        ConfigError: a batch size, a number of runs or threads below 1; a format that is only checked here, not timed.
+        ExportError: as `open_file`.
     """
     BenchmarkConfig(tuple(batches), runs, threads, seconds)  # validates
     runner, kind = open_file(path, format, threads)
+    if not getattr(runner, "timed", True):
+        raise ConfigError(f"{runner.name} says nothing of the time that {kind.name} files take where they are for")
     with tempfile.TemporaryDirectory() as folder:
         reference = Path(folder) / "float.onnx"
         with needs("onnx", "the float network to compare with"):

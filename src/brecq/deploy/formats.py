@@ -27,7 +27,8 @@ class Format:
         runner: the module that loads such a file into its runtime, `load(path, threads) -> runtime.Runner`; empty
             without one. exact: True if the runtime computes what the integer simulator computes, code for code.
         differs: otherwise, why it may not. files: suffixes of files that lie beside the one that is named.
-        arithmetic: how it computes, by its name in `brecq.deploy.simulate.arithmetic`.
+        arithmetic: how it computes, by its name in `brecq.deploy.simulate.arithmetic`; empty if it says what the
+            quantized program computes, in float.
     """
 
     name: str
@@ -92,10 +93,17 @@ FORMATS = {
         Format(
             "cmsis-nn", "brecq.deploy.cmsis.write", "", "",
             "Arm Cortex-M: C that calls CMSIS-NN, 4- and 8-bit weights",
-            arithmetic="FixedPoint",
+            runner="brecq.deploy.cmsis.runtime", exact=True, arithmetic="FixedPoint",
         ),
-        Format("web", "brecq.deploy.web.write", "", "onnx", "browsers: ONNX files and a page, float and quantized"),
-        Format("qonnx", "brecq.deploy.qonnx", ".onnx", "onnx", "QONNX for FINN and hls4ml: any bit-width"),
+        Format(
+            "web", "brecq.deploy.web.write", "", "onnx", "browsers: ONNX files and a page, float and quantized",
+            runner="brecq.deploy.web.runtime", exact=True,
+        ),
+        Format(
+            "qonnx", "brecq.deploy.qonnx", ".onnx", "onnx", "QONNX for FINN and hls4ml: any bit-width",
+            runner="brecq.deploy.qonnx_runtime", arithmetic="",
+            differs="it says what was measured, in float, and not what hardware will compute",
+        ),
         Format(
             "pt2", "brecq.deploy.pt2", ".pt2", "", "torch.export program: packed weights, int8 with torch.compile",
             runner="brecq.deploy.pt2_runtime",

@@ -59,6 +59,7 @@ def write(result: QuantResult, path: Path, *, preset: Preset = "any", batch: int
         _check_finn(model.graph)
     _lower(model)
     model.producer_name, model.producer_version, model.graph.name = "brecq", __version__, "brecq"
+    model.metadata_props["brecq.digest"] = result.digest()
     proto = ir.to_proto(model)
     try:
         onnx.checker.check_model(proto)

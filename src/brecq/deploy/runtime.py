@@ -18,6 +18,7 @@ class Runner(Protocol):
     """A file loaded into its runtime. Call it with the network's inputs in order; it returns its outputs in order.
 
     `digest` is that of the result that the file was exported from (`QuantResult.digest`), `None` where it names none.
+    An attribute `timed`, false, is of runners that stand for another machine, whose time says nothing.
     """
 
     name: str

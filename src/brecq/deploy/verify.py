@@ -15,11 +15,11 @@ from brecq.converted.plan import float_operators
 from brecq.data.collect import stream
 from brecq.data.dataset import Dataset
 from brecq.deploy.compare import CodesCompared, CodesTally, Comparison, Tally
-from brecq.deploy.complete import Completed
+from brecq.deploy.complete import Completed, as_converted
 from brecq.deploy.formats import Format
 from brecq.deploy.options import Tolerance
 from brecq.deploy.runtime import Kernels, Runner, open_file
-from brecq.deploy.simulate import IntegerModel, simulate
+from brecq.deploy.simulate import simulate
 from brecq.devices import on_cpu
 from brecq.errors import ConfigError, DataError, ExportError
 from brecq.logits import named_outputs
@@ -99,7 +99,7 @@ def verify(
     runner, kind = open_file(path, format)
     if bisect and not hasattr(runner, "trace"):
         raise ConfigError(f"{runner.name} shows no tensors inside a {kind.name} file; leave out bisect")
-    simulator = simulate(result, kind.arithmetic)
+    simulator = simulate(result, kind.arithmetic) if kind.arithmetic else _Measured(result)
     floats = float_operators(simulator.completed.graph)
     exact, tolerance = kind.exact and not floats, tolerance or Tolerance()
     run = _Run(runner, simulator, result, always=bisect or not exact)
@@ -162,10 +162,21 @@ def _differences(found: Verification, followed: Comparison | None) -> list[str]:
     return failures
 
 
+class _Measured:
+    """The program that was measured, in place of a simulator for files that say the same."""
+
+    def __init__(self, result: QuantResult) -> None:
+        self.completed = as_converted(result)
+        self.graph = self.completed.graph
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        return self.graph(*inputs)
+
+
 class _Run:
     """The three networks side by side; `always`: look at codes also where outputs are equal."""
 
-    def __init__(self, runner: Runner, simulator: IntegerModel, result: QuantResult, always: bool) -> None:
+    def __init__(self, runner: Runner, simulator: Any, result: QuantResult, always: bool) -> None:
         self.runner, self.simulator, self.converted, self.always = runner, simulator, on_cpu(result.converted), always
         self.class_axis = result.config.class_axis
         self.codes = CodesTally()
@@ -211,6 +222,8 @@ def _outputs(value: Any) -> list[Tensor]:
 
 def _notes(kind: Format, completed: Completed, floats: set[str]) -> tuple[str, ...]:
     found = []
+    if not kind.arithmetic:
+        return (f"compared with the quantized program in PyTorch, not a simulator of integers: {kind.differs}",)
     if not kind.exact:
         found.append(f"the simulator computes as ONNX Runtime does: {kind.differs}")
     if floats:

@@ -107,9 +107,10 @@ def measure(job: dict[str, Any]) -> dict[str, Any] | None:
         recipe=recipe.replace(**changes), method="rtn" if job["recipe"] == "rtn" else "reconstruct",
         memory_budget=job.get("budget"),
     )  # fmt: skip
+    quantize = brecq.quantize  # what it imports is not measured
     held, stages = _memory("VmRSS:"), Stages()
     wall, began = time.perf_counter(), time.process_time()
-    result = brecq.quantize(model.eval(), x, config, progress=stages, device="cpu", run_dir=job.get("folder"))
+    result = quantize(model.eval(), x, config, progress=stages, device="cpu", run_dir=job.get("folder"))
     seconds, ended = time.perf_counter() - wall, time.process_time()
     found = {
         **job, "nodes": len(result.converted.graph.nodes), "parameters": sum(p.numel() for p in model.parameters()),
@@ -201,22 +202,23 @@ def main() -> None:
             print(json.dumps(found))
         return
     file = RESULTS / "scaling.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
     print(f"{environment()}\n")
     for name in options.series:
         jobs = SERIES.get(name) or [
             {"network": options.network, "samples": 16, "recipe": "instant", "folder": options.folder,
              "budget": parse_bytes("--budget", options.budget)}
         ]  # fmt: skip
-        known[name] = [run(job) for job in jobs]
-        print(f"### {name}\n\n{table(name, known[name])}\n", flush=True)
+        rows = [run(job) for job in jobs]
+        print(f"### {name}\n\n{table(name, rows)}\n", flush=True)
         if name == "ranks":
-            one, two = known[name]
+            one, two = rows
             print(f"Two processes: {one['wall'] / two['wall']:.2f} times as fast as one, by the wall clock.\n")
         if name == "vit":
-            print(f"Peak resident memory of the whole process: {known[name][0]['resident'] / 1e9:.2f} GB.\n")
+            print(f"Peak resident memory of the whole process: {rows[0]['resident'] / 1e9:.2f} GB.\n")
+        known = json.loads(file.read_text()) if file.exists() else {}  # others may measure other series meanwhile
+        known[name] = rows
         file.write_text(json.dumps(known, indent=1) + "\n")
-    draw(known)
+    draw(json.loads(file.read_text()))
 
 
 if __name__ == "__main__":

@@ -49,13 +49,15 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "deploy": "checkpoint converted data devices errors evaluation graph logits plain quant reading report result "
     "settings storage text version",
     "page": "checkpoint converted data devices errors graph precision synthesis report result storage units",
+    "steps": "checkpoint checks composite config converted data devices errors float32 forward graph precision progress "
+    "quant ranks reconstruct report result",
     "rehearsal": "config deploy errors forward ranks targets",
-    "pipeline": "checkpoint checks composite config converted data devices errors float32 forward graph precision "
-    "progress quant ranks reconstruct rehearsal report result",
+    "pipeline": "checkpoint checks config data errors forward graph precision progress ranks reconstruct rehearsal "
+    "result steps",
     "legality": "checks config data devices errors float32 forward graph pipeline rehearsal targets",
     "cli": "brecq checkpoint checks config data deploy errors forward graph legality metrics page pipeline precision "
-    "progress quant ranks reconstruct report result settings sources storage synthesis targets tasks text units "
-    "version",
+    "progress quant ranks reconstruct report result settings sources steps storage synthesis targets tasks text "
+    "units version",
     "__main__": "cli",
 }
 

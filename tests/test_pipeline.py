@@ -78,7 +78,7 @@ def test_the_converted_network_is_the_one_that_was_measured(
             expected["output"] = graph(*inputs)
         return original(graph)
 
-    monkeypatch.setattr("brecq.pipeline.convert", keep)
+    monkeypatch.setattr("brecq.steps.carry_out.convert", keep)
     result = brecq.quantize(model, inputs[0], config(weights=3))
     found = tree_leaves(run(result.model, inputs[0]))
     assert all(torch.equal(a, b) for a, b in zip(found, tree_leaves(expected["output"]), strict=True))
@@ -93,7 +93,7 @@ def test_another_quantizer_of_pt2e(model: nn.Module, x: Tensor, monkeypatch: pyt
         expected["output"] = run(graph, x)
         return original(graph)
 
-    monkeypatch.setattr("brecq.pipeline.convert", keep)
+    monkeypatch.setattr("brecq.steps.carry_out.convert", keep)
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
     result = brecq.quantize(model, x, config(), quantizer=quantizer)
     assert torch.equal(run(result.model, x), expected["output"])

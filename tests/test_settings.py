@@ -156,7 +156,7 @@ def run() -> Callable[..., dict[str, Any]]:
         data = Dataset((x,), None if dense else labels)
         recipe = preset.replace(**{**QUICK, "activation_steps": 0 if preset.joint else 4, **changes})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("brecq.pipeline.capture", lambda *_, **__: copy.deepcopy(captured[dense, uneven]))
+            patch.setattr("brecq.steps.plan.capture", lambda *_, **__: copy.deepcopy(captured[dense, uneven]))
             return facts(brecq.quantize(models[dense, uneven], data, QuantConfig(**own, recipe=recipe)))
 
     known: dict[str, dict[str, Any]] = {}

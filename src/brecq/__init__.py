@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
     from brecq.evaluation import Evaluation, evaluate
     from brecq.legality import Legality, check
-    from brecq.pipeline import Inspection, inspect, quantize
+    from brecq.pipeline import quantize
     from brecq.precision.allocation import BitAllocation
     from brecq.precision.hardware import HardwareModel
     from brecq.precision.hardware.accelerator import Accelerator
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from brecq.precision.table import SensitivityTable
     from brecq.report import Report
     from brecq.result import QuantResult
+    from brecq.steps.inspection import Inspection, inspect
     from brecq.synthesis.config import DistillConfig
     from brecq.synthesis.distill import distill
 
@@ -60,8 +61,8 @@ _HOMES = {
     "BudgetError": "errors",
     "HardwareError": "errors",
     "quantize": "pipeline",
-    "inspect": "pipeline",
-    "Inspection": "pipeline",
+    "inspect": "steps.inspection",
+    "Inspection": "steps.inspection",
     "load": "composite",
     "CompositeResult": "composite",
     "check": "legality",

@@ -65,8 +65,12 @@ def fingerprint(
         "data": data_digest,
         "blocks": json.dumps(list(blocks)),
     }
-    digests = [f"{name}:{hashlib.sha256(text.encode()).hexdigest()[:16]}" for name, text in parts.items()]
+    digests = [f"{name}:{_digest(text)}" for name, text in parts.items()]
     return " ".join([*digests, *(f"{package}:{version}" for package, version in versions().items())])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def agree(fingerprint: str) -> None:
@@ -120,10 +124,14 @@ class RunState:
         self.first_pass = 0
         ranks.current().first(lambda: self._check(self._read_run()) if resume else self._start())
 
-    def section(self, first_pass: int) -> RunState:
-        """The same run, whose passes count from `first_pass`: one of several networks that are quantized in it."""
+    def section(self, first_pass: int | None = None, **settings: Any) -> RunState:
+        """The same run, whose passes count from `first_pass`: one of several networks that are quantized in it. What
+        was saved with other `settings`, plain JSON values that matter to these passes alone, is not of it."""
         section = copy.copy(self)
-        section.first_pass = first_pass
+        if first_pass is not None:
+            section.first_pass = first_pass
+        if settings:
+            section.fingerprint += f" settings:{_digest(json.dumps(settings, sort_keys=True))}"
         return section
 
     def save_block(

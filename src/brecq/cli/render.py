@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from brecq.deploy.against import Distance
     from brecq.deploy.compare import CodesCompared
     from brecq.deploy.runtime import Kernels
-    from brecq.pipeline import BlockSummary
     from brecq.report import ScopeEntry, TensorLoss
+    from brecq.steps.inspection import BlockSummary
     from brecq.synthesis.match import LayerMatch
 
 

@@ -109,10 +109,11 @@ def extract(prepared: GraphModule, specs: Sequence[BlockSpec]) -> Network:
     owner = _owners(flow, nodes, specs)
     layers = {node: layer for node, layer in zip(flow.ops, flow.layers, strict=True) if layer}
     output = next(node for node in nodes if node.op == "output")
-    blocks = [
-        _extract(flow, prepared, spec, [n for n in nodes if owner.get(n) == i], owner, i, layers)
-        for i, spec in enumerate(specs)
-    ]
+    members: list[list[Node]] = [[] for _ in specs]
+    for node in nodes:
+        if node in owner:
+            members[owner[node]].append(node)
+    blocks = [_extract(flow, prepared, spec, members[i], owner, i, layers) for i, spec in enumerate(specs)]
     inputs = tuple(node.name for node in nodes if node.op == "placeholder")
     learned = {name for block in blocks for name in block.outputs} | set(inputs)
     result = pytree.tree_map(

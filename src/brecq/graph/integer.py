@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from torch.fx import Node
@@ -72,9 +73,22 @@ def is_join(node: Node, target: Any) -> bool:
 
 
 def _is_constant(node: Node) -> bool:
-    if node.op == "get_attr":
-        return True
-    return node.op == "call_function" and bool(node.all_input_nodes) and all(map(_is_constant, node.all_input_nodes))
+    """True for what depends on no activation.
+
+    The nearest come first: whatever a layer computes is an activation, since capture folds what layers make of
+    constants, so that there is no need to look back through the whole network.
+    """
+    queue, seen = deque([node]), {node}
+    while queue:
+        node = queue.popleft()
+        if node.op == "get_attr":
+            continue
+        if node.op != "call_function" or ops.kind(node) or not node.all_input_nodes:
+            return False
+        new = [source for source in node.all_input_nodes if source not in seen]
+        seen.update(new)
+        queue += new
+    return True
 
 
 def _is_spatial(mean: Node) -> bool:

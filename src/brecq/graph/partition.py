@@ -329,12 +329,12 @@ class _Tree:
 
     def _only_calls(self, path: str) -> bool:
         """True if a module joins nothing itself and all its layers are in two or more modules: heads side by side."""
-        inside = range(*self.spans[path])
-        joins = any(self.flow.paths[i] == path and len(self.flow.inputs[i]) > 1 for i in inside)
-        children = self._composite_children(path)
+        inside, children = range(*self.spans[path]), self._composite_children(path)
+        if len(children) < 2 or any(self.flow.paths[i] == path and len(self.flow.inputs[i]) > 1 for i in inside):
+            return False
         held = sum(layer.startswith(f"{path}.") for layer in self.flow.layers)
         within = sum(any(layer.startswith(f"{child}.") for child in children) for layer in self.flow.layers)
-        return not joins and len(children) > 1 and held == within
+        return held == within
 
     def _composite_children(self, path: str) -> list[str]:
         return [child for child in self.children[path] if self._weighted(child) >= 2]

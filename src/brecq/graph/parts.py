@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from brecq.errors import ConfigError, DataError
 from brecq.forward import call, evaluating, tensors
+from brecq.graph.placement import End
 
 REGIONS = 16
 """Rows that are kept for each sample of the network where a submodule receives more (regions, windows)."""
@@ -84,6 +85,12 @@ class Part:
     rows: tuple[int, ...]
     first: bool
     last: bool
+
+    @property
+    def ends(self) -> frozenset[End]:
+        """Of the network, those that it holds."""
+        found: list[End] = ["first"] * self.first + ["last"] * self.last  # type: ignore[assignment]
+        return frozenset(found)
 
 
 class Flat(nn.Module):

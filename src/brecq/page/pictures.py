@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from brecq.data.dataset import Dataset
 from brecq.data.preprocessing import Preprocessing
 from brecq.devices import on_device
+from brecq.forward import even_slices
 from brecq.page.record import Changed
 
 SIDE = 112
@@ -41,8 +42,8 @@ def changed_decisions(
         return [], 0
     found: list[Changed] = []
     compared = min(len(data), COMPARED)
-    for start in range(0, compared, _BATCH):
-        batch = data.inputs[0][start : min(start + _BATCH, compared)].to(device)
+    for rows in even_slices(compared, _BATCH):
+        batch = data.inputs[0][rows].to(device)
         with on_device(device, floating, quantized):
             outputs = floating(batch), quantized(batch)
         if not all(isinstance(output, Tensor) and output.ndim == 2 for output in outputs):
@@ -53,7 +54,7 @@ def changed_decisions(
             continue
         pictures = thumbnails(batch[different].cpu(), preprocessing)
         for i, picture in zip(different, pictures, strict=False):
-            label = None if data.labels is None else int(data.labels[start + i])
+            label = None if data.labels is None else int(data.labels[rows.start + i])
             found.append(Changed(picture, label, before[i], after[i]))
     return found[:SHOWN], compared
 

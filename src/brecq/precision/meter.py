@@ -12,7 +12,7 @@ from brecq import ranks
 from brecq.checkpoint.packing import pack
 from brecq.checkpoint.tensors import PackedWeight, stored_bytes
 from brecq.config import QuantConfig
-from brecq.forward import BATCH
+from brecq.forward import even_slices
 from brecq.graph.blocks import Block
 from brecq.graph.fold import get_tensor
 from brecq.graph.placement import is_symmetric
@@ -110,8 +110,7 @@ class BlockMeter:
         samples, outputs = self.streams.samples, self.block.targets
         whole = diagonal = error = power = 0.0
         with self.quantized(bits):
-            for start in range(0, len(self.streams.share), BATCH):
-                part = slice(start, start + BATCH)
+            for part in even_slices(len(self.streams.share)):
                 found = self.block.module(*self.streams.read("quantized", self.block.inputs, part))
                 targets = self.streams.read("float", outputs, part)
                 compared = self.block.compared(found)

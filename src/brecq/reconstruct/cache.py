@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from brecq.errors import CheckpointError
+from brecq.forward import even_slices
 from brecq.quant.grid import Grid
 from brecq.reconstruct.stored import AsIs, Codes, Coding, Half
 from brecq.storage.files import TEMPORARY, explain, reserve, unload
@@ -102,6 +103,11 @@ class ActivationCache:
             entry, stored = self._entries[slot], rows
         entry.data[start : start + len(rows)].copy_(stored)
         self._unload(entry)
+
+    def keep(self, slot: Slot, values: Tensor) -> None:
+        """Store all samples of a slot."""
+        for rows in even_slices(len(values)):
+            self.put(slot, rows.start, values[rows], len(values))
 
     def get(self, slot: Slot, index: Tensor | slice) -> Tensor:
         """Samples of a slot on the device, in the layout they had; `index` is a slice or int64 [n] on the CPU."""

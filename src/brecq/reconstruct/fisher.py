@@ -22,7 +22,7 @@ from torch import Tensor
 from brecq import logits, ranks
 from brecq.config import Outputs
 from brecq.errors import DataError
-from brecq.forward import BATCH
+from brecq.forward import BATCH, even_slices
 from brecq.graph.blocks import Network, Values
 from brecq.graph.outputs import structured
 from brecq.quant.fake_quant import Mode, set_mode
@@ -141,8 +141,8 @@ class _Values:
     @torch.no_grad()
     def _measure(self) -> None:
         """Σ r² of each output, mean over samples."""
-        for start in range(0, len(self.share), BATCH):
-            output = self.network.graph(*(value[start : start + BATCH].to(self.device) for value in self.inputs))
+        for rows in even_slices(len(self.share)):
+            output = self.network.graph(*(value[rows].to(self.device) for value in self.inputs))
             for name, value in logits.named_outputs(structured(self.network.graph, output)).items():
                 power = value.double().square().sum().item() / self.share.samples
                 self.powers[name] = self.powers.get(name, 1e-30) + power

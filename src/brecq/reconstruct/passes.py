@@ -11,8 +11,7 @@ from dataclasses import asdict
 
 from torch import nn
 
-from brecq import ranks
-from brecq.checkpoint.resume import BlockState
+from brecq.checkpoint.resume import BlockState, RunState
 from brecq.checkpoint.walk import finished, walk
 from brecq.config import QuantConfig
 from brecq.quant.fake_quant import Mode
@@ -57,7 +56,8 @@ def run(run: Run) -> tuple[list[BlockReport], int]:
         reports += walk(one, number, one.state, run.progress)
         forwards += 0 if one.streams is None else one.streams.forwards
     if tuning:
-        reports.append(_tune(run, len(stages(run.config))))
+        run.progress.start([END_TO_END], tuning)
+        reports += walk(_EndToEnd(run, tuning), len(stages(run.config)), _tuned_so(run), run.progress)
         forwards += 0 if reports[-1].resumed else blocks
     return reports, forwards
 
@@ -86,33 +86,40 @@ def _initialize_shared(run: Run) -> bool:
     return bool(shared)
 
 
-def _tune(run: Run, number: int) -> BlockReport:
-    """The pass after the last: steps and biases of all blocks together."""
-    mine, state = learnables(run.network.graph), run.state
-    steps = run.config.recipe.tuning_steps
-    run.progress.start([END_TO_END], steps)
-    run.progress.block(0, END_TO_END)
-    chosen = {k: v for k, v in asdict(run.config.recipe).items() if k.startswith("tune_")}
-    name = f"{END_TO_END}, {steps} steps, {chosen}"  # a resumed run may tune otherwise
-    if state is not None and state.finished(number) and state.load_block(number, 0).name == name:
-        report = _restore(state.load_block(number, 0), mine, run, resumed=True)
-    else:
-        began = time.perf_counter()
-        outcome = Tuning(run, mine).run(steps, run.progress.step)
-        seconds = time.perf_counter() - began
-        report = BlockReport(END_TO_END, (), steps, outcome.before, outcome.after, seconds, "tuning")
-        saved = ranks.current().first(lambda: BlockState(name, mine.state(), asdict(report)))
-        mine.restore(saved.state)
-        if state is not None:
-            state.save_block(number, 0, *saved)
-    run.progress.block_done(report)
-    return report
+def _tuned_so(run: Run) -> RunState | None:
+    """Where a tuning is saved: one that was made otherwise, as the run that is resumed may have, is not taken over."""
+    chosen = {k: v for k, v in asdict(run.config.recipe).items() if k.startswith("tun")}
+    return None if run.state is None else run.state.section(tuning=chosen)
 
 
 def _restore(saved: BlockState, mine: Learnables, run: Run, resumed: bool) -> BlockReport:
     """Take over what this run, or an earlier one, learned."""
     mine.restore({name: value.to(run.cache.device) for name, value in saved.state.items()})
     return BlockReport.from_dict(saved.report, resumed=resumed)
+
+
+class _EndToEnd:
+    """The pass after the last, whose only unit is the whole network: steps and biases of all blocks together."""
+
+    independent = False
+    names = (END_TO_END,)
+
+    def __init__(self, run: Run, steps: int) -> None:
+        self.run, self.steps = run, steps
+        self.mine = learnables(run.network.graph)
+
+    def enter(self, index: int) -> None:
+        """There is nothing before it."""
+
+    def work(self, index: int) -> BlockState:
+        began = time.perf_counter()
+        outcome = Tuning(self.run, self.mine).run(self.steps, self.run.progress.step)
+        seconds = time.perf_counter() - began
+        report = BlockReport(END_TO_END, (), self.steps, outcome.before, outcome.after, seconds, "tuning")
+        return BlockState(END_TO_END, self.mine.state(), asdict(report))
+
+    def take(self, index: int, saved: BlockState, resumed: bool) -> BlockReport:
+        return _restore(saved, self.mine, self.run, resumed)
 
 
 class _Pass:

@@ -6,13 +6,13 @@ a block; nothing is computed twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from brecq.forward import BATCH
+from brecq.forward import even_slices
 from brecq.graph.blocks import Block, Network, Values
 from brecq.graph.prepare import fake_quantize_node
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, set_mode
@@ -74,8 +74,7 @@ class Streams:
 
     def _keep(self, kind: Kind, values: Sequence[Tensor]) -> None:
         for name, tensor in zip(self.network.inputs, values, strict=True):
-            for start in range(0, len(tensor), BATCH):
-                self.cache.put(Slot(kind, name), start, tensor[start : start + BATCH], len(tensor))
+            self.cache.keep(Slot(kind, name), tensor)
 
     def read(self, stream: Stream, names: Sequence[str], index: Tensor | slice) -> list[Tensor]:
         """Activations of some samples, on the device."""
@@ -86,11 +85,10 @@ class Streams:
         """Run `block` over all samples and keep its outputs."""
         self.set_mode(stream, block)
         grids = _grids(block)
-        for start in range(0, len(self.share), BATCH):
-            part = slice(start, start + BATCH)
-            outputs = with_room(self.cache, self._run, block, stream, part)
+        for rows in even_slices(len(self.share)):
+            outputs = with_room(self.cache, self._run, block, stream, rows)
             for name, value, grid in zip(block.outputs, outputs, grids, strict=True):
-                self.cache.put(Slot(stream, name), start, value, len(self.share), grid)
+                self.cache.put(Slot(stream, name), rows.start, value, len(self.share), grid)
         self.forwards += 1
 
     def _run(self, block: Block, stream: Stream, part: slice) -> tuple[Tensor, ...]:
@@ -124,14 +122,9 @@ def _grids(block: Block) -> list[Grid | None]:
     return [module.grid if module is not None and module.range.bits <= 8 else None for module in found]
 
 
-def run_batches(
-    network: Network, inputs: Sequence[Tensor], device: torch.device, visit: Callable[[int, Values], None]
-) -> None:
-    """Run the whole network block after block, batch by batch; `visit(start, values)` sees every activation."""
-    for start in range(0, len(inputs[0]), BATCH):
-        values: Values = {
-            name: tensor[start : start + BATCH].to(device) for name, tensor in zip(network.inputs, inputs, strict=True)
-        }
+def run_batches(network: Network, inputs: Sequence[Tensor], device: torch.device) -> None:
+    """Run the whole network block after block, batch by batch."""
+    for rows in even_slices(len(inputs[0])):
+        values: Values = {name: tensor[rows].to(device) for name, tensor in zip(network.inputs, inputs, strict=True)}
         for block in network.blocks:
             values.update(block(values))
-        visit(start, values)

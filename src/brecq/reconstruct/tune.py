@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from brecq import ranks
 from brecq.errors import BrecqError
-from brecq.forward import BATCH
+from brecq.forward import BATCH, even_slices
 from brecq.graph.blocks import Network, Values
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.quant.learners import Learner
@@ -89,18 +89,15 @@ class Tuning:
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
         """Keep the inputs and what the float network makes of them in the cache."""
         set_mode(self.network.graph, Mode.FLOAT)
-        samples = len(inputs[0])
-        for start in range(0, samples, BATCH):
-            for slot, value in zip(self.inputs, inputs, strict=True):
-                self.cache.put(slot, start, value[start : start + BATCH], samples)
-            for name, value in self._outputs(slice(start, start + BATCH)).items():
-                self.cache.put(Slot("target", name), start, value, samples)
+        self._keep(inputs)
+        for rows in even_slices(len(inputs[0])):
+            for name, value in self._outputs(rows).items():
+                self.cache.put(Slot("target", name), rows.start, value, len(inputs[0]))
 
     def _keep(self, inputs: tuple[Tensor, ...]) -> None:
-        """What the quantized network receives, in the place of what the float one does."""
+        """What the network receives from now on."""
         for slot, value in zip(self.inputs, inputs, strict=True):
-            for start in range(0, len(value), BATCH):
-                self.cache.put(slot, start, value[start : start + BATCH], len(value))
+            self.cache.keep(slot, value)
 
     def run(self, steps: int, on_step: StepHook) -> Outcome:
         """Learn for `steps` steps, leaving the network in hard mode, with the state that has the lowest loss on the

@@ -36,6 +36,6 @@ def shared_ranges(
     """Set the grids of `shared` for all their tensors together; tuning learns them. `inputs`: those of the share."""
 
     def run(rows: slice) -> None:
-        run_batches(network, [value[rows] for value in inputs], device, lambda *_: None)
+        run_batches(network, [value[rows] for value in inputs], device)
 
     ranges_of_run(shared, network.graph, share, recipe, run)

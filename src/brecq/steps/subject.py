@@ -1,0 +1,48 @@
+"""What is quantized: the network or a submodule of it, and the inputs that it receives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from brecq.checks import check_runs, check_weights
+from brecq.data.collect import collect
+from brecq.data.dataset import Dataset
+from brecq.float32 import in_float32
+from brecq.forward import Inputs, unwrap
+from brecq.graph.submodule import Submodule
+from brecq.progress import Progress
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is quantized: a network, or a submodule of one, with the inputs that it receives. `notes`: on the way.
+    `copied`: bytes of a copy that had to be made of it."""
+
+    model: nn.Module
+    arguments: Inputs
+    data: Dataset
+    wrapped: Submodule | None
+    notes: list[str]
+    copied: int = 0
+
+
+def subject_of(
+    model: nn.Module, calibration: Iterable[Any] | Tensor | Dataset, submodule: str | None, progress: Progress
+) -> Subject:
+    """The network, or the submodule of this name, checked and run once in float."""
+    data = collect(calibration, None, model=model)
+    model, copied = in_float32(model)
+    notes = [note for note in (data.origin and f"inputs: {data.origin}", copied) if note]
+    for note in notes:
+        progress.note(note)
+    check_weights(model)
+    check_runs(model, data)
+    size = sum(value.nbytes for value in model.parameters()) if copied else 0
+    if submodule is None:
+        return Subject(unwrap(model), data.arguments(), data, None, notes, size)
+    target = Submodule(model, submodule, data.arguments())
+    return Subject(target.module, target.inputs, data, target, notes, size)

@@ -53,9 +53,14 @@ def through_dropout(net: Net, x: Tensor) -> Tensor:
     return same + x
 
 
+def standardized(net: Net, x: Tensor) -> Tensor:
+    weight = F.batch_norm(net.conv.weight.reshape(1, 4, -1), None, None, training=True)
+    return F.conv2d(x, weight.view_as(net.conv.weight), net.conv.bias, padding=1)
+
+
 @pytest.mark.parametrize(
     ("body", "traces"),
-    [(chain, 0), (read_before, 0), (written_view, 1), (written_input, 1), (through_dropout, 1)],
+    [(chain, 0), (standardized, 0), (read_before, 0), (written_view, 1), (written_input, 1), (through_dropout, 1)],
 )
 def test_computes_what_the_model_computes(
     body: Callable[[Net, Tensor], Tensor], traces: int, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import GraphModule, Node
 
 from brecq.graph import ops
+from brecq.graph.dataflow import constants
 
 aten = ops.aten
 
@@ -25,12 +26,13 @@ _FRESH |= {aten.max_pool2d.default, aten.layer_norm.default, aten.group_norm.def
 
 def functionalize(program: ExportedProgram) -> GraphModule:
     """The program as a graph module whose operators write nothing, apart from buffers, at its end."""
-    graph = program.graph
-    writes = [node for node in graph.nodes if _is_write(node)]
-    plain = all(spec.kind is OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs)
-    if not plain or any(_is_unclear(node) for node in graph.nodes) or not all(map(_is_private, writes)):
-        return program.run_decompositions({}).module()
     module = program.module()
+    fixed = constants(module.graph)
+    writes = [node for node in module.graph.nodes if _is_write(node)]
+    plain = all(spec.kind is OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs)
+    unclear = any(_is_unclear(node) and not (node in fixed and _keeps_nothing(node)) for node in module.graph.nodes)
+    if not plain or unclear or not all(map(_is_private, writes)):
+        return program.run_decompositions({}).module()
     for node in list(module.graph.nodes):
         if _is_write(node):
             _spell_out(module, node)
@@ -54,6 +56,11 @@ def _is_unclear(node: Node) -> bool:
     if node.target is aten.batch_norm.default:
         return bool(node.args[5])
     return node.target is aten.instance_norm.default or isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def _keeps_nothing(node: Node) -> bool:
+    """True for a batch norm without running statistics, as weights are standardized by."""
+    return node.target is aten.batch_norm.default and node.args[3] is None and node.args[4] is None
 
 
 def _is_private(node: Node) -> bool:

@@ -170,16 +170,25 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     names = [name for name in ("depth", "width", "samples") if name in found]
-    figure, axes = pyplot.subplots(2, len(names), figsize=(4 * len(names), 6), squeeze=False)
+    figure, axes = pyplot.subplots(2, len(names), figsize=(3.4 * len(names), 6), squeeze=False, sharey="row")
     for column, name in enumerate(names):
         xs = [row[name] for row in found[name]]
+        above, below = axes[0][column], axes[1][column]
         for part in ("capture", "learn", "convert"):
-            axes[0][column].loglog(xs, [row[part] for row in found[name]], "o-", label=part)
-        axes[1][column].loglog(xs, [row["memory"] / 1e6 for row in found[name]], "o-", color="black")
-        axes[1][column].set_xlabel(name)
+            above.loglog(xs, [row[part] for row in found[name]], "o-", label=part)
+        below.loglog(xs, [row["memory"] / 1e6 for row in found[name]], "o-", color="black")
+        below.set_xlabel({"depth": "blocks", "width": "channels", "samples": "calibration samples"}[name])
+        for axis in (above, below):
+            axis.set_xticks(xs, [str(x) for x in xs])
+            axis.set_xticks([], minor=True)
+            axis.grid(alpha=0.3)
+    for axis in (axes[0][0].yaxis, axes[1][0].yaxis):
+        axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(ticker.NullFormatter())
+    axes[1][0].set_ylim(30, 3000)
     axes[0][0].set_ylabel("processor seconds")
     axes[1][0].set_ylabel("peak memory, MB")
     axes[0][0].legend()

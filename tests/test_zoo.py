@@ -17,6 +17,7 @@ sys.path.insert(0, str(BENCHMARKS))
 architectures = pytest.importorskip("architectures")
 zoo = pytest.importorskip("zoo")
 
+LONGEST = ("xcit_nano_12_p16_224", "shufflenet_v2_x0_5")
 FAST = [name for name, architecture in architectures.ZOO.items() if architecture.fast]
 
 
@@ -26,7 +27,7 @@ def test_a_tenth_of_the_zoo_is_tested() -> None:
     assert len(FAST) >= len(architectures.ZOO) // 12
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONGEST else []) for n in FAST])
 def test_architecture(name: str) -> None:
     architecture = architectures.ZOO[name]
     if architecture.source != "by hand":

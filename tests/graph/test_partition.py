@@ -144,6 +144,9 @@ LARGE: dict[str, tuple[Callable[[], tuple[nn.Module, int]], int, list[str], list
     ),
 }  # fmt: skip
 
+RELATED = ("resnet50", "regnetx_3.2gf", "mnasnet", "efficientnet_lite0", "repvgg")
+"""Built like another one of them."""
+
 
 def expand(patterns: list[str]) -> list[str]:
     names = []
@@ -184,7 +187,7 @@ def test_blocks_and_stages_of_small_networks(captured, name: str) -> None:
         check_cover(graph, partition(graph, granularity))
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in RELATED else []) for n in LARGE])
 def test_blocks_of_networks_that_people_use(name: str) -> None:
     build, weighted, blocks, stages = LARGE[name]
     torch.manual_seed(0)

@@ -246,6 +246,7 @@ def test_seeds_of_different_purposes_differ() -> None:
     assert seed_of(3, 1, 2) == seed_of(3, 1, 2)
 
 
+@pytest.mark.slow  # tests/test_accuracy.py sees it too, on a smaller network
 def test_errors_of_a_trained_network_go_down(lab, networks: ModuleType, shared_data: Path) -> None:
     """ResNet-20 on CIFAR-10, 2-bit weights, 4-bit activations: 60 steps a block halve the error of the network."""
     model = networks.CifarResNet().eval()

@@ -8,8 +8,8 @@ Every network is quantized once per setting (weights and activations of inner la
 and table of a target, kept in benchmarks/out/deploy, and exported. ResNet-20 is reconstructed at every setting, the
 ImageNet networks at W4A8 (recipe `instant`); the rest is rounded to nearest, which is accurate at W8A8 only. Finished
 cells are kept in benchmarks/results/deploy.jsonl and not measured again. Networks of `common.UNTRAINED` have random
-weights: of them only sizes, kernels, equality and speed mean anything. Times are processor time, the least of 30 calls,
-float and quantized in turn.
+weights: of them only sizes, kernels, equality and speed mean anything. Times are processor time, the least of 30
+calls, float and quantized in turn.
 """
 
 from __future__ import annotations

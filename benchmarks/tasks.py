@@ -223,7 +223,7 @@ def test_data(name: str) -> Dataset:
     found = found.subset(slice(0, SAMPLES[name]))
     if name == NANODET:
         return found
-    with torch.inference_mode():
+    with torch.no_grad():
         classes = torch.cat([network(name)(part).argmax(1) for part in found.inputs[0].split(4)])
     assert found.targets is not None
     for mask, target in zip(classes, found.targets, strict=True):

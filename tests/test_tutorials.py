@@ -52,8 +52,9 @@ def test_a_tutorial(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         pytest.importorskip(NEEDS[name])
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "digits", raising=False)
-    shutil.copy(PAGES / "digits.py", tmp_path)
+    for file in PAGES.glob("*.py"):
+        monkeypatch.delitem(sys.modules, file.stem, raising=False)
+        shutil.copy(file, tmp_path)
     weights = tmp_path / "digits.safetensors"
     if TRAINED:
         weights.write_bytes(TRAINED[0])

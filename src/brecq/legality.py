@@ -85,11 +85,12 @@ class Legality:
 
 
 @learning()
-def check(model: nn.Module, example_inputs: Inputs, config: QuantConfig) -> Legality:
+def check(model: nn.Module, example_inputs: Inputs, config: QuantConfig, *, rehearse: bool = True) -> Legality:
     """Which layers are legal at which widths on `config.target`, and what stays float.
 
     Args:
         example_inputs: as `brecq.inspect` takes them. config: the widths asked for, and a target.
+        rehearse: also write the network once, rounded, to learn what the export refuses (`refused`).
 
     Raises:
         ConfigError: no target, or it has no kernel for what is asked for. DataError, CaptureError.
@@ -100,7 +101,7 @@ def check(model: nn.Module, example_inputs: Inputs, config: QuantConfig) -> Lega
     check_weights(model)
     target, inputs = load(config.target), Signature(model).order(example_inputs)
     model, _ = in_float32(model)
-    refused = refusal(quantize, model, inputs, config)
+    refused = refusal(quantize, model, inputs, config) if rehearse else ""
     quantizer = BrecqQuantizer(config)
     prepared = prepare(capture(model, example_batch(inputs)), quantizer)
     placement = quantizer.placement

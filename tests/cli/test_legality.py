@@ -42,6 +42,9 @@ def test_a_model_is_checked_before_any_work(invoke: Invoke, network_file: Path) 
     refused = invoke(*arguments, "tensorrt", "-a", "4")
     assert refused.exit_code == 2
     assert "tensorrt computes no layer of this network at 4/4 bits" in " ".join(refused.stderr.split())
+    unwritten = invoke(*arguments, "cmsis-nn", "--set", "*", "float")
+    assert unwritten.exit_code == 1, unwritten.output
+    assert "refused" in unwritten.stdout
     missing = invoke("check", f"{network_file}:plain")
     assert missing.exit_code == 2
     assert "--target is missing" in missing.stderr
@@ -59,7 +62,7 @@ def test_a_model_is_checked_before_any_work(invoke: Invoke, network_file: Path) 
 )
 def test_what_stays_float(networks: ModuleType, name: str, target: str, floats: list[str], kernels: set[str]) -> None:
     model = networks.build(getattr(networks, name))
-    found = brecq.check(model, networks.inputs(model, 2), QuantConfig(4, 8, target=target))
+    found = brecq.check(model, networks.inputs(model, 2), QuantConfig(4, 8, target=target), rehearse=False)
     assert {each.op for each in found.floats} >= set(floats)
     assert bool(found.floats) == bool(floats)
     assert {layer.computes for layer in found.layers} == kernels
@@ -70,7 +73,10 @@ def test_what_stays_float(networks: ModuleType, name: str, target: str, floats: 
 def test_bits_in_the_file_are_the_targets(networks: ModuleType) -> None:
     model = networks.build(networks.MobileNet)
     inputs = networks.inputs(model, 2)
-    found = {target: brecq.check(model, inputs, QuantConfig(3, 8, target=target)) for target in ("litert", "openvino")}
+    found = {
+        target: brecq.check(model, inputs, QuantConfig(3, 8, target=target), rehearse=False)
+        for target in ("litert", "openvino")
+    }
     stored = {
         target: {(each.kind, each.weights, each.stored) for each in legality.layers}
         for target, legality in found.items()

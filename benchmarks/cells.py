@@ -49,11 +49,7 @@ class Cell:
 
     def key(self) -> dict[str, Any]:
         """What determines the result, as JSON gives it back."""
-        config = None if self.config is None else self.config.to_dict()
-        if config is not None:
-            config["recipe"].pop("name")
-        if config is not None and config["method"] == "rtn":  # of the recipe only ranges matter then
-            config["recipe"] = {key: value for key, value in config["recipe"].items() if key.startswith("range_")}
+        config = None if self.config is None else _settings(self.config)
         calibration = 0 if config is None else self.calibration
         key = {"network": self.network, "calibration": calibration, "samples": self.samples, "config": config}
         if self.detail:
@@ -73,7 +69,7 @@ class Results:
     def find(self, cell: Cell) -> dict[str, Any] | None:
         """The record of `cell`, the newest one."""
         key = cell.key()
-        return next((record for record in reversed(self.records) if record["key"] == key), None)
+        return next((record for record in reversed(self.records) if _now(record["key"]) == key), None)
 
     def add(self, cell: Cell, values: Values) -> None:
         """Keep what was measured, and under which circumstances."""
@@ -91,6 +87,24 @@ class Results:
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         self.records.append(record)
+
+
+def _settings(config: QuantConfig) -> dict[str, Any]:
+    """Those that determine a result."""
+    found = config.to_dict()
+    found["recipe"].pop("name")
+    if found["method"] == "rtn":  # of the recipe only ranges matter then
+        found["recipe"] = {key: value for key, value in found["recipe"].items() if key.startswith("range_")}
+    return found
+
+
+def _now(key: dict[str, Any]) -> dict[str, Any]:
+    """The key of a record as it would be today: a setting that came later has its default."""
+    if key["config"] is None:
+        return key
+    defaults = json.loads(json.dumps(_settings(QuantConfig(method=key["config"]["method"]))))
+    recipe = {**defaults["recipe"], **key["config"]["recipe"]}
+    return {**key, "config": {**defaults, **key["config"], "recipe": recipe}}
 
 
 def run(cells: Sequence[Cell], results: Results, measure: Callable[[Cell], Values]) -> None:

@@ -6,8 +6,9 @@
     python benchmarks/choose.py --table
 
 A line of the plan is a measurement: networks, settings, seeds (each separated by commas), a recipe and its changes,
-with `calibration=N` for other numbers of samples; the lines in the order of their importance. Validation images are
-those that no table reports: training images of CIFAR-10 that are not calibrated on, half of the ImageNet ones.
+with `calibration=N` for other numbers of samples and `config.NAME=VALUE` for other settings than the recipe's; the
+lines in the order of their importance. Validation images are those that no table reports: training images of CIFAR-10
+that are not calibrated on, half of the ImageNet ones.
 Finished cells are kept in benchmarks/results/choose.jsonl; what has not finished after `--seconds` is given up.
 `--pack` takes a part of the ImageNet images only.
 """
@@ -22,7 +23,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from cells import Cell, Results, Values, bits, parse_recipe, parser
 from common import CALIBRATION, DATA, chosen_by, quality_on, quantized, require, use_threads
 
 from brecq import QuantConfig
+from brecq.text import parse_settings
 
 PACKED = {"imagenet_calib": 256, "imagenet_val/images": 300}
 """Images that `--pack` takes along."""
@@ -80,12 +82,14 @@ def cells_of(line: str) -> Iterator[Cell]:
     networks, settings, seeds, name, *changes = line.split()
     calibration = [int(change.split("=")[1]) for change in changes if change.startswith("calibration=")]
     changes = [change for change in changes if not change.startswith("calibration=")]
-    recipe = parse_recipe(name, changes)
+    texts = [change.removeprefix("config.") for change in changes if change.startswith("config.")]
+    others = parse_settings("configuration", texts, get_type_hints(QuantConfig))
+    recipe = parse_recipe(name, [change for change in changes if not change.startswith("config.")])
     for seed in seeds.split(","):
         for setting in settings.split(","):
             for one in networks.split(","):
                 count = calibration[0] if calibration else CALIBRATION[one]
-                config = QuantConfig(*bits(setting), recipe=recipe, seed=int(seed))
+                config = QuantConfig(*bits(setting), recipe=recipe, seed=int(seed), **others)
                 row = " ".join([name, *changes, *(f"from {count}" for _ in calibration)])
                 yield Cell(one, row, setting, count, 0, config, "validation")
 

@@ -21,7 +21,7 @@ from common import CIFAR, CIFAR_CALIBRATION, CIFAR_TEST, measure, use_threads
 from brecq import QuantConfig, Recipe
 
 SETTINGS = ("W4A32", "W3A32", "W2A32", "W4A4", "W2A4", "W3A3", "W2A2")
-RECIPES = ("rtn", "fast", "paper", "thorough")
+RECIPES = ("rtn", "fast", "paper", "official", "thorough")
 
 
 def main() -> None:
@@ -41,7 +41,9 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--networks", nargs="+", choices=CIFAR, default=CIFAR)
     found.add_argument("--settings", nargs="+", default=SETTINGS, metavar="WxAy", help=f"of {' '.join(SETTINGS)} ...")
     found.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
-    found.add_argument("--paper-steps", type=float, default=1.0, metavar="X", help="scale the paper recipe's steps")
+    found.add_argument(
+        "--paper-steps", type=float, default=1.0, metavar="X", help="scale the steps of paper and official"
+    )
     found.add_argument("--placement", choices=("output", "input"), default="output")
     return found.parse_args()
 
@@ -65,7 +67,9 @@ def configure(name: str, setting: str, seed: int, options: argparse.Namespace) -
     config = QuantConfig(weights, activations, placement=options.placement, seed=seed)
     if name == "rtn":
         return "rounding to nearest", replace(config, method="rtn")
-    recipe = with_steps(Recipe.preset(name), options.steps, options.paper_steps if name == "paper" else 1.0)
+    recipe = with_steps(
+        Recipe.preset(name), options.steps, options.paper_steps if name in ("paper", "official") else 1.0
+    )
     return f"{name} ({describe_steps(recipe)})", replace(config, recipe=recipe)
 
 

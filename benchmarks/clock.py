@@ -21,7 +21,7 @@ from brecq import QuantConfig, Recipe
 from brecq.data import Dataset
 
 SETTINGS = {"resnet20": ("W2A32", "W4A4", "W2A4", "W2A2"), "efficientnet_lite0": ("W4A8", "W4A4", "W2A8")}
-RECIPES = ("instant", "fast", "thorough", "paper")
+RECIPES = ("instant", "fast", "thorough", "paper", "official")
 AUTHORS = {"W2A32": (78.95, 2103), "W2A4": (77.25, 3040)}
 """ResNet-20: top-1 and processor seconds of the authors' code, 20 000 steps a block on the weights, 5 000 on steps."""
 
@@ -80,7 +80,7 @@ def recipes(options: argparse.Namespace) -> list[tuple[str, Recipe]]:
         if name == "instant":
             found.append((name, recipe))
             continue
-        for share in options.paper_steps if name == "paper" else (1.0,):
+        for share in options.paper_steps if name in ("paper", "official") else (1.0,):
             changed = with_steps(recipe, options.steps, share)
             found.append((f"{name} ({describe_steps(changed)})", changed))
     return found

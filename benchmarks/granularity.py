@@ -41,7 +41,7 @@ def arguments() -> argparse.Namespace:
         "--networks", nargs="+", choices=(*CIFAR, *IMAGENET), default=("resnet20", "efficientnet_lite0")
     )
     found.add_argument("--settings", nargs="+", default=["W2A32"], metavar="WxAy")
-    found.add_argument("--recipe", choices=("fast", "paper", "thorough"), default="fast")
+    found.add_argument("--recipe", choices=("fast", "paper", "official", "thorough"), default="fast")
     found.add_argument("--batch-size", type=int, metavar="N", help="in place of the recipe's: `net` needs memory")
     found.add_argument("--calibration", type=int, default=256, metavar="N", help="ImageNet calibration images")
     found.add_argument("--samples", type=int, default=IMAGENET_TEST, metavar="N", help="ImageNet test images")

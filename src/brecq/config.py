@@ -39,6 +39,8 @@ Method = Literal["reconstruct", "rtn"]
 Loss = Literal["plain", "fisher"]
 FisherLabels = Literal["sampled", "given"]
 StepSpace = Literal["log", "linear"]
+StepSchedule = Literal["constant", "cosine"]
+Inputs = Literal["quantized", "float"]
 Autocast = Literal["off", "bf16"]
 Outputs = Literal["auto", "scores", "values"]
 
@@ -171,11 +173,27 @@ class Recipe:
         "in float, then `activation_steps` on the step sizes (the BRECQ paper)",
     )
     activation_steps: int = _count(0, "steps per block of that second stage", low=0)
+    activation_norm: float = setting(
+        2.0, "exponent p of the error |·|^p that the second stage minimizes", low=1, high=10
+    )
+    activation_inputs: Inputs = setting(
+        "quantized",
+        "what a block reads while the second stage learns it: what the quantized blocks before it give, or the float "
+        "network's activations",
+    )
     step_space: StepSpace = setting("log", "learn the logarithm of a step size (scale-free) or the step size itself")
+    step_schedule: StepSchedule = setting(
+        "constant", "the learning rate of step sizes in a block: constant, or falling to 0 along a cosine"
+    )
     bias_lr: float = _rate(
         1e-2,
         "Adam learning rate of the biases, in units of the root mean square of the layer's biases; 0 leaves them "
         "alone",
+    )
+    first_layer: bool = setting(
+        True,
+        "learn the first layer, where it is a block of its own; otherwise it stays rounded to nearest, and what it "
+        "gives keeps the range that was searched, until the tuning",
     )
     qdrop: float = setting(
         0.5,
@@ -241,14 +259,16 @@ class Recipe:
     )
 
     presets: ClassVar[Presets] = Presets(
-        "--recipe", "--recipe-set", "the recipe", "instant, fast, paper or thorough", HOW
+        "--recipe", "--recipe-set", "the recipe", "instant, fast, thorough, paper or official", HOW
     )
     # fmt: on
 
     def __post_init__(self) -> None:
         check(self)
-        if self.joint and self.activation_steps:
-            raise ConfigError("activation_steps belongs to the two-stage recipe; set joint=False, or leave it 0")
+        if self.joint:
+            for name, alone in (("activation_steps", 0), ("activation_norm", 2.0), ("activation_inputs", "quantized")):
+                if getattr(self, name) != alone:
+                    raise ConfigError(f"{name} belongs to the two-stage recipe; set joint=False, or leave it {alone}")
 
     @property
     def tuning_steps(self) -> int:
@@ -261,23 +281,27 @@ class Recipe:
 
     @classmethod
     def preset(cls, name: str) -> Recipe:
-        """`instant` (no gradient), `fast` (default), `paper` (Li et al. 2021, published hyper-parameters) or
-        `thorough`."""
+        """`instant` (no gradient), `fast` (default), `thorough`; `official` (what the code of Li et al. 2021 does) or
+        `paper` (the same with the loss of their paper)."""
         if name not in _PRESETS:
             raise ConfigError(f"recipe is {name!r}; choose one of {', '.join(_PRESETS)}")
         return _PRESETS[name]
 
 
+_OFFICIAL = Recipe(
+    name="official", steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000, activation_norm=2.4,
+    activation_inputs="float", step_lr=4e-4, step_space="linear", step_schedule="cosine", bias_lr=0.0,
+    first_layer=False, qdrop=0.0, normalize_loss=False, rounding_penalty=0.01, keep_best=False, held_out=0.0,
+    tuning=0.0, range_samples=64,
+)  # fmt: skip
+
 _PRESETS = {
     "instant": Recipe(name="instant", compensate=True, steps=0, tuning=0.0),
     "fast": Recipe(name="fast"),
-    "paper": Recipe(
-        name="paper", steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000,
-        step_lr=4e-4, step_space="linear", bias_lr=0.0, qdrop=0.0, loss="fisher", normalize_loss=False,
-        rounding_penalty=0.01, keep_best=False, held_out=0.0, tuning=0.0,
-    ),
+    "paper": _OFFICIAL.replace(name="paper", loss="fisher", activation_norm=2.0),
+    "official": _OFFICIAL,
     "thorough": Recipe(name="thorough", steps=1_500),
-}  # fmt: skip
+}
 
 
 @documented
@@ -297,6 +321,12 @@ class QuantConfig:
     first_last: int | None = setting(
         8, "bits of the first and the last layer, weights and inputs alike; none treats them as any other",
         check=check_bits, metavar="BITS|none", panel=WHAT,
+    )
+    first_last_outputs: bool = setting(
+        False,
+        "give the same bits to what the first layer puts out, and to what is pooled to be the last layer's input, as "
+        "the authors of BRECQ do",
+        panel=WHAT,
     )
     placement: Placement = setting(
         "output",
@@ -367,6 +397,8 @@ class QuantConfig:
         check(self)
         if self.weights == FLOAT and self.activations == FLOAT and not self.rules:
             raise ConfigError("weights and activations are both 32 bits: nothing to quantize; lower one of them")
+        if self.first_last_outputs and self.first_last is None:
+            raise ConfigError("first_last_outputs needs bits to give; set first_last=8, or leave it out")
         if self.target is not None:
             self._check_target(load(self.target))
 

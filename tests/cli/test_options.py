@@ -31,6 +31,7 @@ CHANGES: dict[type, dict[str, tuple[str, Any]]] = {
         "weights": ("-w 2", 2),
         "activations": ("-a 4", 4),
         "first_last": ("--first-last none", None),
+        "first_last_outputs": ("--first-last-outputs", True),
         "placement": ("--placement input", "input"),
         "weight_scheme": ("--weight-scheme symmetric", "symmetric"),
         "activation_scheme": ("--activation-scheme asymmetric", "asymmetric"),
@@ -55,6 +56,10 @@ CHANGES: dict[type, dict[str, tuple[str, Any]]] = {
         "step_lr": ("--recipe-set step_lr=0.002", 2e-3),
         "joint": ("--recipe-set joint=false", False),
         "activation_steps": ("--recipe-set activation_steps=25 --recipe-set joint=false", 25),
+        "activation_norm": ("--recipe-set activation_norm=2.4 --recipe-set joint=false", 2.4),
+        "activation_inputs": ("--recipe-set activation_inputs=float --recipe-set joint=false", "float"),
+        "step_schedule": ("--recipe-set step_schedule=cosine", "cosine"),
+        "first_layer": ("--recipe-set first_layer=no", False),
         "step_space": ("--recipe-set step_space=linear", "linear"),
         "bias_lr": ("--recipe-set bias_lr=0.05", 0.05),
         "qdrop": ("--qdrop 0", 0.0),
@@ -124,6 +129,9 @@ CHANGES: dict[type, dict[str, tuple[str, Any]]] = {
     },
 }
 
+TWO_STAGES = ("activation_steps", "activation_norm", "activation_inputs")
+"""Settings that one stage alone has no use for."""
+
 NOT_ON_THE_COMMAND_LINE = {
     (DistillConfig, "name"),  # says which preset it is
     (DistillConfig, "seed"),  # the run's
@@ -165,7 +173,7 @@ def test_a_preset_that_may_be_left_out_is_none_without_options(kind: type) -> No
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in CHANGES.items() for name in names])
 def test_each_option_changes_its_field_and_no_other(kind: type, name: str) -> None:
     arguments, value = CHANGES[kind][name]
-    expected = {name: value, **({"joint": False} if name == "activation_steps" else {})}
+    expected = {name: value, **({"joint": False} if name in TWO_STAGES else {})}
     if hasattr(kind, "presets"):
         expected = {"name": "custom", **expected}
     found = made(kind, *arguments.split())

@@ -133,6 +133,32 @@ def test_weights_of_first_and_last_layers_have_8_bits(captured, name: str, place
     assert weights(captured(name), config(placement=placement)) == WEIGHTS[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "wider"),
+    [
+        ("ResNet", {"relu", "relu_6"}),  # the stem's output, which the shortcut reads too; what is pooled in the end
+        ("MobileNet", {"hardtanh", "add_1"}),
+        ("SENet", {"silu", "add"}),
+        ("Signal", {"relu"}),  # the last layer reads its input as it is: that has 8 bits anyway
+        ("ViT", set()),  # no layer reads what the patches become without more; tokens are picked, not pooled
+    ],
+)
+def test_outputs_of_first_layers_and_pooled_inputs_of_last_ones(captured, name: str, wider: set[str]) -> None:
+    graph = prepare(captured(name), BrecqQuantizer(config(first_last_outputs=True)))
+    assert quantized(graph) == {**OUTPUT[name], **dict.fromkeys(wider, 8)}
+
+
+def test_a_rule_has_the_last_word_on_what_a_first_layer_puts_out(captured) -> None:
+    rules = (LayerRule("layer1.0.conv1", activations=5),)
+    graph = prepare(captured("ResNet"), BrecqQuantizer(config(first_last_outputs=True, rules=rules)))
+    assert quantized(graph) == {**OUTPUT["ResNet"], "relu": 5, "relu_6": 8}
+
+
+def test_outputs_without_a_width_are_refused() -> None:
+    with pytest.raises(ConfigError, match="first_last_outputs needs bits to give; set first_last=8"):
+        config(first_last=None, first_last_outputs=True)
+
+
 def test_first_and_last_like_all_others(captured) -> None:
     graph = captured("ResNet")
     assert set(weights(graph, config(first_last=None)).values()) == {4}

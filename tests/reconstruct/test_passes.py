@@ -119,7 +119,7 @@ def test_measured_calls_outside_learning(lab) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "number", "index"),
-    [("joint", 0, 0), ("joint", 0, 3), ("paper", 0, 2), ("paper", 1, 0), ("paper", 1, 2)],
+    [("joint", 0, 0), ("joint", 0, 3), ("paper", 0, 2), ("paper", 1, 1), ("paper", 1, 2)],
 )
 def test_a_killed_run_resumed_ends_like_an_uninterrupted_one(
     lab, tmp_path: Path, recipe: str, number: int, index: int

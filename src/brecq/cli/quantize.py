@@ -95,7 +95,10 @@ class Job:
     distillation: DistillConfig | None = None
 
 
-DECIDED = ("weight_bits", "activation_bits", "first_last", "placement", "weight_scheme", "activation_scheme")
+DECIDED = (
+    "weight_bits", "activation_bits", "first_last", "first_last_outputs", "placement", "weight_scheme",
+    "activation_scheme",
+)  # fmt: skip
 """Options that a bit allocation decides."""
 
 

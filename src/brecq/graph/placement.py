@@ -91,8 +91,12 @@ def plan(graph: GraphModule, config: QuantConfig, part: frozenset[End] | None = 
     ends: dict[Node, str] = {}
     for end, found in (("first", first_layers(graph, weighted)), ("last", last_layers(graph, weighted))):
         ends |= dict.fromkeys(found, end) if part is None or end in part else {}
+    second = _readers_of_first(ends, weighted) if config.first_last_outputs else set()
     for node, name in weighted.items():
         bits = [config.weights, config.activations]
+        if config.first_last is not None and node in second and bits[1] != FLOAT:
+            bits[1] = config.first_last
+            placement.own_inputs.add(name)
         if config.first_last is not None and node in ends:
             bits = [old if old == FLOAT else config.first_last for old in bits]
             placement.ends[node] = ends[node]
@@ -117,6 +121,12 @@ def plan(graph: GraphModule, config: QuantConfig, part: frozenset[End] | None = 
     else:
         _place_outputs(graph, placement, config, target)
     return placement
+
+
+def _readers_of_first(ends: dict[Node, str], weighted: dict[Node, str]) -> set[Node]:
+    """The layers that read what a first layer puts out."""
+    found = (activation_end(node) for node, end in ends.items() if end == "first")
+    return {reader for end in found for reader in _readers(end, weighted)}
 
 
 def _fit(placement: Placement, config: QuantConfig, target: Target, shared: dict[object, set[str]]) -> None:
@@ -220,9 +230,13 @@ def _leader(leaders: dict[Node, Node], node: Node) -> Node:
 
 
 def _width(node: Node, placement: Placement, config: QuantConfig) -> int:
-    """The widest input that a layer reading this tensor asks for; the general setting if no layer reads it."""
-    widths = [placement.input_bits[layer] for layer in _readers(node, placement.layers)]
-    return max(widths, default=config.activations)
+    """The widest input that a layer reading this tensor asks for; the general setting if no layer reads it, unless a
+    last layer reads what is pooled of it and `first_last_outputs` says the same for both."""
+    readers = _readers(node, placement.layers)
+    if config.first_last_outputs and not readers:
+        pooled = _readers(node, placement.layers, through=frozenset(_POOLING))
+        readers = [layer for layer in pooled if placement.ends.get(layer) == "last"]
+    return max((placement.input_bits[layer] for layer in readers), default=config.activations)
 
 
 def _is_residual_add(node: Node) -> bool:

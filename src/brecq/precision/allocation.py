@@ -22,7 +22,10 @@ from brecq.text import shown
 ALLOCATION = "allocation.json"
 VERSION = 1
 
-SETTLED = ("weights", "activations", "first_last", "placement", "weight_scheme", "activation_scheme", "rules")
+SETTLED = (
+    "weights", "activations", "first_last", "first_last_outputs", "placement", "weight_scheme", "activation_scheme",
+    "rules",
+)  # fmt: skip
 """Settings of a `QuantConfig` that an allocation decides."""
 
 

@@ -48,12 +48,14 @@ def for_tuning(recipe: Recipe) -> Choice:
 
 
 def parameter_groups(learners: Sequence[Learner], recipe: Recipe) -> list[dict[str, Any]]:
-    """For the optimizer of a block: the parameters of each learning rate that the recipe has."""
+    """For the optimizer of a block: the parameters of each learning rate that the recipe has; `falling` is the first
+    value of a rate that falls to 0."""
     rates: dict[Rate, float] = {"rounding": recipe.rounding_lr, "step": recipe.step_lr, "bias": recipe.bias_lr}
     groups = []
     for name, rate in rates.items():
         parameters = [p for learner in learners for p in learner.groups().get(name, ())]
-        groups += [{"params": parameters, "lr": rate}] if parameters else []
+        falling = {"falling": rate} if name == "step" and recipe.step_schedule == "cosine" else {}
+        groups += [{"params": parameters, "lr": rate, **falling}] if parameters else []
     return groups
 
 

@@ -7,6 +7,7 @@ R drives the soft rounding to 0 or 1 (AdaRound). The state with the lowest loss 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,7 @@ from brecq.reconstruct.memory import parts_of, with_room
 from brecq.reconstruct.readout import Readout
 from brecq.reconstruct.sampler import NONE, Sampler, measured_on, rows_of
 from brecq.reconstruct.site import Site, Stage
+from brecq.reconstruct.streams import Stream
 
 HARD_CHECKS = 3
 """How often per block it is measured while learning."""
@@ -56,6 +58,8 @@ class Reconstruction:
         self.seed = seed
         self.drop = self.recipe.qdrop if site.streams.quantizes_activations else 0.0
         self.fisher = self.recipe.loss == "fisher"
+        self.norm = self.recipe.activation_norm if stage == "activations" else 2.0
+        self.learned_on: Stream = self.recipe.activation_inputs if stage == "activations" else "quantized"
         self.held = held
         self.parts = 1  # into how many a batch is cut, for want of memory
         self.checked = measured_on(site.streams.samples, held, seed)
@@ -80,6 +84,7 @@ class Reconstruction:
         told = Readout()
         for step in range(steps):
             part = self.streams.share.part(next(batches))
+            learning.anneal(step)
             loss = with_room(self.streams.cache, self._step, step, part, learning, smaller=self._cut)
             if step in checks and (self.recipe.keep_best or step == steps - 1):
                 error = self._check()
@@ -153,9 +158,10 @@ class Reconstruction:
         return True
 
     def _inputs(self, part: Part, step: int) -> list[Tensor]:
-        """The block's inputs: from the quantized prefix, a random share of elements from the float one (QDrop)."""
-        inputs = self.streams.read("quantized", self.block.inputs, part.places)
-        if not self.drop:
+        """The block's inputs: from the quantized prefix, a random share of elements from the float one (QDrop); or
+        all from the float one."""
+        inputs = self.streams.read(self.learned_on, self.block.inputs, part.places)
+        if not self.drop or self.learned_on == "float":
             return inputs
         clean = self.streams.read("float", self.block.inputs, part.places)
         return [
@@ -176,25 +182,30 @@ class Reconstruction:
             if not len(index):
                 continue
             targets = self.streams.read("float", names, index)
-            powers += torch.stack([t.double().square().mean() * _channels(t) * len(index) for t in targets])
+            powers += torch.stack([
+                t.double().abs().pow(self.norm).mean() * _channels(t) * len(index) for t in targets
+            ])  # fmt: skip
         ranks.current().sum([powers])
         mean = powers[powers > 0].mean()
         return {name: (mean / power).item() if power > 0 else 1.0 for name, power in zip(names, powers, strict=True)}
 
     def _loss(self, outputs: tuple[Tensor, ...], index: Tensor | slice) -> Tensor:
-        """Squared error summed over channels, mean over samples and positions, summed over the block's outputs, each
-        in units of its own power."""
+        """Squared error (or |·|^p) summed over channels, mean over samples and positions, summed over the block's
+        outputs, each in units of its own power."""
         names = self.block.targets
         targets = self.streams.read("float", names, index)
         total = torch.zeros((), device=self.device)
         for name, output, target in zip(names, self.block.compared(outputs), targets, strict=True):
-            if self.fisher:
-                weight = self.streams.cache.get(Slot("fisher", name), index)
-                error = (weight * (output.float() - target).square()).mean()
+            if self.fisher or self.norm != 2:
+                error = (self._weight(name, index) * _power(output.float() - target, self.norm)).mean()
             else:
                 error = F.mse_loss(output.float(), target)
             total = total + error * (_channels(target) * self.weights[name])
         return total
+
+    def _weight(self, name: str, index: Tensor | slice) -> Tensor | float:
+        """Of the elements of a target's error."""
+        return self.streams.cache.get(Slot("fisher", name), index) if self.fisher else 1.0
 
     @torch.no_grad()
     def hard_error(self) -> _Error:
@@ -230,6 +241,10 @@ def _channels(target: Tensor) -> int:
     return target.shape[1] if target.dim() == 4 else target.shape[-1]
 
 
+def _power(error: Tensor, norm: float) -> Tensor:
+    return error.square() if norm == 2 else error.abs().pow(norm)
+
+
 def _tell(on_step: StepHook, step: int, scale: float, hard: float | None, loss: float) -> None:
     on_step(step, loss * scale, hard)
 
@@ -250,6 +265,12 @@ class _Learning:
     optimizer: torch.optim.Optimizer
     steps: int
     scale: float
+
+    def anneal(self, step: int) -> None:
+        """Set the learning rates that fall."""
+        for group in self.optimizer.param_groups:
+            if "falling" in group:
+                group["lr"] = group["falling"] * (1 + math.cos(math.pi * step / self.steps)) / 2
 
     def reseed(self, seed: int, step: int, part: Part) -> None:
         random = [learner for learner in self.learners if learner.random]

@@ -14,6 +14,7 @@ from torch import nn
 from brecq.checkpoint.resume import BlockState, RunState
 from brecq.checkpoint.walk import finished, walk
 from brecq.config import QuantConfig
+from brecq.graph.blocks import Block
 from brecq.quant.fake_quant import Mode
 from brecq.reconstruct import fisher
 from brecq.reconstruct.initialize import initialize
@@ -159,14 +160,20 @@ class _Pass:
         if self.stage == "rtn":
             outcome = Outcome(nearest.relative, nearest.relative, 0)
         else:
-            if site.recipe.compensate and self.stage != "activations":
+            learned = site.recipe.first_layer or not self._first(block)
+            if learned and site.recipe.compensate and self.stage != "activations":
                 _compensate(site, learner, nearest.loss)
-            outcome = learner.run(self.steps, run.progress.step)
+            outcome = learner.run(self.steps if learned else 0, run.progress.step)
         seconds = time.perf_counter() - began
         report = BlockReport(
             block.name, block.layers, outcome.steps, nearest.relative, outcome.after, seconds, self.stage
         )
         return BlockState(block.name, self.mine.state(), asdict(report))
+
+    def _first(self, block: Block) -> bool:
+        """Whether a block is one layer that reads the network's inputs."""
+        reads = set(block.inputs) <= set(self.run.network.inputs)
+        return reads and len(block.layers) == 1 and self.run.received is None
 
     def take(self, index: int, saved: BlockState, resumed: bool) -> BlockReport:
         report = _restore(saved, self.mine, self.run, resumed)

@@ -187,8 +187,8 @@ class Recipe:
     )
     bias_lr: float = _rate(
         1e-2,
-        "Adam learning rate of the biases, in units of the root mean square of the layer's biases; 0 leaves them "
-        "alone",
+        "Adam learning rate of the biases, in units of the root mean square of the layer's biases, or of a tenth of "
+        "its outputs' where that is more; 0 leaves them alone",
     )
     first_layer: bool = setting(
         True,

@@ -128,7 +128,7 @@ def test_in_hard_mode_a_learner_gives_what_it_would_leave() -> None:
     for module, learner, value in (
         (weights, AdaRound(w, weights.grid), w),
         (inputs, StepSize(inputs.grid, drop=0.5), x),
-        (biases, BiasShift(bias, biases.value(bias)), bias),
+        (biases, BiasShift(biases.value(bias), torch.tensor(0.5)), bias),
     ):
         module.learn(learner)
         with torch.no_grad():
@@ -149,7 +149,12 @@ def test_learners_have_no_parameters_but_their_own() -> None:
     w, bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(4))
     module = weight(w)
     grid = module.grid
-    learners = [AdaRound(w, grid), TunedScale(module.integers(w), grid), BiasShift(bias, bias), StepSize(grid)]
+    learners = [
+        AdaRound(w, grid),
+        TunedScale(module.integers(w), grid),
+        BiasShift(bias, bias.new_tensor(0.5)),
+        StepSize(grid),
+    ]
     for learner in learners:
         (own,) = learner.parameters()
         assert own is not w
@@ -315,10 +320,10 @@ def test_a_bias_is_learned_and_rounded() -> None:
     w, x, bias = torch.randn(4, 6), torch.randn(32, 6), torch.randn(4)
     inputs, weights = hard(activation(x, 8)), hard(weight(w))
     module = BiasFakeQuantize(inputs, weights)
-    theta = learn(module, BiasShift(bias, bias)).theta
+    unit = torch.tensor(0.3)
+    theta = learn(module, BiasShift(bias, unit)).theta
     start = module(bias)
     start.sum().backward()
-    unit = bias.square().mean().sqrt()
     torch.testing.assert_close(theta.grad, unit.expand(4))  # straight through the rounding
     with torch.no_grad():
         theta.copy_(torch.tensor([1.0, 0.0, -1.0, 0.5]))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from brecq.config import QuantConfig, Recipe
+from brecq.pipeline import quantize
 from brecq.quant import affine
 from brecq.quant.fake_quant import Start, WeightFakeQuantize
 from brecq.ranks import Share
@@ -124,3 +128,33 @@ def test_what_an_initializer_settles_on_is_where_a_block_starts(lab, monkeypatch
         assert torch.equal(module.integers(w), chosen[name])
         assert not torch.equal(module.integers(w), nearest.mine.weights[name][0].integers(w))
         assert module.start is None
+
+
+@pytest.mark.parametrize(("share", "by_outputs"), [(1.0, False), (1e-4, True), (0.0, True)])
+def test_the_unit_of_biases_is_theirs_or_a_tenth_of_what_the_layer_gives(lab, share: float, by_outputs: bool) -> None:
+    site = site_of(lab)
+    ((module, bias),) = site.mine.biases.values()
+    with torch.no_grad():
+        bias.mul_(share)
+    initialize(site, "joint")
+    (x,) = site.streams.read("float", site.block.inputs, slice(0, 96))
+    ((_, weight),) = site.mine.weights.values()
+    few = torch.cat([x[unit.rows] for unit in Share(96).units(64)])
+    outputs = torch.nn.functional.conv2d(few, weight, bias, padding=1).square().mean().sqrt()
+    expected = 0.1 * outputs if by_outputs else bias.square().mean().sqrt()
+    torch.testing.assert_close(module.unit, expected, rtol=1e-4, atol=0)
+
+
+def test_biases_of_zero_are_learned() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 3, 8, 8) + 1  # what rounding adds to a mean, biases can take away
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)).eval()
+    for layer in (net[0], net[2]):
+        torch.nn.init.zeros_(layer.bias)
+    recipe = Recipe.preset("fast").replace(steps=40, tuning=0.0, range_candidates=20, rounding_lr=0.0)
+    config = QuantConfig(2, 8, first_last=None, recipe=recipe)
+    errors = []
+    for rate in (0.05, 0.0):
+        result = quantize(net, x, replace(config, recipe=recipe.replace(bias_lr=rate)))
+        errors.append(result.report.blocks[0].error_after)
+    assert errors[0] < 0.8 * errors[1]

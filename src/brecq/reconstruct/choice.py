@@ -76,4 +76,5 @@ def _adaround(module: WeightFakeQuantize, weight: Tensor) -> AdaRound:
 
 
 def _shift(module: BiasFakeQuantize, bias: Tensor) -> BiasShift:
-    return BiasShift(bias, module.value(bias))
+    unit = bias.detach().square().mean().sqrt() if module.unit is None else module.unit
+    return BiasShift(module.value(bias), unit)

@@ -21,10 +21,12 @@ class BiasFakeQuantize(BaseFakeQuantize):
 
     Attributes:
         learned: float32 [C], the value to use in place of the bias; `None` as long as nothing was learned.
+        unit: float32, 0-dim, what a change of the bias is learned in units of; `None` before an initializer sets it.
     """
 
-    settled = ("learned",)
+    settled = ("learned", "unit")
     learned: Tensor | None
+    unit: Tensor | None
 
     def __init__(self, inputs: ActivationFakeQuantize | None, weight: WeightFakeQuantize) -> None:
         scheme = torch.per_channel_symmetric if weight.per_channel else torch.per_tensor_symmetric

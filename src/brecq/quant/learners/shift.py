@@ -9,19 +9,19 @@ from brecq.quant.learners.base import Learner
 
 
 class BiasShift(Learner):
-    """Learns the change of a bias, in units of the root mean square of the layer's biases (none if all are 0).
+    """Learns the change of a bias.
 
     Args:
-        bias: float32 [C], of the float network. start: float32 [C], its value so far.
+        start: float32 [C], its value so far. unit: float32, 0-dim, what the change is counted in.
     """
 
     rate = "bias"
 
-    def __init__(self, bias: Tensor, start: Tensor) -> None:
+    def __init__(self, start: Tensor, unit: Tensor) -> None:
         super().__init__()
         self.start = start.detach()  # the float bias is a parameter, but not of this module
-        self.unit = bias.detach().square().mean().sqrt()
-        self.theta = nn.Parameter(torch.zeros_like(bias, dtype=torch.float32))
+        self.unit = unit
+        self.theta = nn.Parameter(torch.zeros_like(start, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         """The value so far, [C], before rounding; `x`, the bias itself, is not looked at."""

@@ -75,6 +75,8 @@ def activation_range(
     symmetric: bool = False,
     p: float = 2.4,
     candidates: int = 100,
+    *,
+    counts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Step and zero point of an activation tensor.
 
@@ -83,6 +85,7 @@ def activation_range(
         lo, hi: smallest and largest value of all the activations.
         symmetric: keep the zero point in the middle of the range (at its low end when no value is negative and the
             range starts at 0).
+        counts: of each of `samples`, how many activations it stands for; `None` for as many each.
 
     Returns:
         `scale` and `zero_point`, 0-dim float32, as `weight_range`.
@@ -100,9 +103,11 @@ def activation_range(
     scales, zero_points = _candidates(low, high, range, symmetric, candidates)
     unit = _unit(low, high)
     errors = torch.zeros(candidates, 1, dtype=torch.float64, device=samples.device)
-    for part in samples.detach().reshape(-1).split(_CHUNK[samples.device.type]):
+    flat, size = samples.detach().reshape(-1).to(torch.float32), _CHUNK[samples.device.type]
+    counts = torch.ones_like(flat) if counts is None else counts
+    for part, weights in zip(flat.split(size), counts.split(size), strict=True):
         steps = (scales / unit)[:, :, None]
-        errors += _errors(part.to(torch.float32)[None] / unit, steps, zero_points[:, :, None], range, p)
+        errors += _errors(part[None] / unit, steps, zero_points[:, :, None], range, p, weights)
     best = errors.argmin(0)[0]
     return scales[best, 0], zero_points[best, 0]
 
@@ -161,8 +166,11 @@ def _shifted(scales: Tensor, zero_points: Tensor, range: IntRange) -> tuple[Tens
     return scales.repeat(3, 1), zero_points.flatten(0, 1)
 
 
-def _errors(rows: Tensor, scales: Tensor, zero_points: Tensor, range: IntRange, p: float) -> Tensor:
-    """Σ|x̂ − x|^p over each row of `rows` [C, K] for steps and zero points [candidates, C, 1]: float64 [candidates, C].
+def _errors(
+    rows: Tensor, scales: Tensor, zero_points: Tensor, range: IntRange, p: float, weights: Tensor | None = None
+) -> Tensor:
+    """Σ|x̂ − x|^p over each row of `rows` [C, K] for steps and zero points [candidates, C, 1], its terms multiplied by
+    `weights` [K]: float64 [candidates, C].
 
     Works in one buffer; the arithmetic is that of `affine.fake_quantize`. On CUDA several candidates are tried at
     once: launching so many small operations would take longer than they do.
@@ -176,5 +184,6 @@ def _errors(rows: Tensor, scales: Tensor, zero_points: Tensor, range: IntRange, 
         steps = buffer[: len(scale)]
         torch.mul(rows, 1.0 / scale, out=steps)
         steps.round_().add_(zero_point).clamp_(range.low, range.high).sub_(zero_point).mul_(scale)
-        errors[tried] = steps.sub_(rows).abs_().pow_(p).sum(2, dtype=torch.float64)
+        steps.sub_(rows).abs_().pow_(p)
+        errors[tried] = (steps if weights is None else steps.mul_(weights)).sum(2, dtype=torch.float64)
     return errors

@@ -37,7 +37,10 @@ class ActivationFakeQuantize(GridFakeQuantize):
     def initialize(self, p: float, candidates: int) -> None:
         """Choose the grid from what was observed, and forget it."""
         seen, self.observer = self.observer, Observer()
-        found = ranges.activation_range(seen.samples(), seen.low, seen.high, self.range, self.symmetric, p, candidates)
+        values, counts = seen.samples()
+        found = ranges.activation_range(
+            values, seen.low, seen.high, self.range, self.symmetric, p, candidates, counts=counts
+        )
         if self.divides is not None:
             scale, zero_point = ranges.dividing(
                 self.divides, float(found[0]), int(found[1]), self.range, centred=self.symmetric

@@ -74,7 +74,8 @@ def test_codes_stay_and_steps_and_biases_change(blocks, tuned) -> None:
     for kind, same in (("codes", True), ("zero_point", True), ("scale", False), ("learned", False)):
         names = [name for name in after if name.endswith(kind)]
         assert names
-        assert all(torch.equal(before[name], after[name]) is same for name in names), kind
+        # a bias that no block changed for the better has no learned value before
+        assert all((name in before and torch.equal(before[name], after[name])) is same for name in names), kind
 
 
 def test_codes_move_with_a_rate_of_their_own(lab, blocks) -> None:

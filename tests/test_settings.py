@@ -87,7 +87,7 @@ ROWS = {
     "held_out": Row({"held_out": 0.25}, "nearest after", "steps"),
     "tuning": Row(TUNED, "stages activations", "codes", {"steps": 24}),
     "tune_lr": Row({"tune_lr": 1e-4}, "activations", "codes stages", {**TUNED, "steps": 24}),
-    "tune_codes_lr": Row({"tune_codes_lr": 0.05}, "activations", "stages", {"tuning": 4.0}),
+    "tune_codes_lr": Row({"tune_codes_lr": 0.05}, "activations", "stages", {"tuning": 4.0, "rounding_lr": 0.0}),
     "tune_features": Row({"tune_features": 1.0}, "activations", "codes stages", {"tuning": 4.0, "rounding_lr": 0.0}),
     "range_norm": Row({"range_norm": 1.5}, "scales activations", "stages", NEAREST),
     "range_candidates": Row({"range_candidates": 40}, "scales activations", "stages", NEAREST),

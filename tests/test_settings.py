@@ -62,8 +62,8 @@ class Row:
 
 ROWS = {
     # the recipe
-    "compensate": Row({"compensate": True}, "codes scales biases", "nearest steps"),
-    "damping": Row({"damping": 10.0}, "codes scales biases", "nearest steps", {"compensate": True}),
+    "compensate": Row({"compensate": "yes"}, "codes scales biases", "nearest steps"),
+    "damping": Row({"damping": 10.0}, "codes scales biases", "nearest steps", {"compensate": "yes"}),
     "steps": Row({"steps": 12}, "steps codes activations", "nearest"),
     "batch_size": Row({"batch_size": 12}, "codes activations", "nearest steps"),
     "rounding_lr": Row({"rounding_lr": 0.01}, "codes", "nearest steps"),

@@ -41,6 +41,7 @@ FisherLabels = Literal["sampled", "given"]
 StepSpace = Literal["log", "linear"]
 StepSchedule = Literal["constant", "cosine"]
 Inputs = Literal["quantized", "float"]
+Compensate = Literal["auto", "yes", "no"]
 Autocast = Literal["off", "bf16"]
 Outputs = Literal["auto", "scores", "values"]
 
@@ -147,10 +148,10 @@ class Recipe:
 
     # fmt: off
     name: str = setting("custom", "of the recipe, for people")
-    compensate: bool = setting(
-        False,
+    compensate: Compensate = setting(
+        "auto",
         "start from codes, weight steps and biases in closed form, from the second moments of each layer's inputs; "
-        "otherwise from weights rounded to nearest",
+        "otherwise from weights rounded to nearest. auto: where no activation has fewer than 8 bits",
     )
     damping: float = setting(
         0.01,
@@ -264,6 +265,8 @@ class Recipe:
     # fmt: on
 
     def __post_init__(self) -> None:
+        if isinstance(self.compensate, bool):  # as earlier versions wrote it
+            object.__setattr__(self, "compensate", "yes" if self.compensate else "no")
         check(self)
         if self.joint:
             for name, alone in (("activation_steps", 0), ("activation_norm", 2.0), ("activation_inputs", "quantized")):
@@ -289,14 +292,14 @@ class Recipe:
 
 
 _OFFICIAL = Recipe(
-    name="official", steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000, activation_norm=2.4,
+    name="official", compensate="no", steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000, activation_norm=2.4,
     activation_inputs="float", step_lr=4e-4, step_space="linear", step_schedule="cosine", bias_lr=0.0,
     first_layer=False, qdrop=0.0, normalize_loss=False, rounding_penalty=0.01, keep_best=False, held_out=0.0,
     tuning=0.0, range_samples=64,
 )  # fmt: skip
 
 _PRESETS = {
-    "instant": Recipe(name="instant", compensate=True, steps=0, tuning=0.0),
+    "instant": Recipe(name="instant", compensate="yes", steps=0, tuning=0.0),
     "fast": Recipe(name="fast"),
     "paper": _OFFICIAL.replace(name="paper", loss="fisher", activation_norm=2.0),
     "official": _OFFICIAL,

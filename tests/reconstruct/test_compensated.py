@@ -109,3 +109,13 @@ def test_the_instant_recipe_makes_no_step(lab, monkeypatch: pytest.MonkeyPatch) 
     assert [report.steps for report in run.reports] == [0] * len(run.reports)
     assert all(report.error_after < report.error_before for report in run.reports if report.error_before > 1e-3)
     assert lab.same(run, lab.run(recipe="instant", weights=2, activations=8, steps=0))
+
+
+@pytest.mark.parametrize(("activations", "same_as", "other"), [(8, "yes", "no"), (4, "no", "yes")])
+def test_auto_starts_here_where_no_activation_has_few_bits(lab, activations: int, same_as: str, other: str) -> None:
+    first, same, third = (
+        lab.run(compensate=value, weights=3, activations=activations, steps=2, samples=32)
+        for value in ("auto", same_as, other)
+    )
+    assert lab.same(first, same)
+    assert not lab.same(first, third)

@@ -27,6 +27,7 @@ from brecq.graph.geometry import geometry_of
 from brecq.graph.prepare import fake_quantize_node
 from brecq.quant.fake_quant import WeightFakeQuantize
 from brecq.ranks import UNIT
+from brecq.reconstruct.initialize.compensated import starts_compensated
 from brecq.reconstruct.memory import LARGEST_PART
 
 FIXED = 400_000_000
@@ -61,7 +62,8 @@ class Need:
 def need(network: Network, config: QuantConfig) -> Need:
     """What a run over the network needs without its caches."""
     recipe, learns = config.recipe, config.method == "reconstruct"
-    work = {block.name: _block(block, recipe, learns) for block in network.blocks}
+    closed = learns and starts_compensated(network.graph, recipe)
+    work = {block.name: _block(block, recipe, learns, closed) for block in network.blocks}
     whole = [_activations(block.module) for block in network.blocks]
     if learns and recipe.loss == "fisher":
         work["the Fisher information of all blocks"] = SAVED * BATCH * sum(whole)
@@ -97,11 +99,11 @@ def left_for_caches(network: Network, config: QuantConfig, other: int = 0) -> in
     return left
 
 
-def _block(block: Block, recipe: Recipe, learns: bool) -> int:
+def _block(block: Block, recipe: Recipe, learns: bool, closed: bool) -> int:
     """The most that one of the things takes that are done to a block."""
     graph = block.module
     steps = [BATCH * alive(graph)]
-    if learns and recipe.compensate:
+    if closed:
         steps.append(2 * UNIT * alive(graph) + _closed_form(graph))
     if learns and (recipe.steps or recipe.activation_steps):
         steps.append(_step(recipe, _activations(graph)) + LEARNED * _weights(graph))

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from brecq import ranks
+from brecq.config import Recipe
 from brecq.graph import ops
 from brecq.graph.geometry import geometry_of
 from brecq.graph.prepare import fake_quantize_node
 from brecq.quant.compensate import Moments, MomentSum, compensate, mixed
-from brecq.quant.fake_quant import BiasFakeQuantize, Start, WeightFakeQuantize
+from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Start, WeightFakeQuantize
 from brecq.reconstruct.learnables import make_room
 from brecq.reconstruct.sampler import learned_from
 from brecq.reconstruct.site import Site
@@ -31,6 +32,18 @@ are more, positions are left out, as neighbouring ones say the same."""
 DISTRUST = 32.0
 """How fast the damping grows where patches are few for the weights of an output channel: it doubles at one weight for
 so many patches."""
+
+
+PRECISE = 8
+"""Bits of activations from which on this start is the better one (docs/results.md, "What recipes are chosen by")."""
+
+
+def starts_compensated(graph: GraphModule, recipe: Recipe) -> bool:
+    """Whether the blocks of a network start here; `graph`: all of it, with its fake-quantizers."""
+    if recipe.compensate != "auto":
+        return recipe.compensate == "yes"
+    modules = (fake_quantize_node(graph, node) for node in graph.graph.nodes)
+    return all(m.range.bits >= PRECISE for m in modules if isinstance(m, ActivationFakeQuantize) and m.enabled)
 
 
 @torch.no_grad()

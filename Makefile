@@ -1,7 +1,7 @@
 # make demo   environment, installation, and a real ImageNet network quantized before your eyes
 # make test   environment, installation, the tests
 # make test-slow  the tests that take longer, and only these
-# make docs   the site, into site/, with warnings as errors; then every code block of its tutorials
+# make docs   the site, into site/, with warnings as errors; then every code block of its tutorials and notebooks
 # make lint   ruff (rules and format) and mypy
 # make format ruff's fixes and formatting, applied
 # make clean  removes the environment
@@ -26,7 +26,7 @@ test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 docs: $(VENV)/.installed-dev
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	$(BIN)/python -m pytest -m tutorials --numprocesses 2
 
 lint: $(VENV)/.installed-dev

@@ -27,8 +27,8 @@ def notebook(name: str) -> nbformat.NotebookNode:
     cells += _words(text[at:])
     if "digits.py" in text:
         source = (DOCS / "tutorials" / "digits.py").read_text(encoding="utf-8")
-        first = next(i for i, cell in enumerate(cells) if cell.cell_type == "code")
-        cells.insert(first + 1, new_code_cell(f"%%writefile digits.py\n{source}"))
+        first = next(i for i, cell in enumerate(cells) if cell.cell_type == "code" and cell.source[0] != "%")
+        cells.insert(first, new_code_cell(f"%%writefile digits.py\n{source}"))
     for number, cell in enumerate(cells):
         cell["id"] = f"{name}-{number}"  # nbformat's own are random
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}

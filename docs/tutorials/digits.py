@@ -55,8 +55,8 @@ def train(network):
     torch.manual_seed(0)
     images, labels = data("train")
     optimizer = torch.optim.AdamW(network.parameters(), 5e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=12 * 21)
-    for _ in range(12):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=8 * 21)
+    for _ in range(8):
         for batch in torch.randperm(len(images)).split(64):
             loss = nn.functional.cross_entropy(network(images[batch]), labels[batch])
             optimizer.zero_grad()

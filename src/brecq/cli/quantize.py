@@ -276,8 +276,9 @@ def deliver(job: Job, ready: Prepared, result: QuantResult, floating: ResultRow,
         result.save(folder)
     tell(console, "saved", str(folder))
     networks = (source.model, result.model)
-    classes = ready.evaluation if job.judged.task in (None, "classification") else None
-    pictures = collect_pictures(networks, ready.calibration, classes, preprocessing, job.machine.device)
+    pictures = collect_pictures(
+        networks, ready.calibration, ready.evaluation, preprocessing, job.machine.device, ready.metric
+    )
     write_run_page(console, result, folder, rows, pictures)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from brecq.cli.inputs import EvaluationData
     from brecq.cli.render import ResultRow
     from brecq.data import Dataset, Preprocessing
+    from brecq.metrics import Metric
     from brecq.page.record import Record
     from brecq.result import QuantResult
 
@@ -73,17 +74,27 @@ def collect_pictures(
     evaluation: EvaluationData | None,
     preprocessing: Preprocessing | None,
     device: str,
+    metric: Metric | None,
 ) -> Record:
-    """What the page shows of the data; `networks`: the float one and the quantized one."""
+    """What the page shows of the data; `networks`: the float one and the quantized one. `metric`: of their task,
+    `None` for class scores."""
     from brecq.checks import check_device
+    from brecq.metrics import Detection, Task
     from brecq.page import pictures
     from brecq.page.record import Record
 
     shown = [] if preprocessing is None else pictures.thumbnails(calibration.inputs[0], preprocessing)
-    if evaluation is None:
-        return Record(calibration=shown)
-    changed, compared = pictures.changed_decisions(*networks, evaluation.parts[0], preprocessing, check_device(device))
-    return Record(calibration=shown, changed=changed, compared=compared)
+    data = None if evaluation is None else evaluation.parts[0]
+    found = Record(calibration=shown)
+    if isinstance(metric, Detection):
+        boxed = pictures.detections(
+            *networks, data or calibration, metric.boxes, metric.sure, preprocessing, check_device(device)
+        )
+        return dataclasses.replace(found, detected=boxed)
+    if data is None or (isinstance(metric, Task) and metric.name != "classification"):
+        return found
+    changed, compared = pictures.changed_decisions(*networks, data, preprocessing, check_device(device))
+    return dataclasses.replace(found, changed=changed, compared=compared)
 
 
 def write_run_page(

@@ -1,9 +1,11 @@
-"""Pictures of a page: what the network was calibrated on, and inputs whose decision changed, as small JPEG files."""
+"""Pictures of a page as small JPEG files: what was calibrated on, inputs whose decision changed, boxes found."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -12,11 +14,13 @@ from torch import Tensor, nn
 from brecq.data.dataset import Dataset
 from brecq.data.preprocessing import Preprocessing
 from brecq.devices import on_device
-from brecq.forward import even_slices
-from brecq.page.record import Changed
+from brecq.forward import call, evaluating, even_slices
+from brecq.page.record import Changed, Detected
 
 SIDE = 112
 SHOWN = 24
+BOXED = 8
+BOXED_SIDE = 320
 COMPARED = 256
 _BATCH = 32
 
@@ -59,9 +63,43 @@ def changed_decisions(
     return found[:SHOWN], compared
 
 
-def _jpeg(pixels: object) -> str:
+@torch.no_grad()
+def detections(
+    floating: nn.Module,
+    quantized: nn.Module,
+    data: Dataset,
+    boxes: Callable[[Any], Sequence[Mapping[str, Tensor]]],
+    sure: float,
+    preprocessing: Preprocessing | None,
+    device: torch.device,
+) -> list[Detected]:
+    """The first inputs of `data`, and where both detectors found something with a score of at least `sure`.
+
+    `boxes`: from what a network returns to a dictionary (boxes, scores, labels) a picture. Nothing where inputs are
+    no pictures.
+    """
+    if preprocessing is None or len(data.inputs) != 1:
+        return []
+    few = data.subset(slice(0, min(len(data), BOXED)))
+    inputs = few.arguments([value.to(device) for value in few.inputs])
+    with on_device(device, floating, quantized), evaluating(floating, quantized):
+        before, after = (boxes(call(model, inputs)) for model in (floating, quantized))
+    height, width = few.inputs[0].shape[-2:]
+    pictures = [_jpeg(pixels, BOXED_SIDE) for pixels in preprocessing.to_pixels(few.inputs[0])]
+    found = zip(pictures, before, after, strict=True)
+    return [Detected(picture, width, height, _rows(x, sure), _rows(y, sure)) for picture, x, y in found]
+
+
+def _rows(found: Mapping[str, Tensor], sure: float) -> list[list[float]]:
+    """Boxes as in `Detected`, to a tenth of a pixel."""
+    rows = torch.cat([found["boxes"].float(), found["scores"][:, None], found["labels"][:, None].float()], 1).cpu()
+    return [[round(value, 1) for value in row[:4]] + [round(row[4], 2), int(row[5])] for row in rows.tolist()
+            if row[4] >= sure]  # fmt: skip
+
+
+def _jpeg(pixels: object, side: int = SIDE) -> str:
     picture = Image.fromarray(pixels)  # type: ignore[arg-type]
-    picture.thumbnail((SIDE, SIDE))
+    picture.thumbnail((side, side))
     stream = io.BytesIO()
     picture.convert("RGB").save(stream, "JPEG", quality=80)
     return base64.b64encode(stream.getvalue()).decode("ascii")

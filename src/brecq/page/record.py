@@ -38,6 +38,20 @@ class Changed:
 
 
 @dataclass(frozen=True)
+class Detected:
+    """What two detectors found in a picture, a JPEG as base64 of `width` and `height` pixels.
+
+    A box is x1, y1, x2, y2 in these pixels, its score, and its class.
+    """
+
+    picture: str
+    width: int
+    height: int
+    floating: list[list[float]]
+    quantized: list[list[float]]
+
+
+@dataclass(frozen=True)
 class Record:
     """`command` repeats the run; `samples` were evaluated; pictures are JPEG files as base64."""
 
@@ -47,6 +61,7 @@ class Record:
     calibration: list[str] = field(default_factory=list)
     changed: list[Changed] = field(default_factory=list)
     compared: int = 0
+    detected: list[Detected] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
         """Write it into `folder`."""
@@ -68,7 +83,8 @@ class Record:
             values.pop("format")
             rows = [Row(**row) for row in values.pop("rows")]
             changed = [Changed(**each) for each in values.pop("changed")]
-            return cls(rows=rows, changed=changed, **values)
+            detected = [Detected(**each) for each in values.pop("detected", [])]
+            return cls(rows=rows, changed=changed, detected=detected, **values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"{file} is damaged: {error}; delete it, and the page is written without it"

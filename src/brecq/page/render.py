@@ -63,7 +63,7 @@ def page(result: QuantResult, record: Record) -> str:
     worst = sorted((layer for layer in facts.layers if layer.sqnr is not None), key=lambda layer: layer.sqnr or 0.0)
     present = {
         "blocks": bool(drawn["blocks"]), "tensors": bool(drawn["sqnr"]), "worst": bool(worst),
-        "pictures": bool(record.calibration or record.changed),
+        "pictures": bool(record.calibration or record.changed or record.detected),
     }  # fmt: skip
     return render(
         "report.html.j2",

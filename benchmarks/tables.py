@@ -1,0 +1,286 @@
+"""The tables of the documentation, written between their markers from what was measured.
+
+    python benchmarks/tables.py             # fills README.md and docs/*.md in
+    python benchmarks/tables.py --check     # changes nothing; fails where a page says something else
+
+A page holds `<!-- table: NAME -->`, the table, and `<!-- end -->`; `TABLES` says what NAME is. A cell of a table is
+the newest record in benchmarks/results/ with that network, row and column; records that differ from it in nothing but
+their seed are averaged. So a page follows when a cell is measured again, and only then. † marks what was measured
+before the recipe had the setting `SINCE`: with another version of the code than the other cells.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n\n)(.*?)(\n\n<!-- end -->)", re.DOTALL)
+SINCE = "compensate"
+Record = dict[str, Any]
+Lines = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Show:
+    """A number of a record: `row` as it is called there, the key of its value, its unit's factor, digits shown.
+
+    `where`: what its configuration has to be (`placement`, `target`, ...), beside the defaults of `newest`; `column`:
+    the record's, where that is not the table's.
+    """
+
+    row: str
+    key: str = "top1"
+    digits: int = 2
+    factor: float = 1.0
+    where: dict[str, Any] = field(default_factory=dict)
+    column: str | None = None
+
+
+@lru_cache
+def records(file: str) -> list[Record]:
+    """Lines of a results file, oldest first."""
+    path = RESULTS / f"{file}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def newest(file: str, network: str, column: str, show: Show) -> list[Record]:
+    """The newest record of every seed of the newest configuration; empty where nothing was measured.
+
+    A record without a column (the float network's, say) stands in all of them.
+    """
+    where = {"placement": "output", "target": None, **show.where}
+    wanted = column if show.column is None else show.column
+
+    def fits(record: Record) -> bool:
+        config = record["key"]["config"]
+        same = config is None or all(config.get(name) == value for name, value in where.items())
+        return (record["network"], record["row"]) == (network, show.row) and record["column"] in ("", wanted) and same
+
+    found = [record for record in records(file) if fits(record) and show.key in record["values"]]
+    seeds = {_seed(record): record for record in found if _but_seed(record) == _but_seed(found[-1])}
+    return list(seeds.values())
+
+
+def cell(file: str, network: str, column: str, show: Show) -> str:
+    """`80.21`, or of several seeds `80.21 ± 0.13` (mean and sample standard deviation); empty without any."""
+    found = newest(file, network, column, show)
+    numbers = [show.factor * record["values"][show.key] for record in found]
+    if not numbers:
+        return ""
+    spread = f" ± {statistics.stdev(numbers):.{show.digits}f}" if len(numbers) > 1 else ""
+    shown = f"{statistics.mean(numbers):.{show.digits}f}"
+    if not show.digits and not spread:
+        shown = f"{int(shown):,}".replace(",", " ")
+    return shown + spread + (" †" if any(map(_earlier, found)) else "")
+
+
+def grid(file: str, network: str, columns: Sequence[str], rows: dict[str, Show], corner: str = "") -> Lines:
+    """A table with a row for each of `rows`, by the name it is given here. Rows without a number are left out."""
+    lines = [[name, *(cell(file, network, column, show) for column in columns)] for name, show in rows.items()]
+    return [[corner, *columns], *(line for line in lines if any(line[1:]))]
+
+
+def written(lines: Lines) -> str:
+    """Markdown; the first line is the head, numbers are on the right."""
+    head, *rest = lines
+    right = [all(re.match(r"[-−]?\d|$", line[i]) for line in rest) for i in range(len(head))]
+    rule = "|".join("---:" if number and i else "---" for i, number in enumerate(right))
+    return "\n".join([_line(head), f"|{rule}|", *map(_line, rest)])
+
+
+def filled(text: str) -> str:
+    """A page with its tables written in.
+
+    Raises:
+        KeyError: a marker names no table.
+    """
+    return MARKED.sub(lambda found: f"{found[1]}{written(TABLES[found[2]]())}{found[4]}", text)
+
+
+def pages() -> list[Path]:
+    """The pages with markers."""
+    every = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+    return [page for page in every if MARKED.search(page.read_text(encoding="utf-8"))]
+
+
+def main() -> None:
+    stale = []
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        if filled(text) != text:
+            stale.append(str(page.relative_to(ROOT)))
+            if "--check" not in sys.argv:
+                page.write_text(filled(text), encoding="utf-8")
+    if stale and "--check" in sys.argv:
+        raise SystemExit(f"stale: {', '.join(stale)}; run python benchmarks/tables.py")
+    print("written:" if stale else "nothing to do", *stale)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
+
+
+def _earlier(record: Record) -> bool:
+    config = record["key"]["config"]
+    return bool(config) and config["method"] != "rtn" and SINCE not in config["recipe"]
+
+
+def _seed(record: Record) -> int:
+    return (record["key"]["config"] or {}).get("seed", 0)
+
+
+def _but_seed(record: Record) -> Record:
+    config = record["key"]["config"]
+    return {**record["key"], "config": config and {**config, "seed": 0}}
+
+
+FLOAT, NEAREST = Show("float"), Show("rounding to nearest")
+CIFAR = ("W4A32", "W3A32", "W2A32", "W4A4", "W2A4", "W3A3", "W2A2")
+LITE = ("W8A8", "W4A32", "W4A8", "W4A4", "W2A8")
+CLOCK = ("W2A32", "W4A4", "W2A4", "W2A2")
+FAST, THOROUGH, PAPER = "fast (400 steps)", "thorough (1500 steps)", "paper (1000 + 250 steps)"
+EXPORTS = ("resnet20", "efficientnet_lite0", "squeezenet1_1", "vit")
+EXPORTED = ("W8A8", "W4A8", "W3A8", "W2A8", "W4A4")
+
+
+def cifar(network: str, recipes: Sequence[str]) -> Lines:
+    learned = {name: Show(name) for name in recipes}
+    return grid(
+        "cifar", network, CIFAR, {"float": FLOAT, "rounding to nearest": NEAREST, **learned}, corner=_name(network)
+    )
+
+
+def cifar_seconds() -> Lines:
+    head = ["", *CIFAR]
+    rows = [("resnet20", FAST), ("resnet20", THOROUGH), ("resnet20", PAPER), ("resnet32", FAST)]
+    lines = [
+        [f"{_name(network)}, {row}", *(cell("cifar", network, c, Show(row, "cpu_seconds", 0)) for c in CIFAR)]
+        for network, row in rows
+    ]
+    return [head, *lines]
+
+
+def imagenet(network: str, row: str) -> Lines:
+    rows = {
+        "top-1 in percent, float": FLOAT, "rounding to nearest": NEAREST, row: Show(row),
+        "agreement with float in percent, fast": Show(row, "agreement"),
+        "SQNR of the logits in dB, fast": Show(row, "sqnr"),
+        "processor seconds to quantize, fast": Show(row, "cpu_seconds", 0),
+        "peak memory in GB, fast": Show(row, "peak_bytes", 2, 1e-9),
+    }  # fmt: skip
+    return grid("imagenet", network, LITE, rows, corner=_name(network))
+
+
+def clock() -> Lines:
+    lines = grid("clock", "resnet20", CLOCK, {"float": FLOAT, "instant": Show("instant"), FAST: Show(FAST)})
+    lines.append(["the authors' code", "78.95", "", "77.25", ""])  # measured once, see benchmarks/clock.py
+    for title, key, digits in (
+        ("agreement with float in percent", "agreement", 2),
+        ("SQNR of the logits in dB", "sqnr", 1),
+        ("processor seconds to quantize", "cpu_seconds", 0),
+    ):
+        shown = {f"{title}, {row.split()[0]}": Show(row, key, digits) for row in (FAST, "instant")}
+        lines += grid("clock", "resnet20", CLOCK, shown)[1:]
+    lines.append(["processor seconds, the authors' code", "2 103", "", "3 040", ""])
+    return [[_name("resnet20"), *CLOCK], *lines[1:]]
+
+
+def headline() -> Lines:
+    """The README's table: a row for each network and width."""
+    lite, resnet = "EfficientNet-lite0, ImageNet subset, 100 steps a block", "ResNet-20, CIFAR-10, `fast`"
+    instant = "ResNet-20, CIFAR-10, `instant`"
+    rows = [(lite, "imagenet", "efficientnet_lite0", bits, "fast (100 steps)") for bits in ("W8A8", "W4A8", "W4A4")]
+    rows += [(resnet, "clock", "resnet20", bits, FAST) for bits in CLOCK]
+    rows += [(instant, "clock", "resnet20", bits, "instant") for bits in ("W2A32", "W2A4")]
+    lines, last = [["network", "bits", "float", "rounding to nearest", "brecq"]], ""
+    for name, file, network, bits, row in rows:
+        nearest = cell("imagenet" if file == "imagenet" else "cifar", network, bits, NEAREST)
+        shown = [cell(file, network, bits, FLOAT), nearest, cell(file, network, bits, Show(row))]
+        lines.append(["" if name == last else name, bits, *shown])
+        last = name
+    return lines
+
+
+def granularity(network: str, row: str, columns: Sequence[str]) -> Lines:
+    shown = {
+        "top-1 in percent": Show(row), "SQNR of the logits in dB": Show(row, "sqnr", 1),
+        "processor seconds": Show(row, "cpu_seconds", 0),
+    }  # fmt: skip
+    return grid("granularity", network, columns, shown)
+
+
+ABLATED = (
+    "fast", "loss: Fisher", "loss: not normalized, λ = 0.01 on the sum", "QDrop: none",
+    "weights first, then 1/4 more steps on activations", "end-to-end tuning: none",
+    "blocks alone: neither biases nor tuning", "nothing held out", "last state, not the best",
+)  # fmt: skip
+
+
+def ablation(title: str, key: str) -> Lines:
+    rows = {"float": FLOAT} if key == "top1" else {}
+    return grid("ablation", "resnet20", ("W2A2", "W2A4"), {**rows, **{n: Show(n, key) for n in ABLATED}}, corner=title)
+
+
+def tasks(network: str, keys: dict[str, tuple[str, int]]) -> Lines:
+    """Every row that was measured, under each of the task's numbers."""
+    named = dict.fromkeys(each["row"] for each in records("tasks") if each["network"] == network)
+    shown = {(title, row): Show(row, *keys[title]) for title in keys for row in named if row != "float"}
+    rows = {f"{title}, {row}": show for (title, row), show in shown.items()}
+    return grid("tasks", network, ("W8A8", "W4A8", "W4A4"), rows)
+
+
+def exported(network: str) -> Lines:
+    """What `deploy.py` measures of ONNX files that ONNX Runtime runs."""
+    keys = {
+        "file, MB": ("megabytes", 2), "over the ideal size, %": ("over", 1), "float file, MB": ("float_megabytes", 2),
+        "layers on integer kernels, %": ("kernels", 1), "codes that differ from the simulator's": ("codes", 0),
+        "outputs equal to the simulator's, %": ("simulator", 2),
+        "top-1 agreement with the fake-quantized network, %": ("agreement", 2),
+        "the same of the completed program in PyTorch, %": ("completion", 2),
+        "top-1 of the float network, %": ("top1_float", 2), "top-1 of the fake-quantized network, %": ("top1", 2),
+        "top-1 of the file, %": ("top1_file", 2),
+    }  # fmt: skip
+    return grid("deploy", network, EXPORTED, {n: Show("ONNX Runtime", *each) for n, each in keys.items()})
+
+
+def _name(network: str) -> str:
+    names = {"efficientnet_lite0": "EfficientNet-lite0", "squeezenet1_1": "SqueezeNet 1.1"}
+    return names.get(network) or network.replace("resnet", "ResNet-")
+
+
+RESTORED = {"PSNR in dB": ("PSNR dB", 2), "SQNR of the output in dB": ("sqnr", 1)}
+EVERY = ("layer", "block", "stage", "net")
+
+TABLES: dict[str, Callable[[], Lines]] = {
+    "headline": headline,
+    "cifar-resnet20": partial(cifar, "resnet20", (FAST, THOROUGH, PAPER)),
+    "cifar-resnet32": partial(cifar, "resnet32", (FAST,)),
+    "cifar-seconds": cifar_seconds,
+    "cifar-inputs": partial(
+        grid, "cifar", "resnet20", CIFAR[3:], {"float": FLOAT, FAST: Show(FAST, where={"placement": "input"})},
+        "ResNet-20",
+    ),
+    "imagenet-efficientnet_lite0": partial(imagenet, "efficientnet_lite0", "fast (100 steps)"),
+    "imagenet-squeezenet1_1": partial(imagenet, "squeezenet1_1", "fast (60 steps)"),
+    "clock": clock,
+    "granularity-resnet20": partial(granularity, "resnet20", "W2A32, fast (400 steps, batch 32)", EVERY),
+    "granularity-efficientnet_lite0": partial(
+        granularity, "efficientnet_lite0", "W2A32, fast (100 steps, batch 16)", EVERY[:3]
+    ),
+    "ablation-top1": partial(ablation, "top-1 in percent", "top1"),
+    "ablation-sqnr": partial(ablation, "SQNR of the logits in dB", "sqnr"),
+    "tasks-denoiser": partial(tasks, "denoiser", RESTORED),
+    **{f"deploy-{each}": partial(exported, each) for each in EXPORTS},
+}  # fmt: skip
+
+if __name__ == "__main__":
+    main()

@@ -28,6 +28,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "checks": "data devices errors forward logits text",
     "targets": "errors plain reading text",
     "config": "errors plain settings targets text",
+    "effects": "config",
     "progress": "report",
     "data": "errors forward reading settings text",
     "quant": "errors",
@@ -55,9 +56,9 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "pipeline": "checkpoint checks config data errors forward graph precision progress ranks reconstruct rehearsal "
     "result steps",
     "legality": "checks config data devices errors float32 forward graph pipeline rehearsal targets",
-    "cli": "brecq checkpoint checks config data deploy errors forward graph legality metrics page pipeline precision "
-    "progress quant ranks reconstruct report result settings sources steps storage synthesis targets tasks text "
-    "units version",
+    "cli": "brecq checkpoint checks config data deploy effects errors forward graph legality metrics page pipeline "
+    "precision progress quant ranks reconstruct report result settings sources steps storage synthesis targets tasks "
+    "text units version",
     "__main__": "cli",
 }
 

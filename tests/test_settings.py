@@ -18,6 +18,7 @@ from brecq.checkpoint.tensors import PackedWeight, collect_tensors
 from brecq.converted.grids import grid_of
 from brecq.converted.layers import quantized_activations
 from brecq.data.dataset import Dataset
+from brecq.effects import IDLE, without_effect
 from brecq.graph.capture import capture
 
 QUICK = {"steps": 8, "batch_size": 8, "rounding_lr": 0.3, "range_candidates": 12, "range_samples": 16, "tuning": 0.0}
@@ -116,6 +117,7 @@ ROWS = {
     "seed": Row({"seed": 1}, "codes activations", "steps scope"),
 }
 OWN = {each.name for each in fields(QuantConfig)}
+FIELDS = {each.name for each in fields(Recipe)}
 SAMPLES = 32
 
 
@@ -192,3 +194,44 @@ def test_every_setting_changes_what_it_says(run: Callable[..., dict[str, Any]], 
     found = {fact: equal(first[fact], second[fact]) for fact in first}
     assert not [fact for fact in row.differs.split() if found[fact]], "did not change"
     assert not [fact for fact in row.same.split() if not found[fact]], "changed"
+
+
+SITUATIONS: tuple[dict[str, Any], ...] = (
+    NEAREST, {"steps": 0}, {"steps": 0}, {"tuning": 0.0}, {"compensate": False}, {"loss": "plain"}, {"loss": "plain"},
+    {"activations": 32}, {"activations": 32, "compensate": False}, {"weights": 32}, {"rounding_penalty": 0.0},
+    {"rounding_lr": 0.0},
+)  # fmt: skip
+"""For each line of `IDLE` the settings under which it holds."""
+
+
+def config_of(**changes: Any) -> QuantConfig:
+    own = {"weights": 3, "activations": 4, **{key: changes.pop(key) for key in OWN & changes.keys()}}
+    return QuantConfig(**own, recipe=Recipe.preset(own.pop("recipe", "fast")).replace(**changes))
+
+
+@pytest.mark.parametrize(("number", "base"), enumerate(SITUATIONS))
+def test_what_is_said_to_do_nothing_does_nothing(
+    run: Callable[..., dict[str, Any]], number: int, base: dict[str, Any]
+) -> None:
+    idle = IDLE[number]
+    assert len(IDLE) == len(SITUATIONS)
+    assert idle.when(config_of(**base))
+    assert not idle.when(config_of(compensate=True, loss="fisher"))
+    changes = {key: value for name in idle.settings for key, value in ROWS[name].changes.items() if key != "method"}
+    first, second = run(**base), run(**{**changes, **base})
+    assert not [fact for fact in first if not equal(first[fact], second[fact])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+def test_what_does_nothing_is_said(run: Callable[..., dict[str, Any]], name: str) -> None:
+    row = ROWS[name]
+    silent = []
+    for base in SITUATIONS:
+        first, second = {**row.base, **base}, {**row.base, **row.changes, **base}
+        known = without_effect(
+            config_of(**{key: value for key, value in first.items() if key in OWN or key in FIELDS})
+        )
+        if first != second and name not in known and equal(run(**first), run(**second)):
+            silent.append(base)
+    assert not silent

@@ -29,7 +29,7 @@ from brecq.rehearsal import refusal
 from brecq.result import QuantResult
 from brecq.steps.carry_out import carry_out
 from brecq.steps.parts import quantize_parts
-from brecq.steps.plan import make_plan, run_state, with_outliers_raised
+from brecq.steps.plan import check_something, make_plan, run_state, with_outliers_raised
 from brecq.steps.request import Request, settled
 from brecq.steps.subject import Subject, subject_of
 
@@ -99,6 +99,7 @@ def quantize(
         if not resume:
             _rehearse(subject, request)
         plan = make_plan(subject, request)
+        check_something([plan])
         room = left_for_caches(plan.network, request.config, subject.copied)
         state = run_state([plan], subject.data, request)
         cache = ActivationCache(device, room, run_dir)

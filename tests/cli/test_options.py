@@ -14,6 +14,7 @@ import brecq
 from brecq.cli import PairsCommand, options
 from brecq.cli import app as brecq_app
 from brecq.cli.command import command
+from brecq.cli.vain import refuse_vain
 from brecq.config import LayerRule, QuantConfig, Recipe
 from brecq.data.preprocessing import Preprocessing
 from brecq.deploy.options import BenchmarkConfig, Tolerance
@@ -24,6 +25,8 @@ from brecq.settings import setting_of, types_of
 from brecq.synthesis.config import DistillConfig
 
 CONFIGS = (QuantConfig, Recipe, DistillConfig, SurveyConfig, SearchConfig, BenchmarkConfig, Tolerance, ProfileConfig)
+
+OF_GENERATORS = "--distill-set latent=generator --distill-set start=noise"
 
 # of every field: the arguments that change it, and its new value
 CHANGES: dict[type, dict[str, tuple[str, Any]]] = {
@@ -87,13 +90,19 @@ CHANGES: dict[type, dict[str, tuple[str, Any]]] = {
         "latent": ("--distill-set latent=pixels", "pixels"),
         "start": ("--distill-set start=noise", "noise"),
         "lr": ("--distill-set lr=0.5", 0.5),
-        "generator_lr": ("--distill-set generator_lr=0.5", 0.5),
-        "generator_width": ("--distill-set generator_width=9", 9),
+        "generator_lr": (
+            f"--distill-set generator_lr=0.5 {OF_GENERATORS}",
+            0.5,
+        ),
+        "generator_width": (
+            f"--distill-set generator_width=9 {OF_GENERATORS}",
+            9,
+        ),
         "coarse": ("--distill-set coarse=0.5", 0.5),
         "input_weight": ("--distill-set input_weight=0.5", 0.5),
         "smoothness": ("--distill-set smoothness=0.5", 0.5),
         "target": ("--distill-set target=class", "class"),
-        "target_weight": ("--distill-set target_weight=0.5", 0.5),
+        "target_weight": ("--distill-set target_weight=0.5 --distill-set target=class", 0.5),
         "swing": ("--distill-set swing=no", False),
         "shift": ("--distill-set shift=0", 0),
         "flip": ("--distill-set flip=no", False),
@@ -129,8 +138,12 @@ CHANGES: dict[type, dict[str, tuple[str, Any]]] = {
     },
 }
 
-TWO_STAGES = ("activation_steps", "activation_norm", "activation_inputs")
-"""Settings that one stage alone has no use for."""
+# settings that some fields need beside them
+STAGES, GENERATOR = {"joint": False}, {"latent": "generator", "start": "noise"}
+BESIDE: dict[str, dict[str, Any]] = {
+    "activation_steps": STAGES, "activation_norm": STAGES, "activation_inputs": STAGES, "generator_lr": GENERATOR, "generator_width": GENERATOR,
+    "target_weight": {"target": "class"},
+}  # fmt: skip
 
 NOT_ON_THE_COMMAND_LINE = {
     (DistillConfig, "name"),  # says which preset it is
@@ -173,7 +186,7 @@ def test_a_preset_that_may_be_left_out_is_none_without_options(kind: type) -> No
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in CHANGES.items() for name in names])
 def test_each_option_changes_its_field_and_no_other(kind: type, name: str) -> None:
     arguments, value = CHANGES[kind][name]
-    expected = {name: value, **({"joint": False} if name in TWO_STAGES else {})}
+    expected = {**BESIDE.get(name, {}), name: value}
     if hasattr(kind, "presets"):
         expected = {"name": "custom", **expected}
     found = made(kind, *arguments.split())
@@ -321,3 +334,41 @@ def test_preprocessing_changes_hold_only_what_was_given() -> None:
 def test_preprocessing_that_cannot_be_read(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=f"--{name}"):
         made(options.Changes, f"--{name}={text}")
+
+
+VAIN = {
+    "--method rtn --steps 5": "--steps would do nothing: rounding to nearest",
+    "--method rtn --recipe thorough": "--recipe would do nothing",
+    "--method rtn --recipe-set qdrop=0": "--recipe-set qdrop=0 would do nothing",
+    "--method rtn --autocast bf16": "--autocast would do nothing",
+    "--recipe instant --batch-size 8": "--batch-size would do nothing: a recipe of 0 steps",
+    "--recipe-set tuning=0 --recipe-set tune_lr=0.1": "there is no end-to-end tuning",
+    "--recipe-set damping=0.1": "it belongs to the closed form",
+    "--recipe-set fisher_labels=given": "the loss is plain",
+    "--outputs values": "--outputs would do nothing: the loss is plain",
+    "-a 32 --qdrop 0.2": "--qdrop would do nothing: activations stay in float",
+    "-a 32 --placement input": "--placement would do nothing",
+    "-w 32 --weight-scheme symmetric": "--weight-scheme would do nothing: weights stay in float",
+    "--recipe-set rounding_penalty=0 --recipe-set warmup=0.3": "there is no regularizer",
+}
+IN_USE = (
+    "--method rtn --recipe-set range_norm=2", "--recipe instant --recipe-set damping=0.1",
+    "-a 32 --set x a=8 --qdrop 0",
+    "--loss fisher --outputs values", "--recipe paper --recipe-set activation_steps=3", "--recipe-set tuning=0",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [*VAIN, *IN_USE])
+def test_options_that_would_do_nothing_are_refused(arguments: str) -> None:
+    def one(ctx: typer.Context, config: QuantConfig) -> None:
+        refuse_vain(ctx, config)
+
+    one.__annotations__ |= {"ctx": typer.Context, "config": QuantConfig}
+    app = typer.Typer()
+    app.command("one", cls=PairsCommand)(command(one))
+    result = CliRunner().invoke(app, arguments.split())
+    if arguments in IN_USE:
+        assert result.exit_code == 0, result.exception
+    else:
+        assert isinstance(result.exception, ConfigError)
+        assert VAIN[arguments] in str(result.exception)

@@ -102,7 +102,11 @@ def test_detection(folder: Path, invoke: Invoke) -> None:
     names = [set(row["metrics"]) for row in record["rows"]]
     assert {"AP %", "AP50 %"} <= names[0]
     assert {"AP %", "AP50 %", "flips %", "SQNR dB"} <= names[1] & names[2]
-    assert "AP50 %" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "AP50 %" in page
+    assert page.count('<svg viewBox="0 0 32 32"') == len(record["detected"]) == 6
+    drawn = sum(len(each["floating"]) + len(each["quantized"]) for each in record["detected"])
+    assert page.count("<rect class=") == drawn > 0
     assert brecq.load(out).report.measured == {row["name"]: row["metrics"] for row in record["rows"]}
     again = invoke(
         "evaluate", out, "--data", folder, "--decode", f"{net}:decode", "--task", "detection", "--model",

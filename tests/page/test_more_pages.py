@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -46,18 +45,6 @@ def test_a_search_is_on_its_page(
     assert [bits[:2] for bits in points[1]] == [list(bits) for bits in front[0].layers.values()]
     assert len(re.findall(r'class="point" data-point', text)) == len(points)
     assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
-
-
-def test_a_click_on_a_point_shows_its_bits(
-    found: tuple[brecq.SensitivityTable, brecq.BitAllocation, list[brecq.BitAllocation], str],
-    shown: Callable[[str], str],
-) -> None:
-    _, _, front, text = found
-    click = (
-        "<script>document.querySelector('[data-point=\"1\"]').dispatchEvent(new MouseEvent('click'))</script></body>"
-    )
-    bits = re.findall(r'<span class="bits n">(.*?)</span>', shown(text.replace("</body>", click)))
-    assert bits == [" / ".join("float" if b > 8 else str(b) for b in each) for each in front[0].layers.values()]
 
 
 def test_distilled_inputs_are_on_their_page() -> None:

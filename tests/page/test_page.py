@@ -1,4 +1,4 @@
-"""The report as a reader sees it: every layer is in it, nothing outside of it is needed, a click shows numbers."""
+"""The report as a reader sees it: every layer is in it, nothing outside of it is needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import html
 import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -112,26 +111,3 @@ def test_results_side_by_side(result: brecq.QuantResult, record: Record) -> None
 def test_folders_of_the_same_name_are_told_apart() -> None:
     assert shortest_names([Path("/a/out"), Path("/b/out")]) == ["a/out", "b/out"]
     assert shortest_names([Path("/a/one"), Path("/b/two")]) == ["one", "two"]
-
-
-def test_a_click_on_a_layer_shows_its_numbers(
-    result: brecq.QuantResult, record: Record, shown: Callable[[str], str]
-) -> None:
-    watch = (
-        "<script>window.wrong=[];for(const k of ['error','securitypolicyviolation'])"
-        "addEventListener(k,e=>wrong.push(k+e.message))</script>"
-    )
-    click = (
-        "<script>document.querySelector('.cell').click();document.querySelector('[value=bits]').click();"
-        "document.title=JSON.stringify({wrong,loaded:performance.getEntriesByType('resource').map(e=>e.name),"
-        "details:document.getElementById('details').innerText,level:document.querySelector('.cell').dataset.level})</script>"
-    )
-    text = page(result, record).replace("<head>", f"<head>{watch}", 1).replace("</body>", f"{click}</body>")
-    title = html.unescape(re.search(r"<title>(.*?)</title>", shown(text), re.DOTALL).group(1))  # type: ignore[union-attr]
-    seen = json.loads(title)
-    first = gather(result).layers[0]
-    assert seen["wrong"] == []
-    assert seen["loaded"] == []
-    assert first.name in seen["details"]
-    assert first.weights in seen["details"]
-    assert seen["level"] == "3"  # eight bits: the first layer

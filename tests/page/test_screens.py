@@ -112,6 +112,9 @@ def test_report(
     assert f"{layer.parameters:,}" in details
     assert layer.sqnr is not None
     assert f"{layer.sqnr:.1f} dB" in details
+    shown.tab.locator("[value=bits]").click()
+    assert shown.tab.locator(".cell").first.get_attribute("data-level") == "3"  # eight bits: the first layer
+    shown.tab.locator("[value=sqnr]").click()
     shown.check("report")
 
 
@@ -153,25 +156,27 @@ def detector() -> tuple[brecq.QuantResult, Record]:
     return result, Record("brecq quantize detector.py:build", [Row("float", {"AP %": 30.0})], 8, detected=drawn)
 
 
-def test_search(screen: Callable[[str], Screen], searched: str) -> None:
-    shown = screen(searched)
-    before = shown.tab.locator(".bits").all_inner_texts()
+def test_search(screen: Callable[[str], Screen], searched: tuple[str, list[brecq.BitAllocation]]) -> None:
+    text, front = searched
+    shown = screen(text)
     shown.tab.locator(".point[data-point='2']").click()
-    assert shown.tab.locator(".bits").all_inner_texts() != before
+    expected = [" / ".join("float" if b > 8 else str(b) for b in bits) for bits in front[1].layers.values()]
+    assert shown.tab.locator(".bits").all_inner_texts() == expected
     assert shown.tab.locator("#p2").is_checked()
     shown.check("search")
 
 
 @pytest.fixture(scope="module")
-def searched(networks: ModuleType) -> str:
+def searched(networks: ModuleType) -> tuple[str, list[brecq.BitAllocation]]:
+    """The page of a search, and its front."""
     pytest.importorskip("scipy")
     torch.manual_seed(0)
     model = networks.build(networks.MobileNet)
     data = torch.randn(16, *networks.inputs(model)[0].shape[1:])
     table = brecq.measure_sensitivity(model, data, brecq.QuantConfig(activations=8), bits=(2, 4, 8))
     front = brecq.pareto(table, "size", 6)
-    chosen = brecq.search(table, f"size={front[2].costs['size']:.0f}B")
-    return search_page(table, chosen, [("2 bits", front[0])], front, "size", "fisher")
+    chosen = brecq.search(table, f"size={front[3].costs['size']:.0f}B")
+    return search_page(table, chosen, [("2 bits", front[0])], front, "size", "fisher"), front
 
 
 def test_comparison(

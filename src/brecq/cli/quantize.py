@@ -31,6 +31,7 @@ from brecq.cli.progress import make_progress
 from brecq.cli.render import ResultRow, describe_evaluation, make_console, result_table, short_count
 from brecq.cli.report import collect_pictures, measured, write_run_page
 from brecq.cli.tasks import VALUES, Judged, check_answers, whole_pictures
+from brecq.cli.vain import refuse_vain
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 from brecq.settings import DATA, WHAT, setting
@@ -133,6 +134,8 @@ def quantize(
     """
     if bits_from is not None and (option := given(ctx, DECIDED)) is not None:
         raise ConfigError(f"{option} is decided by --bits-from; drop it, or change single layers with --set")
+    if bits_from is None:
+        refuse_vain(ctx, config)
     job = Job(
         spec=spec, calibration=calibration, evaluation=evaluation, config=config, bits_from=bits_from,
         changes=changes, checkpoint=checkpoint, submodules=tuple(submodule or ()), output=output, machine=machine,

@@ -21,6 +21,7 @@ from brecq.cli.parsing import given, require_data, require_path
 from brecq.cli.processes import is_first
 from brecq.cli.progress import make_progress
 from brecq.cli.render import make_console
+from brecq.cli.vain import refuse_vain
 from brecq.config import QuantConfig
 from brecq.errors import CheckpointError, ConfigError
 from brecq.precision.budget import Budget, parse_budgets
@@ -44,6 +45,10 @@ CHOOSING = (
 )  # fmt: skip
 """Parameters that choose bits. All others say how sensitivities are measured: nothing where an earlier search's are
 taken over."""
+
+
+USED = frozenset({"outputs"})
+"""Settings that a search reads whatever is learned: its Fisher information is of these outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +118,10 @@ def search(
     """
     folder, measuring = output.output, calibration.calib is not None
     check_source(ctx, model, folder, measuring)
+    if measuring:
+        learns = survey.quality == "reconstructed"  # blocks alone, without the tuning at the end
+        method = dataclasses.replace(config, method="reconstruct" if learns else "rtn")
+        refuse_vain(ctx, dataclasses.replace(method, recipe=config.recipe.replace(tuning=0.0)), kept=USED)
     require_data("--calib", calibration.calib)
     require_path("--weights", checkpoint.weights, file=True)
     console = make_console()

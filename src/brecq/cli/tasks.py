@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CODE = "FILE.py:NAME"
 TOKENS = 128
+TOKENS = 128
 VALUES = ("detection", "restoration", "regression", "embeddings")
 """Tasks whose networks return no scores of classes, whatever the shapes of their outputs."""
 
@@ -66,6 +67,8 @@ class Judged(o.Checked):
             raise ConfigError("--decode belongs to a task; give --task too")
         if self.tokenizer is not None and self.task != "language":
             raise ConfigError("--tokenizer belongs to text; give --task language too")
+        if self.tokens != TOKENS and self.task != "language":
+            raise ConfigError("--tokens belongs to text; give --task language too")
         chosen = {} if output is None else {"output": output}
         if chosen and (self.metric is not None or self.task == "detection"):
             raise ConfigError("--output is for tasks that look at one output; drop it, and choose in a function")

@@ -30,7 +30,7 @@ from brecq.reconstruct.run import Run
 from brecq.report import Report
 from brecq.result import QuantResult
 from brecq.steps.carry_out import carry_out
-from brecq.steps.plan import Plan, make_plan, run_state, with_outliers_raised
+from brecq.steps.plan import Plan, check_something, make_plan, run_state, with_outliers_raised
 from brecq.steps.request import Request
 from brecq.steps.subject import Subject
 
@@ -92,6 +92,7 @@ def _plans(subjects: Sequence[Subject], recorded: Sequence[parts.Part], request:
         make_plan(subject, replace(mine, progress=silent)) for subject, mine in zip(subjects, requests, strict=True)
     ]
     _check_rules(request.config, found)
+    check_something(found)
     return found
 
 

@@ -15,7 +15,7 @@ from brecq.checkpoint import program
 from brecq.checkpoint.resume import RunState, agree, fingerprint
 from brecq.data.dataset import Dataset
 from brecq.devices import move
-from brecq.errors import CheckpointError
+from brecq.errors import CheckpointError, ConfigError
 from brecq.forward import Inputs, tensors
 from brecq.graph import check, evidence
 from brecq.graph.blocks import Network, extract
@@ -135,3 +135,13 @@ def run_state(plans: Sequence[Plan], data: Dataset, request: Request) -> RunStat
     what = fingerprint(relevant, weights, data.digest(), blocks)
     agree(what)
     return RunState(run_dir, what, resume=request.resume) if run_dir is not None and saves else None
+
+
+def check_something(plans: Sequence[Plan]) -> None:
+    """Raise `ConfigError` unless some layer computes on something quantized."""
+    layers = [entry for plan in plans for entry in plan.scope if entry.weights]
+    if all(entry.weights == entry.inputs == "float" for entry in layers):
+        raise ConfigError(
+            "nothing to quantize: weights and activations of every layer stay in float; drop the rule that says so "
+            "(--set), or lower the bits"
+        )

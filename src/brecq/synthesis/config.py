@@ -85,6 +85,15 @@ class DistillConfig:
             raise ConfigError(f"start is {self.start!r}, but a generator starts from noise; set start=noise")
         if self.steps == 0:
             self._check_drawn()
+        self._check_read("generator_lr", "latent is not generator", self.latent == "generator")
+        self._check_read("generator_width", "latent is not generator", self.latent == "generator")
+        self._check_read("target_weight", "target is none", self.target != "none")
+
+    def _check_read(self, name: str, why: str, read: bool) -> None:
+        """Raise `ConfigError` for a setting that was changed and is not read."""
+        default = next(field.default for field in dataclasses.fields(self) if field.name == name)
+        if not read and getattr(self, name) != default:
+            raise ConfigError(f"{name}={getattr(self, name)!r} would do nothing: {why}; drop it")
 
     def _check_drawn(self) -> None:
         """Nothing is set that pictures which are only drawn would ignore."""

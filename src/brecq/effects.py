@@ -1,0 +1,85 @@
+"""Which settings of a configuration change nothing, because another setting switches off what they are about.
+
+A value that does nothing is no error in a program, where configurations are made of others; the command line refuses
+an option that was given in vain. `tests/test_settings.py` checks every line here on runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from brecq.config import FLOAT, QuantConfig, Recipe
+
+RANGES = ("range_norm", "range_candidates", "range_samples")
+ROUNDING = ("rounding_lr", "rounding_penalty", "beta", "warmup")
+STEPS = ("step_lr", "step_space", "qdrop")
+TUNING = ("tune_lr", "tune_codes_lr", "tune_features")
+LEARNED = (
+    "steps", "batch_size", "joint", "activation_steps", "bias_lr", "normalize_loss", "tuning", *ROUNDING, *STEPS,
+    *TUNING,
+)  # fmt: skip
+"""Settings of a recipe that are about steps along the gradient."""
+
+EVERY = tuple(each.name for each in fields(Recipe) if each.name not in ("name", "held_out", *RANGES))
+
+
+NEAREST = "rounding to nearest (--method rtn, or a search's --quality fast) learns nothing"
+
+
+@dataclass(frozen=True)
+class Idle:
+    """`settings` do nothing where `when` holds, because of `why`."""
+
+    settings: tuple[str, ...]
+    why: str
+    when: Callable[[QuantConfig], bool]
+
+
+def _learns(config: QuantConfig) -> bool:
+    recipe = config.recipe
+    return config.method == "reconstruct" and bool(recipe.steps or recipe.activation_steps)
+
+
+def _activations(config: QuantConfig) -> bool:
+    """Whether any may be quantized."""
+    ruled = any(rule.activations not in (None, FLOAT) for rule in config.rules)
+    return config.activations != FLOAT or ruled or config.target is not None
+
+
+def _weights(config: QuantConfig) -> bool:
+    ruled = any(rule.weights not in (None, FLOAT) for rule in config.rules)
+    return config.weights != FLOAT or ruled
+
+
+IDLE = (
+    Idle((*EVERY, "recipe", "autocast"), NEAREST, lambda c: c.method == "rtn"),
+    Idle((*(set(LEARNED) - {"steps", "activation_steps", "joint"}), "autocast"),
+         "a recipe of 0 steps takes none along the gradient", lambda c: not _learns(c)),
+    Idle(("tuning",), "it is a multiple of steps, which is 0", lambda c: not c.recipe.steps),
+    Idle(TUNING, "there is no end-to-end tuning (tuning is 0)", lambda c: not c.recipe.tuning_steps),
+    Idle(("damping",), "it belongs to the closed form (compensate=yes)", lambda c: not c.recipe.compensate),
+    Idle(("fisher_labels",), "the loss is plain, without Fisher information", lambda c: c.recipe.loss == "plain"),
+    Idle(("outputs",), "the loss is plain, without Fisher information",
+         lambda c: c.recipe.loss == "plain" and not c.auto_high_precision),
+    Idle((*STEPS, "activation_steps", "activation_scheme", "placement"), "activations stay in float",
+         lambda c: not _activations(c)),
+    Idle(("range_samples",), "activations stay in float, and nothing is computed in closed form",
+         lambda c: not _activations(c) and not c.recipe.compensate),
+    Idle((*ROUNDING, "compensate", "damping", "weight_scheme", "tune_codes_lr"), "weights stay in float",
+         lambda c: not _weights(c)),
+    Idle(("beta", "warmup"), "there is no regularizer (rounding_penalty is 0)",
+         lambda c: not c.recipe.rounding_penalty),
+    Idle(("rounding_penalty", "beta", "warmup"), "rounding is not learned (rounding_lr is 0)",
+         lambda c: not c.recipe.rounding_lr),
+)  # fmt: skip
+
+
+def without_effect(config: QuantConfig) -> dict[str, str]:
+    """Names of settings of `config` and of its recipe that change nothing in it, each with the reason."""
+    found: dict[str, str] = {}
+    for idle in IDLE:
+        if idle.when(config):
+            for name in idle.settings:
+                found.setdefault(name, idle.why)
+    return found

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 
 import brecq
 from brecq.cli import app
-from brecq.errors import CheckpointError, ConfigError
+from brecq.errors import CheckpointError, ConfigError, SourceError
 from brecq.page.record import Record, Row
+from brecq.sources import load_source
 from brecq.storage.hub import repository
 
 hub = pytest.importorskip("huggingface_hub")
@@ -98,6 +99,9 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str,
         monkeypatch.setattr(hub, name, getattr(api, name))
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub.constants, "ENDPOINT", address)
+    path = hub.constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("://")[2].partition("/")[2]
+    monkeypatch.setattr(hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{path}")
     yield StandIn.files
     server.shutdown()
     server.server_close()
@@ -151,16 +155,35 @@ def test_a_repository_that_is_not_there(files: dict[str, bytes]) -> None:
         brecq.load("hf:me/other")
 
 
-def test_a_hub_that_is_not_reached(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a hub where nobody answers; nothing is asked of it twice."""
+
+    def again(seconds: float) -> None:
+        raise AssertionError(f"waits {seconds} s before it asks again")
+
     with socket.socket() as reserved:  # bound and not listening: connections are refused
         reserved.bind(("127.0.0.1", 0))
-        api = hub.HfApi(endpoint=f"http://127.0.0.1:{reserved.getsockname()[1]}", token="hf_test")
-        monkeypatch.setattr(hub, "create_repo", api.create_repo)
-        done = CliRunner().invoke(app, ["push", str(made), "me/net"])
+        address = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+        monkeypatch.setattr(hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("time.sleep", again)
+        yield address
+
+
+def test_a_hub_that_is_not_reached(made: Path, nobody: str) -> None:
+    done = CliRunner().invoke(app, ["push", str(made), "me/net"])
     assert done.exit_code == 2
     assert "cannot push to me/net" in done.output
-    assert "the hub was not reached" in done.output
+    assert f"the hub at {nobody} is not reached" in " ".join(done.output.split())
     assert "HF_TOKEN" not in done.output
+    with pytest.raises(CheckpointError, match=rf"me/net cannot be fetched: the hub at {nobody} is not reached"):
+        brecq.load("hf:me/net")
+    for spec in ("hf:me/net", "timm:resnet18"):
+        pytest.importorskip({"hf": "transformers"}.get(spec.partition(":")[0], "timm"))
+        with pytest.raises(SourceError, match=rf"the hub at {nobody} is not reached"):
+            load_source(spec)
+    assert not hub.constants.HF_HUB_OFFLINE
 
 
 def test_the_card(made: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,7 @@ def test_failed_download_says_so(timm: Any, monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError("no network")
 
     monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr("brecq.sources.timm_models.asked", lambda: nullcontext(""))
     with pytest.raises(SourceError, match=r"cannot be had \(OSError: no network\); give the weights as a file"):
         load_source("timm:resnet18")
 

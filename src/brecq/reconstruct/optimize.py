@@ -57,7 +57,7 @@ class Reconstruction:
         self.autocast = autocast
         self.seed = seed
         self.drop = self.recipe.qdrop if site.streams.quantizes_activations else 0.0
-        self.fisher = self.recipe.loss == "fisher"
+        self.fisher = self.recipe.loss == "fisher" and stage != "rtn"
         self.norm = self.recipe.activation_norm if stage == "activations" else 2.0
         self.learned_on: Stream = self.recipe.activation_inputs if stage == "activations" else "quantized"
         self.held = held

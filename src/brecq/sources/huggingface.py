@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from brecq.data.preprocessing import Preprocessing
 from brecq.errors import ConfigError, SourceError, first_line
 from brecq.sources.source import Source, require
 from brecq.sources.weights import fit_classes, load_weights, read_weights
+from brecq.storage.hub import asked
 
 _INTERPOLATION = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
@@ -44,12 +47,17 @@ def load_huggingface(
 ) -> Source:
     transformers: Any = require("transformers", "hf", spec)
     auto = transformers.AutoModelForImageClassification
+    away = ""
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        model = auto.from_config(config) if weights is not None or not pretrained else _pretrained(auto, name, spec)
+        with nullcontext("") if os.path.isdir(name) else asked() as away:
+            config = transformers.AutoConfig.from_pretrained(name)
+            model = (
+                auto.from_config(config) if weights is not None or not pretrained else _pretrained(auto, name, spec)
+            )
+            preprocessing = _read_preprocessing(transformers, name)
     except (OSError, ValueError) as error:
         # what transformers says is several lines long and ends in advice about its own options
-        reason = first_line(error).rstrip(".")
+        reason = away or first_line(error).rstrip(".")
         raise SourceError(
             f"{spec}: {reason}; give an image classifier of the hub, or a folder that save_pretrained wrote"
         ) from error
@@ -63,7 +71,6 @@ def load_huggingface(
 
         model = fit_classes(model, state, build)
         load_weights(model, state, weights)
-    preprocessing = _read_preprocessing(transformers, name)
     return Source(name.rstrip("/").rpartition("/")[2], ImageClassifier(model).eval(), preprocessing,
                   _example(config, preprocessing), spec)  # fmt: skip
 

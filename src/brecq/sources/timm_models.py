@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from brecq.data.preprocessing import Preprocessing
 from brecq.errors import ConfigError, SourceError
 from brecq.sources.source import Source, require, unknown_name
 from brecq.sources.weights import fit_classes, load_weights, read_weights
+from brecq.storage.hub import asked
 
 
 def load_timm(name: str, spec: str, weights: Path | None, trust_pickle: bool, pretrained: bool = True) -> Source:
@@ -20,11 +22,13 @@ def load_timm(name: str, spec: str, weights: Path | None, trust_pickle: bool, pr
     from_hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
     if not from_hub and not timm.is_model(name):
         raise unknown_name(spec, name, timm.list_models(), "timm.list_models()")
+    trained = pretrained and weights is None
     try:
-        model = timm.create_model(name, pretrained=pretrained and weights is None)
+        with asked() if trained or from_hub else nullcontext("") as away:
+            model = timm.create_model(name, pretrained=trained)
     # the hub's clients raise many classes: no network, no such tag, no weights published
     except Exception as error:
-        reason = f"({type(error).__name__}: {error})"
+        reason = f"({away or f'{type(error).__name__}: {error}'})"
         if weights is not None:
             raise SourceError(f"{spec}: it cannot be built {reason}; check the name") from error
         raise SourceError(

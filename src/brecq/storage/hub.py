@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from brecq.errors import CheckpointError, ConfigError, first_line
 
 PREFIX = "hf:"
+PATIENCE = 5.0
+"""Seconds to wait for the hub's first answer."""
 
 
 def repository(name: str) -> tuple[str, str | None]:
@@ -24,6 +27,35 @@ def repository(name: str) -> tuple[str, str | None]:
     return repo, revision or None
 
 
+@contextmanager
+def asked() -> Iterator[str]:
+    """While a library asks the hub: why it cannot be reached, or an empty text.
+
+    The hub's client asks an address that does not answer again and again, for most of a minute. Here it is asked once;
+    without an answer its libraries are offline until the end: they take what is in their cache, or fail at once.
+    """
+    try:
+        from huggingface_hub import constants
+        from huggingface_hub.utils import get_session
+    except ImportError:  # whoever needs it says so
+        yield ""
+        return
+    before = constants.HF_HUB_OFFLINE
+    if before:
+        yield "HF_HUB_OFFLINE is set, and it is not in the cache of the hub"
+        return
+    why = ""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+    except Exception as error:  # its HTTP libraries raise many kinds
+        why = f"the hub at {constants.ENDPOINT} is not reached ({first_line(error)}), and it is not in the hub's cache"
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield why
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def fetch(name: str, files: Sequence[str]) -> Path:
     """Download `files` of a repository into the hub's cache; the folder they lie in.
 
@@ -33,11 +65,12 @@ def fetch(name: str, files: Sequence[str]) -> Path:
     """
     repo, revision = repository(name)
     hub = _package()
-    try:
-        return Path(hub.snapshot_download(repo, revision=revision, allow_patterns=list(files)))
-    except Exception as error:  # kinds of OSError and ValueError, and whatever its HTTP library raises
-        reason = first_line(error).rstrip(". ")
-        raise CheckpointError(f"{PREFIX}{name.removeprefix(PREFIX)} cannot be fetched: {reason}") from error
+    with asked() as away:
+        try:
+            return Path(hub.snapshot_download(repo, revision=revision, allow_patterns=list(files)))
+        except Exception as error:  # kinds of OSError and ValueError, and whatever its HTTP library raises
+            reason = away or first_line(error).rstrip(". ")
+            raise CheckpointError(f"{PREFIX}{name.removeprefix(PREFIX)} cannot be fetched: {reason}") from error
 
 
 def push(folder: Path, name: str, files: Sequence[str], *, private: bool, message: str) -> str:
@@ -49,15 +82,18 @@ def push(folder: Path, name: str, files: Sequence[str], *, private: bool, messag
     """
     repo, revision = repository(name)
     hub = _package()
-    try:
-        hub.create_repo(repo, private=private, exist_ok=True)
-        done = hub.upload_folder(
-            repo_id=repo, folder_path=folder, allow_patterns=list(files), revision=revision, commit_message=message
-        )
-    except Exception as error:  # the hub's answers are kinds of OSError and ValueError; without one, any
-        answered = isinstance(error, (OSError, ValueError)) and not isinstance(error, ConnectionError)
-        advice = "log in with `hf auth login`, or set HF_TOKEN" if answered else "the hub was not reached"
-        raise CheckpointError(f"cannot push to {repo}: {first_line(error).rstrip('. ')}; {advice}") from error
+    with asked() as away:
+        if away:
+            raise CheckpointError(f"cannot push to {repo}: {away.partition(', and it is')[0]}")
+        try:
+            hub.create_repo(repo, private=private, exist_ok=True)
+            done = hub.upload_folder(
+                repo_id=repo, folder_path=folder, allow_patterns=list(files), revision=revision, commit_message=message
+            )
+        except Exception as error:  # the hub's answers are kinds of OSError and ValueError; without one, any
+            answered = isinstance(error, (OSError, ValueError)) and not isinstance(error, ConnectionError)
+            advice = "log in with `hf auth login`, or set HF_TOKEN" if answered else "the hub was not reached"
+            raise CheckpointError(f"cannot push to {repo}: {first_line(error).rstrip('. ')}; {advice}") from error
     return str(done.commit_url)
 
 

@@ -220,6 +220,7 @@ class Never(Progress):
         ({"calibration": torch.full((4, 3, 16, 16), float("nan"))}, DataError, "NaN"),
         ({"calibration": torch.randn(4, 5, 16, 16)}, DataError, "does not run on sample 0"),
         ({"model": nn.Sequential(nn.ReLU())}, ConfigError, "nothing to quantize"),
+        ({"config": QuantConfig(rules=(LayerRule("*", 32, 32),))}, ConfigError, "nothing to quantize: weights and"),
     ],
 )
 def test_bad_input_is_an_error_before_any_work(model, x, arguments, error, message) -> None:

@@ -161,6 +161,12 @@ def test_rules_and_blocks_name_layers_of_the_whole_network(two: nn.Module, batch
         brecq.quantize(two, batches, unmatched, submodules=["backbone", "head"])
 
 
+def test_rules_that_leave_everything_in_float_are_refused(two: nn.Module, batches: Tensor) -> None:
+    everything = brecq.QuantConfig(rules=(brecq.LayerRule("*", weights=32, activations=32),))
+    with pytest.raises(ConfigError, match="nothing to quantize: weights and"):
+        brecq.quantize(two, batches, everything, submodules=["backbone", "head"])
+
+
 def test_a_killed_run_resumes_in_the_second_part(two: nn.Module, batches: Tensor, tmp_path: Path) -> None:
     class Killed(brecq.progress.Progress):  # type: ignore[name-defined]
         def block_done(self, report: Any) -> None:

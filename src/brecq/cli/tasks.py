@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 CODE = "FILE.py:NAME"
 TOKENS = 128
-TOKENS = 128
 VALUES = ("detection", "restoration", "regression", "embeddings")
 """Tasks whose networks return no scores of classes, whatever the shapes of their outputs."""
 
@@ -67,7 +66,7 @@ class Judged(o.Checked):
             raise ConfigError("--decode belongs to a task; give --task too")
         if self.tokenizer is not None and self.task != "language":
             raise ConfigError("--tokenizer belongs to text; give --task language too")
-        if self.tokens != TOKENS and self.task != "language":
+        if self.tokens is not None and self.task != "language":
             raise ConfigError("--tokens belongs to text; give --task language too")
         chosen = {} if output is None else {"output": output}
         if chosen and (self.metric is not None or self.task == "detection"):

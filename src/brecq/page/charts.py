@@ -117,19 +117,30 @@ def size_against(metric: str, points: Sequence[tuple[int, float, str]]) -> str:
 
 
 def loss_against(cost: str, points: Sequence[tuple[float, float, str]]) -> str:
-    """A cost against the predicted loss; each point has the class `point` and its number in `data-point`."""
+    """A cost against the predicted loss; each point has the class `point` and its number in `data-point`.
+
+    The front is labelled below, where nothing can lie; what is no better stands above it.
+    """
+    from matplotlib.ticker import EngFormatter
+
     label = f"Predicted loss against {cost}"
     with _Chart(7.2, 3.6) as chart:
         axes = chart.axes
         for number, (value, loss, name) in enumerate(points):
-            shape = "*" if number == 0 else "o" if name.startswith("point") else "s"
-            color = SECOND if shape == "s" else FIRST
-            (line,) = axes.plot(value, max(loss, 1e-12), shape, color=color, markersize=13 if shape == "*" else 8)
+            of_front = number > 0 and name.startswith("point")
+            shape, size, order = ("*", 13, 5) if number == 0 else ("o", 7, 4) if of_front else ("s", 9, 3)
+            loss = max(loss, 1e-12)
+            (line,) = axes.plot(
+                value, loss, shape, color=SECOND if shape == "s" else FIRST, markersize=size, zorder=order
+            )
             line.set_gid(f"{POINT}{number}")
-            axes.annotate(name, (value, max(loss, 1e-12)), textcoords="offset points",
-                          xytext=(7, -10) if shape == "s" else (7, 5), fontsize=7)  # fmt: skip
+            offset, side = ((-5, -11), "right") if of_front else ((0, 8), "center")
+            axes.annotate(name, (value, loss), textcoords="offset points", xytext=offset, ha=side, fontsize=7)
         axes.set_yscale("log")
-        axes.set_xlabel({"size": "bytes", "bops": "bit-operations a sample", "latency": "ms"}.get(cost, cost))
+        axes.margins(x=0.08, y=0.1)
+        if cost in ("size", "bops"):
+            axes.xaxis.set_major_formatter(EngFormatter("B" if cost == "size" else "", sep=" "))
+        axes.set_xlabel({"size": "weights", "bops": "bit-operations a sample", "latency": "ms"}.get(cost, cost))
         axes.set_ylabel("predicted loss")
         axes.grid()
     return re.sub(rf'<g id="\w+-{POINT}(\d+)"', r'<g class="point" data-point="\1"', chart.svg(label))

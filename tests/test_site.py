@@ -72,6 +72,9 @@ def test_nothing_of_the_site_is_loaded_from_elsewhere(site: Path) -> None:
     loads = re.compile(r"<(?:link|script|img|iframe)\b[^>]*?(?:href|src)=\"?(?:https?:)?//[^\s\">]+")
     found = {load for page in site.glob("**/*.html") for load in loads.findall(page.read_text(encoding="utf-8"))}
     assert not {load for load in found if "canonical" not in load}
+    architecture = (site / "architecture" / "index.html").read_text(encoding="utf-8")
+    assert 'class="mermaid"' not in architecture  # drawn by a script that is fetched
+    assert architecture.count("<line ") > 20
 
 
 def links_of(text: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from brecq.config import FLOAT, QuantConfig, Recipe
 
 RANGES = ("range_norm", "range_candidates", "range_samples")
 ROUNDING = ("rounding_lr", "rounding_penalty", "beta", "warmup")
-STEPS = ("step_lr", "step_space", "qdrop")
+STEPS = ("step_lr", "step_space", "step_schedule", "qdrop")
 TUNING = ("tune_lr", "tune_codes_lr", "tune_features")
 LEARNED = (
     "steps", "batch_size", "joint", "activation_steps", "bias_lr", "normalize_loss", "tuning", *ROUNDING, *STEPS,

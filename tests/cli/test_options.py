@@ -141,7 +141,8 @@ CHANGES: dict[type, dict[str, tuple[str, Any]]] = {
 # settings that some fields need beside them
 STAGES, GENERATOR = {"joint": False}, {"latent": "generator", "start": "noise"}
 BESIDE: dict[str, dict[str, Any]] = {
-    "activation_steps": STAGES, "activation_norm": STAGES, "activation_inputs": STAGES, "generator_lr": GENERATOR, "generator_width": GENERATOR,
+    "activation_steps": STAGES, "activation_norm": STAGES, "activation_inputs": STAGES,
+    "generator_lr": GENERATOR, "generator_width": GENERATOR,
     "target_weight": {"target": "class"},
 }  # fmt: skip
 

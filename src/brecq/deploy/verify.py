@@ -167,7 +167,7 @@ class _Measured:
 
     def __init__(self, result: QuantResult) -> None:
         self.completed = as_converted(result)
-        self.graph = self.completed.graph
+        self.graph: Any = on_cpu(result.converted)
 
     def __call__(self, *inputs: Tensor) -> Any:
         return self.graph(*inputs)

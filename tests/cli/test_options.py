@@ -344,7 +344,9 @@ VAIN = {
     "--method rtn --autocast bf16": "--autocast would do nothing",
     "--recipe instant --batch-size 8": "--batch-size would do nothing: a recipe of 0 steps",
     "--recipe-set tuning=0 --recipe-set tune_lr=0.1": "there is no end-to-end tuning",
-    "--recipe-set damping=0.1": "it belongs to the closed form",
+    "-a 4 --recipe-set damping=0.1": "it belongs to the closed form",
+    "--recipe-set compensate=no --recipe-set damping=0.1": "it belongs to the closed form",
+    "-a 32 --recipe-set compensate=no --recipe-set range_samples=8": "nothing is computed in closed form",
     "--recipe-set fisher_labels=given": "the loss is plain",
     "--outputs values": "--outputs would do nothing: the loss is plain",
     "-a 32 --qdrop 0.2": "--qdrop would do nothing: activations stay in float",
@@ -354,7 +356,9 @@ VAIN = {
 }
 IN_USE = (
     "--method rtn --recipe-set range_norm=2", "--recipe instant --recipe-set damping=0.1",
-    "-a 32 --set x a=8 --qdrop 0",
+    "-a 8 --recipe-set damping=0.1", "-a 4 --set x a=8 --recipe-set damping=0.1",
+    "-a 4 --recipe-set compensate=yes --recipe-set damping=0.1", "-a 32 --set x a=8 --qdrop 0",
+    "-a 32 --recipe-set range_samples=8",
     "--loss fisher --outputs values", "--recipe paper --recipe-set activation_steps=3", "--recipe-set tuning=0",
 )  # fmt: skip
 

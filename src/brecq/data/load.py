@@ -274,7 +274,7 @@ def _decode(
     if preprocessing is None:
         raise DataError(
             f"{folder.root} holds images, and the model does not say how to prepare them; "
-            "give a preprocessing (mean, std, size)"
+            "give a preprocessing with mean, std and size (--mean, --std, --size)"
         )
     all_skipped = [] if skipped_before is None else skipped_before
     skipped: list[str] = []

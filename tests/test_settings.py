@@ -67,7 +67,7 @@ ROWS = {
     "damping": Row({"damping": 10.0}, "codes scales biases", "nearest steps", {"compensate": "yes"}),
     "steps": Row({"steps": 12}, "steps codes activations", "nearest"),
     "batch_size": Row({"batch_size": 12}, "codes activations", "nearest steps"),
-    "rounding_lr": Row({"rounding_lr": 0.01}, "codes", "nearest steps"),
+    "rounding_lr": Row({"rounding_lr": 0.01}, "codes", "nearest steps", LAST),
     "step_lr": Row({"step_lr": 0.1}, "activations", "nearest steps"),
     "joint": Row({"joint": False, "activation_steps": 3}, "stages codes", "scope"),
     "activation_steps": Row({"activation_steps": 4}, "steps activations", "codes", STAGES),
@@ -234,6 +234,6 @@ def test_what_does_nothing_is_said(run: Callable[..., dict[str, Any]], name: str
         known = without_effect(
             config_of(**{key: value for key, value in first.items() if key in OWN or key in FIELDS})
         )
-        if first != second and name not in known and equal(run(**first), run(**second)):
+        if first.get(name) != second.get(name) and name not in known and equal(run(**first), run(**second)):
             silent.append(base)
     assert not silent

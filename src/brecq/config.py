@@ -293,9 +293,9 @@ class Recipe:
 
 _OFFICIAL = Recipe(
     name="official", compensate="no", steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000,
-    activation_norm=2.4, activation_inputs="float", step_lr=4e-4, step_space="linear", step_schedule="cosine", bias_lr=0.0,
-    first_layer=False, qdrop=0.0, normalize_loss=False, rounding_penalty=0.01, keep_best=False, held_out=0.0,
-    tuning=0.0, range_samples=64,
+    activation_norm=2.4, activation_inputs="float", step_lr=4e-4, step_space="linear", step_schedule="cosine",
+    bias_lr=0.0, first_layer=False, qdrop=0.0, normalize_loss=False, rounding_penalty=0.01, keep_best=False,
+    held_out=0.0, tuning=0.0, range_samples=64,
 )  # fmt: skip
 
 _PRESETS = {

@@ -43,7 +43,7 @@ def _learns(config: QuantConfig) -> bool:
 
 
 def _closed(config: QuantConfig) -> bool:
-    """Whether codes may come in closed form, see `Recipe.compensate`; auto: as far as can be said without the network."""
+    """Whether codes may come in closed form (`Recipe.compensate`), as far as can be said without the network."""
     if config.recipe.compensate != "auto":
         return config.recipe.compensate == "yes"
     others = config.rules or config.target is not None or config.auto_high_precision
@@ -67,8 +67,8 @@ IDLE = (
          "a recipe of 0 steps takes none along the gradient", lambda c: not _learns(c)),
     Idle(("tuning",), "it is a multiple of steps, which is 0", lambda c: not c.recipe.steps),
     Idle(TUNING, "there is no end-to-end tuning (tuning is 0)", lambda c: not c.recipe.tuning_steps),
-    Idle(("damping",), "it belongs to the closed form (compensate=yes, or auto where no activation has fewer than 8 bits)",
-         lambda c: not _closed(c)),
+    Idle(("damping",), "it belongs to the closed form (compensate=yes, or auto where no activation has fewer than 8 "
+         "bits)", lambda c: not _closed(c)),
     Idle(("fisher_labels",), "the loss is plain, without Fisher information", lambda c: c.recipe.loss == "plain"),
     Idle(("outputs",), "the loss is plain, without Fisher information",
          lambda c: c.recipe.loss == "plain" and not c.auto_high_precision),

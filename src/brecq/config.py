@@ -265,8 +265,9 @@ class Recipe:
     # fmt: on
 
     def __post_init__(self) -> None:
-        if isinstance(self.compensate, bool):  # as earlier versions wrote it
-            object.__setattr__(self, "compensate", "yes" if self.compensate else "no")
+        given: object = self.compensate
+        if isinstance(given, bool):  # as earlier versions wrote it
+            object.__setattr__(self, "compensate", "yes" if given else "no")
         check(self)
         if self.joint:
             for name, alone in (("activation_steps", 0), ("activation_norm", 2.0), ("activation_inputs", "quantized")):

@@ -30,7 +30,7 @@ def test_inverted_residuals_keep_their_accuracy_at_two_bits(trained: Any) -> Non
     nearest = brecq.quantize(trained.model, trained.calibration, config(2, 4, 1, method="rtn"))
     learned = brecq.quantize(trained.model, trained.calibration, config(2, 4, 60))
     assert before > 97
-    assert top1(nearest.model, trained) < before - 10
+    assert top1(nearest.model, trained) < before - 5
     assert top1(learned.model, trained) > before - 3
 
 

@@ -161,7 +161,7 @@ def test_a_finished_run_is_neither_overwritten_nor_mixed_up(
         refused = invoke(*again, *more)
         assert refused.exit_code == 2
         assert message in refused.stderr
-    assert invoke(*again, "--force", "-w", "5", "--method", "rtn").exit_code == 0
+    assert invoke(*again, "--force", "-w", "5").exit_code == 0
     assert brecq.load(out).config.weights == 5
 
 
@@ -287,7 +287,7 @@ def test_a_model_without_preprocessing_needs_one(invoke: Invoke, network_file: P
     half = invoke(*start, "--mean", "0.5,0.5,0.5")
     assert half.exit_code == 2
     assert "--std and --size" in half.stderr
-    whole = invoke(*start, "--method", "rtn", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--size", "16")
+    whole = invoke(*start, "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--size", "16")
     assert whole.exit_code == 0, whole.output
 
 

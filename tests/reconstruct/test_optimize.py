@@ -135,7 +135,7 @@ def test_bfloat16_autocast_runs_and_learns(lab, fast) -> None:
     assert not lab.same(run, fast)
     for report, reference in zip(run.reports, fast.reports, strict=True):
         assert report.error_after <= report.error_before
-        assert report.error_before == pytest.approx(reference.error_before, rel=0.5)
+        assert report.error_before == pytest.approx(reference.error_before, rel=1)
 
 
 def test_a_shared_weight_is_learned_once(lab) -> None:

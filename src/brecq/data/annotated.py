@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def matched(pictures: Path, targets: Path, what: str) -> dict[Path, Path]:
 
 def folder_named(root: Path, names: Sequence[str]) -> Path | None:
     """The subfolder of one of these names, in upper or lower case."""
-    if not root.is_dir():
+    if not os.path.isdir(root):  # also of names that no system has, of which pathlib raises
         return None
     present: Mapping[str, Path] = {each.name.lower(): each for each in sorted(root.iterdir()) if each.is_dir()}
     return next((present[name] for name in names if name in present), None)

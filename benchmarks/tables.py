@@ -136,7 +136,7 @@ def _line(cells: Sequence[str]) -> str:
 
 def _earlier(record: Record) -> bool:
     config = record["key"]["config"]
-    return bool(config) and SINCE not in config["recipe"]
+    return bool(config) and config["method"] != "rtn" and SINCE not in config["recipe"]
 
 
 def _seed(record: Record) -> int:

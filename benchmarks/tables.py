@@ -166,7 +166,7 @@ def cifar(network: str, recipes: Sequence[str]) -> Lines:
 
 def cifar_seconds() -> Lines:
     head = ["", *CIFAR]
-    rows = [("resnet20", FAST), ("resnet20", "instant"), ("resnet32", FAST)]
+    rows = [("resnet20", FAST), ("resnet20", "instant")]
     lines = [
         [f"{_name(network)}, {row}", *(cell("cifar", network, c, Show(row, "cpu_seconds", 0)) for c in CIFAR)]
         for network, row in rows
@@ -270,7 +270,6 @@ EVERY = ("layer", "block", "stage", "net")
 TABLES: dict[str, Callable[[], Lines]] = {
     "headline": headline,
     "cifar-resnet20": partial(cifar, "resnet20", (FAST, "instant")),
-    "cifar-resnet32": partial(cifar, "resnet32", (FAST,)),
     "cifar-seconds": cifar_seconds,
     "imagenet-efficientnet_lite0": partial(imagenet, "efficientnet_lite0", "fast (100 steps)"),
     "imagenet-squeezenet1_1": partial(imagenet, "squeezenet1_1", "fast (60 steps)"),

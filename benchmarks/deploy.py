@@ -85,6 +85,8 @@ MEASURES = {
     "legal": ("multiply-accumulates on integer kernels by the table, %", 1),
     "kernels": ("layers on integer kernels, %", 1),
     "codes": ("codes that differ from the simulator's", 0),
+    "border": ("values of these, most off the border between two codes, thousandths of a step", 3),
+    "followed": ("outputs equal to the simulator's from the file's codes, %", 2),
     "simulator": ("outputs equal to the simulator's, %", 2),
     "largest": ("largest difference from the simulator, output steps", 2),
     "mean": ("mean difference from the simulator, output steps", 3),
@@ -171,6 +173,9 @@ def measure(cell: Cell) -> Values:
     if target.inner:
         values |= {"codes": float(sum(tensor.differing for tensor in inner.tensors))}
         values |= {"compared": float(sum(tensor.count for tensor in inner.tensors))}
+        values |= {"border": 1e3 * max(tensor.border for tensor in inner.tensors)}
+        assert inner.followed is not None
+        values |= {"followed": inner.followed.identical}
     else:
         values |= {"largest": inner.simulator.largest, "mean": inner.simulator.mean}
     values |= {"simulator": inner.simulator.identical, "quantized": inner.quantized.mean}

@@ -267,6 +267,29 @@ class FPN(nn.Module):
         return {f"p{i}": self.head(F.relu(s(p))) for i, (s, p) in enumerate(zip(self.smooth, levels, strict=True))}
 
 
+class Shuffled(nn.Module):
+    """A detector of ShuffleNet's kind: halves that are split, joined and shuffled; two scales, enlarged and joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*conv_bn(3, 16, 3, 2), nn.ReLU())
+        self.down = nn.Sequential(*conv_bn(16, 16, 3, 2), nn.ReLU())
+        self.branch = nn.Sequential(*conv_bn(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8))
+        self.lateral, self.head = nn.Conv2d(16, 8, 1), nn.Conv2d(24, 6, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        fine = self.stem(x)
+        kept, turned = fine.chunk(2, 1)
+        fine = self.shuffle(torch.cat([kept, F.relu(self.branch(turned))], 1))
+        coarse = F.leaky_relu(self.lateral(self.down(fine)), 0.1)
+        return self.head(torch.cat([fine, F.interpolate(coarse, scale_factor=2.0)], 1)), coarse
+
+    @staticmethod
+    def shuffle(x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.reshape(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
 class Signal(nn.Module):
     """1-D and transposed 1-D convolutions, grouped ones too."""
 

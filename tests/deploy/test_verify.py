@@ -15,7 +15,9 @@ import torch
 import brecq
 from brecq import QuantResult
 from brecq.data import Dataset
+from brecq.converted.grids import Grid
 from brecq.deploy.compare import CodesTally, Tally
+from brecq.deploy.simulate.model import distance_from_border
 from brecq.errors import ConfigError, DataError, ExportError
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -63,6 +65,7 @@ def test_bisect_names_the_first_layer_that_parts(
     assert found.simulator.identical < 100
     assert found.first_difference is not None
     assert found.first_difference.tensor == "layer1.1.conv1.conv2d"
+    assert found.first_difference.border > 0.5  # nothing that rounding explains
     differing = {tensor.tensor for tensor in found.tensors if tensor.differing}
     assert not any(name.startswith(("conv1", "layer1.0")) for name in differing)
 
@@ -149,6 +152,17 @@ def test_comparisons_are_in_steps() -> None:
     found = tally.result()
     assert (found.identical, found.largest, found.agreement) == (50, 4, 50)
     assert found.mean == pytest.approx((0 + 2 + 4 + 0.0004) / 4, abs=1e-6)
+
+
+def test_a_value_between_two_codes_explains_either() -> None:
+    """Codes of 0.5 * (code - 3): 2.75 is 8.5 of them, a tie; 2.8 is 8.6, and no 8."""
+    grid = Grid(0.5, 3, 0, 255, torch.uint8)
+    values = torch.tensor([2.75, 2.8, 1.0])
+    codes = torch.tensor([8, 9, 5], dtype=torch.uint8)
+    tie, wrong = (torch.tensor(each, dtype=torch.uint8) for each in ([9, 9, 5], [8, 8, 5]))
+    assert distance_from_border(codes, tie, values, grid) == 0
+    assert distance_from_border(codes, wrong, values, grid) == pytest.approx(0.1, abs=1e-6)
+    assert distance_from_border(codes, codes + 2, values, grid) == pytest.approx(1.4, abs=1e-6)  # 8.6 from 10
 
 
 def test_codes_are_compared_as_integers() -> None:

@@ -159,19 +159,33 @@ def comparison_table(found: Verification) -> Table:
         ("of that, by completing the program", found.completion),
     ):
         agreement = "" if row.agreement is None else f"{row.agreement:.2f}"
-        # never rounded up to 100: one differing code has to show
-        same = f"{min(row.identical, 99.99) if row.identical < 100 else 100:.2f}"
-        table.add_row(name, same, f"{row.largest:.3g}", f"{row.mean:.3g}", agreement)
+        table.add_row(name, _percent(row.identical), f"{row.largest:.3g}", f"{row.mean:.3g}", agreement)
     return table
+
+
+def _percent(share: float) -> str:
+    """Never rounded up to 100: one differing code has to show."""
+    return f"{min(share, 99.99) if share < 100 else 100:.2f}"
 
 
 def codes_table(tensors: Sequence[CodesCompared]) -> Table:
     """Tensors whose codes differ, in order of execution."""
-    numbers = ("differing", "of", "largest")
+    numbers = ("differing", "of", "largest", "off the border\nsteps")
     table = make_table("Codes that differ", ["tensor", *numbers], numeric=numbers)
     for each in tensors:
-        table.add_row(each.tensor, str(each.differing), str(each.count), str(each.largest))
+        row = (str(each.differing), str(each.count), str(each.largest), f"{each.border:.2g}")
+        table.add_row(each.tensor, *row)
     return table
+
+
+def describe_differing(found: Verification) -> str:
+    """How many codes differ, how near their values are to the border, and what follows from the file's codes."""
+    count, differing = (sum(getattr(each, key) for each in found.tensors) for key in ("count", "differing"))
+    border = max(each.border for each in found.tensors)
+    text = f"{differing} of {count} differ, of values at most {border:.2g} steps from the border between two codes"
+    if found.followed is None:
+        return text
+    return f"{text}; from the file's codes the simulator puts out {_percent(found.followed.identical)} % equal values"
 
 
 def distances_table(far: Sequence[Distance], most: int) -> Table:

@@ -16,7 +16,14 @@ from brecq.cli.command import Without, command
 from brecq.cli.evaluate import choose_reference
 from brecq.cli.inputs import EvaluationData, stored_preprocessing, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.parsing import require_data, require_path
-from brecq.cli.render import codes_table, comparison_table, describe_kernels, distances_table, make_console
+from brecq.cli.render import (
+    codes_table,
+    comparison_table,
+    describe_differing,
+    describe_kernels,
+    distances_table,
+    make_console,
+)
 from brecq.deploy.options import Tolerance
 from brecq.errors import ConfigError
 from brecq.settings import DATA, MODEL, setting
@@ -183,6 +190,7 @@ def show(console: Console, found: Verification, far: Sequence[Distance] = ()) ->
         else:
             console.print(codes_table([tensor for tensor in found.tensors if tensor.differing]))
             tell(console, "codes", f"the first tensor that differs is {first.tensor}, from equal codes before it")
+            tell(console, "codes", describe_differing(found))
     for note in found.notes:
         tell(console, "note", note)
     if not found.exact:

@@ -65,13 +65,15 @@ class Tally:
 class CodesCompared:
     """The codes of one quantized tensor in the runtime against those in the simulator.
 
-    `tensor` is its name in `Completed.quantizers`; `differing` of `count` codes differ, by at most `largest`.
+    `tensor` is its name in `Completed.quantizers`; `differing` of `count` codes differ, by at most `largest`. The
+    values that these are rounded from are at most `border` steps from halfway between the two codes.
     """
 
     tensor: str
     count: int
     differing: int
     largest: int
+    border: float = 0.0
 
 
 class CodesTally:
@@ -80,7 +82,7 @@ class CodesTally:
     def __init__(self) -> None:
         self.tensors: dict[str, CodesCompared] = {}
 
-    def add(self, tensor: str, found: Tensor, expected: Tensor) -> None:
+    def add(self, tensor: str, found: Tensor, expected: Tensor, border: float = 0.0) -> None:
         """The codes of one tensor; shapes may differ where data was moved, their order may not."""
         difference = (found.reshape(-1).to(torch.int16) - expected.reshape(-1).to(torch.int16)).abs()
         before = self.tensors.get(tensor, CodesCompared(tensor, 0, 0, 0))
@@ -89,4 +91,5 @@ class CodesTally:
             before.count + difference.numel(),
             before.differing + int((difference > 0).sum()),
             max(before.largest, int(difference.max())),
+            max(before.border, border),
         )

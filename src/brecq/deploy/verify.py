@@ -41,6 +41,7 @@ class Verification:
         kernels: of the layers, where the runtime tells.
         tensors: the codes of every quantized tensor, in order of execution, each against what the simulator computes
             from the file's own codes before it; empty where they need not be looked at, or the runtime hides them.
+        followed: the file against the simulator that goes on from the file's own codes; `None` where there are none.
         notes: what cannot be exact, and why.
         exact: True if nothing excuses a difference from the simulator: the runtime computes as it does, on integers.
         failures: what is wrong with the file; empty if it computes what was measured.
@@ -54,6 +55,7 @@ class Verification:
     completion: Comparison
     kernels: Kernels | None
     tensors: tuple[CodesCompared, ...]
+    followed: Comparison | None
     notes: tuple[str, ...]
     exact: bool
     failures: tuple[str, ...] = ()
@@ -116,12 +118,12 @@ def verify(
         run.completion_tally.result(),
         runner.kernels(),
         tuple(run.codes.tensors.values()),
+        run.followed_tally.result() if run.followed_tally.values else None,
         _notes(kind, simulator.completed, floats),
         exact,
         tolerance=tolerance,
     )
-    followed = run.followed_tally.result() if run.followed_tally.values else None
-    failures = [*_another_result(runner.digest, result.digest()), *_differences(found, followed)]
+    failures = [*_another_result(runner.digest, result.digest()), *_differences(found)]
     notes = found.notes if runner.digest else (*found.notes, "the file does not name the result it was exported from")
     return replace(found, failures=tuple(failures), notes=notes)
 
@@ -132,9 +134,9 @@ def _another_result(theirs: str | None, ours: str) -> list[str]:
     return [f"the file was exported from another result: it names {theirs[:12]}, this one is {ours[:12]}"]
 
 
-def _differences(found: Verification, followed: Comparison | None) -> list[str]:
+def _differences(found: Verification) -> list[str]:
     """What differs by more than it may, in order of execution."""
-    allowed = found.tolerance
+    allowed, followed = found.tolerance, found.followed
     failures = []
     for tensor in found.tensors:
         share = 100 * tensor.differing / tensor.count
@@ -210,9 +212,9 @@ class _Run:
         missing = [name for name in self.simulator.completed.quantizers() if name not in theirs]
         if missing:
             raise ExportError(f"the file has no tensor {missing[0]!r}; it is another result's, or was changed")
-        expected, ours = self.simulator.follow(inputs, theirs)
+        expected, ours, borders = self.simulator.follow(inputs, theirs)
         for name, value in ours.items():
-            self.codes.add(name, theirs[name], value)
+            self.codes.add(name, theirs[name], value, borders.get(name, 0.0))
         self.followed_tally.add([torch.from_numpy(each) for each in outputs], _outputs(expected), self.steps)
 
 

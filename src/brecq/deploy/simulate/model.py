@@ -35,8 +35,8 @@ _FLOAT_ONLY = {
 }  # fmt: skip
 """Movement that PyTorch has no kernels of bytes for (of signed ones, or of any)."""
 
-Tap = Callable[[Node, Tensor], Tensor | None]
-"""Sees the codes that a quantizer makes; what it returns takes their place."""
+Tap = Callable[[Node, Tensor, Callable[[], Tensor]], Tensor | None]
+"""Sees the codes that a quantizer makes, and what it makes them of if it asks; what it returns takes their place."""
 
 
 def simulate(result: QuantResult, runtime: str = "OnnxRuntime") -> IntegerModel:
@@ -89,22 +89,43 @@ class IntegerModel(nn.Module):
         return self.follow(inputs, {})[1]
 
     @torch.no_grad()
-    def follow(self, inputs: Sequence[Tensor], codes: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    def follow(
+        self, inputs: Sequence[Tensor], codes: Mapping[str, Tensor]
+    ) -> tuple[Any, dict[str, Tensor], dict[str, float]]:
         """Run on `inputs`, but go on from the given `codes` of quantizers, by name, instead of those computed.
 
         Returns:
-            The output, and the codes computed: each from the given ones before it, so that a difference from the
-            given ones began right there.
+            The output; the codes computed, each from the given ones before it, so that a difference from the given
+            ones began right there; and of every quantizer whose codes differ the `distance_from_border`.
         """
         names = {node: name for name, node in self.completed.quantizers().items()}
         found: dict[str, Tensor] = {}
+        borders: dict[str, float] = {}
 
-        def tap(node: Node, computed: Tensor) -> Tensor | None:
+        def tap(node: Node, computed: Tensor, value: Callable[[], Tensor]) -> Tensor | None:
             name = names[node]
             found[name] = computed
-            return codes[name].reshape(computed.shape).to(computed.dtype) if name in codes else None
+            if name not in codes:
+                return None
+            given = codes[name].reshape(computed.shape).to(computed.dtype)
+            if not torch.equal(given, computed):
+                borders[name] = distance_from_border(computed, given, value(), grid_of(node))
+            return given
 
-        return real(_Integers(self, tap).run(*inputs)), found
+        return real(_Integers(self, tap).run(*inputs)), found, borders
+
+
+def distance_from_border(codes: Tensor, given: Tensor, values: Tensor, grid: Grid) -> float:
+    """Where codes differ, how far the value they are made of is from halfway between the two: the largest, in steps.
+
+    Two ways to compute a value that differ in its last bits round it to two codes only where this is next to nothing.
+
+    Args:
+        codes, given: of equal shape. values: float, what `codes` are on the `grid`.
+    """
+    apart = codes != given
+    exact = values.reshape(codes.shape)[apart].double() / grid.scale + grid.zero_point
+    return float((exact - (codes[apart].double() + given[apart].double()) / 2).abs().max())
 
 
 class _Integers(Interpreter):
@@ -137,7 +158,7 @@ class _Integers(Interpreter):
         grid = grid_of(node)
         codes = value.on(grid) if isinstance(value, Pending) else self._on_grid(value, grid)
         if self.tap is not None:
-            given = self.tap(node, codes)
+            given = self.tap(node, codes, lambda: real(value))
             codes = codes if given is None else given
         return Codes(codes, grid)
 

@@ -14,8 +14,8 @@ import torch
 
 import brecq
 from brecq import QuantResult
-from brecq.data import Dataset
 from brecq.converted.grids import Grid
+from brecq.data import Dataset
 from brecq.deploy.compare import CodesTally, Tally
 from brecq.deploy.simulate.model import distance_from_border
 from brecq.errors import ConfigError, DataError, ExportError

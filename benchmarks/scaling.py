@@ -39,7 +39,7 @@ SERIES: dict[str, list[dict[str, Any]]] = {
     "graphs": [{"network": f"timm:{n}", "samples": 2, "recipe": "rtn"} for n in ("densenet121", "densenet169",
                "densenet201", "inception_v3", "inception_v4")]
     + [{"network": f"transformer:{n}", "samples": 2, "recipe": "rtn"} for n in (6, 12, 24, 48)],
-    "ranks": [{"processes": n, "depth": 6, "width": 64, "size": 32, "samples": 512, "steps": 100} for n in (1, 2)],
+    "ranks": [{"processes": n, "depth": 3, "width": 64, "size": 32, "samples": 256, "steps": 60} for n in (1, 2)],
 }  # fmt: skip
 DEFAULTS = {"depth": 4, "width": 16, "samples": 64, "size": 8, "steps": 10, "recipe": "fast", "processes": 1}
 

@@ -68,6 +68,14 @@ def test_parameters_are_frozen(captured) -> None:
     assert not any(parameter.requires_grad for parameter in captured("ResNet").parameters())
 
 
+@pytest.mark.parametrize("name", ["meta", "graph", "code"])
+def test_names_that_graphs_keep_for_themselves(name: str) -> None:
+    model = nn.Sequential()
+    model.add_module(name, nn.Linear(4, 4))
+    with pytest.raises(CaptureError, match=f"calls a part of itself '{name}', .* rename it, such as {name}_"):
+        capture(model.eval(), (torch.randn(2, 4),))
+
+
 class DataDependent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 2 if x.sum() > 0 else x

@@ -46,6 +46,7 @@ def capture(model: nn.Module, example_inputs: Inputs, *, any_size: bool = False)
         values = [value.clone() if isinstance(value, Tensor) else value for value in values]
     inputs = like(example_inputs, values)
     _check_inputs(tensors(inputs))
+    _check_names(model)
     with evaluating(model), one_batch(model), outputs.plain(model):
         graph = _export(model, inputs, any_size)
     check_deterministic(graph)
@@ -85,6 +86,17 @@ def _check_inputs(inputs: tuple[Any, ...]) -> None:
     if len(sizes) > 1 or min(sizes) < 2:
         raise CaptureError(
             f"the example inputs have batch sizes {sorted(sizes)}; give the same batch size of at least 2 in each"
+        )
+
+
+def _check_names(model: nn.Module) -> None:
+    """A captured graph is a `GraphModule`: what is called like one of its own attributes would hide behind it."""
+    own = [*model._modules, *model._parameters, *model._buffers]
+    taken = [name for name in own if name == "meta" or hasattr(GraphModule, name)]
+    if taken:
+        raise CaptureError(
+            f"{type(model).__name__} calls a part of itself {taken[0]!r}, a name that torch.fx keeps for its graphs; "
+            f"rename it, such as {taken[0]}_"
         )
 
 

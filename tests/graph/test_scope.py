@@ -128,3 +128,24 @@ def test_weights_left_in_float_are_listed_with_their_true_reasons() -> None:
     assert listed.startswith(
         f"recurrent {100 * 432 / total:.1f} % (recurrent, computed in float step by step); embed "
     )
+
+
+class LastTwice(nn.Module):
+    """Its last layer reads a weight that a layer in the middle reads too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.middle = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shared(self.middle(self.shared(self.stem(x).relu()).relu()).relu())
+
+
+def test_a_layer_that_shares_the_last_one_s_weight_says_why_it_has_its_bits() -> None:
+    config = QuantConfig(weights=4, activations=4)
+    graph = prepare(capture(LastTwice().eval(), (torch.randn(2, 3, 8, 8),)), BrecqQuantizer(config))
+    found = {entry.layer: entry for entry in scope(graph, partition(graph)) if entry.layer}
+    assert found["shared"].weights.startswith("8 bit")
+    assert found["shared"].reason == "shares its weight with the last layer (first_last)"
+    assert found["middle"].weights.startswith("4 bit")

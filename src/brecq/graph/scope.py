@@ -146,10 +146,20 @@ def _layer_reason(flow: Dataflow, node: Node, weights: str, inputs: str) -> str:
         if weight.op == "get_attr":
             return str(node.meta.get(REASON, "32 bits asked for"))
         return f"its weight is computed from {'the batch size' if weight in flow.constants else 'activations'}"
-    end = f"{node.meta[END]} layer (first_last)" if END in node.meta else ""
+    end = f"{node.meta[END]} layer (first_last)" if END in node.meta else _shared_with_an_end(node, weight)
     if REASON in node.meta:
         return str(node.meta[REASON])
     return "activations: 32 bits asked for" if inputs == "float" else end
+
+
+def _shared_with_an_end(node: Node, weight: Node) -> str:
+    """A weight that the first or the last layer reads as well has the bits of that one."""
+    for other in node.graph.nodes:
+        if END in other.meta and ops.kind(other) and other is not node:
+            read: Any = resolve(other.args[1])
+            if read.op == weight.op == "get_attr" and read.target == weight.target:
+                return f"shares its weight with the {other.meta[END]} layer (first_last)"
+    return ""
 
 
 def float_weights(entries: Sequence[ScopeEntry], most: int = 6) -> str:

@@ -238,3 +238,10 @@ def test_what_does_nothing_is_said(run: Callable[..., dict[str, Any]], name: str
         if first.get(name) != second.get(name) and name not in known and equal(run(**first), run(**second)):
             silent.append(base)
     assert not silent
+
+
+@pytest.mark.parametrize(("written", "read"), [(False, "no"), (True, "yes"), ("auto", "auto")])
+def test_configurations_of_earlier_versions_are_read(written: object, read: str) -> None:
+    values = QuantConfig().to_dict()
+    values["recipe"]["compensate"] = written
+    assert QuantConfig.from_dict(values).recipe.compensate == read

@@ -428,4 +428,7 @@ class QuantConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantConfig:
         """The inverse of `to_dict`, also after a round trip through JSON."""
+        recipe = values.get("recipe")
+        if isinstance(recipe, Mapping) and isinstance(recipe.get("compensate"), bool):  # as earlier versions wrote it
+            values = {**values, "recipe": {**recipe, "compensate": "yes" if recipe["compensate"] else "no"}}
         return build(cls, values, "the configuration")

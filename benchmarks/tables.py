@@ -203,9 +203,11 @@ def headline() -> Lines:
     """The README's table: a row for each network and width."""
     lite, resnet = "EfficientNet-lite0, ImageNet subset, 100 steps a block", "ResNet-20, CIFAR-10, `fast`"
     instant = "ResNet-20, CIFAR-10, `instant`"
-    rows = [(lite, "imagenet", "efficientnet_lite0", bits, "fast (100 steps)") for bits in ("W4A8",)]
     squeeze = "SqueezeNet 1.1, ImageNet subset, 60 steps a block"
-    rows.append((squeeze, "imagenet", "squeezenet1_1", "W2A8", "fast (60 steps)"))
+    rows = [
+        (lite, "imagenet", "efficientnet_lite0", "W4A8", "fast (100 steps)"),
+        (squeeze, "imagenet", "squeezenet1_1", "W2A8", "fast (60 steps)"),
+    ]
     rows += [(resnet, "clock", "resnet20", bits, FAST) for bits in CLOCK]
     rows += [(instant, "clock", "resnet20", bits, "instant") for bits in ("W2A32", "W2A4")]
     lines, last = [["network", "bits", "float", "rounding to nearest", "brecq"]], ""

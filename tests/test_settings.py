@@ -20,6 +20,7 @@ from brecq.converted.layers import quantized_activations
 from brecq.data.dataset import Dataset
 from brecq.effects import IDLE, without_effect
 from brecq.graph.capture import capture
+from brecq.plain import build
 
 QUICK = {"steps": 8, "batch_size": 8, "rounding_lr": 0.3, "range_candidates": 12, "range_samples": 16, "tuning": 0.0}
 FISHER, STAGES, TUNED = {"loss": "fisher"}, {"joint": False, "activation_steps": 2}, {"tuning": 1.0}
@@ -240,8 +241,16 @@ def test_what_does_nothing_is_said(run: Callable[..., dict[str, Any]], name: str
     assert not silent
 
 
+@dataclass(frozen=True)
+class Nested:
+    """As sensitivity tables and allocations hold a configuration."""
+
+    config: QuantConfig
+
+
 @pytest.mark.parametrize(("written", "read"), [(False, "no"), (True, "yes"), ("auto", "auto")])
 def test_configurations_of_earlier_versions_are_read(written: object, read: str) -> None:
     values = QuantConfig().to_dict()
     values["recipe"]["compensate"] = written
     assert QuantConfig.from_dict(values).recipe.compensate == read
+    assert build(Nested, {"config": values}, "a table").config.recipe.compensate == read

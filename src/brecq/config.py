@@ -129,6 +129,11 @@ def check_beta(name: str, beta: tuple[float, float]) -> None:
         raise ConfigError(f"{name} is {beta!r}; give two numbers, the first at least the second, both at least 1")
 
 
+def _start(given: Any) -> Any:
+    """Of `compensate`, which was a flag in earlier versions."""
+    return ("yes" if given else "no") if isinstance(given, bool) else given
+
+
 def _rate(default: float, help: str) -> Any:
     return setting(default, help, low=0, high=100)
 
@@ -265,14 +270,17 @@ class Recipe:
     # fmt: on
 
     def __post_init__(self) -> None:
-        given: object = self.compensate
-        if isinstance(given, bool):  # as earlier versions wrote it
-            object.__setattr__(self, "compensate", "yes" if given else "no")
+        object.__setattr__(self, "compensate", _start(self.compensate))
         check(self)
         if self.joint:
             for name, alone in (("activation_steps", 0), ("activation_norm", 2.0), ("activation_inputs", "quantized")):
                 if getattr(self, name) != alone:
                     raise ConfigError(f"{name} belongs to the two-stage recipe; set joint=False, or leave it {alone}")
+
+    @classmethod
+    def from_earlier(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fields as this version names their values; see `brecq.plain.build`."""
+        return {name: _start(value) if name == "compensate" else value for name, value in values.items()}
 
     @property
     def tuning_steps(self) -> int:
@@ -428,7 +436,4 @@ class QuantConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantConfig:
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        recipe = values.get("recipe")
-        if isinstance(recipe, Mapping) and isinstance(recipe.get("compensate"), bool):  # as earlier versions wrote it
-            values = {**values, "recipe": {**recipe, "compensate": "yes" if recipe["compensate"] else "no"}}
         return build(cls, values, "the configuration")

@@ -16,6 +16,8 @@ _Kind = TypeVar("_Kind")
 def build(kind: type[_Kind], values: Any, where: str, *, without: Collection[str] = ()) -> _Kind:
     """A dataclass or named tuple from its fields by name; what is missing takes its default.
 
+    A class whose fields had other values in earlier versions has a class method `from_earlier`, from those to these.
+
     Args:
         where: what is read, for messages. without: fields that plain values cannot give.
 
@@ -24,6 +26,7 @@ def build(kind: type[_Kind], values: Any, where: str, *, without: Collection[str
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} is {shown(values)}; give its fields by name")
+    values = getattr(kind, "from_earlier", lambda given: given)(values)
     hints: dict[str, Any] = {name: hint for name, hint in _fields(kind).items() if name not in without}
     for name in values:
         if name not in hints:

@@ -167,13 +167,9 @@ def test_search(screen: Callable[[str], Screen], searched: tuple[str, list[brecq
 
 
 @pytest.fixture(scope="module")
-def searched(networks: ModuleType) -> tuple[str, list[brecq.BitAllocation]]:
+def searched(sensitivities: brecq.SensitivityTable) -> tuple[str, list[brecq.BitAllocation]]:
     """The page of a search, and its front."""
-    pytest.importorskip("scipy")
-    torch.manual_seed(0)
-    model = networks.build(networks.MobileNet)
-    data = torch.randn(16, *networks.inputs(model)[0].shape[1:])
-    table = brecq.measure_sensitivity(model, data, brecq.QuantConfig(activations=8), bits=(2, 4, 8))
+    table = sensitivities
     front = brecq.pareto(table, "size", 6)
     chosen = brecq.search(table, f"size={front[3].costs['size']:.0f}B")
     return search_page(table, chosen, [("2 bits", front[0])], front, "size", "fisher"), front

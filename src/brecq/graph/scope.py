@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ def scope(prepared: GraphModule, specs: Sequence[BlockSpec]) -> list[ScopeEntry]
         member for node, layer in zip(flow.ops, flow.layers, strict=True) if layer for member in _between(node)
     }
     counted: set[str] = set()
+    ends = {_weight(node).target: node.meta[END] for node in flow.ops if END in node.meta and ops.kind(node)}
     entries = []
     for position, node in enumerate(flow.ops):
         layer = flow.layers[position]
@@ -48,7 +49,7 @@ def scope(prepared: GraphModule, specs: Sequence[BlockSpec]) -> list[ScopeEntry]
         inputs = _inputs(prepared, node)
         output = _output(prepared, activation_end(node) if layer else node)
         if layer:
-            reason = _layer_reason(flow, node, weights, inputs)
+            reason = _layer_reason(flow, node, weights, inputs, ends)
         elif table and weights != "float":
             reason = "its table is the weight of a layer, and is stored once"
         elif node in functions:
@@ -140,26 +141,23 @@ def _constants(flow: Dataflow, node: Node) -> set[Node]:
     return found
 
 
-def _layer_reason(flow: Dataflow, node: Node, weights: str, inputs: str) -> str:
-    weight: Any = resolve(node.args[1])  # type: ignore[arg-type]
+def _weight(layer: Node) -> Any:
+    return resolve(layer.args[1])  # type: ignore[arg-type]
+
+
+def _layer_reason(flow: Dataflow, node: Node, weights: str, inputs: str, ends: Mapping[Any, str]) -> str:
+    """`ends`: the weights of the first and the last layer, by the names of the tensors; others may read them too."""
+    weight = _weight(node)
     if weights == "float":
         if weight.op == "get_attr":
             return str(node.meta.get(REASON, "32 bits asked for"))
         return f"its weight is computed from {'the batch size' if weight in flow.constants else 'activations'}"
-    end = f"{node.meta[END]} layer (first_last)" if END in node.meta else _shared_with_an_end(node, weight)
+    end = f"{node.meta[END]} layer (first_last)" if END in node.meta else ""
+    if not end and weight.op == "get_attr" and weight.target in ends:
+        end = f"shares its weight with the {ends[weight.target]} layer (first_last)"
     if REASON in node.meta:
         return str(node.meta[REASON])
     return "activations: 32 bits asked for" if inputs == "float" else end
-
-
-def _shared_with_an_end(node: Node, weight: Node) -> str:
-    """A weight that the first or the last layer reads as well has the bits of that one."""
-    for other in node.graph.nodes:
-        if END in other.meta and ops.kind(other) and other is not node:
-            read: Any = resolve(other.args[1])
-            if read.op == weight.op == "get_attr" and read.target == weight.target:
-                return f"shares its weight with the {other.meta[END]} layer (first_last)"
-    return ""
 
 
 def float_weights(entries: Sequence[ScopeEntry], most: int = 6) -> str:

@@ -45,7 +45,7 @@ class _Squares(Interpreter):
 
     def __init__(self, module: GraphModule) -> None:
         super().__init__(module)
-        self.beside = {node: _bias(module, node) for node in module.graph.nodes if ops.kind(node)}
+        self.beside = {node: bias_of(module, node) for node in module.graph.nodes if ops.kind(node)}
         self.found: dict[BiasFakeQuantize | None, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def run_node(self, n: Node) -> Any:
@@ -57,6 +57,7 @@ class _Squares(Interpreter):
         return result
 
 
-def _bias(module: GraphModule, layer: Node) -> BiasFakeQuantize | None:
+def bias_of(module: GraphModule, layer: Node) -> BiasFakeQuantize | None:
+    """The fake-quantizer of a layer's bias; `None` where it has none."""
     found = fake_quantize_node(module, layer.args[2]) if len(layer.args) > 2 else None
     return found if isinstance(found, BiasFakeQuantize) else None

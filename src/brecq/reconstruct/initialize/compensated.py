@@ -21,6 +21,7 @@ from brecq.graph.geometry import geometry_of
 from brecq.graph.prepare import fake_quantize_node
 from brecq.quant.compensate import Moments, MomentSum, compensate, mixed
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Start, WeightFakeQuantize
+from brecq.reconstruct.initialize.biases import bias_of
 from brecq.reconstruct.learnables import make_room
 from brecq.reconstruct.sampler import learned_from
 from brecq.reconstruct.site import Site
@@ -92,7 +93,7 @@ def _moments(site: Site, uses: Sequence[Node], rows: Tensor) -> dict[BiasFakeQua
     from. `rows`: of the weight, [G, R, K]."""
     patches = PATCHES * rows.shape[2]
     block, streams = site.block, site.streams
-    beside = {node: fake_quantize_node(block.module, node.args[2]) if len(node.args) > 2 else None for node in uses}
+    beside = {node: bias_of(block.module, node) for node in uses}
     sums = {bias: MomentSum() for bias in beside.values()}
     chosen = _chosen(site)
     samples = sum(len(index) for index in chosen)

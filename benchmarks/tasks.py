@@ -39,7 +39,7 @@ from brecq.sources.torchvision_models import detector_parts
 
 NANODET, DEEPLAB, DENOISER = "nanodet_m", "deeplabv3_mnv2", "denoiser"
 IN_PARTS = ("retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn")
-CALIBRATION = {NANODET: 64, DEEPLAB: 16, DENOISER: 128, **dict.fromkeys(IN_PARTS, 8)}
+CALIBRATION = {NANODET: 126, DEEPLAB: 16, DENOISER: 128, **dict.fromkeys(IN_PARTS, 8)}
 SAMPLES = {NANODET: 128, DEEPLAB: 24, DENOISER: 100, **dict.fromkeys(IN_PARTS, 4)}
 BATCH = {NANODET: 32, DEEPLAB: 8, DENOISER: 32, **dict.fromkeys(IN_PARTS, 4)}
 MEASURES = {

@@ -165,7 +165,7 @@ class Recipe:
         low=1e-6, high=1000,
     )
     steps: int = _count(
-        400, "gradient steps per block on the weights' rounding (and on step sizes too, when `joint`)",
+        300, "gradient steps per block on the weights' rounding (and on step sizes too, when `joint`)",
         low=0, flags=("--steps",), metavar="N",
     )
     batch_size: int = _count(32, "samples a step", flags=("--batch-size",), metavar="N")
@@ -236,24 +236,24 @@ class Recipe:
         high=0.5,
     )
     tuning: float = setting(
-        0.5,
-        "steps of the end-to-end tuning after the last block, as a multiple of `steps`; it learns all step sizes and "
-        "biases together, with `tune_codes_lr` the codes as well, against what the float network computes. 0 leaves "
-        "it out",
+        1.0,
+        "steps of the end-to-end tuning after the last block, as a multiple of `steps`; it learns all step sizes, "
+        "biases and codes together, against what the float network computes. 0 leaves it out",
         low=0, high=1000,
     )
     tune_lr: float = _rate(
         1e-2,
-        "highest Adam learning rate of the tuning's first half, a fifth of it in the second, each annealed to 0; "
-        "relative, as step sizes are learned as logarithms. It is lowered for networks that it would throw off",
+        "Adam learning rate of step sizes and biases in the tuning; relative, as step sizes are learned as logarithms. "
+        "The highest is a fifth of it; where codes do not move, the whole in a first half, and a fifth in the second; "
+        "each is annealed to 0. It is lowered for networks that it would throw off",
     )
     tune_codes_lr: float = _rate(
-        0.0,
-        "highest Adam learning rate of the weights' codes in the tuning, in steps, such as 0.03; the tuning is then "
-        "one cycle. It is lowered for networks that it would throw off; 0 leaves the codes alone",
+        0.03,
+        "highest Adam learning rate of the weights' codes in the tuning, in steps. It is lowered for networks that it "
+        "would throw off; 0 leaves the codes alone",
     )
     tune_features: float = setting(
-        0.0,
+        1.0,
         "weight, in the tuning, of the squared error of what the last block receives, beside that of the outputs; "
         "each is divided by its first value",
         low=0, high=MOST,
@@ -312,7 +312,7 @@ _PRESETS = {
     "fast": Recipe(name="fast"),
     "paper": _OFFICIAL.replace(name="paper", loss="fisher", activation_norm=2.0),
     "official": _OFFICIAL,
-    "thorough": Recipe(name="thorough", steps=1_500),
+    "thorough": Recipe(name="thorough", steps=1_200),
 }
 
 

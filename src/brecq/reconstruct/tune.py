@@ -38,8 +38,9 @@ from brecq.reconstruct.run import Run
 from brecq.reconstruct.sampler import Sampler, measured_on, rows_of
 
 CYCLES = (1.0, 0.2)
-"""Factors of the learning rate: the steps are divided among so many cycles, each kept only if it helps. A network at 2
-bits needs large changes; one that is nearly right is thrown far off by them, and gains from small ones."""
+"""Factors of the learning rate of steps and biases: the steps of the tuning are divided among so many cycles, each kept
+only if it helps. A network at 2 bits needs large changes; one that is nearly right is thrown far off by them, and gains
+from small ones. Where codes move, large changes are theirs: the second cycle alone is made, as codes need long ways."""
 
 WARMUP = 0.1
 """Share of a cycle in which the learning rate rises: Adam's first steps are as long for numbers that do not matter as
@@ -107,10 +108,11 @@ class Tuning:
         self.units = {name: value or 1.0 for name, value in first.items()}
         kept = self.mine.state()
         rates = self._trusted(first, kept)
-        cycles = CYCLES[:1] if self.recipe.tune_codes_lr else CYCLES  # codes need long ways
+        cycles = CYCLES[1:] if self.recipe.tune_codes_lr else CYCLES
         ends = [round(steps * (i + 1) / len(cycles)) for i in range(len(cycles))]
         for factor, start, end in zip(cycles, [0, *ends[:-1]], ends, strict=True):
-            self._cycle({kind: factor * rate for kind, rate in rates.items()}, start, end, on_step)
+            scaled = {kind: rate if kind == "codes" else factor * rate for kind, rate in rates.items()}
+            self._cycle(scaled, start, end, on_step)
             after = self._checked()
             if self._loss(after) < self._loss(best):
                 best, kept = after, self.mine.state()

@@ -243,14 +243,14 @@ class Recipe:
     )
     tune_lr: float = _rate(
         1e-2,
-        "Adam learning rate of step sizes and biases in the tuning; relative, as step sizes are learned as logarithms. "
-        "The highest is a fifth of it; where codes do not move, the whole in a first half, and a fifth in the second; "
-        "each is annealed to 0. It is lowered for networks that it would throw off",
+        "highest Adam learning rate of step sizes and biases in the first third of the tuning, a fifth of it in the "
+        "rest, each annealed to 0; relative, as step sizes are learned as logarithms. It is lowered for networks that "
+        "it would throw off",
     )
     tune_codes_lr: float = _rate(
         0.03,
-        "highest Adam learning rate of the weights' codes in the tuning, in steps. It is lowered for networks that it "
-        "would throw off; 0 leaves the codes alone",
+        "highest Adam learning rate of the weights' codes in the last two thirds of the tuning, in steps. It is "
+        "lowered for networks that it would throw off; 0 leaves the codes alone",
     )
     tune_features: float = setting(
         1.0,

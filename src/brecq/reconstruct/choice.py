@@ -37,9 +37,9 @@ def for_block(recipe: Recipe, drop: float) -> Choice:
     return Choice(_adaround, lambda module: _step(module, log_space, drop), _shift)
 
 
-def for_tuning(recipe: Recipe) -> Choice:
-    """Steps and biases of the whole network, and codes if the recipe says so."""
-    learner = MovingCodes if recipe.tune_codes_lr else TunedScale
+def for_tuning(codes: bool) -> Choice:
+    """Steps and biases of the whole network, and codes if they are to move."""
+    learner = MovingCodes if codes else TunedScale
     return Choice(
         lambda module, weight: learner(module.integers(weight), module.grid),
         lambda module: _step(module, True, 0.0),

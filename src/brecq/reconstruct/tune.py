@@ -15,7 +15,7 @@ import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial, reduce
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +37,25 @@ from brecq.reconstruct.readout import Readout
 from brecq.reconstruct.run import Run
 from brecq.reconstruct.sampler import Sampler, measured_on, rows_of
 
-CYCLES = (1.0, 0.2)
-"""Factors of the learning rate of steps and biases: the steps of the tuning are divided among so many cycles, each kept
-only if it helps. A network at 2 bits needs large changes; one that is nearly right is thrown far off by them, and gains
-from small ones. Where codes move, large changes are theirs: the second cycle alone is made, as codes need long ways."""
+class Cycle(NamedTuple):
+    """A part of the tuning, kept only if it helps."""
+
+    share: float
+    """Of the steps."""
+    factor: float
+    """Of the learning rate of steps and biases."""
+    codes: bool
+    """Whether codes move too, where they have a rate."""
+
+    def rates(self, highest: Mapping[str, float]) -> dict[str, float]:
+        """Of what is learned here, from the highest of all cycles."""
+        factors = {"steps": self.factor, "codes": float(self.codes)}
+        return {kind: factors[kind] * rate for kind, rate in highest.items() if factors[kind]}
+
+
+CYCLES = (Cycle(1 / 3, 1.0, False), Cycle(2 / 3, 0.2, True))
+"""A network whose steps are far off needs large changes of them; one that is nearly right is thrown far off by these,
+and gains from small ones. Codes need long ways: each starts in the middle of its cell."""
 
 WARMUP = 0.1
 """Share of a cycle in which the learning rate rises: Adam's first steps are as long for numbers that do not matter as
@@ -108,11 +123,12 @@ class Tuning:
         self.units = {name: value or 1.0 for name, value in first.items()}
         kept = self.mine.state()
         rates = self._trusted(first, kept)
-        cycles = CYCLES[1:] if self.recipe.tune_codes_lr else CYCLES
-        ends = [round(steps * (i + 1) / len(cycles)) for i in range(len(cycles))]
-        for factor, start, end in zip(cycles, [0, *ends[:-1]], ends, strict=True):
-            scaled = {kind: rate if kind == "codes" else factor * rate for kind, rate in rates.items()}
-            self._cycle(scaled, start, end, on_step)
+        cycles = [cycle for cycle in CYCLES if cycle.rates(rates)]
+        unit, start = steps / sum(cycle.share for cycle in cycles), 0.0
+        for cycle in cycles:
+            end = start + cycle.share
+            self._cycle(cycle.rates(rates), round(unit * start), round(unit * end), on_step)
+            start = end
             after = self._checked()
             if self._loss(after) < self._loss(best):
                 best, kept = after, self.mine.state()
@@ -168,7 +184,7 @@ class Tuning:
 
     def _parameters(self, rates: Mapping[str, float]) -> list[dict[str, Any]]:
         """Begin to learn; groups for the optimizer of what has a rate, `most` the highest learning rate of each."""
-        self.learners = self.mine.learn(choice.for_tuning(self.recipe))
+        self.learners = self.mine.learn(choice.for_tuning("codes" in rates))
         found: dict[str, list[nn.Parameter]] = {"steps": [], "codes": []}
         for learner in self.learners:
             for kind, values in learner.groups().items():

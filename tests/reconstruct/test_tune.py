@@ -40,6 +40,16 @@ def tuned(lab):
     return lab.run(tuning=5.0)
 
 
+def plain(lab, **changes):
+    """Steps and biases are tuned, codes are not."""
+    return lab.run(**{"tuning": 5.0, "tune_codes_lr": 0.0, "tune_features": 0.0, **changes})
+
+
+def cycles(monkeypatch: pytest.MonkeyPatch, *factors: float, codes: bool = False) -> None:
+    found = [tune.Cycle(1 / len(factors), factor, codes) for factor in factors]
+    monkeypatch.setattr(tune, "CYCLES", tuple(found))
+
+
 def error(run, inputs: torch.Tensor) -> float:
     """Relative squared error of the network's output."""
     with torch.no_grad():
@@ -69,8 +79,8 @@ def test_steps_that_blocks_share_are_learned_here(lab) -> None:
     assert all(not torch.equal(before[f"{name}.scale"], after[f"{name}.scale"]) for name in shared)
 
 
-def test_codes_stay_and_steps_and_biases_change(blocks, tuned) -> None:
-    before, after = blocks.learned(), tuned.learned()
+def test_codes_without_a_rate_stay_and_steps_and_biases_change(lab, blocks) -> None:
+    before, after = blocks.learned(), plain(lab).learned()
     for kind, same in (("codes", True), ("zero_point", True), ("scale", False), ("learned", False)):
         names = [name for name in after if name.endswith(kind)]
         assert names
@@ -78,7 +88,8 @@ def test_codes_stay_and_steps_and_biases_change(blocks, tuned) -> None:
         assert all((name in before and torch.equal(before[name], after[name])) is same for name in names), kind
 
 
-def test_codes_move_with_a_rate_of_their_own(lab, blocks) -> None:
+def test_codes_move_with_a_rate_of_their_own(lab, blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    cycles(monkeypatch, 1.0, codes=True)
     moved = lab.run(tuning=5.0, tune_codes_lr=0.1)
     codes = [name for name in moved.learned() if name.endswith("codes")]
     assert any(not torch.equal(moved.learned()[name], blocks.learned()[name]) for name in codes)
@@ -86,14 +97,16 @@ def test_codes_move_with_a_rate_of_their_own(lab, blocks) -> None:
 
 
 def test_a_rate_of_codes_that_would_throw_the_network_off_is_lowered(lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    lowered = lab.run(tuning=5.0, tune_codes_lr=3.0).reports[-1].error_after
+    cycles(monkeypatch, 1.0, codes=True)
+    far = {"tuning": 5.0, "tune_codes_lr": 3.0}
+    lowered = lab.run(**far).reports[-1].error_after
     monkeypatch.setattr(tune, "TRUST_CODES", math.inf)
-    assert lowered < lab.run(tuning=5.0, tune_codes_lr=3.0).reports[-1].error_after
+    assert lowered < lab.run(**far).reports[-1].error_after
 
 
-def test_features_are_looked_at_and_chosen_by(lab, tuned) -> None:
-    features = lab.run(tuning=5.0, tune_features=1.0)
-    assert not lab.same(features, tuned)
+def test_features_are_looked_at_and_chosen_by(lab) -> None:
+    features = plain(lab, tune_features=1.0)
+    assert not lab.same(features, plain(lab))
     assert features.reports[-1].error_after < features.reports[-1].error_before
 
 
@@ -104,7 +117,7 @@ def test_a_resumed_run_that_is_to_tune_otherwise_tunes_again(lab, tmp_path: Path
 
 
 def test_weights_that_stayed_rounded_to_nearest_keep_those_codes(lab) -> None:
-    nearest, after = lab.run(method="rtn").learned(), lab.run(rounding_lr=0.0, tuning=5.0)
+    nearest, after = lab.run(method="rtn").learned(), plain(lab, rounding_lr=0.0)
     assert after.reports[-1].error_after < after.reports[-1].error_before
     codes = [name for name in nearest if name.endswith("codes")]
     assert all(torch.equal(nearest[name], after.learned()[name]) for name in codes)
@@ -112,17 +125,17 @@ def test_weights_that_stayed_rounded_to_nearest_keep_those_codes(lab) -> None:
 
 @pytest.mark.parametrize("bias_lr", [0.01, 0.0])
 def test_what_does_not_help_is_not_kept(lab, bias_lr: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "CYCLES", (5000.0,))
+    cycles(monkeypatch, 5000.0)
     run = lab.run(tuning=0.5, bias_lr=bias_lr)
     assert run.reports[-1].error_after == run.reports[-1].error_before
     assert lab.same(run, lab.run(bias_lr=bias_lr))
 
 
 def test_a_cycle_that_does_harm_is_undone_and_the_next_helps(lab, blocks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "CYCLES", (5000.0, 1.0))
+    cycles(monkeypatch, 5000.0, 1.0)
     helped = lab.run(tuning=5.0).reports[-1]
     assert helped.error_after < helped.error_before
-    monkeypatch.setattr(tune, "CYCLES", (5000.0,))
+    cycles(monkeypatch, 5000.0)
     assert lab.same(lab.run(tuning=5.0), blocks)
 
 
@@ -147,6 +160,24 @@ def test_the_learning_rate_matters(lab, tuned) -> None:
 
 def test_the_same_seed_gives_the_same_result(lab, tuned) -> None:
     assert lab.same(lab.run(tuning=5.0), tuned)
+
+
+def test_the_steps_of_a_cycle_that_learns_nothing_go_to_the_others() -> None:
+    steps, codes = tune.CYCLES
+    assert steps.rates({"steps": 0.01, "codes": 0.03}) == {"steps": 0.01}
+    assert codes.rates({"steps": 0.01, "codes": 0.03}) == {"steps": 0.002, "codes": 0.03}
+    assert steps.rates({"codes": 0.03}) == {}
+
+
+def test_all_steps_are_made_where_codes_alone_are_learned(lab) -> None:
+    told: list[int] = []
+
+    class Listener(Progress):
+        def step(self, step: int, loss: float, error: float | None = None) -> None:
+            told.append(step)
+
+    lab.run(tuning=5.0, tune_lr=0.0, progress=Listener())
+    assert told[-1] == 60
 
 
 def test_networks_of_several_outputs_and_few_samples(lab) -> None:

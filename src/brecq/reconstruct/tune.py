@@ -37,6 +37,7 @@ from brecq.reconstruct.readout import Readout
 from brecq.reconstruct.run import Run
 from brecq.reconstruct.sampler import Sampler, measured_on, rows_of
 
+
 class Cycle(NamedTuple):
     """A part of the tuning, kept only if it helps."""
 

@@ -31,7 +31,7 @@ from brecq.cli.render import format_seconds, make_table, megabytes
 from brecq.data import Dataset, Preprocessing, load_data, random_crops, read_image
 
 CROPS = 256  # calibration inputs
-STEPS = 100  # gradient steps per block; more of both gets closer to float
+STEPS = 75  # gradient steps per block; more of both gets closer to float
 BATCH_SIZE = 16
 HELD_OUT_CROPS = 196
 IMAGENET_SAMPLES = 200

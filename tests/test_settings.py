@@ -23,7 +23,8 @@ from brecq.graph.capture import capture
 from brecq.plain import build
 
 QUICK = {"steps": 8, "batch_size": 8, "rounding_lr": 0.3, "range_candidates": 12, "range_samples": 16, "tuning": 0.0}
-FISHER, STAGES, TUNED = {"loss": "fisher"}, {"joint": False, "activation_steps": 2}, {"tuning": 1.0}
+FISHER, STAGES = {"loss": "fisher"}, {"joint": False, "activation_steps": 2}
+TUNED = {"tuning": 1.0, "tune_codes_lr": 0.0}
 LAST, NEAREST = {"keep_best": False}, {"method": "rtn"}
 
 
@@ -89,8 +90,8 @@ ROWS = {
     "held_out": Row({"held_out": 0.25}, "nearest after", "steps"),
     "tuning": Row(TUNED, "stages activations", "codes", {"steps": 24}),
     "tune_lr": Row({"tune_lr": 1e-4}, "activations", "codes stages", {**TUNED, "steps": 24}),
-    "tune_codes_lr": Row({"tune_codes_lr": 0.05}, "activations", "stages", {"tuning": 4.0, "rounding_lr": 0.0}),
-    "tune_features": Row({"tune_features": 1.0}, "activations", "codes stages", {"tuning": 4.0, "rounding_lr": 0.0}),
+    "tune_codes_lr": Row({"tune_codes_lr": 0.0}, "activations", "stages", {"tuning": 4.0, "rounding_lr": 0.0}),
+    "tune_features": Row({"tune_features": 0.0}, "activations", "codes stages", {**TUNED, "tuning": 4.0, "rounding_lr": 0.0}),
     "range_norm": Row({"range_norm": 1.5}, "scales activations", "stages", NEAREST),
     "range_candidates": Row({"range_candidates": 40}, "scales activations", "stages", NEAREST),
     "range_samples": Row({"range_samples": 24}, "activations", "scales codes", NEAREST),

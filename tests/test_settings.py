@@ -90,8 +90,15 @@ ROWS = {
     "held_out": Row({"held_out": 0.25}, "nearest after", "steps"),
     "tuning": Row(TUNED, "stages activations", "codes", {"steps": 24}),
     "tune_lr": Row({"tune_lr": 1e-4}, "activations", "codes stages", {**TUNED, "steps": 24}),
-    "tune_codes_lr": Row({"tune_codes_lr": 0.0}, "activations", "stages", {"tuning": 4.0, "rounding_lr": 0.0}),
-    "tune_features": Row({"tune_features": 0.0}, "activations", "codes stages", {**TUNED, "tuning": 4.0, "rounding_lr": 0.0}),
+    "tune_codes_lr": Row(
+        {"tune_codes_lr": 0.5},
+        "codes",
+        "stages",
+        {"tuning": 20.0, "tune_lr": 0.0, "rounding_lr": 0.0, "held_out": 0.0, "weights": 2},
+    ),
+    "tune_features": Row(
+        {"tune_features": 0.0}, "activations", "codes stages", {**TUNED, "tuning": 4.0, "rounding_lr": 0.0}
+    ),
     "range_norm": Row({"range_norm": 1.5}, "scales activations", "stages", NEAREST),
     "range_candidates": Row({"range_candidates": 40}, "scales activations", "stages", NEAREST),
     "range_samples": Row({"range_samples": 24}, "activations", "scales codes", NEAREST),

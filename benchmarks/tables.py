@@ -6,8 +6,8 @@
 A page holds `<!-- table: NAME -->`, the table, and `<!-- end -->`; `TABLES` says what NAME is. A cell of a table is
 the newest record in benchmarks/results/ with that network, row and column; records that differ from it in nothing but
 their seed are averaged. So a page follows when a cell is measured again, and only then. What was measured before the
-recipe had the setting `SINCE`, or before its tuning was `MOVES`, is left out of the tables of accuracy (`CURRENT`), and
-marked † in the others.
+recipe had the setting `SINCE`, or before its tuning was `MOVES`, is left out of the tables of accuracy (`CURRENT`),
+and marked † in the others.
 """
 
 from __future__ import annotations

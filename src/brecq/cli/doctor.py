@@ -17,6 +17,9 @@ from brecq.cli.render import make_console, make_table
 if TYPE_CHECKING:
     from rich.table import Table
 
+NAMED = 6
+"""Packages that are told one by one."""
+
 
 def doctor() -> None:
     """Show the versions, devices, compilers and optional packages that brecq finds, and what each enables.
@@ -56,11 +59,15 @@ def devices() -> dict[str, str]:
 
 
 def extras_table(extras: Sequence[Extra]) -> Table:
-    """One line an extra: what it enables, and what is here or how to get it."""
+    """One line an extra: what it enables, and what is here or how to get it. Of many packages only how many are."""
     table = make_table("Optional packages", ["extra", "enables", "found"])
     for extra in extras:
         wrong = extra.wrong()
-        here = ", ".join(f"{name} {version}" for name, version in extra.found().items())
-        state = f"{'; '.join(wrong)}: pip install 'brecq[{extra.name}]'" if wrong else here
+        here = [f"{name} {version}" for name, version in extra.found().items()]
+        if wrong:
+            problem = "; ".join(wrong) if len(wrong) <= NAMED else f"{len(wrong)} of {len(here)} missing or too old"
+            state = f"{problem}: pip install 'brecq[{extra.name}]'"
+        else:
+            state = ", ".join(here) if len(here) <= NAMED else f"all {len(here)} packages"
         table.add_row(extra.name, extra.enables, Text(state))
     return table

@@ -61,8 +61,11 @@ def extras() -> list[Extra]:
 
 
 def enables(name: str) -> str:
-    """What an extra is for: the formats that need it, or what is said of it here."""
-    return "; ".join(each.summary for each in FORMATS.values() if each.extra == name) or _ENABLES[name]
+    """What an extra is for: the formats that need it, of several their names alone; or what is said of it here."""
+    formats = [each.summary for each in FORMATS.values() if each.extra == name]
+    if len(formats) > 1:
+        return "files for " + ", ".join(summary.partition(":")[0] for summary in formats)
+    return formats[0] if formats else _ENABLES[name]
 
 
 def _split(requirement: str) -> tuple[str, str]:

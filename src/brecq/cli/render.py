@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -39,7 +41,24 @@ PIPE_WIDTH = 10_000
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """Where commands print: as wide as the terminal, without any wrapping elsewhere."""
     console = Console(stderr=stderr, quiet=quiet)
-    return console if console.is_terminal else Console(stderr=stderr, quiet=quiet, width=PIPE_WIDTH)
+    if console.is_terminal:
+        return console
+    return Console(file=_Pipe(stderr), stderr=stderr, quiet=quiet, width=PIPE_WIDTH)  # type: ignore[arg-type]
+
+
+class _Pipe:
+    """Standard output or error without the blanks that tables and titles end lines with."""
+
+    def __init__(self, stderr: bool) -> None:
+        self.stderr = stderr
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr if self.stderr else sys.stdout, name)
+
+    def write(self, text: str) -> int:
+        """`text` comes in whole lines."""
+        self.__getattr__("write")(re.sub(r" +$", "", text, flags=re.MULTILINE))
+        return len(text)
 
 
 def make_table(title: str, columns: Sequence[str], numeric: Iterable[str] = ()) -> Table:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from brecq.data import Form, Preprocessing, iter_data, load_data
+from brecq.data.boxes import class_names
 from brecq.errors import ConfigError, DataError
 
 PLAIN = Preprocessing((0.0,), (1.0,), (32, 32), None)
@@ -73,6 +74,16 @@ def test_a_yaml_names_what_to_calibrate_on(tmp_path: Path) -> None:
         load_data(root / "data.yaml", LETTERBOX, None, 0, form=Form("detection", split)) for split in ("train", "val")
     )
     assert not torch.equal(train.inputs[0], val.inputs[0])
+
+
+def test_what_classes_are_called(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "yolo")
+    named = {0: (1, "cat"), 1: (2, "dog")}
+    assert class_names(root, "val") == class_names(root / "data.yaml", "val") == named
+    (root / "data.yaml").write_text("val: val/images\nnames: {1: dog, 0: cat}\n")
+    assert class_names(root, "val") == named
+    assert class_names(root / "val", "val") == {}
+    assert class_names(coco(tmp_path / "coco"), "val") == {0: (3, "a"), 1: (90, "b")}
 
 
 def test_coco_json(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import math
@@ -14,10 +15,12 @@ import torch
 
 import brecq
 from brecq.errors import CheckpointError
+from brecq.page.charts import size_against
 from brecq.page.compare import compare_page, shortest_names
+from brecq.page.exported import exported
 from brecq.page.facts import gather
-from brecq.page.record import RECORD, Changed, Record, Row
-from brecq.page.render import page, write_page
+from brecq.page.record import RECORD, Changed, Exported, Record, Row
+from brecq.page.render import page, write_page, write_text
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +85,18 @@ def test_a_page_that_cannot_be_written_names_the_file(result: brecq.QuantResult,
 
 
 def test_only_pages_of_brecq_are_replaced(result: brecq.QuantResult, tmp_path: Path) -> None:
-    page = write_page(result, tmp_path / "report.html")
-    assert write_page(result, page) == page
-    page.write_text("<html>mine</html>")
+    text = page(result, Record())
+    file = write_text(tmp_path / "report.html", text)
+    assert write_text(file, text) == file
+    file.write_text("<html>mine</html>")
     with pytest.raises(CheckpointError, match=r"report.html is not brecq's"):
-        write_page(result, page)
-    assert page.read_text() == "<html>mine</html>"
+        write_text(file, text)
+    assert file.read_text() == "<html>mine</html>"
 
 
 def test_records_come_back_and_damaged_ones_are_refused(record: Record, tmp_path: Path) -> None:
     assert Record.load(tmp_path) == Record()
+    record = dataclasses.replace(record, exported=[Exported("a.onnx", "a runtime", 3, {"a": 2.0}, None)])
     record.save(tmp_path)
     assert Record.load(tmp_path) == record
     for damage in ("{", "[]", '{"rows": 3}', '{"rows": [{"name": 1}], "changed": []}'):
@@ -103,9 +108,31 @@ def test_records_come_back_and_damaged_ones_are_refused(record: Record, tmp_path
 def test_results_side_by_side(result: brecq.QuantResult, record: Record) -> None:
     other = Record("", [Row("reconstructed", {"top-1 %": 75.0})])
     text = compare_page([("one", result, record), ("two", result, other)])
-    assert "71.50" in text
-    assert "75.00" in text
-    assert "Size against top-1 %" in text
+    for each in ("71.50", "75.00", "80.00", "Size against top-1 %"):  # 80: the float network's
+        assert each in text
+
+
+def test_what_is_best_is_on_the_front() -> None:
+    points = [(1, 30.0, "small"), (2, 20.0, "middle"), (3, 25.0, "large")]
+    more, fewer = size_against("top-1 %", points), size_against("perplexity", points, 10.0, fewer=True)
+    assert (">float<" in more, ">float<" in fewer) == (False, True)
+    lines = [
+        re.findall(r'<path d="M [^"]*"[^>]*stroke: var\(--faint\); stroke-width: 1\.5', each) for each in (more, fewer)
+    ]
+    assert [sum(line.count("L ") for line in each) for each in lines] == [0, 1]  # `small` alone; `small` to `middle`
+
+
+def test_an_exported_file_is_beside_its_result(result: brecq.QuantResult) -> None:
+    names = [layer.name for layer in gather(result).layers]
+    tensors = [(f"{names[0]}.conv2d", 100.0, 1.0), (f"{names[1]}.conv2d", 1.0, 0.0), ("a.add", 1.0, 1.0),
+               ("output 0", 30.0, 3.0), ("output 1", 10.0, 1.0)]  # fmt: skip
+    found = exported("net.onnx", "ONNX Runtime", 32, tensors, names)
+    assert found.layers == {names[0]: pytest.approx(20.0)}
+    assert found.outputs == pytest.approx(10.0)
+    text = page(result, Record(exported=[found]))
+    assert "The exported file net.onnx in ONNX Runtime, on 32 samples" in text
+    assert ">exported file<" in text
+    assert '["the same in the exported file","20.0 dB"]' in text
 
 
 def test_folders_of_the_same_name_are_told_apart() -> None:

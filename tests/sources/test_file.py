@@ -74,7 +74,7 @@ def test_function_class_and_module(code: Path, name: str) -> None:
     source = load_source(f"{code}:{name}")
     assert source.model(torch.ones(2, 5)).shape == (2, 2)
     assert not source.model.training
-    assert (source.name, source.preprocessing, source.example_inputs) == ("my_model", None, ())
+    assert (source.name, source.preprocessing, source.example_inputs) == (f"my_model.py:{name}", None, ())
     assert sys.path == path
 
 

@@ -18,7 +18,7 @@ from brecq.cli.inputs import (
     use_device,
 )
 from brecq.cli.output import output_folder
-from brecq.cli.parsing import require_path
+from brecq.cli.parsing import require_path, typed
 from brecq.cli.processes import is_first
 from brecq.cli.progress import make_progress
 from brecq.cli.render import make_console, match_table
@@ -72,7 +72,8 @@ def distill(
         shape = example_shape(source, preprocessing)
         made = run(
             console, source.model, inputs.n, config, preprocessing, shape, folder,
-            resume=output.resume, device=machine.device, log=output.log_json,
+            name=source.name, resume=output.resume, device=machine.device,
+            log=output.log_json,
         )  # fmt: skip
         made.forget_batches()
 
@@ -86,6 +87,7 @@ def run(
     shape: Sequence[int] | None,
     folder: Path,
     *,
+    name: str,
     resume: bool,
     device: str,
     log: Path | None = None,
@@ -106,7 +108,7 @@ def run(
     if not is_first():
         return made
     save(folder, made, preprocessing)
-    page = write_page(folder, made)
+    page = write_page(folder, made, name)
     if made.layers:
         console.print(match_table(made.layers))
     tell(console, "distilled", f"{n} inputs in {format_seconds(made.seconds)}, saved in {folder}")
@@ -114,15 +116,18 @@ def run(
     return made
 
 
-def write_page(folder: Path, made: Distilled) -> Path:
-    """The page of what was made, beside it."""
+def write_page(folder: Path, made: Distilled, name: str) -> Path:
+    """The page of what was made from the network of that name, beside it."""
     from brecq.page.distilled import DISTILLED_PAGE, distilled_page
+    from brecq.page.record import Origin
     from brecq.page.render import write_text
     from brecq.synthesis.output import SHEET
 
     sheet = folder / SHEET
     pictures = sheet.read_bytes() if sheet.is_file() else None
-    text = distilled_page(len(made.inputs), made.seconds, made.config.name, made.layers, pictures)
+    text = distilled_page(
+        len(made.inputs), made.seconds, made.config.name, made.layers, pictures, Origin(name, typed())
+    )
     return write_text(folder / DISTILLED_PAGE, text)
 
 

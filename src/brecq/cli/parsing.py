@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,11 @@ import typer
 
 from brecq.errors import DataError
 from brecq.text import parse_settings
+
+
+def typed() -> str:
+    """The command line of this process, as a shell would take it again."""
+    return shlex.join(["brecq", *sys.argv[1:]])
 
 
 def parse_format_options(format: str, settings: Sequence[str]) -> dict[str, Any]:

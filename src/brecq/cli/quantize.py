@@ -278,10 +278,10 @@ def deliver(job: Job, ready: Prepared, result: QuantResult, floating: ResultRow,
     if result.report.measured:
         result.save(folder)
     tell(console, "saved", str(folder))
-    networks = (source.model, result.model)
     pictures = collect_pictures(
-        networks, ready.calibration, ready.evaluation, preprocessing, job.machine.device, ready.metric
-    )
+        (source.model, result.model), ready.calibration, ready.evaluation, preprocessing, job.machine.device,
+        ready.metric, (job.calibration.calib, job.evaluation.eval),
+    )  # fmt: skip
     write_run_page(console, result, folder, rows, pictures)
 
 
@@ -338,7 +338,7 @@ def distilled_calibration(
     """Calibration inputs distilled from the model, kept in a subfolder of the output."""
     shape, folder = example_shape(source, preprocessing), job.output.output / WITHOUT_DATA
     return run_distillation(
-        console, source.model, count, config, preprocessing, shape, folder,
+        console, source.model, count, config, preprocessing, shape, folder, name=source.name,
         resume=job.output.resume and os.path.exists(folder / "blocks"), device=job.machine.device,
         log=job.output.log_json,
     )  # fmt: skip

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from brecq.cli.inputs import tell
-from brecq.cli.parsing import require_path
+from brecq.cli.parsing import require_path, typed
 from brecq.cli.render import make_console
 from brecq.errors import ConfigError
 
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from brecq.cli.inputs import EvaluationData
     from brecq.cli.render import ResultRow
     from brecq.data import Dataset, Preprocessing
-    from brecq.metrics import Metric
+    from brecq.metrics import Detection, Metric
     from brecq.page.record import Record
     from brecq.result import QuantResult
 
@@ -75,9 +73,10 @@ def collect_pictures(
     preprocessing: Preprocessing | None,
     device: str,
     metric: Metric | None,
+    files: tuple[Path | None, Path | None],
 ) -> Record:
     """What the page shows of the data; `networks`: the float one and the quantized one. `metric`: of their task,
-    `None` for class scores."""
+    `None` for class scores. `files`: where data for calibration and evaluation are from."""
     from brecq.checks import check_device
     from brecq.metrics import Detection, Task
     from brecq.page import pictures
@@ -88,13 +87,27 @@ def collect_pictures(
     found = Record(calibration=shown)
     if isinstance(metric, Detection):
         boxed = pictures.detections(
-            *networks, data or calibration, metric.boxes, metric.sure, preprocessing, check_device(device)
-        )
+            *networks, data or calibration, metric.boxes, metric.sure, preprocessing, check_device(device),
+            label_names(metric, files),
+        )  # fmt: skip
         return dataclasses.replace(found, detected=boxed)
     if data is None or (isinstance(metric, Task) and metric.name != "classification"):
         return found
     changed, compared = pictures.changed_decisions(*networks, data, preprocessing, check_device(device))
     return dataclasses.replace(found, changed=changed, compared=compared)
+
+
+def label_names(metric: Detection, files: tuple[Path | None, Path | None]) -> dict[int, str]:
+    """What the labels of a detector are called, where its data says so: those for evaluation, or for calibration."""
+    from brecq.data.boxes import class_names
+
+    calibration, evaluation = files
+    for file, split in ((evaluation, "val"), (calibration, "train")):
+        classes = {} if file is None else class_names(file, split)  # type: ignore[arg-type]
+        if classes:
+            by_category = metric.labels == "category"
+            return {category if by_category else index: name for index, (category, name) in classes.items()}
+    return {}
 
 
 def write_run_page(
@@ -106,7 +119,7 @@ def write_run_page(
 
     record = dataclasses.replace(
         pictures,
-        command=shlex.join(["brecq", *sys.argv[1:]]),
+        command=typed(),
         rows=[Row(row.name, measured(row), row.size, row.seconds) for row in rows],
         samples=max((row.evaluation.samples for row in rows if row.evaluation is not None), default=0),
     )

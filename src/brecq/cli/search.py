@@ -17,7 +17,7 @@ from brecq.cli.bits import costs_table, draw_bits, tell_allocation
 from brecq.cli.command import Without, command
 from brecq.cli.inputs import override_preprocessing, require_whole, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.output import output_folder
-from brecq.cli.parsing import given, require_data, require_path
+from brecq.cli.parsing import given, require_data, require_path, typed
 from brecq.cli.processes import is_first
 from brecq.cli.progress import make_progress
 from brecq.cli.render import make_console
@@ -139,13 +139,13 @@ def search(
         if measuring:
             config = dataclasses.replace(config, weights=max(survey.bits))
             job = Measurement(model, checkpoint, calibration, changes, config, survey)
-            table = measure(job, request.budgets, machine_model, output, machine.device, console)
+            table, name = measure(job, request.budgets, machine_model, output, machine.device, console)
         else:
-            table = take_over(Path(model), request.budgets, machine_model, console)
+            table, name = take_over(Path(model), request.budgets, machine_model, console), ""
         choosing = dataclasses.replace(choosing, seed=config.seed)
         if not is_first():
             return
-        deliver(table, request, machine_model, choosing, folder, console)
+        deliver(table, request, machine_model, choosing, folder, console, name)
     spec = model if measuring else "MODEL"
     tell(console, "saved", f"{folder}; deliver it: brecq quantize {spec} --bits-from {folder} --calib DIR -o out/")
 
@@ -198,8 +198,8 @@ def measure(
     output: o.Output,
     device: str,
     console: Console,
-) -> SensitivityTable:
-    """Measure the table; budgets out of reach are an error before that."""
+) -> tuple[SensitivityTable, str]:
+    """Measure the table, also the network's name; budgets out of reach are an error before that."""
     from brecq.data import load_data
     from brecq.precision.measure import measure_sensitivity
     from brecq.precision.search import check_budgets
@@ -226,7 +226,7 @@ def measure(
         )  # fmt: skip
     finally:
         progress.close()
-    return table
+    return table, source.name
 
 
 def deliver(
@@ -236,8 +236,10 @@ def deliver(
     config: SearchConfig,
     output: Path,
     console: Console,
+    model: str,
 ) -> None:
-    """Search, and write and show what came out."""
+    """Search, and write and show what came out; `model` is empty for the table of an earlier search."""
+    from brecq.page.record import Origin
     from brecq.page.render import write_text
     from brecq.page.search import SEARCH_PAGE, search_page
     from brecq.precision.charts import plot_front
@@ -266,7 +268,7 @@ def deliver(
         console.print(costs_table("Front", {f"point {n}": point for n, point in enumerate(front, 1)}, cost))
         plot_front(front, cost, chosen, [output / name for name in FRONT_CHART])
         tell(console, "points", f"{output / POINTS}/NN.json: brecq quantize … --bits-from takes any of them")
-    page = search_page(table, chosen, list(beside.items()), front, cost, config.metric)
+    page = search_page(table, chosen, list(beside.items()), front, cost, config.metric, Origin(model, typed()))
     tell(console, "report", str(write_text(output / SEARCH_PAGE, page)))
     if table.run_state is not None:
         table.run_state.clear()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from brecq.deploy.against import Distance
     from brecq.deploy.verify import Verification
+    from brecq.page.record import Exported
     from brecq.result import QuantResult
 
 DIFFERS_STATUS = 1
@@ -69,6 +70,10 @@ def verify(
             "parts also the network around them.",
         ),
     ] = None,
+    into_report: Annotated[
+        bool,
+        typer.Option("--report", help="Draw these distances into RESULT's report.html too, layer by layer."),
+    ] = False,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Compare every quantized tensor; name the first that differs.")
     ] = False,
@@ -80,7 +85,7 @@ def verify(
 
     brecq verify out/ model.onnx --data DIR --bisect
 
-    brecq verify out/ model.onnx --data DIR --model timm:resnet18
+    brecq verify out/ model.onnx --data DIR --model timm:resnet18 --report
 
     brecq verify out/ files/ --data DIR --model torchvision:retinanet_resnet50_fpn
     """
@@ -89,6 +94,8 @@ def verify(
     require_data("--data", data.data)
     if model is None and checkpoint.weights is not None:
         raise ConfigError("--weights belong to the float model; name it with --model")
+    if model is None and into_report:
+        raise ConfigError("--report draws distances from the float model; name it with --model")
 
     import brecq
     from brecq.deploy.against import distances
@@ -105,14 +112,19 @@ def verify(
     tell_data(console, "data", data.data, dataset)
     subjects = list(choose_subjects(result, file, dataset, model, checkpoint, data.batch_size))
     values: dict[str, Any] = {}
+    drawn: list[Exported] = []
     for each in subjects:
         how: dict[str, Any] = {"format": format, "batch_size": data.batch_size}
         found = brecq.verify(each.result, each.file, each.data, bisect=bisect, tolerance=tolerance, **how)
         far = [] if model is None else distances(each.result, each.file, each.floating, each.data, **how)
         values[each.name] = as_values(found, far)
+        if into_report:
+            drawn.append(for_report(each, found, far))
         if each.name:
             tell(console, "part", f"{each.name}, {each.file}")
         show(console, found, far)
+    if into_report:
+        tell(console, "report", str(draw(result, path, drawn)))
     if as_json:
         typer.echo(json.dumps(finite(values if result.parts else values[""])))
     if not all(value["as_expected"] for value in values.values()):
@@ -123,6 +135,26 @@ def as_values(found: Verification, far: Sequence[Distance]) -> dict[str, Any]:
     """For JSON."""
     tensors = {"against_float": [{"tensor": each.tensor, "sqnr": each.sqnr} for each in far]} if far else {}
     return {**dataclasses.asdict(found), "as_expected": found.as_expected, **tensors}
+
+
+def for_report(subject: Subject, found: Verification, far: Sequence[Distance]) -> Exported:
+    """The distances as a page takes them."""
+    from brecq.page.exported import exported
+
+    layers = [entry.layer for entry in subject.result.report.scope if entry.weights]
+    tensors = [(each.tensor, each.signal, each.noise) for each in far]
+    return exported(subject.file.name, found.runtime, found.samples, tensors, layers)
+
+
+def draw(result: QuantResult, folder: Path, found: list[Exported]) -> Path:
+    """Keep what was found in the result's folder, in place of earlier findings, and write its page anew."""
+    from brecq.cli.report import PAGE
+    from brecq.page.record import Record
+    from brecq.page.render import write_page
+
+    record = dataclasses.replace(Record.load(folder), exported=found)
+    record.save(folder)
+    return write_page(result, folder / PAGE, record)
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,37 @@ def find_boxes(path: Path, split: Split) -> Annotated | None:
     Raises:
         DataError: they are there, and cannot be read.
     """
-    if path.is_file() and path.suffix.lower() == ".json":
-        return _coco(path)
-    if path.is_file() and path.suffix.lower() in _YAML:
-        return _yolo_yaml(path, split)
+    file = _described(path, split)
+    if file is not None:
+        return _coco(file) if file.suffix.lower() == ".json" else _yolo_yaml(file, split)
+    images = folder_named(path, ("images",)) if path.is_dir() else None
+    if images is not None and folder_named(path, ("labels",)) is not None:
+        return _yolo(path, pictures_in(images), None)
+    return None
+
+
+def class_names(path: Path, split: Split) -> dict[int, tuple[int, str]]:
+    """The classes that a file of `find_boxes` lists, counted from 0: category and name of each; empty where none does.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    file = _described(path, split)
+    if file is None:
+        return {}
+    if file.suffix.lower() == ".json":
+        listed = sorted((int(each["id"]), str(each.get("name", each["id"]))) for each in _json(file)["categories"])
+        return dict(enumerate(listed))
+    names = _yaml(file).get("names") or {}
+    named = dict(enumerate(names)) if isinstance(names, list) else names
+    ids = _categories(len(named))
+    return {int(place): (ids[int(place)], str(name)) for place, name in named.items() if 0 <= int(place) < len(ids)}
+
+
+def _described(path: Path, split: Split) -> Path | None:
+    """The COCO or YAML file that `path` is, or that lies in this folder."""
+    if path.is_file() and path.suffix.lower() in (".json", *_YAML):
+        return path
     if not path.is_dir():
         return None
     annotations = [
@@ -44,15 +71,8 @@ def find_boxes(path: Path, split: Split) -> Annotated | None:
     if annotations and len(named) != 1:
         listed = ", ".join(file.name for file in sorted(annotations))
         raise DataError(f"{path} holds several annotation files ({listed}); give the path of one")
-    if named:
-        return _coco(named[0])
     yamls = sorted(each for suffix in _YAML for each in path.glob(f"*{suffix}"))
-    if len(yamls) == 1:
-        return _yolo_yaml(yamls[0], split)
-    images = folder_named(path, ("images",))
-    if images is not None and folder_named(path, ("labels",)) is not None:
-        return _yolo(path, pictures_in(images), None)
-    return None
+    return named[0] if named else yamls[0] if len(yamls) == 1 else None
 
 
 def _target(
@@ -122,7 +142,7 @@ def _coco_images(file: Path, names: Sequence[str]) -> Path:
     raise DataError(f"{file} names pictures such as {(names or ['(none)'])[0]}, which are not in {looked} or above")
 
 
-def _yolo_yaml(file: Path, split: Split) -> Annotated:
+def _yaml(file: Path) -> dict[str, Any]:
     try:
         import yaml
     except ImportError as error:
@@ -131,7 +151,12 @@ def _yolo_yaml(file: Path, split: Split) -> Annotated:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"cannot read {file}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or values.get(split) is None:
+    return values if isinstance(values, dict) else {}
+
+
+def _yolo_yaml(file: Path, split: Split) -> Annotated:
+    values = _yaml(file)
+    if values.get(split) is None:
         raise DataError(f"{file} has no entry {split!r}; a YOLO data file names path, train, val and names")
     base = Path(str(values.get("path", ".")))
     base = base if base.is_absolute() else file.parent / base
@@ -159,7 +184,7 @@ def _yolo(root: Path, paths: Sequence[Path], classes: int | None) -> Annotated:
     labels = {path: _label_file(path) for path in paths}
     if not any(file.is_file() for file in labels.values()):
         raise DataError(f"there are no labels: no {labels[paths[0]]} for {paths[0]}, and none for the others")
-    ids = COCO_IDS if classes in (None, len(COCO_IDS)) else tuple(range(1, (classes or 0) + 1))
+    ids = _categories(classes)
 
     def target(path: Path, image: Image.Image, preprocessing: Preprocessing) -> dict[str, Any]:
         boxes, found = _read_yolo(labels[path], image.width, image.height)
@@ -170,6 +195,11 @@ def _yolo(root: Path, paths: Sequence[Path], classes: int | None) -> Annotated:
 
     numbers = "COCO's category ids" if ids is COCO_IDS else "1 and up"
     return Annotated(root, paths, target, f"YOLO labels of {len(ids)} classes; as categories they are {numbers}")
+
+
+def _categories(classes: int | None) -> tuple[int, ...]:
+    """The dataset's numbers of so many classes: COCO's of 80, or where it is not known how many there are."""
+    return COCO_IDS if classes in (None, len(COCO_IDS)) else tuple(range(1, (classes or 0) + 1))
 
 
 def _label_file(picture: Path) -> Path:

@@ -7,7 +7,7 @@ import io
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from brecq.page.facts import Layer
@@ -21,43 +21,54 @@ INK, FIRST, SECOND, FAINT = "#010203", "#010204", "#010205", "#010206"
 """Stand-ins that become CSS variables in the SVG."""
 
 POINT = "brecq-point-"
+WIDTH = 8.4
+"""Inches: a page is about 61 of its letters wide, so that those of a chart are a little smaller than the text."""
+
+LONGEST = 28
+"""Letters of a layer's name beside an axis."""
 
 _VARIABLES = {INK: "var(--ink)", FIRST: "var(--first)", SECOND: "var(--second)", FAINT: "var(--faint)"}
 
 _STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "brecq", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
+    "svg.fonttype": "none", "svg.hashsalt": "brecq", "font.size": 8.5, "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": FAINT, "xtick.color": INK, "ytick.color": INK, "grid.color": FAINT, "grid.linewidth": 0.5,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
 }  # fmt: skip
 
 
-def block_errors(blocks: Sequence[BlockReport]) -> str:
-    """Per block the error of rounding to nearest and after reconstruction, on a logarithmic axis."""
-    height = 0.8 + 0.22 * len(blocks)
-    with _Chart(7.2, height) as chart:
+def block_errors(blocks: Sequence[BlockReport], learned: bool = True) -> str:
+    """Per block the error of rounding to nearest and, if it was `learned`, after it, on a logarithmic axis."""
+    with _Chart(WIDTH, 0.9 + 0.23 * len(blocks)) as chart:
         axes = chart.axes
         rows = range(len(blocks))
         before = [max(block.error_before, 1e-12) for block in blocks]
         after = [max(block.error_after, 1e-12) for block in blocks]
-        axes.hlines(rows, after, before, color=FAINT, linewidth=2)
-        axes.plot(before, rows, "o", color=SECOND, markersize=5, label="before")
-        axes.plot(after, rows, "o", color=FIRST, markersize=5, label="after")
-        axes.set_xscale("log")
-        axes.set_yticks(list(rows), [block.name for block in blocks])
+        axes.plot(before, rows, "o", color=SECOND, markersize=5, label="rounded to nearest")
+        if learned:
+            axes.hlines(rows, after, before, color=FAINT, linewidth=2, zorder=1)
+            axes.plot(after, rows, "o", color=FIRST, markersize=5, label="reconstructed")
+        _logarithmic(axes, "x", [*before, *after])
+        axes.set_yticks(list(rows), [_short(block.name) for block in blocks])
         axes.set_ylim(len(blocks) - 0.5, -0.5)
         axes.set_xlabel("squared error ÷ mean square of the float output")
         axes.grid(axis="x")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
-    return chart.svg("Error of each block before and after reconstruction")
+    return chart.svg("Error of each block" + (" before and after reconstruction" if learned else ""))
 
 
-def sqnr_along(layers: Sequence[Layer]) -> str:
-    """SQNR of each layer's output, in program order."""
+def sqnr_along(layers: Sequence[Layer], exported: Mapping[str, float] | None = None) -> str:
+    """SQNR of each layer's output, in program order; `exported`: in a file, in dB by layer."""
     known = [layer for layer in layers if layer.sqnr is not None]
-    with _Chart(7.2, 3.0) as chart:
+    with _Chart(WIDTH, 3.4) as chart:
         axes = chart.axes
-        axes.plot([layer.sqnr or 0.0 for layer in known], color=FIRST, marker="o", markersize=3, linewidth=1.2)
+        values = [layer.sqnr or 0.0 for layer in known]
+        axes.plot(values, color=FIRST, marker="o", markersize=3, linewidth=1.2, label="quantized network")
+        if exported:
+            at = [position for position, layer in enumerate(known) if layer.name in exported]
+            found = [exported[known[position].name] for position in at]
+            axes.plot(at, found, color=SECOND, marker="s", markersize=3, linewidth=1, label="exported file")
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
         axes.set_ylabel("SQNR, dB")
         _names(axes, known)
         axes.grid(axis="y")
@@ -66,15 +77,18 @@ def sqnr_along(layers: Sequence[Layer]) -> str:
 
 def bytes_per_layer(layers: Sequence[Layer]) -> str:
     """Stored bytes of each layer's weight, its bits written above the bar."""
-    with _Chart(7.2, 3.0) as chart:
+    from matplotlib.ticker import EngFormatter
+
+    with _Chart(WIDTH, 3.4) as chart:
         axes = chart.axes
-        sizes = [layer.bytes / 1024 for layer in layers]
+        sizes = [layer.bytes for layer in layers]
         axes.bar(range(len(layers)), sizes, color=[SECOND if layer.bits > 8 else FIRST for layer in layers])
         if len(layers) <= 64:
             for position, layer in enumerate(layers):
                 bits = "fp" if layer.bits > 8 else str(layer.bits)
-                axes.annotate(bits, (position, sizes[position]), ha="center", va="bottom", fontsize=6)
-        axes.set_ylabel("weight, KiB")
+                axes.annotate(bits, (position, sizes[position]), ha="center", va="bottom", fontsize=7)
+        axes.yaxis.set_major_formatter(EngFormatter("B", sep=" "))
+        axes.set_ylabel("weight")
         _names(axes, layers)
         axes.grid(axis="y")
     return chart.svg("Stored size of each layer's weight; the numbers are bits")
@@ -82,9 +96,12 @@ def bytes_per_layer(layers: Sequence[Layer]) -> str:
 
 def histograms(layer: Layer) -> str:
     """How often each weight code is used, and the layer's output with the range of its grid."""
-    with _Chart(7.2, 1.7, columns=2) as chart:
+    from matplotlib.ticker import MaxNLocator
+
+    with _Chart(WIDTH, 1.9, columns=2) as chart:
         left, right = chart.columns
         if layer.codes:
+            left.xaxis.set_major_locator(MaxNLocator(8, integer=True))
             left.bar(range(layer.code_low, layer.code_low + len(layer.codes)), layer.codes, width=0.9, color=FIRST)
             left.set_xlabel(f"weight code, {layer.weights}")
         else:
@@ -101,16 +118,35 @@ def histograms(layer: Layer) -> str:
     return chart.svg(f"Histograms of {layer.name}: weight codes and output values")
 
 
-def size_against(metric: str, points: Sequence[tuple[int, float, str]]) -> str:
-    """Size of the weights against a metric, a point for each result; results that no other beats are joined."""
-    with _Chart(7.2, 3.6) as chart:
+def size_against(
+    metric: str, points: Sequence[tuple[int, float, str]], floating: float | None = None, fewer: bool = False
+) -> str:
+    """Size of the weights against a metric, a point for each result; results that no other beats are joined.
+
+    `floating`: the metric of the float network, a dashed line. `fewer` of the metric is better.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    sign = -1 if fewer else 1
+    with _Chart(WIDTH, 4.0) as chart:
         axes = chart.axes
-        front = [p for p in points if not any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in points)]
-        axes.plot([size / 1e6 for size, *_ in sorted(front)], [value for _, value, _ in sorted(front)], color=FAINT)
-        axes.plot([size / 1e6 for size, *_ in points], [value for _, value, _ in points], "o", color=FIRST)
+        front = sorted(
+            p
+            for p in points
+            if not any(q[:2] != p[:2] and q[0] <= p[0] and sign * q[1] >= sign * p[1] for q in points)
+        )
+        if floating is not None:
+            axes.axhline(floating, color=INK, linewidth=0.8, linestyle="--", label="float")
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+        axes.plot([size for size, *_ in front], [value for _, value, _ in front], color=FAINT)
+        axes.plot([size for size, *_ in points], [value for _, value, _ in points], "o", color=FIRST)
+        axes.margins(x=0.12, y=0.12)
+        named: dict[tuple[float, float], list[str]] = {}
         for size, value, name in points:
-            axes.annotate(name, (size / 1e6, value), textcoords="offset points", xytext=(6, 4), fontsize=7)
-        axes.set_xlabel("weights, MB")
+            named.setdefault((size, value), []).append(name)
+        chart.label({place: ", ".join(names) for place, names in named.items()})
+        axes.xaxis.set_major_formatter(EngFormatter("B", sep=" "))
+        axes.set_xlabel("weights")
         axes.set_ylabel(metric)
         axes.grid()
     return chart.svg(f"Size of the weights against {metric}")
@@ -124,7 +160,7 @@ def loss_against(cost: str, points: Sequence[tuple[float, float, str]]) -> str:
     from matplotlib.ticker import EngFormatter
 
     label = f"Predicted loss against {cost}"
-    with _Chart(7.2, 3.6) as chart:
+    with _Chart(WIDTH, 4.0) as chart:
         axes = chart.axes
         for number, (value, loss, name) in enumerate(points):
             of_front = number > 0 and name.startswith("point")
@@ -136,7 +172,7 @@ def loss_against(cost: str, points: Sequence[tuple[float, float, str]]) -> str:
             line.set_gid(f"{POINT}{number}")
             offset, side = ((-5, -11), "right") if of_front else ((0, 8), "center")
             axes.annotate(name, (value, loss), textcoords="offset points", xytext=offset, ha=side, fontsize=7)
-        axes.set_yscale("log")
+        _logarithmic(axes, "y", [max(loss, 1e-12) for _, loss, _ in points])
         axes.margins(x=0.08, y=0.1)
         if cost in ("size", "bops"):
             axes.xaxis.set_major_formatter(EngFormatter("B" if cost == "size" else "", sep=" "))
@@ -148,11 +184,11 @@ def loss_against(cost: str, points: Sequence[tuple[float, float, str]]) -> str:
 
 def matches(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> str:
     """Values layer by layer, on a logarithmic axis, a line for each series."""
-    with _Chart(7.2, 3.0) as chart:
+    with _Chart(WIDTH, 3.2) as chart:
         axes = chart.axes
         for (name, values), color in zip(series, (SECOND, FIRST), strict=False):
             axes.plot([max(value, 1e-6) for value in values], color=color, marker="o", markersize=3, label=name)
-        axes.set_yscale("log")
+        _logarithmic(axes, "y", [max(value, 1e-6) for _, values in series for value in values])
         axes.set_xlabel("batch norm, from the input on")
         axes.set_ylabel("standard deviations")
         axes.grid(axis="y")
@@ -186,6 +222,25 @@ class _Chart:
             self.text = stream.getvalue()
         self._style.__exit__(None, None, None)
 
+    def label(self, names: Mapping[tuple[float, float], str]) -> None:
+        """Write names beside their points, where they cover no other name."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(self.figure)
+        canvas.draw()
+        taken: list[Any] = []
+        for place, name in sorted(names.items()):
+            for x, y in _BESIDE:
+                text = self.axes.annotate(
+                    name, place, textcoords="offset points", xytext=(x, y), fontsize=8,
+                    ha="left" if x > 0 else "right" if x < 0 else "center", va="bottom" if y > 0 else "top",
+                )  # fmt: skip
+                box = text.get_window_extent(canvas.get_renderer())
+                if (x, y) == _BESIDE[-1] or not any(box.overlaps(other) for other in taken):
+                    taken.append(box)
+                    break
+                text.remove()
+
     def svg(self, label: str) -> str:
         """The picture as an `<svg>` element with `label` for those who cannot see it."""
         text = self.text[self.text.index("<svg") :]
@@ -199,8 +254,31 @@ class _Chart:
         return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
 
 
+_BESIDE = ((6, 4), (6, -4), (-6, 4), (-6, -4), (0, 14), (0, -14), (0, 26), (0, -26))
+"""Where a name may stand, in points from its own point."""
+
+
 def _names(axes: Axes, layers: Sequence[Layer]) -> None:
-    every = -(-len(layers) // 48)
+    every = -(-len(layers) // 56)
     shown = list(range(0, len(layers), every))
-    axes.set_xticks(shown, [layers[i].name for i in shown], rotation=90, fontsize=6)
+    axes.set_xticks(shown, [_short(layers[i].name) for i in shown], rotation=90, fontsize=7)
     axes.set_xlim(-0.8, len(layers) - 0.2)
+
+
+def _short(name: str) -> str:
+    """The end of a long name: it is what tells layers apart."""
+    return name if len(name) <= LONGEST else "…" + name[1 - LONGEST :]
+
+
+def _logarithmic(axes: Axes, which: str, values: Sequence[float]) -> None:
+    """A logarithmic axis whose labels do not crowd: 1, 2 and 5 of a power of ten where there are few, else powers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    decades = math.log10(max(values) / min(values)) if values else 0.0
+    subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    if decades < 2.5:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}" if value < 1e-4 else f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -14,6 +14,12 @@ from brecq.page.record import Record
 from brecq.page.render import render, title
 from brecq.result import QuantResult
 
+FEWER = ("RMSE", "MAE", "perplexity", "nats a token", "flips")
+"""What the names of metrics begin with of which less is better."""
+
+PLOTTED = ("agreement", "flips")
+"""What is plotted beside the first metric, that of the task."""
+
 
 @dataclass(frozen=True)
 class _Result:
@@ -21,7 +27,7 @@ class _Result:
     model: str
     bits: str
     metrics: dict[str, float]
-    sqnr: float | None
+    floating: dict[str, float]
     size: int
     seconds: float
     facts: Facts
@@ -31,16 +37,20 @@ def compare_page(results: Sequence[tuple[str, QuantResult, Record]]) -> str:
     """The results, each with its name and what was measured, as one page."""
     found = [_result(*each) for each in results]
     metrics = list(dict.fromkeys(name for each in found for name in each.metrics))
+    floats = _float_rows(found)
     drawn = []
     for name in metrics:
         points = [(each.size, each.metrics[name], each.name) for each in found if name in each.metrics]
-        if len(points) > 1:
-            drawn.append((name, Markup(charts.size_against(name, points))))
+        if len(points) > 1 and (name == metrics[0] or name.startswith(PLOTTED)):
+            before = floats[0][1].get(name) if len(floats) == 1 else None
+            chart = charts.size_against(name, points, before, fewer=name.startswith(FEWER))
+            drawn.append((name, Markup(chart)))
     digests = {result.report.data_digest for _, result, _ in results}
     return render(
         "compare.html.j2",
         title="Results compared",
         results=found,
+        floats=floats,
         metrics=metrics,
         charts=drawn,
         different_data=len(digests) > 1,
@@ -61,9 +71,15 @@ def shortest_names(folders: Sequence[Path]) -> list[str]:
 def _result(name: str, result: QuantResult, record: Record) -> _Result:
     facts = gather(result)
     last = record.rows[-1].metrics if record.rows else {}
+    floating = next((row.metrics for row in record.rows if row.name == "float"), {})
     model, bits = title(result)
-    sqnr = facts.layers[-1].sqnr if facts.layers else None
-    return _Result(name, model, bits, last, sqnr, facts.weight_bytes, result.report.seconds, facts)
+    return _Result(name, model, bits, last, floating, facts.weight_bytes, result.report.seconds, facts)
+
+
+def _float_rows(results: Sequence[_Result]) -> list[tuple[str, dict[str, float], int]]:
+    """The float networks as they were measured, each once: model, metrics, bytes."""
+    rows = [(each.model, each.floating, each.facts.float_bytes) for each in results if each.floating]
+    return [row for number, row in enumerate(rows) if row not in rows[:number]]
 
 
 def _layers(results: Sequence[_Result]) -> list[tuple[str, list[str]]]:

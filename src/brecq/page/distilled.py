@@ -8,14 +8,21 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from brecq.page import charts
+from brecq.page.record import Origin
 from brecq.page.render import render
 from brecq.synthesis.match import LayerMatch
 
 DISTILLED_PAGE = "distilled.html"
+NOWHERE = Origin()
 
 
 def distilled_page(
-    samples: int, seconds: float, preset: str, layers: Sequence[LayerMatch], sheet: bytes | None
+    samples: int,
+    seconds: float,
+    preset: str,
+    layers: Sequence[LayerMatch],
+    sheet: bytes | None,
+    origin: Origin = NOWHERE,
 ) -> str:
     """The page as HTML; `sheet` is a contact sheet as PNG, `None` where inputs are no pictures."""
     drawn = [
@@ -28,7 +35,8 @@ def distilled_page(
     ]
     return render(
         "distilled.html.j2",
-        title="Calibration without data",
+        title=origin.title("Calibration inputs"),
+        command=origin.command,
         samples=samples,
         seconds=seconds,
         preset=preset,

@@ -15,7 +15,7 @@ from brecq.data.dataset import Dataset
 from brecq.data.preprocessing import Preprocessing
 from brecq.devices import on_device
 from brecq.forward import call, evaluating, even_slices
-from brecq.page.record import Changed, Detected
+from brecq.page.record import Box, Changed, Detected
 
 SIDE = 112
 SHOWN = 24
@@ -72,11 +72,12 @@ def detections(
     sure: float,
     preprocessing: Preprocessing | None,
     device: torch.device,
+    names: Mapping[int, str] | None = None,
 ) -> list[Detected]:
     """The first inputs of `data`, and where both detectors found something with a score of at least `sure`.
 
-    `boxes`: from what a network returns to a dictionary (boxes, scores, labels) a picture. Nothing where inputs are
-    no pictures.
+    `boxes`: from what a network returns to a dictionary (boxes, scores, labels) a picture. `names`: of labels; others
+    are shown as numbers. Nothing where inputs are no pictures.
     """
     if preprocessing is None or len(data.inputs) != 1:
         return []
@@ -87,14 +88,19 @@ def detections(
     height, width = few.inputs[0].shape[-2:]
     pictures = [_jpeg(pixels, BOXED_SIDE) for pixels in preprocessing.to_pixels(few.inputs[0])]
     found = zip(pictures, before, after, strict=True)
-    return [Detected(picture, width, height, _rows(x, sure), _rows(y, sure)) for picture, x, y in found]
+    named = names or {}
+    return [Detected(picture, width, height, _rows(x, sure, named), _rows(y, sure, named)) for picture, x, y in found]
 
 
-def _rows(found: Mapping[str, Tensor], sure: float) -> list[list[float]]:
+def _rows(found: Mapping[str, Tensor], sure: float, names: Mapping[int, str]) -> list[Box]:
     """Boxes as in `Detected`, to a tenth of a pixel."""
     rows = torch.cat([found["boxes"].float(), found["scores"][:, None], found["labels"][:, None].float()], 1).cpu()
-    return [[round(value, 1) for value in row[:4]] + [round(row[4], 2), int(row[5])] for row in rows.tolist()
-            if row[4] >= sure]  # fmt: skip
+    found_rows: list[Box] = []
+    for *corners, score, label in rows.tolist():
+        if score >= sure:
+            called = names.get(int(label), str(int(label)))
+            found_rows.append([*(round(value, 1) for value in corners), round(score, 2), called])
+    return found_rows
 
 
 def _jpeg(pixels: object, side: int = SIDE) -> str:

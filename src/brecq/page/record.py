@@ -13,6 +13,20 @@ from brecq.storage.sealed import seal, unseal
 
 RECORD = "record.json"
 
+Box = list[float | str]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a page is of: the name of the network, empty where it is not known, and the command that repeats it."""
+
+    model: str = ""
+    command: str = ""
+
+    def title(self, what: str) -> str:
+        """`what of the network`."""
+        return f"{what} of {self.model}" if self.model else what
+
 
 @dataclass(frozen=True)
 class Row:
@@ -41,14 +55,29 @@ class Changed:
 class Detected:
     """What two detectors found in a picture, a JPEG as base64 of `width` and `height` pixels.
 
-    A box is x1, y1, x2, y2 in these pixels, its score, and its class.
+    A box is x1, y1, x2, y2 in these pixels, its score, and its class as it is called.
     """
 
     picture: str
     width: int
     height: int
-    floating: list[list[float]]
-    quantized: list[list[float]]
+    floating: list[Box]
+    quantized: list[Box]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported file beside the float network, on `samples`, in dB.
+
+    `layers`: SQNR of their outputs by name, without those that have no noise or that the file does not show;
+    `outputs`: of what the network returns, `None` without noise.
+    """
+
+    file: str
+    runtime: str
+    samples: int
+    layers: dict[str, float]
+    outputs: float | None
 
 
 @dataclass(frozen=True)
@@ -62,6 +91,7 @@ class Record:
     changed: list[Changed] = field(default_factory=list)
     compared: int = 0
     detected: list[Detected] = field(default_factory=list)
+    exported: list[Exported] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
         """Write it into `folder`."""
@@ -84,7 +114,8 @@ class Record:
             rows = [Row(**row) for row in values.pop("rows")]
             changed = [Changed(**each) for each in values.pop("changed")]
             detected = [Detected(**each) for each in values.pop("detected", [])]
-            return cls(rows=rows, changed=changed, detected=detected, **values)
+            exported = [Exported(**each) for each in values.pop("exported", [])]
+            return cls(rows=rows, changed=changed, detected=detected, exported=exported, **values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"{file} is damaged: {error}; delete it, and the page is written without it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -55,9 +56,13 @@ def write_text(file: Path, text: str) -> Path:
 def page(result: QuantResult, record: Record) -> str:
     """The report of `result` as HTML."""
     facts = gather(result)
+    learned = result.config.method != "rtn"
+    in_file = {layer: value for each in record.exported for layer, value in each.layers.items()}
     drawn = {
-        "blocks": Markup(charts.block_errors(facts.blocks)) if facts.blocks else "",
-        "sqnr": Markup(charts.sqnr_along(facts.layers)) if any(x.sqnr is not None for x in facts.layers) else "",
+        "blocks": Markup(charts.block_errors(facts.blocks, learned)) if facts.blocks else "",
+        "sqnr": Markup(charts.sqnr_along(facts.layers, in_file))
+        if any(x.sqnr is not None for x in facts.layers)
+        else "",
         "bytes": Markup(charts.bytes_per_layer(facts.layers)),
     }
     worst = sorted((layer for layer in facts.layers if layer.sqnr is not None), key=lambda layer: layer.sqnr or 0.0)
@@ -72,6 +77,9 @@ def page(result: QuantResult, record: Record) -> str:
         sections=[(key, name) for key, name in _SECTIONS.items() if present.get(key, True)],
         facts=facts,
         report=result.report,
+        learned=learned,
+        sized=any(row.size for row in record.rows),
+        timed=any(row.seconds is not None for row in record.rows),
         record=record,
         metrics=list(dict.fromkeys(name for row in record.rows for name in row.metrics)),
         quantized=sum(layer.bits <= 8 for layer in facts.layers),
@@ -81,7 +89,7 @@ def page(result: QuantResult, record: Record) -> str:
         charts=drawn,
         noise_samples=min(SAMPLES, result.report.samples),
         worst=[(layer, Markup(charts.histograms(layer))) for layer in worst[:WORST]],
-        layers_json=Markup(embedded([_numbers(layer) for layer in facts.layers])),
+        layers_json=Markup(embedded([_numbers(layer, in_file.get(layer.name)) for layer in facts.layers])),
     )
 
 
@@ -97,7 +105,9 @@ def render(template: str, *, plain: bool = False, **values: Any) -> str:
 
 def title(result: QuantResult) -> tuple[str, str]:
     """The network's name, and its bits such as `W4A8`."""
-    source = (result.metadata.get("source") or {}).get("spec")
+    source = (result.metadata.get("source") or {}).get("spec") or ""
+    if not source.startswith(("timm:", "torchvision:", "hf:")):
+        source = re.split(r"[/\\]", source)[-1]  # a file's folder says nothing to others
     mixed = " mixed" if result.report.allocation is not None else ""
     return source or "A network", f"W{result.config.weights}A{result.config.activations}{mixed}"
 
@@ -132,14 +142,16 @@ def ranked(values: Sequence[float | None]) -> list[int | str]:
     return ["" if value is None else LEVELS * order.index(value) // len(order) for value in values]
 
 
-def _numbers(layer: Layer) -> dict[str, Any]:
-    """What a click on a layer shows."""
+def _numbers(layer: Layer, in_file: float | None) -> dict[str, Any]:
+    """What a click on a layer shows. `in_file`: SQNR of its output in an exported file, in dB."""
     rows = [
         ("kind", layer.kind), ("block", layer.block), ("weights", layer.weights), ("inputs", layer.inputs),
         ("output", layer.output), ("parameters", f"{layer.parameters:,}"), ("stored", _bytes(layer.bytes)),
     ]  # fmt: skip
     if layer.noise is not None:
         rows.append(("SQNR of the output", "no noise" if layer.sqnr is None else f"{layer.sqnr:.1f} dB"))
+        if in_file is not None:
+            rows.append(("the same in the exported file", f"{in_file:.1f} dB"))
         rows.append(("float output", f"{layer.noise.low:.4g} to {layer.noise.high:.4g}"))
         if layer.noise.grid is not None:
             rows.append(("grid of the output", "{:.4g} to {:.4g}".format(*layer.noise.grid)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
 from brecq.page import charts
+from brecq.page.record import Origin
 from brecq.page.render import bits_level, embedded, ranked, render
 from brecq.precision.allocation import BitAllocation
 from brecq.precision.budget import Cost, describe
@@ -14,6 +16,20 @@ from brecq.precision.options import Metric
 from brecq.precision.table import SensitivityTable
 
 SEARCH_PAGE = "search.html"
+
+COSTS: dict[Cost, str] = {"size": "weights", "bops": "bit-operations", "latency": "latency"}
+
+LOSSES: dict[Metric, str] = {
+    "fisher": "Fisher information", "fisher_diagonal": "the diagonal of the Fisher information",
+    "relative": "the relative error of each block's output",
+}  # fmt: skip
+"""What losses are predicted from."""
+
+ALGORITHMS = {
+    "exact": "an integer program", "genetic": "a genetic search", "random": "random choice",
+}  # fmt: skip
+
+NOWHERE = Origin()
 
 Cell = tuple[float | None, int | str]
 """A loss, and the level of its color."""
@@ -26,6 +42,7 @@ def search_page(
     front: Sequence[BitAllocation],
     cost: Cost,
     metric: Metric,
+    origin: Origin = NOWHERE,
 ) -> str:
     """The page as HTML.
 
@@ -35,24 +52,31 @@ def search_page(
     """
     points = [("chosen", chosen), *((f"point {number}", point) for number, point in enumerate(front, 1)), *uniform]
     shown = [
-        (name, point, {each: describe(each, value) for each, value in point.costs.items()}) for name, point in points
+        (name, point, {each: _readable(each, value) for each, value in point.costs.items()}) for name, point in points
     ]
     widths, rows = _heat(table, metric)
     return render(
         "search.html.j2",
-        title="Bits per layer",
+        title=origin.title("Bits per layer"),
+        command=origin.command,
         chosen=chosen,
-        budgets=[f"{name} ≤ {describe(name, value)}" for name, value in chosen.budgets.items()],
-        costs=list(chosen.costs),
+        budgets=[f"{COSTS[name]} ≤ {_readable(name, value)}" for name, value in chosen.budgets.items()],
+        loss=LOSSES[metric],
+        found=ALGORITHMS[chosen.algorithm],
+        costs={name: COSTS[name] for name in chosen.costs},
         points=shown,
         chart=Markup(charts.loss_against(cost, [(p.costs[cost], p.loss, name) for name, p in points])),
         layers=list(chosen.layers),
         widths=widths,
         rows=rows,
         table=table,
-        metric=metric,
         points_json=Markup(embedded([_bits(point) for _, point in points])),
     )
+
+
+def _readable(cost: Cost, value: float) -> str:
+    """`1.96 MB`, `9.87 G`."""
+    return re.sub(r"(?<=\d)(?=[a-zA-Z])", " ", describe(cost, value)).replace("KB", "kB")
 
 
 def _bits(point: BitAllocation) -> list[list[int]]:

@@ -34,7 +34,8 @@ def load_file_source(path: Path, attribute: str, spec: str, weights: Path | None
         raise SourceError(f"{spec} returned {what}; return a torch.nn.Module, or (Module, brecq.data.Preprocessing)")
     if weights is not None:
         load_weights(model, read_weights(weights, trust_pickle=trust_pickle), weights)
-    return Source(path.stem, model.eval(), preprocessing, _example(model, preprocessing, spec), spec)
+    name = f"{path.name}:{attribute}"
+    return Source(name, model.eval(), preprocessing, _example(model, preprocessing, spec), spec)
 
 
 def load_attribute(path: Path, attribute: str, spec: str, what: str = "model") -> Any:

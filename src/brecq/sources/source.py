@@ -25,7 +25,7 @@ class Source:
     """A float model that is ready to be quantized.
 
     Attributes:
-        name: short, for titles and file names.
+        name: short, for titles.
         model: in eval mode, on the CPU.
         preprocessing: how pictures become its inputs; `None` where its origin does not say.
         example_inputs: inputs of the right shapes, a batch of 2; empty where its origin does not say (take them

@@ -90,12 +90,16 @@ def test_a_warning_is_one_line(
         raise ConfigError("enough")
 
     monkeypatch.setattr(brecq, "quantize", stop)
+    asked = ("--calib", images, "--calib-size", "999")
     with pytest.warns(UserWarning, match="from elsewhere"):  # others' warnings go where they always went
-        result = invoke("quantize", f"{network_file}:build", "--calib", images, "-o", tmp_path / "out")
+        result = invoke("quantize", f"{network_file}:build", *asked, "-o", tmp_path / "out")
     warning, error = result.stderr.splitlines()
     assert warning.startswith("warning: ")
-    assert "fewer than the 1024" in warning
+    assert "fewer than the 999" in warning
     assert error == "error: enough"
+    with pytest.warns(UserWarning, match="from elsewhere"):  # fewer than by default are no surprise
+        result = invoke("quantize", f"{network_file}:build", "--calib", images, "-o", tmp_path / "other")
+    assert result.stderr.splitlines() == ["error: enough"]
 
 
 def test_debugging_shows_the_traceback(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

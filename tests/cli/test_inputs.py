@@ -12,7 +12,7 @@ from rich.console import Console
 
 import brecq.data
 from brecq.cli import inputs
-from brecq.cli.inputs import EvaluationData, override_preprocessing, tell_data, use_device
+from brecq.cli.inputs import Draw, EvaluationData, override_preprocessing, tell_data, use_device
 from brecq.cli.options import Machine
 from brecq.data import Preprocessing
 from brecq.errors import ConfigError
@@ -47,7 +47,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_small_evaluation_data_is_read_once(images: Path, labels: Path, small_parts: list[int]) -> None:
-    data = EvaluationData(images, SMALL, None, 0, labels)
+    data = EvaluationData(images, SMALL, Draw(None, 0), labels)
     assert data.labelled
     for _ in range(2):
         assert [len(part) for part in data] == [8, 8, 8]
@@ -57,9 +57,9 @@ def test_small_evaluation_data_is_read_once(images: Path, labels: Path, small_pa
 def test_large_evaluation_data_is_read_anew_and_is_the_same(
     images: Path, small_parts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = torch.cat([part.inputs[0] for part in EvaluationData(images, SMALL, None, 0, None)])
+    whole = torch.cat([part.inputs[0] for part in EvaluationData(images, SMALL, Draw(None, 0), None)])
     monkeypatch.setattr(inputs, "KEEP_BYTES", 100)
-    data = EvaluationData(images, SMALL, None, 0, None)
+    data = EvaluationData(images, SMALL, Draw(None, 0), None)
     assert not data.labelled
     assert len(data.parts) == 1
     assert torch.equal(torch.cat([part.inputs[0] for part in data]), whole)
@@ -68,14 +68,14 @@ def test_large_evaluation_data_is_read_anew_and_is_the_same(
 
 
 def test_a_number_of_evaluation_samples_is_drawn_by_seed(images: Path) -> None:
-    first, same, other = (next(iter(EvaluationData(images, SMALL, 5, seed, None))) for seed in (1, 1, 2))
+    first, same, other = (next(iter(EvaluationData(images, SMALL, Draw(5, seed), None))) for seed in (1, 1, 2))
     assert len(first) == 5
     assert first.digest() == same.digest() != other.digest()
 
 
 def test_what_is_told_about_data(images: Path, small_parts: list[int]) -> None:
     console = Console(file=io.StringIO(), width=200)
-    data = EvaluationData(images, SMALL, None, 0, None)
+    data = EvaluationData(images, SMALL, Draw(None, 0), None)
     data.parts[0].skipped.append("zz.png: not an image")
     tell_data(console, "evaluation", images, data)
     assert isinstance(console.file, io.StringIO)

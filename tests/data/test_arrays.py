@@ -85,16 +85,23 @@ def test_splits(tmp_path: Path) -> None:
 
 
 def test_several_inputs(tmp_path: Path) -> None:
-    path = save(tmp_path, ids=np.zeros((3, 4), int), mask=np.ones((3, 4)), target=np.arange(3))
-    data = load(f"{path}:ids,mask,target", None)
-    assert [x.dtype for x in data.inputs] == [torch.int64, torch.float32]
-    assert data.labels.tolist() == [0, 1, 2]
+    path = save(tmp_path, ids=np.zeros((3, 4), int), mask=np.ones((3, 4)), targets=np.arange(3))
+    for selector in (f"{path}:ids,mask,targets", path):  # without names all of them, as forward calls them
+        data = load(selector, None)
+        assert data.keys == ("ids", "mask")
+        assert [x.dtype for x in data.inputs] == [torch.int64, torch.float32]
+        assert data.labels.tolist() == [0, 1, 2]
+
+
+def test_the_only_input_may_have_any_name(tmp_path: Path) -> None:
+    data = load(save(tmp_path, features=np.ones((3, 4))), None)
+    assert (data.inputs[0].shape, data.keys, data.labels) == ((3, 4), (), None)
 
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"a": np.zeros(3)}, "none of the arrays x, images, inputs; it holds a"),
+        ({"labels": np.zeros(3)}, "has no inputs; it holds labels: save them as x, or as forward calls them"),
         ({"x": np.zeros((0, 3))}, "x of .* is empty"),
         ({"x": np.zeros((3, 2)), "y": np.arange(2)}, "y of .* has shape .2,., x holds 3 samples"),
         ({"x": np.zeros((3, 2)), "y": np.array(["a", "b", "c"])}, "y of .* is <U1; give class indices"),

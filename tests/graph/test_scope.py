@@ -102,6 +102,13 @@ def test_what_a_concatenation_joins_on_one_grid_stays_on_it(captured) -> None:
     assert (entry.inputs, entry.output, entry.reason) == ("4 bit asymmetric", "4 bit asymmetric", "")
 
 
+def test_the_statistics_of_a_batch_norm_are_no_parameters() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3)).eval()  # nothing to fold it into
+    graph = prepare(capture(model, (torch.randn(2, 3, 8, 8),)), BrecqQuantizer(QuantConfig()))
+    found = {entry.kind: entry.parameters for entry in scope(graph, partition(graph))}
+    assert found == {"batch_norm": 6, "relu": 0, "conv2d": 4 * 27 + 4}
+
+
 def test_weights_left_in_float_are_listed_with_their_true_reasons() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -12,7 +12,15 @@ import typer
 
 from brecq.cli import options as o
 from brecq.cli.command import command
-from brecq.cli.inputs import EvaluationData, stored_preprocessing, tell, tell_data, tell_preprocessing, use_device
+from brecq.cli.inputs import (
+    Draw,
+    EvaluationData,
+    stored_preprocessing,
+    tell,
+    tell_data,
+    tell_preprocessing,
+    use_device,
+)
 from brecq.cli.parsing import require_data, require_path
 from brecq.cli.render import describe_evaluation, make_console
 from brecq.cli.tasks import Judged, check_answers
@@ -91,7 +99,7 @@ def evaluate(
     tell_preprocessing(console, preprocessing)
     judged = judged.like(result.metadata)
     metric = judged.made(compared.output)
-    dataset = EvaluationData(data.data, preprocessing, data.samples, seed.seed, data.labels, judged.form("val"))
+    dataset = EvaluationData(data.data, preprocessing, Draw(data.samples, seed.seed), data.labels, judged.form("val"))
     tell_data(console, "data", data.data, dataset)
     check_answers(data.data, dataset.parts[0], metric)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,18 @@ def tell_preprocessing(console: Console, preprocessing: Preprocessing | None) ->
     tell(console, "preprocessing", "none" if preprocessing is None else preprocessing.describe())
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Samples to take: `size` at random, or with `None` all in the order of their names.
+
+    Where there are fewer, that is told unless nobody asked for so many: `by_default`.
+    """
+
+    size: int | None
+    seed: int
+    by_default: bool = False
+
+
 class EvaluationData:
     """Labeled or unlabeled samples, to be run through several networks: an iterable of `Dataset` parts.
 
@@ -109,8 +122,7 @@ class EvaluationData:
         self,
         path: Path,
         preprocessing: Preprocessing | None,
-        size: int | None,
-        seed: int,
+        draw: Draw,
         labels: Path | None,
         form: Form | None = None,
     ) -> None:
@@ -120,8 +132,11 @@ class EvaluationData:
         self._read = lambda: iter_data(path, preprocessing, labels=labels, form=form)
         self.parts: list[Dataset] = []
         self.complete = True
-        if size is not None:
-            self.parts = [load_data(path, preprocessing, size, seed, labels=labels, form=form)]
+        if draw.size is not None:
+            few = load_data(
+                path, preprocessing, draw.size, draw.seed, labels=labels, form=form, at_most=draw.by_default
+            )
+            self.parts = [few]
             return
         kept = 0
         for part in self._read():

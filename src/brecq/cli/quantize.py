@@ -15,6 +15,7 @@ from brecq.cli.bits import draw_bits, tell_allocation
 from brecq.cli.command import command
 from brecq.cli.distill import run as run_distillation
 from brecq.cli.inputs import (
+    Draw,
     EvaluationData,
     example_shape,
     override_preprocessing,
@@ -243,8 +244,9 @@ def prepare(job: Job, source: Source, by_default: bool, console: Console) -> Pre
     made: Distilled | None = None
     if job.distillation is None:
         calibration = load_data(
-            data.calib, preprocessing, data.calib_size, job.config.seed, form=job.judged.form("train")
-        )
+            data.calib, preprocessing, data.calib_size, job.config.seed, form=job.judged.form("train"),
+            at_most=by_default,
+        )  # fmt: skip
         calibration = dataclasses.replace(calibration, targets=None, origin="")  # nothing is learned from them
         tell_data(console, "calibration", data.calib, calibration)
         if by_default and len(calibration) == data.calib_size == OF_DETECTORS:
@@ -317,7 +319,7 @@ def evaluation_data(
     if asked.eval is None:
         return None
     form = job.judged.form("val")
-    found = EvaluationData(asked.eval, preprocessing, asked.eval_size, job.config.seed, asked.eval_labels, form)
+    found = EvaluationData(asked.eval, preprocessing, Draw(asked.eval_size, job.config.seed), asked.eval_labels, form)
     tell_data(console, "evaluation", asked.eval, found)
     check_answers(asked.eval, found.parts[0], metric)
     few = found.parts[0].subset(slice(0, 2))

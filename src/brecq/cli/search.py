@@ -81,7 +81,7 @@ class Calibration(o.Checked):
 
 @dataclass(frozen=True)
 class Measurement:
-    """How to measure the sensitivities of a model."""
+    """How to measure the sensitivities of a model; `by_default`: nobody said on how many samples."""
 
     spec: str
     checkpoint: o.Checkpoint
@@ -89,6 +89,7 @@ class Measurement:
     changes: o.Changes
     config: QuantConfig
     survey: SurveyConfig
+    by_default: bool
 
 
 @command
@@ -138,7 +139,8 @@ def search(
         machine_model = None if request.hardware is None else load_hardware(request.hardware)
         if measuring:
             config = dataclasses.replace(config, weights=max(survey.bits))
-            job = Measurement(model, checkpoint, calibration, changes, config, survey)
+            by_default = given(ctx, ["calib_size"]) is None
+            job = Measurement(model, checkpoint, calibration, changes, config, survey, by_default)
             table, name = measure(job, request.budgets, machine_model, output, machine.device, console)
         else:
             table, name = take_over(Path(model), request.budgets, machine_model, console), ""
@@ -212,7 +214,7 @@ def measure(
     tell(console, "model", source.name)
     tell_preprocessing(console, preprocessing)
     assert data.calib is not None
-    calibration = load_data(data.calib, preprocessing, data.calib_size, job.config.seed)
+    calibration = load_data(data.calib, preprocessing, data.calib_size, job.config.seed, at_most=job.by_default)
     tell_data(console, "calibration", data.calib, calibration)
     progress = make_progress(console, output.log_json)
 

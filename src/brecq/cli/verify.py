@@ -14,8 +14,16 @@ import typer
 from brecq.cli import options as o
 from brecq.cli.command import Without, command
 from brecq.cli.evaluate import choose_reference
-from brecq.cli.inputs import EvaluationData, stored_preprocessing, tell, tell_data, tell_preprocessing, use_device
-from brecq.cli.parsing import require_data, require_path
+from brecq.cli.inputs import (
+    Draw,
+    EvaluationData,
+    stored_preprocessing,
+    tell,
+    tell_data,
+    tell_preprocessing,
+    use_device,
+)
+from brecq.cli.parsing import given, require_data, require_path
 from brecq.cli.render import (
     codes_table,
     comparison_table,
@@ -50,8 +58,24 @@ class Data(o.Checked):
     batch_size: int = o.batch_size(16)
 
 
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        rich_help_panel=MODEL,
+        help="The float model: also say how far every tensor of FILE is from its, the worst first. Of a result in "
+        "parts also the network around them.",
+    ),
+]
+Report = Annotated[
+    bool, typer.Option("--report", help="Draw these distances into RESULT's report.html too, layer by layer.")
+]
+Bisect = Annotated[bool, typer.Option("--bisect", help="Compare every quantized tensor; name the first that differs.")]
+
+
 @command
 def verify(
+    ctx: typer.Context,
     path: o.Result,
     file: o.Exported,
     data: Data,
@@ -61,22 +85,9 @@ def verify(
     tolerance: Tolerance,
     checkpoint: o.Checkpoint,
     format: o.FormatOfFile = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            rich_help_panel=MODEL,
-            help="The float model: also say how far every tensor of FILE is from its, the worst first. Of a result in "
-            "parts also the network around them.",
-        ),
-    ] = None,
-    into_report: Annotated[
-        bool,
-        typer.Option("--report", help="Draw these distances into RESULT's report.html too, layer by layer."),
-    ] = False,
-    bisect: Annotated[
-        bool, typer.Option("--bisect", help="Compare every quantized tensor; name the first that differs.")
-    ] = False,
+    model: Model = None,
+    into_report: Report = False,
+    bisect: Bisect = False,
     as_json: o.Json = False,
 ) -> None:
     """Run an exported FILE in its runtime beside the integer simulator and the quantized network.
@@ -108,23 +119,24 @@ def verify(
     tell(console, "result", str(path))
     tell(console, "file", str(file))
     tell_preprocessing(console, preprocessing)
-    dataset = EvaluationData(data.data, preprocessing, data.samples, seed.seed, None)
+    drawn = Draw(data.samples, seed.seed, by_default=given(ctx, ["samples"]) is None)
+    dataset = EvaluationData(data.data, preprocessing, drawn, None)
     tell_data(console, "data", data.data, dataset)
     subjects = list(choose_subjects(result, file, dataset, model, checkpoint, data.batch_size))
     values: dict[str, Any] = {}
-    drawn: list[Exported] = []
+    charted: list[Exported] = []
     for each in subjects:
         how: dict[str, Any] = {"format": format, "batch_size": data.batch_size}
         found = brecq.verify(each.result, each.file, each.data, bisect=bisect, tolerance=tolerance, **how)
         far = [] if model is None else distances(each.result, each.file, each.floating, each.data, **how)
         values[each.name] = as_values(found, far)
         if into_report:
-            drawn.append(for_report(each, found, far))
+            charted.append(for_report(each, found, far))
         if each.name:
             tell(console, "part", f"{each.name}, {each.file}")
         show(console, found, far)
     if into_report:
-        tell(console, "report", str(draw(result, path, drawn)))
+        tell(console, "report", str(draw(result, path, charted)))
     if as_json:
         typer.echo(json.dumps(finite(values if result.parts else values[""])))
     if not all(value["as_expected"] for value in values.values()):

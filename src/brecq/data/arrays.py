@@ -44,8 +44,9 @@ def load_npz(path: Path, names: list[str], preprocessing: Preprocessing | None, 
 
     Args:
         names: the arrays to use, labels among them (`y...`, `label...`, `target...`), or one split (`train` for
-            `x_train` and `y_train`); several inputs are named as the network's are. Empty: `x`, `images` or `inputs`,
-            and `y` or `labels`. Labels that go with the inputs named (`y_train` with `x_train`) are found.
+            `x_train` and `y_train`); several inputs are named as the network's are. Empty: `x`, `images` or `inputs`
+            or, where none of them is there, all arrays but labels; and `y`, `labels` or `targets`. Labels that go
+            with the inputs named (`y_train` with `x_train`) are found.
         order: maps the sample count to the indices of the samples to take.
     """
     try:
@@ -96,12 +97,14 @@ def _choose(path: Path, names: list[str], present: list[str]) -> tuple[list[str]
         splits = [name[2:] for name in present if name.startswith("x_")]
         if not found and len(splits) == 1:
             names = splits
-        elif not found:
-            what = "several splits" if splits else f"none of the arrays {', '.join(INPUT_NAMES)}"
-            example = f"x_{splits[0]}" if splits else ",".join(present or ["NAME"])
-            raise DataError(f"{path} has {what}; {listing}: name the inputs, such as {path.name}:{example}")
+        elif splits and not found:
+            example = f"{path.name}:x_{splits[0]}"
+            raise DataError(f"{path} has several splits; {listing}: name the inputs, such as {example}")
         else:
-            return found[:1], next((name for name in LABEL_NAMES if name in present), None)
+            inputs = found[:1] or [name for name in present if not _LABEL_PREFIX.match(name)]
+            if not inputs:
+                raise DataError(f"{path} has no inputs; {listing}: save them as x, or as forward calls them")
+            return inputs, next((name for name in LABEL_NAMES if name in present), None)
     if len(names) == 1 and names[0] not in present and f"x_{names[0]}" in present:
         names = [f"x_{names[0]}"]
     for name in names:

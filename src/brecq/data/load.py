@@ -61,6 +61,7 @@ def load_data(
     labels: Path | None = None,
     max_skipped: float = 0.01,
     form: Form = PLAIN,
+    at_most: bool = False,
 ) -> Dataset:
     """Read network inputs from a folder of images, an `.npz` file or, for a task, what is usual for it (`Form`).
 
@@ -71,7 +72,8 @@ def load_data(
 
     Args:
         size: samples to draw at random, in random order; files that cannot be read are replaced by others. Where
-            there are fewer, all are used, with a warning. `None` takes all, in the order of their names.
+            there are fewer, all are used, with a warning unless it is meant as `at_most`. `None` takes all, in the
+            order of their names.
         seed: of that draw; the same seed, data and size give the same samples in the same order.
         labels: a CSV that must label every image.
         max_skipped: share of the samples, 0 to 1, that may be unreadable.
@@ -90,7 +92,7 @@ def load_data(
         folder = _find(file, labels, form)
         order = _draw(len(folder.paths), size, seed)
         dataset = _decode(folder, order, len(order) if size is None else size, preprocessing, max_skipped)
-    if size is not None and len(dataset) < size:
+    if size is not None and len(dataset) < size and not at_most:
         warnings.warn(f"{path} holds {len(dataset)} samples, fewer than the {size} asked for: using all", stacklevel=2)
     check(dataset)
     return dataset

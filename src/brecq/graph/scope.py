@@ -122,8 +122,9 @@ def _is_float(node: Node) -> bool:
 
 
 def _parameters(graph: GraphModule, flow: Dataflow, node: Node, counted: set[str]) -> int:
-    """Numbers in the constants that an operator reads; those that several read count for the first."""
-    names = {str(source.target) for source in _constants(flow, node)} - counted
+    """Numbers in the parameters that an operator reads, and in other constants but the statistics of a batch norm;
+    those that several read count for the first."""
+    names = {str(source.target) for source in _constants(flow, node) - _statistics(node)} - counted
     counted |= names
     values = [get_tensor(graph, name) for name in names]
     return sum(value.numel() for value in values if isinstance(value, torch.Tensor))
@@ -139,6 +140,13 @@ def _constants(flow: Dataflow, node: Node) -> set[Node]:
             found.add(source)
         stack.extend(source.all_input_nodes)
     return found
+
+
+def _statistics(node: Node) -> set[Node]:
+    """The running mean and variance of a batch norm: buffers, which are no parameters."""
+    if node.target is not ops.aten.batch_norm.default:
+        return set()
+    return {source for source in node.args[3:5] if isinstance(source, Node)}
 
 
 def _weight(layer: Node) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from brecq.cli import app
+from brecq.page.record import Record
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -64,17 +66,22 @@ def test_verify_finds_every_code_equal(invoke: Invoke, saved: Path, file: Path, 
 
 
 def test_verify_against_the_float_network(
-    invoke: Invoke, saved: Path, file: Path, images: Path, network_file: Path
+    invoke: Invoke, saved: Path, file: Path, images: Path, network_file: Path, tmp_path: Path
 ) -> None:
     result = invoke("verify", saved, file, "--data", images, "--model", f"{network_file}:build", "--json")
     assert result.exit_code == 0, result.output
     far = json.loads(result.stdout)["against_float"]
     assert [each["sqnr"] for each in far] == sorted(each["sqnr"] for each in far)
     assert "output 0" in {each["tensor"] for each in far}
-    shown = invoke("verify", saved, file, "--data", images, "--model", f"{network_file}:build")
-    assert "Tensors against" in shown.output
-    refused = invoke("verify", saved, file, "--data", images, "--weights", file)
-    assert "name it with --model" in (refused.output + str(refused.exception))
+    out = shutil.copytree(saved, tmp_path / "out")
+    shown = invoke("verify", out, file, "--data", images, "--model", f"{network_file}:build", "--report")
+    assert "Against the float network" in shown.output
+    (kept,) = Record.load(out).exported
+    assert kept.outputs == pytest.approx(next(each["sqnr"] for each in far if each["tensor"] == "output 0"))
+    assert "The exported file model.onnx in ONNX Runtime, on 24 samples" in (out / "report.html").read_text()
+    for option in (("--weights", file), ("--report",)):
+        refused = invoke("verify", saved, file, "--data", images, *option)
+        assert "name it with --model" in (refused.output + str(refused.exception))
 
 
 def test_verify_fails_for_another_results_file(

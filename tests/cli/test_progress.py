@@ -118,7 +118,7 @@ def test_the_live_line_tells_block_step_losses_and_time_left(clock: Time) -> Non
     drive(progress, clock)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text_of(target))
     # half of the second block is left: 50 steps at 40 s per 150
-    assert "[2/2] layer1.0  step 50/100  soft 0.125  13 s left" in plain
+    assert "[2/2] layer1.0  step 50/100  13 s left  soft 0.125" in plain
     assert "[1/2] stem  error 0.5 → 0.0125  100 steps  12 s  30 s left" in plain
 
 
@@ -133,7 +133,7 @@ def test_the_hard_loss_stays_until_the_next_block(clock: Time) -> None:
         clock.now += 1
         progress.step(20, 0.25, None)
     progress.close()
-    assert "a  step 20/100  soft 0.25  hard 0.375" in text_of(target)
+    assert "a  step 20/100  18 s left  soft 0.25  hard 0.375" in text_of(target)
     assert "hard" not in text_of(target).split("b  step")[-1]
 
 

@@ -87,6 +87,16 @@ def test_the_scope_fits_into_80_columns_without_cutting_text() -> None:
     assert "…" not in "".join(printed)
 
 
+def test_on_a_narrow_terminal_no_number_is_cut_off() -> None:
+    rows = [ResultRow("float", None, 123_000_000, None), ResultRow("rounding to nearest", UNLABELED, 50_000_000, 61.0)]
+    narrow = lines(result_table(rows), width=40)
+    text = " ".join(" ".join(narrow).split())
+    assert text.startswith("Result on ")
+    assert "float weights MB: 123" in text
+    assert "time: 1 min 01 s" in text
+    assert max(map(len, narrow)) <= 40
+
+
 @pytest.mark.parametrize(
     ("number", "text"),
     [(0, "0"), (812, "812"), (999, "999"), (1000, "1 k"), (8130, "8.13 k"), (999_600, "1 M"), (11_700_000, "11.7 M"),

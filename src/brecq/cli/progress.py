@@ -161,12 +161,12 @@ class LiveProgress(ConsoleProgress):
         if now - self._drawn < REFRESH_SECONDS and step < self._clock.steps:
             return
         line = Text(f"{self._counter()} {self._name}", style="cyan bold")
-        line.append(f"  step {step}/{self._clock.steps}  {self._loss} {soft_loss:.3g}", style="not bold")
+        left = self._left(step, now)  # before what a narrow terminal cuts off
+        line.append(f"  step {step}/{self._clock.steps}{left}  {self._loss} {soft_loss:.3g}", style="not bold")
         if self._hard is not None:
             line.append(f"  hard {self._hard:.3g}", style="not bold")
         if self.console.width >= WIDE:
             line.append(f"  {sparkline(self._losses)}", style="not bold")
-        line.append(self._left(step, now), style="not bold")
         self._draw(line)
 
     def close(self) -> None:

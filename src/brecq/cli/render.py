@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from brecq.cli.fitting import FittingTable
 from brecq.units import format_seconds, megabytes, short_count
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ class _Pipe:
 
 def make_table(title: str, columns: Sequence[str], numeric: Iterable[str] = ()) -> Table:
     """An empty table in the one style of this tool; `numeric` columns align to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    named = Text(title, style="bold", no_wrap=True, overflow="ignore")  # it may be wider than the table
+    table = FittingTable(title=named, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     right = set(numeric)
     for column in columns:
         is_number = column in right
@@ -209,7 +212,7 @@ def describe_differing(found: Verification) -> str:
 
 def distances_table(far: Sequence[Distance], most: int) -> Table:
     """How far tensors of an exported file are from the float network's, the worst first."""
-    title = f"Tensors against the float network: the worst {min(most, len(far))} of {len(far)}"
+    title = f"Against the float network: the worst {min(most, len(far))} of {len(far)} tensors"
     table = make_table(title, ["tensor", "SQNR\ndB"], numeric=("SQNR\ndB",))
     for each in far[:most]:
         table.add_row(each.tensor, f"{each.sqnr:.1f}")

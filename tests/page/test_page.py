@@ -7,6 +7,7 @@ import html
 import json
 import math
 import re
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -138,3 +139,31 @@ def test_an_exported_file_is_beside_its_result(result: brecq.QuantResult) -> Non
 def test_folders_of_the_same_name_are_told_apart() -> None:
     assert shortest_names([Path("/a/out"), Path("/b/out")]) == ["a/out", "b/out"]
     assert shortest_names([Path("/a/one"), Path("/b/two")]) == ["one", "two"]
+
+
+def test_text_stands_out_from_what_it_is_on() -> None:
+    """WCAG's contrast of 4.5 and more, light and dark."""
+    style = (Path(brecq.__file__).parent / "page" / "templates" / "style.css").read_text(encoding="utf-8")
+    light, dark = (dict(re.findall(r"--(\w+): (#\w{6})", part))
+                   for part in style.split("prefers-color-scheme: dark"))  # fmt: skip
+    for colors in (light, dark):
+        for ink, on in [("ink", "paper"), ("ink", "panel"), ("quiet", "paper"), ("quiet", "panel"), ("link", "paper"),
+                        *(("ink", f"l{level}") for level in range(5))]:  # fmt: skip
+            assert contrast(colors[ink], colors[on]) >= 4.5, (ink, on)
+
+
+def contrast(first: str, second: str) -> float:
+    def luminance(color: str) -> float:
+        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = (x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_headings_go_down_one_level_at_a_time(result: brecq.QuantResult, record: Record) -> None:
+    levels = [int(level) for level in re.findall(r"<h(\d)", page(result, record))]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))

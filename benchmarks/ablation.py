@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py
     python benchmarks/ablation.py --settings W4A4 --seeds 0 1 2 3 4
-    python benchmarks/ablation.py --base 'bias_lr=0 tuning=0' --only loss QDrop
+    python benchmarks/ablation.py --base 'bias_lr=0 tuning=0' --only Fisher QDrop
     python benchmarks/ablation.py --also 'rounding_lr=0.05 batch_size=64' --also 'beta=10,2'
     python benchmarks/ablation.py --table
 
@@ -51,11 +51,15 @@ def variants(base: Recipe) -> dict[str, Recipe]:
     steps = base.steps
     return {
         "fast": base,
+        "start: rounding to nearest": base.replace(compensate="no"),
+        "start: closed form": base.replace(compensate="yes"),
         "loss: Fisher": base.replace(loss="fisher"),
         "loss: not normalized, λ = 0.01 on the sum": base.replace(normalize_loss=False, rounding_penalty=0.01),
         "QDrop: none": base.replace(qdrop=0.0),
         "biases: not learned in the blocks": base.replace(bias_lr=0.0),
         "end-to-end tuning: none": base.replace(tuning=0.0),
+        "tuning: codes stay": base.replace(tune_codes_lr=0.0),
+        "tuning: outputs alone": base.replace(tune_features=0.0),
         "blocks alone: neither biases nor tuning": base.replace(bias_lr=0.0, tuning=0.0),
         "weights first, then 1/4 more steps on activations": base.replace(joint=False, activation_steps=steps // 4),
         "nothing held out": base.replace(held_out=0.0),

@@ -28,7 +28,7 @@ MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n\n)(.*?)(\n\n<!-- end -->)", re
 SINCE = "first_layer"
 MOVES = {"tune_codes_lr": 0.03, "tune_features": 1.0, "tune_lr": 0.01}
 """What tuning has had since codes move in it."""
-CURRENT = ("cifar", "imagenet", "clock")
+CURRENT = ("cifar", "imagenet", "clock", "ablation", "granularity")
 """Results of which a page shows no earlier version's."""
 Record = dict[str, Any]
 Lines = list[list[str]]
@@ -234,15 +234,17 @@ def granularity(network: str, row: str, columns: Sequence[str]) -> Lines:
 
 
 ABLATED = (
-    "fast", "loss: Fisher", "loss: not normalized, λ = 0.01 on the sum", "QDrop: none",
-    "weights first, then 1/4 more steps on activations", "end-to-end tuning: none",
-    "blocks alone: neither biases nor tuning", "nothing held out", "last state, not the best",
+    "fast", "start: rounding to nearest", "start: closed form", "loss: Fisher", "QDrop: none",
+    "weights first, then 1/4 more steps on activations", "biases: not learned in the blocks",
+    "end-to-end tuning: none", "tuning: codes stay", "tuning: outputs alone", "nothing held out",
 )  # fmt: skip
 
 
 def ablation(title: str, key: str) -> Lines:
     rows = {"float": FLOAT} if key == "top1" else {}
-    return grid("ablation", "resnet20", ("W2A2", "W2A4"), {**rows, **{n: Show(n, key) for n in ABLATED}}, corner=title)
+    return grid(
+        "ablation", "resnet20", ("W2A2", "W2A32"), {**rows, **{n: Show(n, key) for n in ABLATED}}, corner=title
+    )
 
 
 def tasks(network: str, keys: dict[str, tuple[str, int]]) -> Lines:

@@ -6,8 +6,8 @@
 A page holds `<!-- table: NAME -->`, the table, and `<!-- end -->`; `TABLES` says what NAME is. A cell of a table is
 the newest record in benchmarks/results/ with that network, row and column; records that differ from it in nothing but
 their seed are averaged. So a page follows when a cell is measured again, and only then. What was measured before the
-recipe had the setting `SINCE`, or before its tuning was `MOVES`, is left out of the tables of accuracy (`CURRENT`),
-and marked † in the others.
+recipe had the setting `SINCE`, or with the tuning before the present one, is left out of the tables of accuracy
+(`CURRENT`), and marked † in the others.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n\n)(.*?)(\n\n<!-- end -->)", re.DOTALL)
 SINCE = "first_layer"
-MOVES = {"tune_codes_lr": 0.03, "tune_features": 1.0, "tune_lr": 0.01}
-"""What tuning has had since codes move in it."""
+TUNED = 0.5
+"""What the recipe's `tuning` was before codes moved in it."""
 CURRENT = ("cifar", "imagenet", "clock", "ablation", "granularity")
 """Results of which a page shows no earlier version's."""
 Record = dict[str, Any]
@@ -141,8 +141,7 @@ def _earlier(record: Record) -> bool:
     config = record["key"]["config"]
     if not config or config["method"] == "rtn":
         return False
-    recipe = config["recipe"]
-    return SINCE not in recipe or bool(recipe["tuning"] and recipe["steps"] and not MOVES.items() <= recipe.items())
+    return SINCE not in config["recipe"] or config["recipe"]["tuning"] == TUNED
 
 
 def _seed(record: Record) -> int:
@@ -242,9 +241,7 @@ ABLATED = (
 
 def ablation(title: str, key: str) -> Lines:
     rows = {"float": FLOAT} if key == "top1" else {}
-    return grid(
-        "ablation", "resnet20", ("W2A2", "W2A32"), {**rows, **{n: Show(n, key) for n in ABLATED}}, corner=title
-    )
+    return grid("ablation", "resnet20", ("W2A2",), {**rows, **{n: Show(n, key) for n in ABLATED}}, corner=title)
 
 
 def tasks(network: str, keys: dict[str, tuple[str, int]]) -> Lines:

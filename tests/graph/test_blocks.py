@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
 from brecq.config import Granularity, QuantConfig
@@ -94,6 +95,33 @@ def test_random_graphs(networks: ModuleType, seed: int, placement: str) -> None:
             network = check_is_the_network(prepared, (torch.randn(3, 3, 6, 6),), granularity)
             for block in network.blocks:
                 assert set(block.outputs).isdisjoint(block.inputs)
+
+
+class Sized(nn.Module):
+    """Scales what it has made back to the size of an earlier tensor, which no other tensor of that block has."""
+
+    def __init__(self, of: str) -> None:
+        super().__init__()
+        self.of = of
+        self.first, self.second = nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 4, 3, stride=2)
+        self.third, self.last = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        inner = self.first(image).relu()
+        small = self.third(self.second(inner).relu()).relu()
+        size = {"image": image, "inner": inner}[self.of].shape[-2:]
+        return self.last(functional.interpolate(small, size=size).relu())
+
+
+@pytest.mark.parametrize("placement", ["output", "input"])
+@pytest.mark.parametrize("of", ["image", "inner"])
+def test_sizes_that_no_input_of_a_block_has(of: str, placement: str) -> None:
+    torch.manual_seed(0)
+    prepared = quantized(capture(Sized(of).eval(), (torch.randn(2, 3, 33, 41),), any_size=True),
+                         (torch.randn(4, 3, 33, 41),), placement)  # fmt: skip
+    for granularity in GRANULARITIES:
+        network = check_is_the_network(prepared, (torch.randn(3, 3, 37, 45),), granularity)
+        assert all(len(block.targets) == 1 for block in network.blocks)
 
 
 def test_blocks_with_several_inputs_and_outputs(captured) -> None:

@@ -113,7 +113,9 @@ def extract(prepared: GraphModule, specs: Sequence[BlockSpec]) -> Network:
     for node in nodes:
         if node in owner:
             members[owner[node]].append(node)
-    blocks = [_extract(flow, prepared, spec, members[i], owner, i, layers) for i, spec in enumerate(specs)]
+    inputs_of = [_inputs(flow, mine, owner, index) for index, mine in enumerate(members)]
+    cut = _Cut(flow, prepared, owner, layers, {node for found in inputs_of for node in found})
+    blocks = [_extract(cut, spec, i, members[i], inputs_of[i]) for i, spec in enumerate(specs)]
     inputs = tuple(node.name for node in nodes if node.op == "placeholder")
     learned = {name for block in blocks for name in block.outputs} | set(inputs)
     result = pytree.tree_map(
@@ -144,30 +146,21 @@ def _owners(flow: Dataflow, nodes: list[Node], specs: Sequence[BlockSpec]) -> di
     return owner
 
 
-def _extract(
-    flow: Dataflow,
-    prepared: GraphModule,
-    spec: BlockSpec,
-    mine: list[Node],
-    owner: dict[Node, int],
-    index: int,
-    layers: dict[Node, str],
-) -> Block:
+@dataclass(frozen=True)
+class _Cut:
+    """What all blocks of a cut are made from. `crossing`: the nodes that some block takes as an input."""
+
+    flow: Dataflow
+    prepared: GraphModule
+    owner: dict[Node, int]
+    layers: dict[Node, str]
+    crossing: set[Node]
+
+
+def _extract(cut: _Cut, spec: BlockSpec, index: int, mine: list[Node], inputs: list[Node]) -> Block:
+    flow, owner, layers = cut.flow, cut.owner, cut.layers
     graph = Graph()
     copies: dict[Node, Node] = {}
-
-    def constant(node: Node) -> bool:
-        """Parameters, what is computed from them, and their fake-quantizers when another block owns them (shared
-        weights): copied everywhere."""
-        return node in flow.constants
-
-    def external(node: Node) -> list[Node]:
-        if ops.is_size(node) or constant(node):
-            return [found for source in node.all_input_nodes for found in external(source)]
-        return [] if owner.get(node) == index else [node]
-
-    wanted = [found for node in mine for source in node.all_input_nodes for found in external(source)]
-    inputs = _inputs(mine, wanted, owner, index)
     for node in inputs:
         copies[node] = graph.placeholder(node.name)
         copies[node].meta = dict(node.meta)
@@ -183,13 +176,15 @@ def _extract(
 
     for node in mine:
         copy(node)
-    outputs = [node for node in mine if not constant(node) and _leaves(flow, node, owner, index)]
-    targets = [node for node in outputs if _is_target(node)]
+    made = [node for node in mine if node not in flow.constants]
+    leaving = [node for node in made if _leaves(flow, node, owner, index)]
+    outputs = [node for node in made if node in leaving or node in cut.crossing]  # others read but the size of these
+    targets = [node for node in leaving if _is_target(node)]
     if not targets:  # what it makes for others cannot be compared (class indices, a mean): its last activation can
-        targets = [node for node in mine if not constant(node) and _is_target(node) and _batch(flow, node)][-1:]
-        outputs += targets
+        targets = [node for node in made if _is_target(node) and _batch(flow, node)][-1:]
+        outputs += [node for node in targets if node not in outputs]
     graph.output(tuple(copies[node] for node in outputs))
-    module = GraphModule(prepared, graph)
+    module = GraphModule(cut.prepared, graph)
     return Block(
         spec.name,
         module,
@@ -200,20 +195,30 @@ def _extract(
     )
 
 
-def _inputs(mine: list[Node], wanted: list[Node], owner: dict[Node, int], index: int) -> list[Node]:
+def _inputs(flow: Dataflow, mine: list[Node], owner: dict[Node, int], index: int) -> list[Node]:
     """Of the nodes of other blocks that these read, those that become inputs.
 
     Sizes are taken from an input of the block's own; what only a size was read from is no input.
     """
-    read = [s for node in mine for s in node.all_input_nodes if not ops.is_size(s)]
+
+    def external(node: Node) -> list[Node]:
+        if ops.is_size(node) or node in flow.constants:  # a block copies constants, whoever owns their fake-quantizers
+            return [found for source in node.all_input_nodes for found in external(source)]
+        return [] if owner.get(node) == index else [node]
+
+    wanted = [found for node in mine for source in node.all_input_nodes for found in external(source)]
+    read = {s for node in mine for s in node.all_input_nodes if not ops.is_size(s)}
     inputs = [node for node in dict.fromkeys(wanted) if node in read]
     if not inputs and wanted:
         inputs = wanted[:1]
-    for node in mine:  # a size that none of them has is read off the tensor that has it
+    for (
+        node
+    ) in mine:  # a size that none of them has is one of the network's inputs', or read off the tensor that has it
         for size in (s for s in node.all_input_nodes if ops.is_size(s)):
             for found in _sizes_from(size, owner, index):
                 if found.args[0] not in inputs and _source_of_size(found, inputs) is None:
-                    inputs.append(found.args[0])  # type: ignore[arg-type]
+                    given = _source_of_size(found, flow.arguments)
+                    inputs.append(found.args[0] if given is None else given[0])  # type: ignore[arg-type]
     return inputs
 
 

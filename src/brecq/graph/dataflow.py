@@ -20,12 +20,14 @@ class Dataflow:
         index: node to its position in `ops`.
         paths: module path of each operator.
         layers: name of the layer for weighted operators, empty for others.
+        arguments: the network's inputs that are tensors.
         inputs: for each operator, the distinct activations it reads: positions of operators, or network inputs as
             negative numbers.
     """
 
     def __init__(self, graph: GraphModule) -> None:
         placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        self.arguments = [node for node in placeholders if ops.is_tensor(node)]
         self.batch = _batch_symbol(placeholders)
         self.constants = constants(graph.graph)
         self.ops = [

@@ -1,15 +1,19 @@
-"""Hooks of mkdocs: the page of the command line comes from the program, the picture of the packages is drawn.
+"""Hooks of mkdocs: the page of the command line comes from the program, charts and equations are drawn.
 
-Material draws Mermaid's charts with a script that it fetches; here nothing is fetched.
+Material draws Mermaid's charts and equations with scripts that it fetches; here nothing is fetched.
 """
 
 from __future__ import annotations
 
+import html
 import re
 from graphlib import TopologicalSorter
+from io import StringIO
 from typing import Any
 
 import typer.main
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from mkdocs.structure.files import File, Files
 from typer.cli import get_docs_for_click
 
@@ -31,8 +35,22 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Charts of Mermaid as pictures."""
+    """Charts of Mermaid and equations as pictures."""
+    markdown = re.sub(r"^\$\$\n(.*?)\n\$\$$", lambda found: equation(found[1]), markdown, flags=re.M | re.S)
     return re.sub(r"^```mermaid\nflowchart TD\n(.*?)^```$", lambda found: chart(found[1]), markdown, flags=re.M | re.S)
+
+
+def equation(source: str) -> str:
+    """TeX as SVG in the page's color: matplotlib sets what it knows of it."""
+    ink = "#010203"
+    with rc_context({"svg.hashsalt": "brecq", "mathtext.fontset": "stix"}):
+        figure, stream = Figure(figsize=(0.1, 0.1)), StringIO()
+        figure.text(0, 0, f"${source}$", fontsize=13, color=ink)
+        figure.savefig(stream, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    text = re.sub(r"<metadata>.*?</metadata>", "", stream.getvalue(), flags=re.S)
+    text = re.sub(r"\s*\n\s*", " ", text[text.index("<svg") :]).replace(ink, "currentColor")
+    label = html.escape(source, quote=True)
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}" style="max-width: 100%"', 1) + "\n"
 
 
 def chart(source: str) -> str:

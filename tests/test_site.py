@@ -104,6 +104,15 @@ def test_links_between_files_hold() -> None:
     assert not broken
 
 
+def test_addresses_of_the_web_are_whole() -> None:
+    """Nothing is fetched: that they are written as addresses are, and lead nowhere local."""
+    for page in [*WRITTEN, ROOT / "CITATION.cff", *ROOT.glob("src/brecq/**/*.j2"), *ROOT.glob("src/brecq/**/*.toml")]:
+        for address in re.findall(r"https?://[^\s)\"'>`]+", page.read_text(encoding="utf-8")):
+            parts = urlsplit(address)
+            assert re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", parts.netloc), f"{page}: {address}"
+            assert parts.scheme == "https" or parts.netloc == "www.w3.org", f"{page}: {address}"
+
+
 def test_a_broken_link_would_be_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A `b`: c\n[x](y.md#z) `[no](link)`\n```\n[no](link)\n```\n![p](q.png)\n")

@@ -16,11 +16,12 @@ import torch
 
 import brecq
 from brecq.errors import CheckpointError
+from brecq.page.boxes import compare
 from brecq.page.charts import size_against
 from brecq.page.compare import compare_page, shortest_names
 from brecq.page.exported import exported
 from brecq.page.facts import gather
-from brecq.page.record import RECORD, Changed, Exported, Record, Row
+from brecq.page.record import RECORD, Changed, Detected, Exported, Record, Row
 from brecq.page.render import page, write_page, write_text
 
 
@@ -139,6 +140,17 @@ def test_an_exported_file_is_beside_its_result(result: brecq.QuantResult) -> Non
 def test_folders_of_the_same_name_are_told_apart() -> None:
     assert shortest_names([Path("/a/out"), Path("/b/out")]) == ["a/out", "b/out"]
     assert shortest_names([Path("/a/one"), Path("/b/two")]) == ["one", "two"]
+
+
+def test_boxes_find_their_partners() -> None:
+    floating = [[0, 0, 10, 10, 0.9, "cat"], [50, 50, 90, 90, 0.8, "dog"], [20, 20, 30, 30, 0.5, "cat"]]
+    quantized = [[1, 0, 11, 10, 0.7, "cat"], [50, 50, 90, 90, 0.6, "cat"]]
+    boxes = compare(Detected("", 100, 100, floating, quantized))  # type: ignore[arg-type]
+    assert (boxes.both, boxes.floating, boxes.quantized) == (1, 2, 1)
+    assert [(each.kind, each.alone, each.text) for each in boxes.drawn] == [
+        ("float", False, ""), ("float", True, "dog 0.80"), ("float", True, "cat 0.50"),
+        ("quantized", False, "cat 0.70"), ("quantized", True, "cat 0.60"),
+    ]  # fmt: skip
 
 
 def test_text_stands_out_from_what_it_is_on() -> None:

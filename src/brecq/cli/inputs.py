@@ -157,7 +157,9 @@ class EvaluationData:
 def tell_data(console: Console, name: str, path: Path, data: Dataset | EvaluationData) -> None:
     """How many samples came from where, and which files could not be read."""
     parts = data.parts if isinstance(data, EvaluationData) else [data]
-    shape = " × ".join(str(size) for size in parts[0].inputs[0].shape[1:])
+    shapes = [" × ".join(str(size) for size in value.shape[1:]) for value in parts[0].inputs]
+    named = zip(parts[0].keys or [""] * len(shapes), shapes, strict=True)
+    shape = " and ".join(f"{name} {size}".strip() for name, size in named)
     labels = f"with{'' if parts[0].labelled else 'out'} {'labels' if parts[0].targets is None else 'targets'}"
     more = "more than " if isinstance(data, EvaluationData) and not data.complete else ""
     tell(console, name, f"{more}{sum(map(len, parts))} samples of {shape} from {path}, {labels}")

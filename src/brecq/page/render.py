@@ -16,6 +16,7 @@ from markupsafe import Markup
 from brecq.errors import CheckpointError
 from brecq.graph.noise import SAMPLES
 from brecq.page import charts
+from brecq.page.boxes import compare
 from brecq.page.facts import Layer, gather
 from brecq.page.record import Record
 from brecq.result import QuantResult
@@ -81,6 +82,7 @@ def page(result: QuantResult, record: Record) -> str:
         sized=any(row.size for row in record.rows),
         timed=any(row.seconds is not None for row in record.rows),
         record=record,
+        detected=[(each, compare(each)) for each in record.detected],
         metrics=list(dict.fromkeys(name for row in record.rows for name in row.metrics)),
         quantized=sum(layer.bits <= 8 for layer in facts.layers),
         output_sqnr=facts.layers[-1].sqnr if facts.layers else None,

@@ -138,7 +138,7 @@ def _floats(prepared: GraphModule, target: Target) -> list[FloatOperator]:
     counts: dict[str, list[int]] = defaultdict(list)
     for node in prepared.graph.nodes:
         value = node.meta.get("val")
-        if node.op != "call_function" or ops.kind(node) or node.target in ops.MOVEMENT or ops.is_size(node):
+        if node.op != "call_function" or ops.kind(node) or ops.moves(node) or ops.is_size(node):
             continue
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             continue

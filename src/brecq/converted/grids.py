@@ -83,7 +83,7 @@ def quantized_as(node: Any) -> Grid | None:
         return None
     if node.target is DEQUANTIZE:
         return grid_of(node)
-    if node.target in ops.MOVEMENT:
+    if ops.moves(node):
         return quantized_as(node.args[0])
     if node.target in ops.CONCAT:
         grids = [quantized_as(part) for part in node.args[0]]  # type: ignore[union-attr]

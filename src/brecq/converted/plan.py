@@ -48,7 +48,7 @@ def float_operators(graph: GraphModule) -> set[str]:
     """Names of the operators that a completed program computes in float: the others compute on codes or move data."""
     found = set()
     for node in activations(graph.graph):
-        if node.op != "call_function" or node.target in ops.MOVEMENT or quantized_as(node) is not None:
+        if node.op != "call_function" or ops.moves(node) or quantized_as(node) is not None:
             continue
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and not value.is_floating_point():
@@ -66,7 +66,7 @@ def _unquantized(operand: Node) -> list[Node]:
     """The tensors to quantize so that `operand` is on a grid: where data movement and concatenation took it from."""
     if quantized_as(operand) is not None:
         return []
-    if operand.op == "call_function" and operand.target in ops.MOVEMENT and isinstance(operand.args[0], Node):
+    if operand.op == "call_function" and ops.moves(operand) and isinstance(operand.args[0], Node):
         return _unquantized(operand.args[0])
     return [operand]
 

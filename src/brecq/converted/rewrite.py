@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -151,6 +152,52 @@ def _covers(pool: Node) -> bool:
     kernel = list(pool.args[1])  # type: ignore[arg-type]
     padding = list(pool.args[3]) if len(pool.args) > 3 else [0]  # type: ignore[arg-type]
     return (kernel * 2)[:2] == [height, width] and not any(padding) and len(pool.args) < 7
+
+
+def spell_pads(module: GraphModule, modes: Collection[str]) -> None:
+    """Spell paddings with elements of their own input as pieces of it, one behind the other: codes stay codes.
+
+    Args:
+        modes: `reflect`, `replicate`, `circular`.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target not in ops.PADS or (mode := ops.padding(node.target, node.args[1:])[0]) not in modes:
+            continue
+        amounts, x = ops.sides(node.args[1]), node.args[0]  # type: ignore[arg-type]
+        if min(map(min, amounts)) < 0:
+            continue
+        for dim, (before, after) in enumerate(amounts, node.meta["val"].dim() - len(amounts)):
+            if before or after:
+                x = _padded(graph, node, x, dim, (mode, before, after))
+        node.replace_all_uses_with(x)
+        graph.erase_node(node)
+
+
+def _padded(graph: torch.fx.Graph, node: Node, x: Any, dim: int, how: tuple[str, int, int]) -> Node:
+    with graph.inserting_before(node):
+        pieces = [
+            graph.call_function(aten.slice.Tensor, (x, dim, *run)) for run in _runs(*how, x.meta["val"].shape[dim])
+        ]
+        whole = graph.call_function(aten.cat.default, (pieces, dim))
+    for piece in pieces:
+        piece.meta = {**node.meta, "val": aten.slice.Tensor(x.meta["val"], *piece.args[1:])}
+    whole.meta = {**node.meta, "val": aten.cat.default([piece.meta["val"] for piece in pieces], dim)}
+    return whole
+
+
+def _runs(mode: str, before: int, after: int, length: int) -> list[tuple[int, int]]:
+    """A padded dimension as ranges of its own indices."""
+    last = length - 1
+    if mode == "circular":
+        ranges = [(length - before, length), (0, length), (0, after)]
+    elif mode == "replicate":
+        ranges = [*[(0, 1)] * before, (0, length), *[(last, length)] * after]
+    else:
+        turned = [*range(before, 0, -1)], [*range(last - 1, last - 1 - after, -1)]
+        starts, ends = ([(index, index + 1) for index in side] for side in turned)
+        ranges = [*starts, (0, length), *ends]
+    return [(start, end) for start, end in ranges if end > start]
 
 
 def fold_clamps(module: GraphModule) -> None:

@@ -116,6 +116,7 @@ def complete(
         )
     added = tuple(_insert(graph, node, grids[node]) for node in nodes if not _reuse(graph, node))
     rewrite.merge_equal(graph)
+    rewrite.spell_pads(graph, ("circular",))
     rewrite.name_means(graph)
     if fold_clamps:
         rewrite.fold_clamps(graph)
@@ -131,6 +132,7 @@ def complete(
 def as_converted(result: QuantResult) -> Completed:
     """The converted program without further quantizers, for what computes in any mixture of integers and floats."""
     graph = _program(result)
+    rewrite.spell_pads(graph, ("circular",))
     rewrite.name_means(graph)
     graph.graph.lint()
     graph.recompile()

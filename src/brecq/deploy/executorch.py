@@ -89,7 +89,7 @@ def prepare(graph: GraphModule) -> tuple[int, int]:
         if node.target is QUANTIZE:
             _sign(node)
     for node in list(graph.graph.nodes):
-        if node.op == "call_function" and node.target in ops.MOVEMENT and ops.is_tensor(node):
+        if node.op == "call_function" and ops.moves(node) and ops.is_tensor(node):
             _requantize(graph, node)
     counts = _weights(graph)
     graph.graph.eliminate_dead_code()

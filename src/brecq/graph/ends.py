@@ -58,7 +58,7 @@ def last_layers(graph: GraphModule, layers: Collection[Node], outputs: Sequence[
 def _is_mean(layer: Node) -> bool:
     """True for a layer with one output that reads a softmax, as it is or reshaped."""
     source = layer.args[0]
-    while isinstance(source, Node) and source.target in ops.MOVEMENT:
+    while isinstance(source, Node) and ops.moves(source):
         source = source.args[0]
     softmax = isinstance(source, Node) and source.op == "call_function" and "softmax" in ops.op_name(source)
     value = layer.meta.get("val")

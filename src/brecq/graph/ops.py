@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,7 +60,12 @@ MOVEMENT = {
     aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default, aten.constant_pad_nd.default, aten.pad.default,
     operator.getitem,
 }  # fmt: skip
-"""Operators whose output holds only elements of their input (and zeros): a quantized tensor stays quantized."""
+"""Operators whose output holds only elements of their input (and zeros): a quantized tensor stays quantized.
+
+`moves` leaves out those that add a number of their own.
+"""
+
+PADS = {aten.pad.default, aten.constant_pad_nd.default}
 
 CONCAT = {aten.cat.default, aten.stack.default, aten.concat.default}
 
@@ -73,6 +79,26 @@ _ARITHMETIC = {operator.mul, operator.add, operator.sub, operator.floordiv}
 def kind(node: Node) -> str | None:
     """The kind of a weighted operator (`conv2d`, `linear`, ...), or `None`."""
     return WEIGHTED.get(node.target) if node.op == "call_function" else None
+
+
+def moves(node: Node) -> bool:
+    """True for operators of `MOVEMENT`, but a padding with a number that need not be on the grid of its input."""
+    if node.target in PADS:
+        mode, fill = padding(node.target, node.args[1:])
+        return mode != "constant" or fill == 0 or math.isinf(fill)
+    return node.target in MOVEMENT
+
+
+def padding(target: Any, rest: Sequence[Any]) -> tuple[str, float]:
+    """Mode and fill value of an operator of `PADS`, from its arguments after the input."""
+    mode, fill = ("constant", [*rest, 0][1]) if target is aten.constant_pad_nd.default else [*rest, None, None][1:3]
+    return mode or "constant", float(fill or 0)
+
+
+def sides(amounts: Sequence[Any]) -> list[tuple[int, int]]:
+    """Amounts of padding, the last dimension's first, as (before, after) of each of the last dimensions in order."""
+    numbers = [int(amount) for amount in amounts]
+    return list(zip(numbers[0::2], numbers[1::2], strict=True))[::-1]
 
 
 def input_names(graph: GraphModule) -> list[str]:

@@ -270,15 +270,15 @@ def _through_scaling(node: Node) -> list[Node]:
     found: list[Node] = []
     for user in node.users:
         constant = user.target is ops.aten.mul.Tensor and sum(_is_activation(arg) for arg in user.args) == 1
-        found += _through_scaling(user) if constant or user.target in ops.MOVEMENT else [user]
+        found += _through_scaling(user) if constant or ops.moves(user) else [user]
     return found
 
 
 def _origin(node: Node) -> Node:
     """The tensor that data movement led here."""
-    while node.op == "call_function" and node.target in ops.MOVEMENT and isinstance(node.args[0], Node):
+    while node.op == "call_function" and ops.moves(node) and isinstance(node.args[0], Node):
         source = node.args[0]
-        if not ops.is_tensor(source) and source.target not in ops.MOVEMENT:
+        if not ops.is_tensor(source) and not ops.moves(source):
             return node  # one of several results that an operator computes (a recurrent layer's)
         node = source
     return node
@@ -299,7 +299,6 @@ def _sources(node: Node) -> list[Node]:
 def _readers(node: Node, layers: dict[Node, str], *, through: frozenset[object] = frozenset()) -> list[Node]:
     """Layers whose input is this tensor, directly or through data movement and concatenation."""
     found, stack, seen = [], list(node.users), {node}
-    passing = ops.MOVEMENT | ops.CONCAT | through
     while stack:
         current = stack.pop()
         if current in seen:
@@ -307,7 +306,7 @@ def _readers(node: Node, layers: dict[Node, str], *, through: frozenset[object] 
         seen.add(current)
         if current in layers:
             found.append(current)
-        elif current.op == "call_function" and current.target in passing:
+        elif current.op == "call_function" and (ops.moves(current) or current.target in ops.CONCAT | through):
             stack.extend(current.users)
     return found
 

@@ -65,7 +65,7 @@ def grid_of(graph: GraphModule, node: Any) -> ActivationFakeQuantize | None:
         if node.target in ops.CONCAT:
             grids = {grid_of(graph, part) for part in node.args[0]}  # type: ignore[union-attr]
             return grids.pop() if len(grids) == 1 else None
-        if node.target not in ops.MOVEMENT:
+        if not ops.moves(node):
             return None
         node = node.args[0]
     return None

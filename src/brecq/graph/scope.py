@@ -42,7 +42,7 @@ def scope(prepared: GraphModule, specs: Sequence[BlockSpec]) -> list[ScopeEntry]
     entries = []
     for position, node in enumerate(flow.ops):
         layer = flow.layers[position]
-        if not layer and node.target in ops.MOVEMENT:
+        if not layer and ops.moves(node):
             continue
         table = node.target is ops.aten.embedding.default
         weights = _weights(prepared, node.args[1]) if layer else _weights(prepared, node.args[0]) if table else ""

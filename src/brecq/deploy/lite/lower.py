@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from brecq.converted import rewrite
 from brecq.deploy.complete import Completed
 from brecq.deploy.formats import some
 from brecq.deploy.lite import floats, joins, layers, moves  # noqa: F401 (they register their handlers)
@@ -23,6 +24,7 @@ def lower(completed: Completed, batch: int, runtime: Runtime) -> Program:
         ExportError: an operator has no form there.
     """
     refuse_unknown(completed, runtime)
+    rewrite.spell_pads(completed.graph, ("reflect", "replicate"))
     lowering = Lowering(completed, runtime)
     inputs = [value[:1].expand(batch, *[-1] * (value.dim() - 1)) for value in completed.example_inputs]
     with torch.no_grad():

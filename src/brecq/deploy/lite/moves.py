@@ -235,9 +235,10 @@ def resized(low: Lowering, node: Node, x: Value, kind: str, options: Options) ->
 def pad(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Value:
     x = low.value(args[0])
     sides = zero_padding(node, args)
-    if sides is None:
-        low.refuse(node, "pads with something else than zeros")
-    assert sides is not None
+    mode, fill = ops.padding(node.target, node.args[1:])
+    if sides is None and mode != "constant":
+        low.refuse(node, f"pads by {mode}")
+    sides = ops.sides(args[1])
     if any(amount < 0 for each in sides for amount in each):
         for dim, (before, after) in enumerate(sides, x.rank - len(sides)):
             x = sliced(low, x, dim, max(-before, 0), x.shape[dim] - max(-after, 0))
@@ -247,21 +248,23 @@ def pad(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Value:
 
     def move(tensor: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
         amounts = constant("pads", np.array([around_all[dim] for dim in layout], np.int32))
+        if fill:  # of numbers: it is on no grid
+            inputs = [tensor, amounts, Tensor(f"{fill:g}", (1,), "float32", None, np.array([fill], np.float32))]
+            return low.build.emit("PADV2", inputs, f"{tensor.name}_padded", arranged(shape, layout)), layout
         return low.build.emit(
             "PAD", [tensor, amounts], f"{tensor.name}_padded", arranged(shape, layout), tensor
         ), layout
 
+    if fill:
+        x = Value(low.build, x.name, x.shape, reals={x.layouts[0]: x.real(x.layouts[0])})
     return apart(low, x, move, shape)
 
 
 def zero_padding(node: Node, args: Arguments) -> list[Sides] | None:
     """(before, after) for each of the last dimensions, in order; `None` if something else than zeros is added."""
-    rest = [*args[2:], None, None]
-    mode, fill = (rest[0], rest[1]) if node.target is aten.pad.default else ("constant", rest[0])
-    if mode not in (None, "constant") or fill:
+    if ops.padding(node.target, args[1:]) != ("constant", 0):
         return None
-    amounts = [int(amount) for amount in args[1]]
-    return list(zip(amounts[0::2], amounts[1::2], strict=True))[::-1]
+    return ops.sides(args[1])
 
 
 @lowers(aten.max_pool2d.default, aten.max_pool1d.default)

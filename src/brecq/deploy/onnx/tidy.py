@@ -60,6 +60,12 @@ def _zero_pads(node: ir.Node) -> list[int] | None:
     return pads.tolist() if constant and pads is not None and axes is None and fill is not None and not fill else None
 
 
+def _copies(pad: ir.Node) -> bool:
+    """True for a padding with elements of its input: reflected, repeated, from the other side."""
+    mode = pad.attributes.get("mode")
+    return mode is not None and mode.as_string() != "constant"
+
+
 def _takes_pads(node: ir.Node) -> bool:
     automatic = node.attributes.get("auto_pad")
     return node.op_type == "Conv" and (automatic is None or automatic.as_string() in ("NOTSET", ""))
@@ -190,7 +196,7 @@ def move_codes(graph: ir.Graph) -> None:
         codes = [source.inputs[0] for source in sources if source is not None]
         dtype = codes[0].dtype if codes[0] is not None else None
         inputs = [*codes, *node.inputs[count:]]
-        if node.op_type == "Pad":
+        if node.op_type == "Pad" and not _copies(node):
             fill = np.array(grid["zero_point"], np.int8 if grid["signed"] else np.uint8)
             inputs = [codes[0], node.inputs[1], build.constant("pad_code", fill), *node.inputs[3:]]
         moved = ir.node(
@@ -228,7 +234,7 @@ def keeps_elements(node: ir.Node) -> bool:
         mode = node.attributes.get("mode")
         return mode is None or mode.as_string() == "nearest"
     if node.op_type == "Pad":
-        return _zero_pads(node) is not None
+        return _copies(node) or _zero_pads(node) is not None
     return True
 
 

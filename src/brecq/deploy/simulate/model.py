@@ -179,7 +179,7 @@ def _on_codes(arithmetic: OnnxRuntime, node: Node, args: Any, kwargs: Any) -> An
         return _concatenate(arithmetic, target, args)
     if not isinstance(first, Codes):
         return None
-    if target in ops.MOVEMENT:
+    if ops.moves(node):
         return _move(target, first, args, kwargs)
     second = args[1] if len(args) > 1 else None
     if isinstance(second, Codes) and not kwargs and target in (aten.add.Tensor, aten.mul.Tensor):
@@ -252,9 +252,11 @@ def _concatenate(arithmetic: OnnxRuntime, target: Any, args: Any) -> Codes | Pen
 
 def _move(target: Any, x: Codes, args: Any, kwargs: Any) -> Any:
     codes, rest = x.codes, real(args[1:])
-    if target in (aten.pad.default, aten.constant_pad_nd.default):
-        mode, fill = _padding(target, rest)
-        if mode != "constant" or fill:
+    if target in ops.PADS:
+        mode, fill = ops.padding(target, rest)
+        if mode != "constant":  # of codes as numbers: PyTorch pads no bytes so
+            return Codes(target(codes.to(torch.float32), *rest).to(codes.dtype), x.grid)
+        if fill:
             return None
         return Codes(aten.constant_pad_nd.default(codes, rest[0], x.grid.zero_point), x.grid)
     if target in _FLOAT_ONLY:
@@ -269,14 +271,6 @@ def _has_unequal_windows(args: Any) -> bool:
     """True for an average pooling that leaves its padding out: windows at the border hold fewer elements."""
     padding, include = [*args[3:], *[None] * 3][0], [*args[5:], None][0]
     return include is False and any(padding or [])
-
-
-def _padding(target: Any, rest: Any) -> tuple[str, float]:
-    """Mode and fill value of a padding, from its arguments after the input."""
-    if target is aten.constant_pad_nd.default:
-        return "constant", float(rest[1]) if len(rest) > 1 else 0.0
-    mode = rest[1] if len(rest) > 1 else "constant"
-    return mode, float(rest[2]) if len(rest) > 2 and rest[2] is not None else 0.0
 
 
 def _is_stored(node: Node) -> bool:

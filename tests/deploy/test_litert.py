@@ -318,3 +318,71 @@ def test_transposes_are_few(networks: ModuleType) -> None:
 
 def test_four_bit_codes_are_packed_low_half_first() -> None:
     assert pack_int4(np.array([1, -1, -8], np.int8)) == bytes([0xF1, 0x08])
+
+
+FUNCTIONS = {
+    "LOGISTIC": nn.Sigmoid(), "TANH": nn.Tanh(), "GELU": nn.GELU(), "ELU": nn.ELU(), "HARD_SWISH": nn.Hardswish(),
+    "LEAKY_RELU": nn.LeakyReLU(0.1),
+}  # fmt: skip
+
+
+class Functions(nn.Module):
+    """A convolution behind each of some activation functions, and a sum of what they write."""
+
+    def __init__(self, functions: list[nn.Module]) -> None:
+        super().__init__()
+        self.functions = nn.ModuleList(functions)
+        self.stem = nn.ModuleList(nn.Conv2d(3, 16, 3) for _ in functions)
+        self.ends = nn.ModuleList(nn.Conv2d(16, 4, 1) for _ in functions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [end(act(stem(x))) for stem, act, end in zip(self.stem, self.functions, self.ends, strict=True)]
+        return torch.stack([part.mean((2, 3)) for part in parts], 1).sum(1)
+
+
+@pytest.mark.parametrize("target", ["litert", None])
+def test_functions_of_one_code_are_kernels_of_int8(target: str | None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, x = Functions(list(FUNCTIONS.values())).eval(), 3 * torch.randn(32, 3, 12, 12)
+    result = brecq.quantize(network, x, brecq.QuantConfig(8, 8, method="rtn", target=target))
+    brecq.export(result, tmp_path / "m.tflite")
+    found = brecq.verify(result, tmp_path / "m.tflite", x[:8], bisect=True)
+    assert found.as_expected, found.failures
+    assert not any(tensor.differing for tensor in found.tensors)
+    assert found.quantized.mean < 1
+    kernels = found.kernels.operators  # type: ignore[union-attr]
+    assert all(kernels[name] == 1 for name in FUNCTIONS)
+    floats = next(note for note in found.notes if note.startswith("computed in float"))
+    assert "gelu" not in floats
+    assert "hardswish" not in floats
+    assert ("sigmoid" in floats, "tanh" in floats) == (target is None,) * 2  # their kernels prescribe a grid
+
+
+def test_every_code_of_functions_with_an_arithmetic_of_their_own() -> None:
+    from brecq.converted.grids import Grid
+    from brecq.deploy.lite.program import Operator, Program, Quantization
+    from brecq.deploy.lite.program import Tensor as Named
+    from brecq.deploy.simulate.arithmetic import LiteRT
+
+    random, codes = np.random.default_rng(0), torch.arange(-128, 128)
+    for kind, name, slope in (("HARD_SWISH", "hardswish", 1.0), ("LEAKY_RELU", "leaky_relu", 0.1)):
+        for _ in range(10):
+            scale, zero = np.float32(random.uniform(0.01, 0.08)), int(random.integers(-100, 101))
+            out, low = np.float32(scale * random.uniform(0.4, 1.2)), int(random.integers(-128, 1))
+            tensors = [Named(each, (1, 256), "float32") for each in ("x", "y")]
+            held = [
+                Named(f"c{zero}", (1, 256), "int8", Quantization(np.array([step]), at))
+                for step, at in ((scale, zero), (out, low))
+            ]
+            options = {"alpha": slope} if kind == "LEAKY_RELU" else {}
+            operators = [
+                Operator("QUANTIZE", [tensors[0]], [held[0]]), Operator(kind, [held[0]], [held[1]], options),
+                Operator("DEQUANTIZE", [held[1]], [tensors[1]]),
+            ]  # fmt: skip
+            program = Program(operators, [tensors[0]], [tensors[1]])
+            session = runtime.Session(serialize(program, "test", {}))
+            found = session(((codes - zero).numpy().astype(np.float32) * scale)[None])[0][0]
+            grids = [Grid(float(step), at, -128, 127, torch.int8) for step, at in ((scale, zero), (out, low))]
+            expected = LiteRT().function(name, codes, grids[0], slope, grids[1])
+            assert expected is not None
+            np.testing.assert_array_equal(np.round(found / out) + low, expected.numpy(), str((kind, scale, zero)))

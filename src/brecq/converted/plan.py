@@ -8,6 +8,8 @@ operator without a weight becomes an integer one only if its own result is quant
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -44,8 +46,12 @@ def _is_float(node: Node) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def float_operators(graph: GraphModule) -> set[str]:
-    """Names of the operators that a completed program computes in float: the others compute on codes or move data."""
+def float_operators(graph: GraphModule, on_codes: Callable[[Node], bool] = lambda node: False) -> set[str]:
+    """Names of the operators that a completed program computes in float: the others compute on codes or move data.
+
+    Args:
+        on_codes: of what one runtime computes on codes besides.
+    """
     found = set()
     for node in activations(graph.graph):
         if node.op != "call_function" or ops.moves(node) or quantized_as(node) is not None:
@@ -53,6 +59,8 @@ def float_operators(graph: GraphModule) -> set[str]:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and not value.is_floating_point():
             continue  # of whole numbers and truth values, no bit is in doubt
+        if on_codes(node):
+            continue
         if is_integer_layer(node) and not str(ops.kind(node)).startswith("conv_transpose"):
             continue
         ends_in_codes = bool(node.users) and all(user.target is QUANTIZE for user in node.users)

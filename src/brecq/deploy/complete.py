@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from brecq.converted import rewrite
 from brecq.converted.grids import DEQUANTIZE, QUANTIZE, Grid, constant, grid_of
-from brecq.converted.plan import tensors_to_complete
+from brecq.converted.plan import float_operators, tensors_to_complete
 from brecq.converted.ranges import constant_grid, resolve
 from brecq.deploy.biases import quantize_biases
 from brecq.devices import on_cpu
@@ -162,14 +162,33 @@ def _dividing(grid: Grid) -> Grid:
     return replace(grid, scale=scale, zero_point=zero_point)
 
 
-def added_note(completed: Completed) -> tuple[str, ...]:
-    """What was quantized in addition, for a user; empty where nothing was."""
+def added_note(completed: Completed, target: str = "") -> tuple[str, ...]:
+    """What was quantized in addition, and what to do about it, for a user; empty where nothing was.
+
+    Args:
+        target: the name of the one that the file is for, where there is one.
+    """
     added = completed.added
     if not added:
         return ()
     names = ", ".join(dict.fromkeys(each.layer or each.tensor for each in added[:4]))
     more = f", … ({len(added)} in all)" if len(added) > 4 else ""
-    return (f"quantized to 8 bits in addition, as integer kernels need it: the outputs of {names}{more}",)
+    learned = f"; quantizing with --target {target} learns them instead" if target else ""
+    return (
+        f"quantized to 8 bits in addition, as integer kernels need it: the outputs of {names}{more}; what that "
+        f"changes is the completion that brecq verify shows{learned}",
+    )
+
+
+def float_note(completed: Completed) -> tuple[str, ...]:
+    """What a runtime with the simulator's kernels computes in float, for a user; empty where that is nothing."""
+    floats = sorted(float_operators(completed.graph))
+    if not floats or not completed.quantizers():
+        return ()
+    return (
+        f"computed in float: {', '.join(floats)}; whether the file is faster than the float network, brecq benchmark "
+        "measures",
+    )
 
 
 def describe(node: Node) -> str:

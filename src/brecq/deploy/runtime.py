@@ -34,12 +34,14 @@ class Runner(Protocol):
 class Kernels:
     """Convolutions and linear layers by the kernels that a runtime chose for them.
 
-    `integer` and `floating` count layers; `operators` counts every operator of the runtime's graph by its name.
+    `integer` and `floating` count layers; `operators` counts every operator of the graph by its name. `floats`
+    names the layers with float kernels, where the runtime keeps names.
     """
 
     integer: int
     floating: int
     operators: dict[str, int]
+    floats: tuple[str, ...] = ()
 
 
 def open_file(path: Path | str, format: str | None = None, threads: int = 1) -> tuple[Runner, Format]:

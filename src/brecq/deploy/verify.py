@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from brecq.converted.plan import float_operators
@@ -16,7 +17,7 @@ from brecq.data.collect import stream
 from brecq.data.dataset import Dataset
 from brecq.deploy.compare import CodesCompared, CodesTally, Comparison, Tally
 from brecq.deploy.complete import Completed, as_converted
-from brecq.deploy.formats import Format
+from brecq.deploy.formats import Format, some
 from brecq.deploy.options import Tolerance
 from brecq.deploy.runtime import Kernels, Runner, open_file
 from brecq.deploy.simulate import simulate
@@ -102,7 +103,7 @@ def verify(
     if bisect and not hasattr(runner, "trace"):
         raise ConfigError(f"{runner.name} shows no tensors inside a {kind.name} file; leave out bisect")
     simulator = simulate(result, kind.arithmetic) if kind.arithmetic else _Measured(result)
-    floats = float_operators(simulator.completed.graph)
+    floats = float_operators(simulator.completed.graph, simulator.on_codes)
     exact, tolerance = kind.exact and not floats, tolerance or Tolerance()
     run = _Run(runner, simulator, result, always=bisect or not exact)
     for part in stream(data, model=result.converted):
@@ -110,16 +111,17 @@ def verify(
             run.add(inputs)
     if not run.samples:
         raise DataError("there is nothing to verify on: the data holds no samples")
+    kernels = runner.kernels()
     found = Verification(
         runner.name,
         run.samples,
         run.simulator_tally.result(),
         run.quantized_tally.result(),
         run.completion_tally.result(),
-        runner.kernels(),
+        kernels,
         tuple(run.codes.tensors.values()),
         run.followed_tally.result() if run.followed_tally.values else None,
-        _notes(kind, simulator.completed, floats),
+        (*_notes(kind, simulator.completed, floats), *_float_kernels(runner.name, kernels)),
         exact,
         tolerance=tolerance,
     )
@@ -171,6 +173,9 @@ class _Measured:
         self.completed = as_converted(result)
         self.graph: Any = on_cpu(result.converted)
 
+    def on_codes(self, node: Node) -> bool:
+        return False
+
     def __call__(self, *inputs: Tensor) -> Any:
         return self.graph(*inputs)
 
@@ -220,6 +225,14 @@ class _Run:
 
 def _outputs(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _float_kernels(runtime: str, kernels: Kernels | None) -> list[str]:
+    """Layers that a runtime computes in float among others on integers."""
+    if kernels is None or not kernels.integer or not kernels.floating:
+        return []
+    names = f": {some(kernels.floats)}" if kernels.floats else ""
+    return [f"{runtime} has a float kernel for {kernels.floating} of the layers, between two roundings{names}"]
 
 
 def _notes(kind: Format, completed: Completed, floats: set[str]) -> tuple[str, ...]:

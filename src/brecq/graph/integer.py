@@ -25,7 +25,7 @@ _UNARY: dict[Any, str] = {
     aten.sigmoid.default: "sigmoid", aten.tanh.default: "tanh", aten.hardsigmoid.default: "hardsigmoid",
     aten.hardswish.default: "hardswish", aten.silu.default: "silu", aten.gelu.default: "gelu",
     aten.softmax.int: "softmax", aten._softmax.default: "softmax", aten.layer_norm.default: "layer_norm",
-    aten.leaky_relu.default: "leaky_relu", aten.upsample_bilinear2d.vec: "interpolate",
+    aten.leaky_relu.default: "leaky_relu", aten.elu.default: "elu", aten.upsample_bilinear2d.vec: "interpolate",
 }  # fmt: skip
 
 
@@ -42,6 +42,17 @@ def operator_of(node: Node) -> str | None:
     if node.target in POOLS:
         return "average_pool"
     return "concat" if node.target in ops.CONCAT else _UNARY.get(node.target)
+
+
+def function_of(node: Node) -> str | None:
+    """The name of a function of one element, as targets' tables have it; `None` for everything else."""
+    name = _UNARY.get(node.target)
+    return None if name in ("softmax", "layer_norm", "interpolate") else name
+
+
+def slope_of(node: Node) -> float:
+    """What a leaky ReLU multiplies negative numbers with; 1 for other functions."""
+    return float(node.args[1]) if len(node.args) > 1 else 0.01 if node.target is aten.leaky_relu.default else 1.0  # type: ignore[arg-type]
 
 
 def computes_on_codes(node: Node) -> bool:

@@ -57,7 +57,7 @@ def write(result: QuantResult, path: Path, *, name: str = "network") -> Exported
         f"RAM: an arena of {arena} bytes, {source.scratch} of them for CMSIS-NN to work in",
         f"flash: {source.flash} bytes of weights, biases, multipliers and tables, and code",
         f"for CMSIS-NN {VERSION}, without CMSIS_NN_USE_SINGLE_ROUNDING; pictures go in as [N, H, W, C]",
-        *added_note(completed),
+        *added_note(completed, "cmsis-nn"),
     )
     return Exported(path, files, sum(file.stat().st_size for file in files), notes)
 

@@ -9,13 +9,13 @@ import torch
 from torch.fx import Node
 
 from brecq.converted.grids import DEQUANTIZE, QUANTIZE, grid_of
+from brecq.deploy.lite.functions import looked_up, native
 from brecq.deploy.lite.grids import Int8Grid, in_int8
 from brecq.deploy.lite.lowering import Lowering, lowers
 from brecq.deploy.lite.moves import sliced, view
 from brecq.deploy.lite.padding import SAME, pair, pooling, same, windows
 from brecq.deploy.lite.program import Quantization, Tensor, constant
 from brecq.deploy.lite.values import CHANNELS_LAST, Layout, Pending, Value, arranged, identity, usual
-from brecq.deploy.simulate.arithmetic import FixedPoint
 from brecq.graph import ops
 
 aten = ops.aten
@@ -34,6 +34,11 @@ def quantize(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str,
         ((layout, tensor),) = found.codes.items()
         return low.quantized(low.quantizers[node], found.shape, layout, tensor, grid.offset)
     value = low.value(source)
+    if (own := native(low, node, grid)) is not None:
+        x, kind, options = own
+        layout = x.layouts[0]
+        tensor = low.build.emit_on(kind, [x.code(layout)], name, arranged(x.shape, layout), grid, **options)
+        return low.quantized(low.quantizers[node], x.shape, layout, tensor, grid.offset)
     function = None if value.is_quantized or not low.runtime.tables else looked_up(low, node, grid)
     if function is not None:
         value, table = function
@@ -44,39 +49,6 @@ def quantize(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str,
     layout = value.layouts[0]
     tensor = regrid(low, value, layout, grid, name)
     return low.quantized(low.quantizers[node], value.shape, layout, tensor, grid.offset)
-
-
-def looked_up(low: Lowering, node: Node, grid: Int8Grid) -> tuple[Value, Tensor] | None:
-    """The codes that a quantizer's input is a function of, element by element, and the function's 256 values."""
-    steps: list[Node] = []
-    leaves: set[Node] = set()
-    waiting: list[Any] = [node.args[0]]
-    while waiting:
-        each = waiting.pop()
-        if each.target is DEQUANTIZE and each in low.computed:
-            leaves.add(each)
-        elif each.target in _OF_ONE and each not in steps:
-            steps.append(each)
-            waiting += each.all_input_nodes
-        elif each not in steps:
-            return None
-    if len(leaves) != 1:
-        return None
-    (leaf,) = leaves
-    source = low.values[leaf]
-    held = next(iter(source.codes.values()))
-    numbers = (torch.arange(-128, 128) - held.zero_point).to(torch.float32) * torch.tensor(held.scale)
-    found: dict[Node, Any] = {leaf: numbers}
-    for each in low.completed.graph.graph.nodes:
-        if each in steps:
-            args, kwargs = torch.fx.map_arg((each.args, each.kwargs), found.__getitem__)
-            found[each] = each.target(*args, **kwargs)
-    codes = FixedPoint().quantize(found[node.args[0]], grid_of(node)).to(torch.int16) + grid.offset  # type: ignore[index]
-    return source, Tensor("table", (256,), "int8", None, codes.to(torch.int8).numpy())
-
-
-_OF_ONE = ops.ELEMENTWISE - {aten.batch_norm.default, aten.prelu.default, aten.dropout.default}
-"""Functions of one element, if their operands are."""
 
 
 def regrid(low: Lowering, value: Value, layout: Layout, grid: Int8Grid, name: str) -> Tensor:

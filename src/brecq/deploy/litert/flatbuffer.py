@@ -31,6 +31,7 @@ _INT8_VERSION = {
     "ADD": 2, "MUL": 2, "SUB": 3, "MEAN": 2, "QUANTIZE": 2, "DEQUANTIZE": 2, "CONCATENATION": 2, "PAD": 2, "PADV2": 2,
     "MAXIMUM": 2, "MINIMUM": 2, "TRANSPOSE": 2, "MAX_POOL_2D": 2, "AVERAGE_POOL_2D": 2, "STRIDED_SLICE": 2,
     "RESIZE_NEAREST_NEIGHBOR": 2, "SOFTMAX": 2, "LOGISTIC": 2, "TANH": 2, "SLICE": 2, "SPLIT": 2, "GATHER": 2,
+    "LEAKY_RELU": 2, "GELU": 2,
 }  # fmt: skip
 """Of the other operators where they take int8."""
 

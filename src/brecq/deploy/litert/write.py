@@ -48,7 +48,8 @@ def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
     content = serialize(program, f"brecq {__version__}", {METADATA: facts(result, program)})
     Session(content)  # a file that does not load is not written
     write_file(path, content, ExportError)
-    return Exported(path, (path,), path.stat().st_size, (*notes(program, widened(result)), *added_note(completed)))
+    found = (*notes(program, widened(result)), *added_note(completed, "litert"))
+    return Exported(path, (path,), path.stat().st_size, found)
 
 
 def facts(result: QuantResult, program: Program) -> bytes:

@@ -150,8 +150,10 @@ def count_kernels(model: onnx.ModelProto) -> Kernels:
         return maker.op_type in _UNPACKING and is_constant(maker.input[0])
 
     integer = sum(node.op_type in _INTEGER for node in model.graph.node)
-    floating = sum(node.op_type in _FLOAT and any(map(is_constant, node.input[:2])) for node in model.graph.node)
-    return Kernels(integer, floating, dict(Counter(node.op_type for node in model.graph.node)))
+    floats = [
+        node.name for node in model.graph.node if node.op_type in _FLOAT and any(map(is_constant, node.input[:2]))
+    ]
+    return Kernels(integer, len(floats), dict(Counter(node.op_type for node in model.graph.node)), tuple(floats))
 
 
 def _facts(path: Path) -> tuple[dict[str, str], int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from brecq.deploy.complete import Completed, added_note, complete
+from brecq.deploy.complete import Completed, added_note, complete, float_note
 from brecq.deploy.formats import Exported
 from brecq.deploy.onnx import weight_only
 from brecq.deploy.onnx.file import valid
@@ -91,7 +91,7 @@ def notes(completed: Completed, pack: Pack, widths: set[int]) -> tuple[str, ...]
     int4 = "1.19" if pack == "native" else "1.23"
     runtime = {18: "1.17", 21: int4, INT2_OPSET: "1.24"}[opset]  # the oldest that a file of each was run in
     found = [f"opset {opset}: ONNX Runtime {runtime} or newer"]
-    found += added_note(completed)
+    found += [*added_note(completed, "onnxruntime"), *float_note(completed)]
     if pack == "native" and opset == INT2_OPSET:
         found.append(
             "native INT2 weights: ONNX Runtime's CPU provider needs session.disable_quant_qdq=1 to load this file, "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import openvino
 
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
-from brecq.deploy.complete import added_note, complete
+from brecq.deploy.complete import added_note, complete, float_note
 from brecq.deploy.formats import Exported, some
 from brecq.deploy.onnx.neutral import neutral
 from brecq.deploy.openvino.translate import translate
@@ -56,7 +56,7 @@ def write(result: QuantResult, path: Path) -> Exported:
     except RuntimeError as error:  # OpenVINO's, of a full disk among others
         raise ExportError(f"OpenVINO cannot write {path}: {str(error).strip().splitlines()[-1]}") from error
     notes = ["compile with INFERENCE_PRECISION_HINT=f32, or float operators may run in bfloat16"]
-    notes += added_note(completed)
+    notes += [*added_note(completed, "openvino"), *float_note(completed)]
     if widths & {5, 7}:
         notes.append("OpenVINO has no 5- and 7-bit types: such weights take 6 and 8 bits in the file")
     return Exported(path, (path, weights), sum(file.stat().st_size for file in (path, weights)), tuple(notes))

@@ -61,7 +61,7 @@ def write(result: QuantResult, path: Path, *, batch: int | None = None) -> Expor
     if widths:
         notes.append(f"{', '.join(map(str, sorted(widths)))} bits: Qualcomm's converters store such weights at 4 or 8")
     return Exported(
-        path, (path, beside), path.stat().st_size + beside.stat().st_size, (*notes, *added_note(completed))
+        path, (path, beside), path.stat().st_size + beside.stat().st_size, (*notes, *added_note(completed, "qualcomm"))
     )
 
 

@@ -42,6 +42,14 @@ class OnnxRuntime:
     products = True
     """Whether hardswish is a product of codes, for want of a kernel."""
 
+    def looks_up(self, name: str, source: Grid, grid: Grid, slope: float) -> bool:
+        """Whether a function of one element (`brecq.graph.integer.function_of`) of codes computes codes."""
+        return False
+
+    def function(self, name: str, codes: Tensor, source: Grid, slope: float, grid: Grid) -> Tensor | None:
+        """The codes of such a function; `None` where they are what rounding its numbers gives."""
+        return None
+
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         return kernels.quantize(x, grid)
 
@@ -80,6 +88,9 @@ class FixedPoint(OnnxRuntime):
 
     transposed = linear_outputs = moves_codes = True
     products = False
+
+    def looks_up(self, name: str, source: Grid, grid: Grid, slope: float) -> bool:
+        return True
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         scaled = x / single(grid.scale)
@@ -130,6 +141,26 @@ class LiteRT(FixedPoint):
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         return bounded(torch.round(x * (single(1) / single(grid.scale))) + grid.zero_point, grid)
 
+    def looks_up(self, name: str, source: Grid, grid: Grid, slope: float) -> bool:
+        if name in PRESCRIBED:
+            return (grid.scale, grid.zero_point + int8_offset(grid)) == PRESCRIBED[name]
+        ratio = source.scale / grid.scale
+        in_range = 2**-8 <= ratio <= 128 and 2**-8 <= ratio * slope <= 128
+        return name in ("gelu", "hardswish") or (name == "elu" and slope == 1) or (name == "leaky_relu" and in_range)
+
+    def function(self, name: str, codes: Tensor, source: Grid, slope: float, grid: Grid) -> Tensor | None:
+        shifted = codes.to(torch.int64) - source.zero_point
+        if not self.looks_up(name, source, grid, slope):
+            return None
+        if name == "hardswish":
+            return bounded(_hardswish(shifted, source, grid) + grid.zero_point, grid)
+        if name != "leaky_relu":
+            return None  # a table of 256 codes
+        ratio = single(source.scale) / single(grid.scale)
+        factors = [round(float(single(factor) * ratio) * 256) for factor in (1, slope)]
+        moved = (shifted * torch.where(shifted < 0, factors[1], factors[0]) + 128) >> 8
+        return bounded(moved + grid.zero_point, grid)
+
     def requantize(self, layer: Layer, total: Tensor, source: Grid, steps: Tensor, grid: Grid) -> Tensor:
         if layer.groups > 1 and not layer.depthwise:
             return super().requantize(layer, total, source, steps, grid)
@@ -167,6 +198,46 @@ class LiteRT(FixedPoint):
         factor = round(float(single(source.scale) / single(grid.scale)) * 256)
         moved = ((codes.to(torch.int64) - source.zero_point) * factor + 128) >> 8
         return bounded(moved + grid.zero_point, grid)
+
+
+PRESCRIBED = {"sigmoid": (2**-8, -128), "tanh": (2**-7, 0)}
+"""Scales and zero points of results that LiteRT's int8 kernels insist on."""
+
+
+def _hardswish(x: Tensor, source: Grid, grid: Grid) -> Tensor:
+    """LiteRT's kernel: x · clamp(x + 3, 0, 6) / 6 in 16 bits, the clamp by saturation; codes without zero points."""
+    fine = single(source.scale) * (single(1) / single(128))
+    (out, shift), (gate, lift) = (
+        multiplier(float(fine / single(step))) for step in (grid.scale, float(single(3) / single(32768)))
+    )
+    x = x << 7
+    product = _doubled(x, _in_16_bits(out), 1 << 14)
+    near = _saturated(x << (lift - 1)) if lift > 0 else x
+    near = _doubled(near, _in_16_bits(gate), 1 << 14)
+    near = _saturated(near << 1) if lift > 0 else _rounded(near, -lift)
+    near = (near + (1 << 15)) >> 1
+    return _rounded(_doubled(near, product, 0), -shift)
+
+
+def _in_16_bits(whole: int) -> int:
+    return min((whole + (1 << 15)) >> 16, (1 << 15) - 1)
+
+
+def _saturated(x: Tensor) -> Tensor:
+    return x.clamp(-(1 << 15), (1 << 15) - 1)
+
+
+def _doubled(a: Tensor, b: int | Tensor, half: int) -> Tensor:
+    """The high half of twice a product of 16 bits, saturated: truncated, or rounded with `half`."""
+    product = a * b
+    nudge = torch.where(product >= 0, half, 1 - half if half else 0)
+    return _saturated(torch.div(product + nudge, 1 << 15, rounding_mode="trunc"))
+
+
+def _rounded(x: Tensor, shift: int) -> Tensor:
+    """x / 2^shift, halves away from zero."""
+    mask = (1 << shift) - 1
+    return (x >> shift) + ((x & mask) > (mask >> 1) + (x < 0).to(torch.int64)).to(torch.int64)
 
 
 def find(runtime: str) -> OnnxRuntime:

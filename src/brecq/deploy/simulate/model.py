@@ -9,19 +9,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
-from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, constant, grid_of
+from brecq.converted.grids import (
+    DEQUANTIZE,
+    DEQUANTIZE_CHANNELS,
+    QUANTIZE,
+    Grid,
+    constant,
+    grid_of,
+    is_integer_layer,
+    quantized_as,
+)
 from brecq.converted.inputs import InputTypes
 from brecq.deploy.complete import Completed, complete
 from brecq.deploy.simulate import kernels
 from brecq.deploy.simulate.arithmetic import Layer, OnnxRuntime, find
 from brecq.deploy.simulate.values import Codes, Constant, Pending, real
 from brecq.graph import ops
+from brecq.graph.integer import function_of, slope_of
 from brecq.graph.placement import output_axis
 
 if TYPE_CHECKING:
@@ -82,6 +93,16 @@ class IntegerModel(nn.Module):
         inputs, named = self._types(self, inputs, named)
         inputs += tuple(named[name] for name in self.completed.inputs[len(inputs) :]) if named else ()
         return real(_Integers(self, None).run(*inputs))
+
+    def on_codes(self, node: Node) -> bool:
+        """True for a layer or function that this runtime, unlike most, computes on codes."""
+        if ops.kind(node) is not None:
+            return self.arithmetic.transposed and is_integer_layer(node)
+        name, source = function_of(node), quantized_as(node.args[0]) if node.args else None
+        if name is None or source is None or not node.users:
+            return False
+        grids = [grid_of(user) if user.target is QUANTIZE else None for user in node.users]
+        return all(grid and self.arithmetic.looks_up(name, source, grid, slope_of(node)) for grid in grids)
 
     @torch.no_grad()
     def codes(self, *inputs: Tensor) -> dict[str, Tensor]:
@@ -181,6 +202,10 @@ def _on_codes(arithmetic: OnnxRuntime, node: Node, args: Any, kwargs: Any) -> An
         return None
     if ops.moves(node):
         return _move(target, first, args, kwargs)
+    if name := function_of(node):
+        function = partial(arithmetic.function, name, first.codes, first.grid, slope_of(node))
+        real_ = partial(target, first.real(), *real(args[1:]), **kwargs)  # type: ignore[arg-type]
+        return Pending(lambda grid: _or_quantized(arithmetic, function(grid), real_, grid), real_)
     second = args[1] if len(args) > 1 else None
     if isinstance(second, Codes) and not kwargs and target in (aten.add.Tensor, aten.mul.Tensor):
         kernel = arithmetic.add if target is aten.add.Tensor else arithmetic.multiply
@@ -201,6 +226,10 @@ def _on_codes(arithmetic: OnnxRuntime, node: Node, args: Any, kwargs: Any) -> An
             lambda: target(first.real(), *args[1:]),
         )
     return None
+
+
+def _or_quantized(arithmetic: OnnxRuntime, codes: Tensor | None, real: Callable[[], Tensor], grid: Grid) -> Tensor:
+    return arithmetic.quantize(real(), grid) if codes is None else codes
 
 
 def _layer(arithmetic: OnnxRuntime, node: Node, args: Any) -> Pending | None:

@@ -50,7 +50,7 @@ def write(result: QuantResult, path: Path, *, batch: int | None = None) -> Expor
     needs = "TensorRT 10 or newer (INT4 weights)" if opset == INT4_OPSET else "TensorRT 8.6 or newer"
     shapes = "" if batch is not None else "; trtexec takes --minShapes, --optShapes and --maxShapes for the batch"
     notes = (f"opset {opset}: {needs}{shapes}", "checked against the rules of its documentation, not run in TensorRT")
-    return Exported(path, (path,), path.stat().st_size, (*notes, *added_note(completed)))
+    return Exported(path, (path,), path.stat().st_size, (*notes, *added_note(completed, "tensorrt")))
 
 
 def _check(result: QuantResult) -> None:

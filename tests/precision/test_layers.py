@@ -68,6 +68,13 @@ def test_rules_and_float_settle_a_width(networks: ModuleType) -> None:
     assert {knob.bits for knob in fixed.knobs if knob.kind == "input"} == {(8,), (6,)}
 
 
+def test_a_target_leaves_the_widths_that_its_kernels_take(networks: ModuleType) -> None:
+    free = [knob for knob in anatomy(networks, "ResNet", QuantConfig(target="onnxruntime")).knobs if knob.free]
+    assert {(knob.kind, knob.bits) for knob in free} == {("weight", (2, 4, 8)), ("input", (4, 8))}
+    free = [knob for knob in anatomy(networks, "ResNet", QuantConfig(8, 8, target="tensorrt")).knobs if knob.free]
+    assert {(knob.kind, knob.bits) for knob in free} == {("weight", (2, 4, 8))}  # INT8 activations alone
+
+
 def test_shapes(networks: ModuleType) -> None:
     layers = {layer.name: layer for layer in anatomy(networks, "MobileNet").layers}
     depthwise = layers["features.2.conv.3"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -125,7 +125,8 @@ def dissect(
 
     Args:
         placement: that the graph was prepared with; widths that it does not take from the general setting (first and
-            last layer, rules) are settled, those left in float too.
+            last layer, rules) are settled, those left in float too. Layers with a kernel of a
+            target choose from the widths that it takes.
         weight_bits, input_bits: what the other knobs choose from; `input_bits=None` leaves inputs as they are.
     """
     flow = Dataflow(prepared)
@@ -135,6 +136,10 @@ def dissect(
     kinds: dict[str, KnobKind] = {}
     quantizers: dict[str, Quantizer] = {}
     names: dict[object, str] = {}
+    taken: dict[str, dict[KnobKind, Collection[int]]] = {
+        placement.layers[node]: {"weight": kernel.weights, "input": kernel.activations}
+        for node, kernel in placement.kernels.items()
+    }
     for position, node in enumerate(flow.ops):
         layer = flow.layers[position]
         if not layer:
@@ -155,7 +160,8 @@ def dissect(
         choices = weight_bits if kinds[name] == "weight" else input_bits
         module = quantizers.get(name)
         settled = module is None or choices is None or any(reader in own for reader in readers)
-        bits = (_bits(module),) if settled else tuple(sorted(set(choices or ())))
+        legal = set(choices or ()).intersection(*(taken[reader][kinds[name]] for reader in readers if reader in taken))
+        bits = (_bits(module),) if settled or not legal else tuple(sorted(legal))
         knobs.append(Knob(name, kinds[name], tuple(readers), bits))
     return Anatomy(tuple(layers), tuple(knobs), quantizers)
 

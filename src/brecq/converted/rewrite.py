@@ -164,7 +164,7 @@ def spell_pads(module: GraphModule, modes: Collection[str]) -> None:
     for node in list(graph.nodes):
         if node.target not in ops.PADS or (mode := ops.padding(node.target, node.args[1:])[0]) not in modes:
             continue
-        amounts, x = ops.sides(node.args[1]), node.args[0]  # type: ignore[arg-type]
+        amounts, x = ops.sides(node.args[1]), node.args[0]
         if min(map(min, amounts)) < 0:
             continue
         for dim, (before, after) in enumerate(amounts, node.meta["val"].dim() - len(amounts)):

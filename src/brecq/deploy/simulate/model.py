@@ -203,9 +203,10 @@ def _on_codes(arithmetic: OnnxRuntime, node: Node, args: Any, kwargs: Any) -> An
     if ops.moves(node):
         return _move(target, first, args, kwargs)
     if name := function_of(node):
+        operator: Any = target
+        numbers = partial(operator, first.real(), *real(args[1:]), **kwargs)
         function = partial(arithmetic.function, name, first.codes, first.grid, slope_of(node))
-        real_ = partial(target, first.real(), *real(args[1:]), **kwargs)  # type: ignore[arg-type]
-        return Pending(lambda grid: _or_quantized(arithmetic, function(grid), real_, grid), real_)
+        return Pending(lambda grid: _or_quantized(arithmetic, function(grid), numbers, grid), numbers)
     second = args[1] if len(args) > 1 else None
     if isinstance(second, Codes) and not kwargs and target in (aten.add.Tensor, aten.mul.Tensor):
         kernel = arithmetic.add if target is aten.add.Tensor else arithmetic.multiply

@@ -17,10 +17,10 @@ from brecq.graph import ops
 from brecq.graph.integer import function_of, slope_of
 
 _KERNELS = {
-    "sigmoid": "LOGISTIC", "tanh": "TANH", "gelu": "GELU", "elu": "ELU", "hardswish": "HARD_SWISH",
-    "leaky_relu": "LEAKY_RELU",
+    "sigmoid": "LOGISTIC", "tanh": "TANH", "gelu": "GELU", "elu": "ELU", "leaky_relu": "LEAKY_RELU",
 }  # fmt: skip
-"""LiteRT's kernels of int8, by the names that targets' tables have."""
+"""LiteRT's kernels of int8, by the names that targets' tables have. Its kernel of hardswish is left out: on x86
+MobileNetV3-small takes three times as long with it as with hardswish in float (1.5 ms of processor time, and 4.6)."""
 
 
 def native(low: Lowering, node: Node, grid: Int8Grid) -> tuple[Value, str, dict[str, Any]] | None:

@@ -146,16 +146,12 @@ class LiteRT(FixedPoint):
             return (grid.scale, grid.zero_point + int8_offset(grid)) == PRESCRIBED[name]
         ratio = source.scale / grid.scale
         in_range = 2**-8 <= ratio <= 128 and 2**-8 <= ratio * slope <= 128
-        return name in ("gelu", "hardswish") or (name == "elu" and slope == 1) or (name == "leaky_relu" and in_range)
+        return name == "gelu" or (name == "elu" and slope == 1) or (name == "leaky_relu" and in_range)
 
     def function(self, name: str, codes: Tensor, source: Grid, slope: float, grid: Grid) -> Tensor | None:
+        if name != "leaky_relu" or not self.looks_up(name, source, grid, slope):
+            return None  # of a function that is looked up too
         shifted = codes.to(torch.int64) - source.zero_point
-        if not self.looks_up(name, source, grid, slope):
-            return None
-        if name == "hardswish":
-            return bounded(_hardswish(shifted, source, grid) + grid.zero_point, grid)
-        if name != "leaky_relu":
-            return None  # a table of 256 codes
         ratio = single(source.scale) / single(grid.scale)
         factors = [round(float(single(factor) * ratio) * 256) for factor in (1, slope)]
         moved = (shifted * torch.where(shifted < 0, factors[1], factors[0]) + 128) >> 8
@@ -202,42 +198,6 @@ class LiteRT(FixedPoint):
 
 PRESCRIBED = {"sigmoid": (2**-8, -128), "tanh": (2**-7, 0)}
 """Scales and zero points of results that LiteRT's int8 kernels insist on."""
-
-
-def _hardswish(x: Tensor, source: Grid, grid: Grid) -> Tensor:
-    """LiteRT's kernel: x · clamp(x + 3, 0, 6) / 6 in 16 bits, the clamp by saturation; codes without zero points."""
-    fine = single(source.scale) * (single(1) / single(128))
-    (out, shift), (gate, lift) = (
-        multiplier(float(fine / single(step))) for step in (grid.scale, float(single(3) / single(32768)))
-    )
-    x = x << 7
-    product = _doubled(x, _in_16_bits(out), 1 << 14)
-    near = _saturated(x << (lift - 1)) if lift > 0 else x
-    near = _doubled(near, _in_16_bits(gate), 1 << 14)
-    near = _saturated(near << 1) if lift > 0 else _rounded(near, -lift)
-    near = (near + (1 << 15)) >> 1
-    return _rounded(_doubled(near, product, 0), -shift)
-
-
-def _in_16_bits(whole: int) -> int:
-    return min((whole + (1 << 15)) >> 16, (1 << 15) - 1)
-
-
-def _saturated(x: Tensor) -> Tensor:
-    return x.clamp(-(1 << 15), (1 << 15) - 1)
-
-
-def _doubled(a: Tensor, b: int | Tensor, half: int) -> Tensor:
-    """The high half of twice a product of 16 bits, saturated: truncated, or rounded with `half`."""
-    product = a * b
-    nudge = torch.where(product >= 0, half, 1 - half if half else 0)
-    return _saturated(torch.div(product + nudge, 1 << 15, rounding_mode="trunc"))
-
-
-def _rounded(x: Tensor, shift: int) -> Tensor:
-    """x / 2^shift, halves away from zero."""
-    mask = (1 << shift) - 1
-    return (x >> shift) + ((x & mask) > (mask >> 1) + (x < 0).to(torch.int64)).to(torch.int64)
 
 
 def find(runtime: str) -> OnnxRuntime:

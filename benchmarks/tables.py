@@ -158,8 +158,12 @@ CIFAR = ("W4A32", "W3A32", "W2A32", "W4A4", "W2A4", "W3A3", "W2A2")
 LITE = ("W8A8", "W4A8", "W2A8")
 CLOCK = ("W2A32", "W4A4", "W3A3", "W2A4", "W2A2")
 FAST = "fast (300 steps)"
-EXPORTS = ("resnet20", "efficientnet_lite0", "squeezenet1_1", "vit")
-EXPORTED = ("W8A8", "W4A8", "W3A8", "W2A8", "W4A4")
+EXPORTS = ("efficientnet_lite0", "resnet20", "mobilenetv3_small", "unet", "nanodet_m", "vit")
+EXPORTED = {
+    "ONNX Runtime": "onnxruntime", "OpenVINO": "openvino", "LiteRT": "litert", "TensorRT": "tensorrt",
+    "Qualcomm": "qualcomm", "CMSIS-NN": "cmsis-nn", "web": "onnxruntime", "PyTorch": None, "QONNX": None,
+}  # fmt: skip
+"""Rows of deploy.py, and the targets that their networks are initialized for."""
 
 
 def cifar(network: str, recipes: Sequence[str]) -> Lines:
@@ -252,22 +256,44 @@ def tasks(network: str, keys: dict[str, tuple[str, int]]) -> Lines:
     return grid("tasks", network, ("W8A8", "W4A8", "W4A4"), rows)
 
 
-def exported(network: str) -> Lines:
-    """What `deploy.py` measures of ONNX files that ONNX Runtime runs."""
+def matrix() -> Lines:
+    """What `deploy.py --matrix` measures: networks and measures down, targets across."""
     keys = {
-        "file, MB": ("megabytes", 2), "over the ideal size, %": ("over", 1), "float file, MB": ("float_megabytes", 2),
-        "layers on integer kernels, %": ("kernels", 1), "codes that differ from the simulator's": ("codes", 0),
-        "outputs equal to the simulator's, %": ("simulator", 2),
-        "top-1 agreement with the fake-quantized network, %": ("agreement", 2),
-        "the same of the completed program in PyTorch, %": ("completion", 2),
-        "top-1 of the float network, %": ("top1_float", 2), "top-1 of the fake-quantized network, %": ("top1", 2),
-        "top-1 of the file, %": ("top1_file", 2),
+        "file, MB": ("megabytes", 2), "codes that differ": ("codes", 0), "outputs equal, %": ("simulator", 1),
+        "predictions equal, %": ("agreement", 1), "steps apart": ("quantized", 2), "times faster": ("speed_1", 2),
     }  # fmt: skip
-    return grid("deploy", network, EXPORTED, {n: Show("ONNX Runtime", *each) for n, each in keys.items()})
+    lines = [["", *EXPORTED]]
+    for network in EXPORTS:
+        for number, (title, (key, digits)) in enumerate(keys.items()):
+            cells = [_exported(network, target, key, digits, refused=not number) for target in EXPORTED]
+            lines += [[f"{_name(network)}: {title}", *cells]] if any(cells) else []
+    return lines
+
+
+def _exported(network: str, target: str, key: str, digits: int, refused: bool) -> str:
+    where = {"target": EXPORTED[target]}
+    if refused and newest("deploy", network, "W8A8", Show(target, "refused", where=where)):
+        return "refused"
+    return cell("deploy", network, "W8A8", Show(target, key, digits, where=where))
+
+
+def four_bits() -> Lines:
+    """EfficientNet-lite0 for LiteRT."""
+    keys = {
+        "file, MB": ("megabytes", 2), "over the ideal size, %": ("over", 1), "codes that differ": ("codes", 0),
+        "outputs equal to the simulator's, %": ("simulator", 2), "predictions equal to its, %": ("same", 1),
+        "predictions that are the fake-quantized network's, %": ("agreement", 1),
+        "times less processor time than float": ("speed_1", 2),
+    }  # fmt: skip
+    shown = {name: Show("LiteRT", *each, where={"target": "litert"}) for name, each in keys.items()}
+    return grid("deploy", "efficientnet_lite0", ("W4A8",), shown)
 
 
 def _name(network: str) -> str:
-    names = {"efficientnet_lite0": "EfficientNet-lite0", "squeezenet1_1": "SqueezeNet 1.1"}
+    names = {
+        "efficientnet_lite0": "EfficientNet-lite0", "squeezenet1_1": "SqueezeNet 1.1", "unet": "U-Net", "vit": "ViT",
+        "mobilenetv3_small": "MobileNetV3-small", "nanodet_m": "NanoDet-m",
+    }  # fmt: skip
     return names.get(network) or network.replace("resnet", "ResNet-")
 
 
@@ -288,8 +314,9 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "ablation-top1": partial(ablation, "top-1 in percent", "top1"),
     "ablation-sqnr": partial(ablation, "SQNR of the logits in dB", "sqnr"),
     "tasks-denoiser": partial(tasks, "denoiser", RESTORED),
-    **{f"deploy-{each}": partial(exported, each) for each in EXPORTS},
-}  # fmt: skip
+    "deploy-matrix": matrix,
+    "deploy-four-bits": four_bits,
+}
 
 if __name__ == "__main__":
     main()

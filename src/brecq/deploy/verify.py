@@ -121,7 +121,7 @@ def verify(
         kernels,
         tuple(run.codes.tensors.values()),
         run.followed_tally.result() if run.followed_tally.values else None,
-        (*_notes(kind, simulator.completed, floats), *_float_kernels(runner.name, kernels)),
+        (*_notes(kind, simulator.completed, floats), *_float_kernels(kind, runner.name, kernels)),
         exact,
         tolerance=tolerance,
     )
@@ -227,9 +227,9 @@ def _outputs(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def _float_kernels(runtime: str, kernels: Kernels | None) -> list[str]:
-    """Layers that a runtime computes in float among others on integers."""
-    if kernels is None or not kernels.integer or not kernels.floating:
+def _float_kernels(kind: Format, runtime: str, kernels: Kernels | None) -> list[str]:
+    """Layers that a runtime computes in float among others on integers; nothing of one that stands for another."""
+    if kernels is None or not kernels.integer or not kernels.floating or kind.name in ("tensorrt", "qualcomm"):
         return []
     names = f": {some(kernels.floats)}" if kernels.floats else ""
     return [f"{runtime} has a float kernel for {kernels.floating} of the layers, between two roundings{names}"]

@@ -4,6 +4,7 @@
     python benchmarks/clock.py --threads 1 --networks resnet20 --settings W2A32 --recipes instant fast
     python benchmarks/clock.py --threads 1 --validation      # on images that the tables do not use: choose by these
     python benchmarks/clock.py --table
+    python benchmarks/clock.py --plot                        # docs/images/clock.png, of the cells in the tables
 
 Top-1 accuracy is of images that nothing is chosen by: 4000 test images of CIFAR-10, the second half of the ImageNet
 ones. The authors' own code with the published schedule, measured once on the same network and images, stands beside
@@ -13,17 +14,19 @@ them. Finished cells are kept in benchmarks/results/clock.jsonl.
 from __future__ import annotations
 
 import argparse
+import statistics
+from pathlib import Path
 
 from cells import Cell, Results, Values, bits, describe_steps, parser, run, tables, with_steps
 from common import CALIBRATION, CIFAR, IMAGENET, chosen_by, network, quality_on, quantized, reported, use_threads
+from tables import AUTHORS, FAST, FLOAT, SHORT, Show, newest
 
 from brecq import QuantConfig, Recipe
 from brecq.data import Dataset
 
 SETTINGS = {"resnet20": ("W2A32", "W4A4", "W2A4", "W2A2"), "efficientnet_lite0": ("W4A8", "W4A4", "W2A8")}
 RECIPES = ("instant", "fast", "thorough", "paper", "official")
-AUTHORS = {"W2A32": (78.95, 2103), "W2A4": (77.25, 3040)}
-"""ResNet-20: top-1 and processor seconds of the authors' code, 20 000 steps a block on the weights, 5 000 on steps."""
+IMAGE = Path(__file__).resolve().parents[1] / "docs" / "images" / "clock.png"
 
 MEASURES = {
     "top1": ("top-1 accuracy in percent", 1.0, 2),
@@ -35,6 +38,9 @@ MEASURES = {
 
 def main() -> None:
     options = arguments()
+    if options.plot:
+        draw()
+        return
     use_threads(options.threads)
     cells = list_cells(options)
     results = Results(options.results)
@@ -54,6 +60,7 @@ def arguments() -> argparse.Namespace:
     found.add_argument(
         "--paper-steps", type=float, nargs="+", default=[0.005, 0.05], metavar="X", help="shares of the paper's steps"
     )
+    found.add_argument("--plot", action="store_true", help="measure nothing, draw what the tables show")
     found.add_argument("--calibration", type=int, metavar="N", help="calibration samples")
     found.add_argument("--validation", action="store_true", help="measure on the images to choose by")
     return found.parse_args()
@@ -92,6 +99,38 @@ def measure_cell(cell: Cell) -> Values:
         return quality_on(cell.network, network(cell.network).model, data)
     result, cost = quantized(cell.network, cell.calibration, cell.config)
     return {**cost, **quality_on(cell.network, result.model, data)}
+
+
+def draw() -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    columns = SETTINGS["resnet20"]
+    figure, axes = pyplot.subplots(1, len(columns), figsize=(3.2 * len(columns), 3.4), sharex=True)
+    for axis, column in zip(axes, columns, strict=True):
+        points = []
+        for row in ("instant", *SHORT, FAST):
+            values = [record["values"] for record in newest("clock", "resnet20", column, Show(row))]
+            if values:
+                points.append([statistics.mean(each[key] for each in values) for key in ("cpu_seconds", "top1")])
+                label = row.removeprefix("fast (").removesuffix(" steps)")
+                axis.annotate(label, points[-1], xytext=(4, -11), textcoords="offset points", fontsize=8)
+        axis.semilogx(*zip(*points, strict=True), "o-", label="brecq")
+        if column in AUTHORS:
+            top1, seconds = AUTHORS[column]
+            axis.plot(seconds, top1, "s", color="black", label="the authors' code")
+        exact = newest("clock", "resnet20", column, FLOAT)[-1]["values"]["top1"]
+        axis.axhline(exact, color="gray", linestyle=":", label="float")
+        axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axis.set_title(column)
+        axis.set_xlabel("processor seconds")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("top-1, percent")
+    axes[0].legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(IMAGE, dpi=110)
 
 
 def data_of(name: str, detail: str) -> Dataset:

@@ -28,7 +28,7 @@ MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n\n)(.*?)(\n\n<!-- end -->)", re
 SINCE = "first_layer"
 TUNED = 0.5
 """What the recipe's `tuning` was before codes moved in it."""
-CURRENT = ("cifar", "imagenet", "clock", "ablation", "granularity")
+CURRENT = ("cifar", "imagenet", "clock", "ablation", "granularity", "tasks")
 """Results of which a page shows no earlier version's."""
 Record = dict[str, Any]
 Lines = list[list[str]]
@@ -164,6 +164,9 @@ EXPORTED = {
     "Qualcomm": "qualcomm", "CMSIS-NN": "cmsis-nn", "web": "onnxruntime", "PyTorch": None, "QONNX": None,
 }  # fmt: skip
 """Rows of deploy.py, and the targets that their networks are initialized for."""
+SHORT = ("fast (25 steps)", "fast (100 steps)")
+AUTHORS = {"W2A32": (78.95, 2103), "W2A4": (77.25, 3040)}
+"""ResNet-20: top-1 and processor seconds of the authors' code, 20 000 steps a block on the weights, 5 000 on steps."""
 
 
 def cifar(network: str, recipes: Sequence[str]) -> Lines:
@@ -194,18 +197,23 @@ def imagenet(network: str, row: str) -> Lines:
     return grid("imagenet", network, LITE, rows, corner=_name(network))
 
 
-def clock() -> Lines:
-    lines = grid("clock", "resnet20", CLOCK, {"float": FLOAT, "instant": Show("instant"), FAST: Show(FAST)})
-    lines.append(["the authors' code", "78.95", "", "", "77.25", ""])  # measured once, see benchmarks/clock.py
+def clock(network: str, columns: Sequence[str], recipes: Sequence[str], authors: bool = False) -> Lines:
+    """What each of `recipes` reaches and costs; `authors`: beside what the authors' code did, see clock.py."""
+    lines = grid("clock", network, columns, {"float": FLOAT, **{row: Show(row) for row in recipes}})
+    if authors:
+        lines.append(
+            ["the authors' code, 20 000 steps", *(f"{AUTHORS[c][0]}" if c in AUTHORS else "" for c in columns)]
+        )
     for title, key, digits in (
         ("agreement with float in percent", "agreement", 2),
         ("SQNR of the logits in dB", "sqnr", 1),
         ("processor seconds to quantize", "cpu_seconds", 0),
     ):
-        shown = {f"{title}, {row.split()[0]}": Show(row, key, digits) for row in (FAST, "instant")}
-        lines += grid("clock", "resnet20", CLOCK, shown)[1:]
-    lines.append(["processor seconds, the authors' code", "2 103", "", "", "3 040", ""])
-    return [[_name("resnet20"), *CLOCK], *lines[1:]]
+        lines += grid("clock", network, columns, {f"{title}, {row}": Show(row, key, digits) for row in recipes})[1:]
+    if authors:
+        seconds = (f"{AUTHORS[c][1]:,}".replace(",", " ") if c in AUTHORS else "" for c in columns)
+        lines.append(["processor seconds, the authors' code", *seconds])
+    return [[_name(network), *columns], *lines[1:]]
 
 
 def headline() -> Lines:
@@ -298,6 +306,11 @@ def _name(network: str) -> str:
     return names.get(network) or network.replace("resnet", "ResNet-")
 
 
+DETECTED = {
+    "AP": ("AP %", 2), "AP50": ("AP50 %", 2), "boxes that changed, percent": ("flips", 1),
+    "SQNR of the worst output in dB": ("sqnr", 1), "processor seconds": ("cpu_seconds", 0),
+}  # fmt: skip
+SEGMENTED = {"pixels of the same class, percent": ("pixel accuracy %", 2), "mIoU, percent": ("mIoU %", 1)}
 RESTORED = {"PSNR in dB": ("PSNR dB", 2), "SQNR of the output in dB": ("sqnr", 1)}
 EVERY = ("layer", "block", "stage", "net")
 
@@ -307,13 +320,18 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "cifar-seconds": cifar_seconds,
     "imagenet-efficientnet_lite0": partial(imagenet, "efficientnet_lite0", "fast (75 steps)"),
     "imagenet-squeezenet1_1": partial(imagenet, "squeezenet1_1", "fast (45 steps)"),
-    "clock": clock,
+    "clock-resnet20": partial(clock, "resnet20", CLOCK, ("instant", *SHORT, FAST), authors=True),
+    "clock-efficientnet_lite0": partial(
+        clock, "efficientnet_lite0", ("W4A8", "W4A4", "W2A8"), ("instant", "fast (75 steps)")
+    ),
     "granularity-resnet20": partial(granularity, "resnet20", "W2A32, fast (300 steps, batch 32)", EVERY),
     "granularity-efficientnet_lite0": partial(
         granularity, "efficientnet_lite0", "W2A32, fast (100 steps, batch 16)", EVERY[:3]
     ),
     "ablation-top1": partial(ablation, "top-1 in percent", "top1"),
     "ablation-sqnr": partial(ablation, "SQNR of the logits in dB", "sqnr"),
+    "tasks-nanodet_m": partial(tasks, "nanodet_m", DETECTED),
+    "tasks-deeplabv3_mnv2": partial(tasks, "deeplabv3_mnv2", SEGMENTED),
     "tasks-denoiser": partial(tasks, "denoiser", RESTORED),
     "deploy-matrix": matrix,
     "deploy-four-bits": four_bits,

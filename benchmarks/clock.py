@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from cells import Cell, Results, Values, bits, describe_steps, parser, run, tables, with_steps
@@ -25,7 +26,7 @@ from brecq import QuantConfig, Recipe
 from brecq.data import Dataset
 
 SETTINGS = {"resnet20": ("W2A32", "W4A4", "W2A4", "W2A2"), "efficientnet_lite0": ("W4A8", "W4A4", "W2A8")}
-RECIPES = ("instant", "fast", "thorough", "paper", "official")
+RECIPES = ("rtn", "instant", "fast", "thorough", "paper", "official")
 IMAGE = Path(__file__).resolve().parents[1] / "docs" / "images" / "clock.png"
 
 MEASURES = {
@@ -73,23 +74,26 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
         sizes = (options.calibration or CALIBRATION[name], len(data_of(name, detail)))
         cells.append(Cell(name, "float", "", *sizes, detail=detail))
         for setting in options.settings or SETTINGS.get(name, SETTINGS["resnet20"]):
-            for row, recipe in recipes(options):
+            for row, config in configs(options, setting):
                 for seed in options.seeds:
-                    config = QuantConfig(*bits(setting), recipe=recipe, seed=seed)
-                    cells.append(Cell(name, row, setting, *sizes, config, detail))
+                    cells.append(Cell(name, row, setting, *sizes, replace(config, seed=seed), detail))
     return cells
 
 
-def recipes(options: argparse.Namespace) -> list[tuple[str, Recipe]]:
+def configs(options: argparse.Namespace, setting: str) -> list[tuple[str, QuantConfig]]:
+    """Rows and what they are measured with."""
     found = []
     for name in options.recipes:
+        if name == "rtn":
+            found.append(("rounding to nearest", QuantConfig(*bits(setting), method="rtn")))
+            continue
         recipe = Recipe.preset(name)
         if name == "instant":
-            found.append((name, recipe))
+            found.append((name, QuantConfig(*bits(setting), recipe=recipe)))
             continue
         for share in options.paper_steps if name in ("paper", "official") else (1.0,):
             changed = with_steps(recipe, options.steps, share)
-            found.append((f"{name} ({describe_steps(changed)})", changed))
+            found.append((f"{name} ({describe_steps(changed)})", QuantConfig(*bits(setting), recipe=changed)))
     return found
 
 
@@ -128,7 +132,7 @@ def draw() -> None:
         axis.set_xlabel("processor seconds")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("top-1, percent")
-    axes[0].legend(loc="lower right")
+    axes[0].legend(loc="center right")
     figure.tight_layout()
     figure.savefig(IMAGE, dpi=110)
 

@@ -28,7 +28,7 @@ MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n\n)(.*?)(\n\n<!-- end -->)", re
 SINCE = "first_layer"
 TUNED = 0.5
 """What the recipe's `tuning` was before codes moved in it."""
-CURRENT = ("cifar", "imagenet", "clock", "ablation", "granularity", "tasks")
+CURRENT = ("cifar", "clock", "ablation", "tasks")
 """Results of which a page shows no earlier version's."""
 Record = dict[str, Any]
 Lines = list[list[str]]
@@ -141,7 +141,7 @@ def _earlier(record: Record) -> bool:
     config = record["key"]["config"]
     if not config or config["method"] == "rtn":
         return False
-    return SINCE not in config["recipe"] or config["recipe"]["tuning"] == TUNED
+    return SINCE not in config["recipe"] or config["recipe"].get("tuning") == TUNED
 
 
 def _seed(record: Record) -> int:
@@ -155,7 +155,6 @@ def _but_seed(record: Record) -> Record:
 
 FLOAT, NEAREST = Show("float"), Show("rounding to nearest")
 CIFAR = ("W4A32", "W3A32", "W2A32", "W4A4", "W2A4", "W3A3", "W2A2")
-LITE = ("W8A8", "W4A8", "W2A8")
 CLOCK = ("W2A32", "W4A4", "W3A3", "W2A4", "W2A2")
 FAST = "fast (300 steps)"
 EXPORTS = ("efficientnet_lite0", "resnet20", "mobilenetv3_small", "unet", "nanodet_m", "vit")
@@ -186,20 +185,9 @@ def cifar_seconds() -> Lines:
     return [head, *lines]
 
 
-def imagenet(network: str, row: str) -> Lines:
-    rows = {
-        "top-1 in percent, float": FLOAT, "rounding to nearest": NEAREST, row: Show(row),
-        "agreement with float in percent, fast": Show(row, "agreement"),
-        "SQNR of the logits in dB, fast": Show(row, "sqnr"),
-        "processor seconds to quantize, fast": Show(row, "cpu_seconds", 0),
-        "peak memory in GB, fast": Show(row, "peak_bytes", 2, 1e-9),
-    }  # fmt: skip
-    return grid("imagenet", network, LITE, rows, corner=_name(network))
-
-
 def clock(network: str, columns: Sequence[str], recipes: Sequence[str], authors: bool = False) -> Lines:
     """What each of `recipes` reaches and costs; `authors`: beside what the authors' code did, see clock.py."""
-    lines = grid("clock", network, columns, {"float": FLOAT, **{row: Show(row) for row in recipes}})
+    lines = grid("clock", network, columns, {"float": FLOAT, **{row: Show(row) for row in (NEAREST.row, *recipes)}})
     if authors:
         lines.append(
             ["the authors' code, 20 000 steps", *(f"{AUTHORS[c][0]}" if c in AUTHORS else "" for c in columns)]
@@ -222,26 +210,18 @@ def headline() -> Lines:
     instant = "ResNet-20, CIFAR-10, `instant`"
     squeeze = "SqueezeNet 1.1, ImageNet subset, 45 steps a block"
     rows = [
-        (lite, "imagenet", "efficientnet_lite0", "W4A8", "fast (75 steps)"),
-        (squeeze, "imagenet", "squeezenet1_1", "W2A8", "fast (45 steps)"),
+        (lite, "clock", "efficientnet_lite0", "W4A8", "fast (75 steps)"),
+        (lite, "clock", "efficientnet_lite0", "W4A4", "fast (75 steps)"),
+        (squeeze, "clock", "squeezenet1_1", "W2A8", "fast (45 steps)"),
     ]
-    rows += [(resnet, "clock", "resnet20", bits, FAST) for bits in CLOCK]
-    rows += [(instant, "clock", "resnet20", bits, "instant") for bits in ("W2A32", "W2A4")]
+    rows += [(resnet, "cifar", "resnet20", bits, FAST) for bits in CLOCK]
+    rows += [(instant, "cifar", "resnet20", bits, "instant") for bits in ("W2A32", "W2A4")]
     lines, last = [["network", "bits", "float", "rounding to nearest", "brecq"]], ""
     for name, file, network, bits, row in rows:
-        nearest = cell("imagenet" if file == "imagenet" else "cifar", network, bits, NEAREST)
-        shown = [cell(file, network, bits, FLOAT), nearest, cell(file, network, bits, Show(row))]
+        shown = [cell(file, network, bits, show) for show in (FLOAT, NEAREST, Show(row))]
         lines.append(["" if name == last else name, bits, *shown])
         last = name
     return lines
-
-
-def granularity(network: str, row: str, columns: Sequence[str]) -> Lines:
-    shown = {
-        "top-1 in percent": Show(row), "SQNR of the logits in dB": Show(row, "sqnr", 1),
-        "processor seconds": Show(row, "cpu_seconds", 0),
-    }  # fmt: skip
-    return grid("granularity", network, columns, shown)
 
 
 ABLATED = (
@@ -262,6 +242,20 @@ def tasks(network: str, keys: dict[str, tuple[str, int]]) -> Lines:
     shown = {(title, row): Show(row, *keys[title]) for title in keys for row in named if row != "float"}
     rows = {f"{title}, {row}": show for (title, row), show in shown.items()}
     return grid("tasks", network, ("W8A8", "W4A8", "W4A4"), rows)
+
+
+def in_parts() -> Lines:
+    """Detectors of torchvision: their captured parts in float, and rounded."""
+    names = {"RetinaNet": "retinanet_resnet50_fpn", "Faster R-CNN": "fasterrcnn_resnet50_fpn"}
+    worst = "SQNR of the worst output in dB, rounding to nearest, "
+    shown = {
+        "boxes that differ, captured parts in float, percent": Show("float", "flips", 1),
+        **{worst + bits: Show(NEAREST.row, "sqnr", 1, column=bits) for bits in ("W8A8", "W4A8")},
+        "blocks": Show(NEAREST.row, "blocks", 0, column="W8A8"),
+        "processor seconds, W8A8": Show(NEAREST.row, "cpu_seconds", 0, column="W8A8"),
+    }
+    lines = [[name, *(cell("tasks", each, "W8A8", show) for each in names.values())] for name, show in shown.items()]
+    return [["", *names], *lines]
 
 
 def matrix() -> Lines:
@@ -312,26 +306,21 @@ DETECTED = {
 }  # fmt: skip
 SEGMENTED = {"pixels of the same class, percent": ("pixel accuracy %", 2), "mIoU, percent": ("mIoU %", 1)}
 RESTORED = {"PSNR in dB": ("PSNR dB", 2), "SQNR of the output in dB": ("sqnr", 1)}
-EVERY = ("layer", "block", "stage", "net")
 
 TABLES: dict[str, Callable[[], Lines]] = {
     "headline": headline,
     "cifar-resnet20": partial(cifar, "resnet20", (FAST, "instant")),
     "cifar-seconds": cifar_seconds,
-    "imagenet-efficientnet_lite0": partial(imagenet, "efficientnet_lite0", "fast (75 steps)"),
-    "imagenet-squeezenet1_1": partial(imagenet, "squeezenet1_1", "fast (45 steps)"),
     "clock-resnet20": partial(clock, "resnet20", CLOCK, ("instant", *SHORT, FAST), authors=True),
     "clock-efficientnet_lite0": partial(
         clock, "efficientnet_lite0", ("W4A8", "W4A4", "W2A8"), ("instant", "fast (75 steps)")
     ),
-    "granularity-resnet20": partial(granularity, "resnet20", "W2A32, fast (300 steps, batch 32)", EVERY),
-    "granularity-efficientnet_lite0": partial(
-        granularity, "efficientnet_lite0", "W2A32, fast (100 steps, batch 16)", EVERY[:3]
-    ),
+    "clock-squeezenet1_1": partial(clock, "squeezenet1_1", ("W2A8", "W4A4"), ("fast (45 steps)",)),
     "ablation-top1": partial(ablation, "top-1 in percent", "top1"),
     "ablation-sqnr": partial(ablation, "SQNR of the logits in dB", "sqnr"),
     "tasks-nanodet_m": partial(tasks, "nanodet_m", DETECTED),
     "tasks-deeplabv3_mnv2": partial(tasks, "deeplabv3_mnv2", SEGMENTED),
+    "tasks-in-parts": in_parts,
     "tasks-denoiser": partial(tasks, "denoiser", RESTORED),
     "deploy-matrix": matrix,
     "deploy-four-bits": four_bits,

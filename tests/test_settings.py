@@ -209,7 +209,7 @@ SITUATIONS: tuple[dict[str, Any], ...] = (
     NEAREST, {"steps": 0}, {"steps": 0}, {"tuning": 0.0}, {"compensate": False}, {"loss": "plain"}, {"loss": "plain"},
     {"activation_steps": 0, "joint": False}, {"activations": 32, "joint": False},
     {"activations": 32, "compensate": False}, {"weights": 32},
-    {"rounding_penalty": 0.0}, {"rounding_lr": 0.0},
+    {"rounding_penalty": 0.0}, {"rounding_lr": 0.0}, {"joint": False, "activation_steps": 0},
 )  # fmt: skip
 """For each line of `IDLE` the settings under which it holds."""
 
@@ -234,8 +234,20 @@ def test_what_is_said_to_do_nothing_does_nothing(
     assert not [fact for fact in first if not equal(first[fact], second[fact])]
 
 
+UNSAID = {
+    "memory_budget": "changes no result",
+    "target": "not every target takes every width of this network",
+    **dict.fromkeys(("class_axis", "outputs", "autocast", "auto_high_precision"), "depends on network and machine"),
+    **dict.fromkeys(("tune_codes_lr", "range_samples"), "matters on networks that are not as small as this one"),
+    **dict.fromkeys(
+        ("first_layer", "keep_best", "fisher_labels"), "decides about the closed form, too"
+    ),
+}
+"""Settings that may do nothing here without being said to."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in UNSAID])
 def test_what_does_nothing_is_said(run: Callable[..., dict[str, Any]], name: str) -> None:
     row = ROWS[name]
     silent = []

@@ -77,12 +77,14 @@ IDLE = (
          "activations stay in float", lambda c: not _activations(c)),
     Idle(("range_samples",), "activations stay in float, and nothing is computed in closed form",
          lambda c: not _activations(c) and not _closed(c)),
-    Idle((*ROUNDING, "compensate", "damping", "weight_scheme", "tune_codes_lr"), "weights stay in float",
+    Idle((*ROUNDING, "compensate", "damping", "weight_scheme", "tune_codes_lr", "bias_lr"), "weights stay in float",
          lambda c: not _weights(c)),
     Idle(("beta", "warmup"), "there is no regularizer (rounding_penalty is 0)",
          lambda c: not c.recipe.rounding_penalty),
     Idle(("rounding_penalty", "beta", "warmup"), "rounding is not learned (rounding_lr is 0)",
          lambda c: not c.recipe.rounding_lr),
+    Idle(STEPS, "no stage learns step sizes (joint is off, and activation_steps is 0)",
+         lambda c: not c.recipe.joint and not c.recipe.activation_steps),
 )  # fmt: skip
 
 

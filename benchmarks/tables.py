@@ -28,7 +28,7 @@ MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n\n)(.*?)(\n\n<!-- end -->)", re
 SINCE = "first_layer"
 TUNED = 0.5
 """What the recipe's `tuning` was before codes moved in it."""
-CURRENT = ("cifar", "clock", "ablation", "tasks")
+CURRENT = ("cifar", "clock", "tasks")
 """Results of which a page shows no earlier version's."""
 Record = dict[str, Any]
 Lines = list[list[str]]
@@ -224,18 +224,6 @@ def headline() -> Lines:
     return lines
 
 
-ABLATED = (
-    "fast", "start: rounding to nearest", "start: closed form", "loss: Fisher", "QDrop: none",
-    "weights first, then 1/4 more steps on activations", "biases: not learned in the blocks",
-    "end-to-end tuning: none", "tuning: codes stay", "tuning: outputs alone", "nothing held out",
-)  # fmt: skip
-
-
-def ablation(title: str, key: str) -> Lines:
-    rows = {"float": FLOAT} if key == "top1" else {}
-    return grid("ablation", "resnet20", ("W2A2",), {**rows, **{n: Show(n, key) for n in ABLATED}}, corner=title)
-
-
 def tasks(network: str, keys: dict[str, tuple[str, int]]) -> Lines:
     """Every row that was measured, under each of the task's numbers."""
     named = dict.fromkeys(each["row"] for each in records("tasks") if each["network"] == network)
@@ -316,8 +304,6 @@ TABLES: dict[str, Callable[[], Lines]] = {
         clock, "efficientnet_lite0", ("W4A8", "W4A4", "W2A8"), ("instant", "fast (75 steps)")
     ),
     "clock-squeezenet1_1": partial(clock, "squeezenet1_1", ("W2A8", "W4A4"), ("fast (45 steps)",)),
-    "ablation-top1": partial(ablation, "top-1 in percent", "top1"),
-    "ablation-sqnr": partial(ablation, "SQNR of the logits in dB", "sqnr"),
     "tasks-nanodet_m": partial(tasks, "nanodet_m", DETECTED),
     "tasks-deeplabv3_mnv2": partial(tasks, "deeplabv3_mnv2", SEGMENTED),
     "tasks-in-parts": in_parts,

@@ -239,9 +239,7 @@ UNSAID = {
     "target": "not every target takes every width of this network",
     **dict.fromkeys(("class_axis", "outputs", "autocast", "auto_high_precision"), "depends on network and machine"),
     **dict.fromkeys(("tune_codes_lr", "range_samples"), "matters on networks that are not as small as this one"),
-    **dict.fromkeys(
-        ("first_layer", "keep_best", "fisher_labels"), "decides about the closed form, too"
-    ),
+    **dict.fromkeys(("first_layer", "keep_best", "fisher_labels"), "decides about the closed form, too"),
 }
 """Settings that may do nothing here without being said to."""
 

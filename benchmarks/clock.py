@@ -132,7 +132,7 @@ def draw() -> None:
         axis.set_xlabel("processor seconds")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("top-1, percent")
-    axes[0].legend(loc="center right")
+    axes[columns.index("W2A4")].legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(IMAGE, dpi=110)
 

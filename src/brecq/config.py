@@ -284,8 +284,8 @@ class Recipe:
 
     @property
     def tuning_steps(self) -> int:
-        """Steps of the end-to-end tuning."""
-        return round(self.tuning * self.steps)
+        """Steps of the end-to-end tuning; none where neither of its learning rates lets anything change."""
+        return round(self.tuning * self.steps) if self.tune_lr or self.tune_codes_lr else 0
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with `changes`; unknown names raise `ConfigError`."""

@@ -66,7 +66,8 @@ IDLE = (
     Idle((*(set(LEARNED) - {"steps", "activation_steps", "joint"}), "autocast"),
          "a recipe of 0 steps takes none along the gradient", lambda c: not _learns(c)),
     Idle(("tuning",), "it is a multiple of steps, which is 0", lambda c: not c.recipe.steps),
-    Idle(TUNING, "there is no end-to-end tuning (tuning is 0)", lambda c: not c.recipe.tuning_steps),
+    Idle(TUNING, "there is no end-to-end tuning (tuning, or both of its rates, are 0)",
+         lambda c: not c.recipe.tuning_steps),
     Idle(("damping",), "it belongs to the closed form (compensate=yes, or auto where no activation has fewer than 8 "
          "bits)", lambda c: not _closed(c)),
     Idle(("fisher_labels",), "the loss is plain, without Fisher information", lambda c: c.recipe.loss == "plain"),

@@ -169,6 +169,12 @@ def test_the_steps_of_a_cycle_that_learns_nothing_go_to_the_others() -> None:
     assert steps.rates({"codes": 0.03}) == {}
 
 
+def test_without_any_rate_there_is_no_tuning(lab, blocks) -> None:
+    idle = lab.run(tuning=5.0, tune_lr=0.0, tune_codes_lr=0.0)
+    assert "tuning" not in {report.stage for report in idle.reports}
+    assert lab.same(idle, blocks)
+
+
 def test_all_steps_are_made_where_codes_alone_are_learned(lab) -> None:
     told: list[int] = []
 

@@ -44,11 +44,8 @@ def _name(column: Column) -> str:
 
 def _needs(column: Column) -> int:
     """The letters that a column cannot do without."""
-    return (
-        max(map(len, _pieces(column)), default=0)
-        if column.no_wrap
-        else max((min(len(piece), LONGEST) for piece in _pieces(column)), default=0)
-    )
+    longest = max(map(len, _pieces(column)), default=0)
+    return longest if column.no_wrap else min(longest, LONGEST)
 
 
 def _pieces(column: Column) -> Iterator[str]:

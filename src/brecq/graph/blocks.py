@@ -177,7 +177,7 @@ def _extract(cut: _Cut, spec: BlockSpec, index: int, mine: list[Node], inputs: l
     for node in mine:
         copy(node)
     made = [node for node in mine if node not in flow.constants]
-    leaving = [node for node in made if _leaves(flow, node, owner, index)]
+    leaving = dict.fromkeys(node for node in made if _leaves(flow, node, owner, index))
     outputs = [node for node in made if node in leaving or node in cut.crossing]  # others read but the size of these
     targets = [node for node in leaving if _is_target(node)]
     if not targets:  # what it makes for others cannot be compared (class indices, a mean): its last activation can

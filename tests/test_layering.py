@@ -16,6 +16,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "units": "",
     "version": "",
     "tasks": "",
+    "pairing": "",
     "storage": "errors",
     "report": "",
     "unchanged": "",
@@ -35,7 +36,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "logits": "",
     "sources": "data errors forward logits storage tasks",
     "ranks": "errors",
-    "metrics": "errors logits sources tasks",
+    "metrics": "errors logits pairing sources tasks",
     "evaluation": "checks data devices errors float32 forward logits metrics report settings",
     "graph": "config devices errors float32 forward logits quant report targets",
     "converted": "errors forward graph quant ranks",
@@ -49,7 +50,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "reconstruct report settings storage",
     "deploy": "checkpoint converted data devices errors evaluation graph logits plain quant reading report result "
     "settings storage text version",
-    "page": "checkpoint converted data devices errors forward graph precision synthesis report result storage units",
+    "page": "checkpoint converted data devices errors forward graph pairing precision synthesis report result storage units",
     "steps": "checkpoint checks composite config converted data devices errors float32 forward graph precision "
     "progress quant ranks reconstruct report result",
     "rehearsal": "config deploy errors forward ranks targets",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from brecq.errors import DataError
 from brecq.metrics.base import Decode, Task, describe
+from brecq.pairing import partners
 from brecq.sources.source import require
 
 Boxes = dict[str, Tensor]
@@ -124,29 +125,14 @@ class Detection(Task):
         ]
 
     def compare(self, outputs: Any, reference: Any, targets: Any = None) -> None:
-        for found, expected in zip(self.boxes(outputs), self.boxes(reference), strict=True):
-            found, expected = self._sure(found), self._sure(expected)
-            matched = partners(found, expected)
-            total = len(found["scores"]) + len(expected["scores"])
-            self._count(total - 2 * matched, total)
+        for each in zip(self.boxes(outputs), self.boxes(reference), strict=True):
+            found, expected = (self._sure(boxes) for boxes in each)
+            total = len(found[0]) + len(expected[0])
+            self._count(total - 2 * len(partners(found, expected)), total)
 
-    def _sure(self, boxes: Boxes) -> Boxes:
-        return {key: value[boxes["scores"] >= self.sure] for key, value in boxes.items()}
-
-
-def partners(found: Boxes, expected: Boxes) -> int:
-    """How many boxes find a partner of their class with an IoU of at least 0.5, the best ones first."""
-    if not len(found["scores"]) or not len(expected["scores"]):
-        return 0
-    overlap = require("torchvision.ops", "tasks", "detection").box_iou(found["boxes"], expected["boxes"])
-    overlap[found["labels"][:, None] != expected["labels"]] = 0
-    count = 0
-    for row in found["scores"].argsort(descending=True).tolist():
-        best = int(overlap[row].argmax())
-        if overlap[row, best] >= 0.5:
-            overlap[:, best] = 0
-            count += 1
-    return count
+    def _sure(self, found: Boxes) -> tuple[Tensor, Tensor, Tensor]:
+        kept = found["scores"] >= self.sure
+        return found["boxes"][kept], found["scores"][kept], found["labels"][kept]
 
 
 def brought_back(boxes: Boxes, target: dict[str, Any]) -> Boxes:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from brecq.page.record import Box, Detected
+import torch
+from torch import Tensor
 
-LEAST = 0.5
-"""Overlap (intersection over union) of two boxes of a class that are the same object, as flips are counted."""
+from brecq.page.record import Box, Detected
+from brecq.pairing import partners
 
 NAMED = 0.01
 """Share of the picture from which a box that both found has room for its name."""
@@ -38,7 +39,7 @@ class Boxes:
 
 def compare(found: Detected) -> Boxes:
     """Sort the boxes of a picture. Of two that are the same object the quantized network's carries the name."""
-    pairs = _pairs(found.quantized, found.floating)
+    pairs = partners(_tensors(found.quantized), _tensors(found.floating))
     matched = set(pairs.values())
     area = found.width * found.height
     drawn = [_drawn("float", box, place not in matched, area) for place, box in enumerate(found.floating)]
@@ -54,23 +55,7 @@ def _drawn(kind: str, box: Box, alone: bool, area: float) -> Drawn:
     return Drawn(kind, x1, y1, width, height, f"{name} {float(score):.2f}" if named else "", alone)
 
 
-def _pairs(found: list[Box], expected: list[Box]) -> dict[int, int]:
-    """Places of `expected` by those of `found`, the surest first."""
-    pairs: dict[int, int] = {}
-    for place in sorted(range(len(found)), key=lambda each: -float(found[each][4])):
-        free = [each for each in range(len(expected)) if each not in pairs.values()]
-        same = [each for each in free if expected[each][5] == found[place][5]]
-        best = max(same, key=lambda each: _overlap(found[place], expected[each]), default=None)
-        if best is not None and _overlap(found[place], expected[best]) >= LEAST:
-            pairs[place] = best
-    return pairs
-
-
-def _overlap(first: Box, second: Box) -> float:
-    ax1, ay1, ax2, ay2 = map(float, first[:4])
-    bx1, by1, bx2, by2 = map(float, second[:4])
-    width, height = min(ax2, bx2) - max(ax1, bx1), min(ay2, by2) - max(ay1, by1)
-    if width <= 0 or height <= 0:
-        return 0.0
-    inside = width * height
-    return inside / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - inside)
+def _tensors(boxes: list[Box]) -> tuple[Tensor, Tensor, Tensor]:
+    """Corners [M, 4], scores [M], and for each class name a number that is the same for both networks: [M]."""
+    corners = torch.tensor([[float(value) for value in box[:4]] for box in boxes]).view(-1, 4)
+    return corners, torch.tensor([float(box[4]) for box in boxes]), torch.tensor([hash(box[5]) for box in boxes])

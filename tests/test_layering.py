@@ -50,7 +50,8 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "reconstruct report settings storage",
     "deploy": "checkpoint converted data devices errors evaluation graph logits plain quant reading report result "
     "settings storage text version",
-    "page": "checkpoint converted data devices errors forward graph pairing precision synthesis report result storage units",
+    "page": "checkpoint converted data devices errors forward graph pairing precision synthesis report result "
+    "storage units",
     "steps": "checkpoint checks composite config converted data devices errors float32 forward graph precision "
     "progress quant ranks reconstruct report result",
     "rehearsal": "config deploy errors forward ranks targets",

@@ -1,0 +1,10 @@
+"""What to quantize, how finely, and how to learn it: configurations that validate themselves."""
+
+from brecq.config.quantization import ActivationScheme, Granularity, Outputs, Placement, QuantConfig
+from brecq.config.recipe import Recipe
+from brecq.config.rules import FLOAT, LayerRule, check_bits
+
+__all__ = [
+    "FLOAT", "ActivationScheme", "Granularity", "LayerRule", "Outputs", "Placement", "QuantConfig", "Recipe",
+    "check_bits",
+]  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import brecq
 from brecq.config import QuantConfig
 from brecq.forward import evaluating
+from brecq.graph.capture import capture
 
 
 class Writer(nn.Module):
@@ -115,3 +116,35 @@ def test_inputs_are_left_as_they_were_too() -> None:
     evaluation = brecq.evaluate(result.model, brecq.Dataset((x,)), reference=model)
     assert torch.equal(x, before)
     assert evaluation.sqnr > 30
+
+
+class Grids(nn.Module):
+    """Keeps the places of its cells, in a list and a dictionary, as the heads of YOLO do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3, padding=1)
+        self.grids, self.offsets = [torch.zeros(1)], {"nested": ([], {0})}
+        self.offsets["nested"][0].append("first")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        height, width = y.shape[-2:]
+        if self.grids[0].shape[-2:] != y.shape[-2:]:
+            rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+            self.grids[0] = torch.stack((columns, rows)).type_as(y)
+            self.offsets[height, width] = self.grids[0] - 0.5
+            self.offsets["nested"][0].append(height)
+            self.offsets["nested"][1].add(width)
+        return y + self.offsets[height, width]
+
+
+def test_lists_and_dictionaries_hold_what_they_held() -> None:
+    model, x = Grids(), torch.rand(2, 3, 4, 5)
+    grid = model.grids[0]
+    for _ in range(2):  # an export leaves symbols behind, which a second one would stumble over
+        captured = capture(model, (x,))
+        assert model.grids == [grid]
+        assert model.offsets == {"nested": (["first"], {0})}
+    torch.testing.assert_close(captured(x), model(x))
+    assert torch.is_tensor(model.offsets[4, 5])

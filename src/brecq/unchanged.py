@@ -19,10 +19,12 @@ def unchanged(*models: nn.Module) -> Iterator[None]:
     """Afterwards the models' parameters, buffers, modes and other attributes are the same, bit for bit.
 
     Tensors are copied when an operator is about to write into them, not before: it costs memory for those alone.
-    What a model changes inside lists and dictionaries of its own stays changed.
+    Lists, dictionaries and sets among the attributes hold what they held before: detectors keep grids and anchors there,
+    which are symbols without values after an export. What a model changes inside other objects stays changed.
     """
     modules = list(dict.fromkeys(module for model in models for module in model.modules()))
     attributes = [(module, dict(module.__dict__), [dict(getattr(module, s)) for s in _STORES]) for module in modules]
+    kept = _contents([own for _, own, _ in attributes])
     tensors = [value for _, _, stores in attributes for store in stores for value in store.values()]
     memory = [(value, value.detach()) for value in tensors if value is not None]
     writes = _Writes([alias for _, alias in memory])
@@ -34,6 +36,8 @@ def unchanged(*models: nn.Module) -> Iterator[None]:
             for name, store in zip(_STORES, stores, strict=True):
                 _restore(getattr(module, name), store)
             _restore(module.__dict__, own)
+        for container, content in kept:
+            _refill(container, content)
         for value, alias in memory:
             if value.data_ptr() != alias.data_ptr():
                 value.data = alias
@@ -46,6 +50,39 @@ def _restore(found: dict[str, Any], before: dict[str, Any]) -> None:
     for name, value in before.items():
         if name not in found or found[name] is not value:
             found[name] = value
+
+
+_Container = list[Any] | dict[Any, Any] | set[Any]
+
+
+def _contents(attributes: Sequence[dict[str, Any]]) -> list[tuple[_Container, _Container]]:
+    """Each list, dictionary and set among the attributes of modules, and inside such ones, with a copy of it.
+
+    What torch keeps for itself (`_modules`, `_forward_hooks`, ...) is left out: hooks may come and go.
+    """
+    own = vars(nn.Module()).keys()
+    stack = [value for each in attributes for name, value in each.items() if name not in own]
+    found: dict[int, tuple[_Container, _Container]] = {}
+    while stack:
+        value = stack.pop()
+        if type(value) is tuple:
+            stack.extend(value)
+        elif isinstance(value, (list, dict, set)) and id(value) not in found:
+            found[id(value)] = (value, value.copy())
+            stack.extend(value.values() if isinstance(value, dict) else value)
+    return list(found.values())
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Give a container its former elements, where they are not the same objects in the same order."""
+    same = len(container) == len(content) and all(a is b for a, b in zip(_flat(container), _flat(content), strict=True))
+    if not same:
+        container.clear()
+        container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def _flat(container: _Container) -> list[Any]:
+    return [*container, *container.values()] if isinstance(container, dict) else [*container]
 
 
 class _Writes(TorchDispatchMode):

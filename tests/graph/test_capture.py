@@ -99,6 +99,36 @@ class Failing(nn.Module):
         return self.last(self.middle(self.first(x)))
 
 
+class Remembering(nn.Module):
+    """Makes its grid anew where the batch has another shape than the last one, as YOLO's heads do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.shape, self.sizes = nn.Conv2d(3, 2, 3, padding=1), None, [None]
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.shape != y.shape or self.sizes[0] != y.shape:
+            self.grid = torch.arange(y.shape[-1]).type_as(y).expand(y.shape) + 0.5
+            self.shape, self.sizes[0] = y.shape, y.shape
+        return y + self.grid
+
+
+@pytest.mark.parametrize("any_size", [False, True])
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_a_model_that_remembers_the_sizes_of_a_batch(batch: int, any_size: bool) -> None:
+    model = Remembering().eval()
+    last = model(torch.rand(batch, 3, 4, 5))
+    shape = model.shape
+    graph = capture(model, (torch.rand(2, 3, 4, 5),), any_size=any_size)
+    assert (model.shape, model.sizes) == (shape, [last.shape])
+    for size in ((4, 5), (6, 7)) if any_size else ((4, 5),):
+        for count in (1, 2, 3, 5):
+            x = torch.rand(count, 3, *size)
+            torch.testing.assert_close(graph(x), model(x))
+
+
 def test_error_names_the_module_with_data_dependent_control_flow() -> None:
     middle = nn.Sequential(nn.Linear(4, 4), DataDependent(), nn.Linear(4, 4))
     with pytest.raises(CaptureError, match=r"(?s)submodule 'middle.*data-dependent control flow.*submodule="):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.fx import GraphModule, Node
 from brecq.devices import device_of
 from brecq.errors import CaptureError
 from brecq.float32 import in_float32, in_kind
-from brecq.forward import Inputs, evaluating, like, tensors, unwrap
+from brecq.forward import Inputs, call, evaluating, like, tensors, unwrap
 from brecq.graph import canonical, constants, fold, ops, outputs, selection
 from brecq.graph.chunks import SymbolicChunks
 from brecq.graph.culprit import explain
@@ -26,6 +27,7 @@ from brecq.graph.derivatives import check_derivatives
 from brecq.graph.functional import functionalize
 from brecq.graph.randomness import check_deterministic
 from brecq.graph.shapes import arguments, batch_dim, dynamic_shapes, one_batch
+from brecq.unchanged import unchanged
 
 
 def capture(model: nn.Module, example_inputs: Inputs, *, any_size: bool = False) -> GraphModule:
@@ -106,24 +108,38 @@ def _export(model: nn.Module, inputs: Inputs, any_size: bool) -> GraphModule:
         warnings.simplefilter("ignore")
         # Some models treat a batch of one specially: fall back to a dynamic batch of at least two.
         for low, free in itertools.product((1, 2), (True, False) if any_size else (False,)):
-            dim = batch_dim(low)
             try:
-                args, kwargs = arguments(inputs)
-                shapes = dynamic_shapes(model, args, kwargs, dim, any_size=free)
-                program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-                module = functionalize(program)
-                module._forward_pre_hooks.clear()  # they insist on the keywords and sizes of the examples
-                module._forward_pre_hooks_with_kwargs.clear()
-                fold.drop_guards(module)
-                fold.drop_writes(module)
-                _detach(module)
-                _check_regions(module)
-                return module
+                with unchanged(model):  # a failed attempt leaves symbols in what the model remembers
+                    if low > 1:
+                        _remember_one(model, inputs)
+                    return _exported(model, inputs, batch_dim(low), free)
             except CaptureError:
                 raise
             except Exception as error:  # torch.export raises many unrelated types
                 reason = error
     raise CaptureError(explain(model, inputs, reason)) from reason
+
+
+def _exported(model: nn.Module, inputs: Inputs, dim: Any, any_size: bool) -> GraphModule:
+    args, kwargs = arguments(inputs)
+    shapes = dynamic_shapes(model, args, kwargs, dim, any_size=any_size)
+    program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    module = functionalize(program)
+    module._forward_pre_hooks.clear()  # they insist on the keywords and sizes of the examples
+    module._forward_pre_hooks_with_kwargs.clear()
+    fold.drop_guards(module)
+    fold.drop_writes(module)
+    _detach(module)
+    _check_regions(module)
+    return module
+
+
+def _remember_one(model: nn.Module, inputs: Inputs) -> None:
+    """Let the model run on one sample. What some keep of the last batch (anchors, and for which sizes they are) is then
+    of a size that a program for two or more never meets, and is made anew in the export."""
+    one = like(inputs, [value[:1] if isinstance(value, Tensor) and value.dim() else value for value in tensors(inputs)])
+    with suppress(Exception):  # a model that takes no single sample keeps nothing of one
+        call(model, one)
 
 
 def _name_layers(module: GraphModule, model: nn.Module) -> None:

@@ -151,6 +151,34 @@ def test_every_way_to_a_size_is_a_size() -> None:
     assert torch.nn.functional.mse_loss(result.model(x[:3]), network(x[:3])) < 1e-2
 
 
+class Anchored(nn.Module):
+    """Anchors in the type of a map and in its sizes, with strides from a buffer, as YOLO makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+        self.register_buffer("stride", torch.tensor([8.0, 16.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        height, width = y.shape[-2:]
+        rows, columns = torch.meshgrid(
+            torch.arange(height).type_as(y), torch.arange(width).to(y) + 0.5, indexing="ij"
+        )
+        anchors = torch.stack((columns, rows)) * y.new_full((1, 1), self.stride[1])
+        blank = torch.zeros(1, 1, 1, 1).expand_as(y)[:, :2].clone()
+        blank[:, 0] = self.stride[0]
+        return self.last(y) + anchors.reshape(-1).view_as(y[0, :2]) + blank
+
+
+def test_what_reads_sizes_and_types_alone_is_no_activation() -> None:
+    network = build(Anchored)
+    graph = capture(network, (torch.randn(2, 3, 4, 5),))
+    assert [ops.op_name(node) for node in Dataflow(graph).ops] == ["conv2d", "conv2d", "add", "add"]
+    x = torch.randn(3, 3, 4, 5)
+    torch.testing.assert_close(graph(x), network(x))
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * (x.amax().item() * 2)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from brecq.config import LayerRule, QuantConfig
 from brecq.errors import ConfigError
+from brecq.graph.capture import capture
 from brecq.graph.placement import BrecqQuantizer, activation_end, plan
 from brecq.graph.prepare import fake_quantize_node, prepare
 from brecq.quant.fake_quant import ActivationFakeQuantize, WeightFakeQuantize
@@ -119,6 +123,42 @@ def weights(graph: GraphModule, config: QuantConfig) -> dict[str, int]:
 def test_output_placement(captured, name: str) -> None:
     graph = prepare(captured(name), BrecqQuantizer(config()))
     assert quantized(graph) == OUTPUT[name]
+
+
+class Decoded(nn.Module):
+    """Decodes boxes (by exp, or as means of distributions) and scores, and resizes a mask, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.sizes, self.scores = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 5, 1)
+        self.sides, self.mean, self.mask = nn.Conv2d(8, 16, 1), nn.Conv2d(4, 1, 1, bias=False), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.stem(x).relu()
+        sides = self.sides(x).flatten(2)
+        sides = self.mean(sides.unflatten(1, (4, 4)).transpose(1, 2).softmax(1))[:, 0]
+        boxes = torch.cat([self.sizes(x).exp() * 8, self.scores(x).sigmoid()], 1).flatten(2)
+        return torch.cat([sides * 8, boxes], 1), F.interpolate(self.mask(x), scale_factor=2, mode="bilinear")
+
+
+class Pooled(nn.Module):
+    """Scores are the means of the last layer's maps, as in SqueezeNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.stem(x).relu()).relu().mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [(Decoded, {"x": 8, "relu": 8, "softmax": 8}), (Pooled, {"x": 8, "relu": 8, "relu_1": 3})],
+)
+def test_what_only_outputs_are_made_of_stays_float(network: type[nn.Module], expected: dict[str, int]) -> None:
+    graph = capture(network().eval(), (torch.randn(2, 3, 8, 8),))
+    assert quantized(prepare(graph, BrecqQuantizer(config()))) == expected
 
 
 @pytest.mark.parametrize("name", INPUT)

@@ -32,7 +32,6 @@ _SYMBOLS = {
 
 def canonicalize(module: GraphModule) -> None:
     """Rewrite a captured graph in place; it computes the same."""
-    _write(module)
     for node in module.graph.nodes:
         named = _SYMBOLS.get(ops.op_name(node)) if node.op == "call_function" else None
         if named is not None:
@@ -56,7 +55,8 @@ def _of_number(packet: Any) -> Any:
     return getattr(packet, "Scalar" if "Scalar" in packet.overloads() else "Tensor_Scalar")
 
 
-def _write(module: GraphModule) -> None:
+def spell_out_writes(module: GraphModule) -> None:
+    """`copy`, `fill` and `zero`, which writing into a slice leaves behind, become expansions and filled tensors."""
     for node in list(module.graph.nodes):
         if node.target is aten.copy.default:
             target, source = node.args[:2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,28 +94,60 @@ def _root(node: Node) -> Node | None:
 
 
 def spell_out_sizes(module: GraphModule) -> None:
-    """`zeros_like(x)` and its kin become `full(sizes)`: they need no values of x, so they are no activations."""
+    """What reads only the sizes or the type of a tensor says them itself: that needs no values of the tensor, so what
+    is computed from it (anchors, masks) is no activation.
+
+    zeros_like(x), x.new_full(sizes, f), ...        → full(sizes, f)
+    y.type_as(x)                                    → y in that type
+    y.expand_as(x), y.view_as(x), y.reshape_as(x)   → expand, reshape
+    """
     for node in list(module.graph.nodes):
-        fill = _LIKE.get(node.target)
-        if node.target in (aten.full_like.default, aten.new_full.default):
-            fill = node.args[-1]
-        value = node.meta.get("val")
-        if fill is None or isinstance(fill, Node) or not isinstance(value, Tensor):
-            continue
-        source = node.args[0]
-        if source.op == "get_attr":
+        spelled = _SPELLED.get(node.target) if isinstance(node.meta.get("val"), Tensor) else None
+        if spelled is None or node.args[0].op == "get_attr":
             continue
         with module.graph.inserting_before(node):
-            if "new_" in ops.op_name(node):
-                sizes = list(node.args[1])
-            else:
-                sizes = [_size(module, source, dim) for dim in range(value.dim())]
-            options: dict[str, Any] = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
-            full = module.graph.call_function(aten.full.default, (sizes, fill), options)
-        full.meta = dict(node.meta)
-        node.replace_all_uses_with(full)
+            new = spelled(module, node)
+        new.meta = new.meta or dict(node.meta)
+        node.replace_all_uses_with(new)
         module.graph.erase_node(node)
     module.recompile()
+
+
+def _filled(module: GraphModule, node: Node) -> Node:
+    value, source = node.meta["val"], node.args[0]
+    fill = _LIKE.get(node.target, node.args[-1])
+    if "new_" in ops.op_name(node):
+        sizes = node.args[1]
+    else:
+        sizes = _sizes(module, source)
+    options: dict[str, Any] = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
+    return module.graph.call_function(aten.full.default, (sizes, fill), options)
+
+
+def _typed(module: GraphModule, node: Node) -> Node:
+    source, value = node.args[0], node.meta["val"]
+    before = source.meta["val"]
+    if (before.dtype, before.device) == (value.dtype, value.device):
+        return source
+    device = {} if before.device == value.device else {"device": value.device}
+    return module.graph.call_function(aten._to_copy.default, (source,), {"dtype": value.dtype, **device})
+
+
+def _shaped(module: GraphModule, node: Node) -> Node:
+    source, like = node.args
+    target = aten.expand.default if node.target is aten.expand_as.default else aten.reshape.default
+    return module.graph.call_function(target, (source, _sizes(module, like)))
+
+
+_SPELLED: dict[Any, Callable[[GraphModule, Any], Node]] = {
+    **dict.fromkeys((*_LIKE, aten.full_like.default, aten.new_full.default), _filled),
+    aten.type_as.default: _typed,
+    **dict.fromkeys((aten.expand_as.default, aten.view_as.default, aten.reshape_as.default), _shaped),
+}
+
+
+def _sizes(module: GraphModule, node: Any) -> list[int | Node]:
+    return [_size(module, node, dim) for dim in range(node.meta["val"].dim())]
 
 
 def _size(module: GraphModule, node: Node, dim: int) -> int | Node:

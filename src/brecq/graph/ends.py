@@ -29,7 +29,7 @@ def first_layers(graph: GraphModule, layers: Collection[Node]) -> set[Node]:
 
 def last_layers(graph: GraphModule, layers: Collection[Node], outputs: Sequence[Node] | None = None) -> set[Node]:
     """For each output of the network (or each of `outputs`) the layers at the end of the longest way to it."""
-    means = {layer for layer in layers if _is_mean(layer)}
+    means = {layer for layer in layers if is_mean(layer)}
     layers = [layer for layer in layers if layer not in means]
     depth = _depths(graph, layers)
     order = {node: position for position, node in enumerate(graph.graph.nodes)}
@@ -55,7 +55,7 @@ def last_layers(graph: GraphModule, layers: Collection[Node], outputs: Sequence[
     return last | (means if outputs is None else set())
 
 
-def _is_mean(layer: Node) -> bool:
+def is_mean(layer: Node) -> bool:
     """True for a layer with one output that reads a softmax, as it is or reshaped."""
     source = layer.args[0]
     while isinstance(source, Node) and ops.moves(source):

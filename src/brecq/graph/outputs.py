@@ -79,13 +79,16 @@ def _describe(value: Any) -> str:
 BEHIND = 6.0
 """Decibels that an output may lose more than the best one without being named: twice its amplitude."""
 
+FINE = 30.0
+"""Decibels from which on no output is named, whatever the best one has: a thousandth of its power."""
+
 
 def weakest(outputs: Sequence[OutputNoise], scope: Sequence[ScopeEntry]) -> list[str]:
     """What to do about outputs that lose far more than others: a sentence for each, naming the layers behind it."""
     ratios = [output.sqnr for output in outputs if output.signal > 0]
     found = []
     for output in outputs:
-        if output.signal == 0 or output.sqnr >= max(ratios) - BEHIND:
+        if output.signal == 0 or output.sqnr >= min(max(ratios) - BEHIND, FINE):
             continue
         entries = [entry for entry in scope if entry.layer in output.layers and entry.weights]
         bits = ", ".join(f"{entry.layer} {entry.weights}, input {entry.inputs}" for entry in entries[:3])

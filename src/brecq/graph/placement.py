@@ -2,7 +2,8 @@
 
 `output` (Li et al. 2021): after each convolution's activation function and after each residual addition's; a
 convolution that feeds an addition directly is not quantized before it; whatever else enters a convolution or linear
-layer (pooled features, normalized tokens, the network's input) is quantized there. The network's output stays float.
+layer (pooled features, normalized tokens, the network's input) is quantized there. The network's output stays float,
+and so does what no layer depends on: boxes and scores before they are decoded, maps before they are resized.
 
 `input`: the inputs of convolutions and linear layers, and nothing else.
 
@@ -25,7 +26,7 @@ from brecq.config import FLOAT, ActivationScheme, QuantConfig
 from brecq.errors import ConfigError
 from brecq.graph import ops, pt2e, targeted
 from brecq.graph.dataflow import layer_names
-from brecq.graph.ends import first_layers, last_layers
+from brecq.graph.ends import first_layers, is_mean, last_layers
 from brecq.graph.integer import THREE, operator_of
 from brecq.quant.affine import IntRange
 from brecq.targets import Kernel, Target, load
@@ -198,10 +199,13 @@ def _place_outputs(
             leaders[_leader(leaders, source)] = _leader(leaders, sources[0])
     output = next(node for node in graph.graph.nodes if node.op == "output")
     outputs = {_origin(source) for source in output.all_input_nodes}
+    inside = _before_layers(graph, placement.layers).union(*(_sources(_tensor(layer)) for layer in placement.layers))
     bits: dict[Node, int] = {}
     for node in dict.fromkeys(wanted):
         if node in outputs and not _reaches_layer(node, placement.layers):
             continue  # the network's output stays float
+        if node not in inside and not _is_pooled(node):
+            continue  # so does what is only decoded or resized to become one: boxes, scores, masks
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             bits[node] = _width(node, placement, config)
@@ -309,6 +313,26 @@ def _readers(node: Node, layers: dict[Node, str], *, through: frozenset[object] 
         elif current.op == "call_function" and (ops.moves(current) or current.target in ops.CONCAT | through):
             stack.extend(current.users)
     return found
+
+
+def _before_layers(graph: GraphModule, layers: dict[Node, str]) -> set[Node]:
+    """The nodes that some layer depends on, other than one that decodes a box by the mean of a distribution."""
+    found: set[Node] = set()
+    for node in reversed(graph.graph.nodes):
+        if node in found or (node in layers and not is_mean(node)):
+            found.update(source for source in node.all_input_nodes if not ops.is_size(source))
+    return found
+
+
+def _is_pooled(node: Node) -> bool:
+    """True if the mean of a tensor is taken, as it is or of its elements moved."""
+    stack = list(node.users)
+    while stack:
+        user = stack.pop()
+        if user.target in _POOLING:
+            return True
+        stack += user.users if ops.moves(user) or user.target in ops.CONCAT else ()
+    return False
 
 
 def _reaches_layer(node: Node, layers: dict[Node, str]) -> bool:

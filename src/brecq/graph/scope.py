@@ -25,7 +25,7 @@ _REASONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (_PRODUCT, ("matmul", "mm", "bmm", "baddbmm", "attention", "einsum", "dot")),
     ("pooling or reduction, computed in float",
      ("pool", "mean", "sum", "var", "std", "amax", "amin", "max", "min", "median", "prod", "topk")),
-    ("interpolation, computed in float", ("upsample", "interpolate", "grid")),
+    ("interpolation, computed in float", ("upsample", "interpolate", "grid_sampler")),
 )  # fmt: skip
 """Why an operator without a weight of its own computes in float, by words in its name."""
 

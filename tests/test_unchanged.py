@@ -148,3 +148,30 @@ def test_lists_and_dictionaries_hold_what_they_held() -> None:
         assert model.offsets == {"nested": (["first"], {0})}
     torch.testing.assert_close(captured(x), model(x))
     assert torch.is_tensor(model.offsets[4, 5])
+
+
+class Recorder(nn.Module):
+    """Hooks its layers when it first runs, as networks of transformers do that return hidden states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.head = nn.ModuleList(nn.Linear(4, 4) for _ in range(2)), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "hooked"):
+            for layer in self.layers:
+                layer.register_forward_hook(lambda _module, _args, output: self.states.append(output))
+            self.hooked = True
+        self.states: list[Tensor] = []
+        for layer in self.layers:
+            x = layer(x).relu()
+        return self.head(torch.cat(self.states, -1))
+
+
+def test_hooks_that_a_model_gives_itself_are_taken_away() -> None:
+    model, x = Recorder(), torch.randn(16, 4)
+    result = brecq.quantize(model, x, QuantConfig(8, 8, method="rtn"))
+    assert not any(layer._forward_hooks for layer in model.layers)
+    assert not hasattr(model, "hooked")
+    assert brecq.evaluate(result.model, brecq.Dataset((x,)), reference=model).sqnr > 30
+    assert model(x).shape == (16, 3)

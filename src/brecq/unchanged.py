@@ -72,7 +72,9 @@ def _contents(attributes: Sequence[dict[str, Any]]) -> list[tuple[_Container, _C
 
 def _refill(container: Any, content: Any) -> None:
     """Give a container its former elements, where they are not the same objects in the same order."""
-    same = len(container) == len(content) and all(a is b for a, b in zip(_flat(container), _flat(content), strict=True))
+    same = len(container) == len(content) and all(
+        a is b for a, b in zip(_flat(container), _flat(content), strict=True)
+    )
     if not same:
         container.clear()
         container.extend(content) if isinstance(container, list) else container.update(content)

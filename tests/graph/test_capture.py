@@ -87,7 +87,7 @@ class OneBatchSize(nn.Module):
         self.token = nn.Parameter(torch.zeros(1, 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.token.expand(len(x), -1)
+        return x + self.token.expand(int(x.shape[0]), -1)
 
 
 class Failing(nn.Module):
@@ -127,6 +127,27 @@ def test_a_model_that_remembers_the_sizes_of_a_batch(batch: int, any_size: bool)
         for count in (1, 2, 3, 5):
             x = torch.rand(count, 3, *size)
             torch.testing.assert_close(graph(x), model(x))
+
+
+class Queries(nn.Module):
+    """As many queries as there are samples, which `len` counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.fc = nn.Parameter(torch.randn(1, 3, 4)), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.query.expand(len(x), -1, -1), self.fc(x)[:, None]]
+        return torch.cat(parts, len(parts) - 1)
+
+
+def test_the_length_of_a_batch_is_its_size() -> None:
+    model = Queries().eval()
+    graph = capture(model, (torch.randn(2, 4),))
+    for count in (1, 3):
+        x = torch.randn(count, 4)
+        torch.testing.assert_close(graph(x), model(x))
+    assert "len" not in globals()
 
 
 def test_error_names_the_module_with_data_dependent_control_flow() -> None:

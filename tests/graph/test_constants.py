@@ -162,9 +162,7 @@ class Anchored(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x)
         height, width = y.shape[-2:]
-        rows, columns = torch.meshgrid(
-            torch.arange(height).type_as(y), torch.arange(width).to(y) + 0.5, indexing="ij"
-        )
+        rows, columns = torch.meshgrid(torch.arange(height).type_as(y), torch.arange(width).to(y) + 0.5, indexing="ij")
         anchors = torch.stack((columns, rows)) * y.new_full((1, 1), self.stride[1])
         blank = torch.zeros(1, 1, 1, 1).expand_as(y)[:, :2].clone()
         blank[:, 0] = self.stride[0]

@@ -25,6 +25,7 @@ from brecq.graph.chunks import SymbolicChunks
 from brecq.graph.culprit import explain
 from brecq.graph.derivatives import check_derivatives
 from brecq.graph.functional import functionalize
+from brecq.graph.lengths import symbolic_lengths
 from brecq.graph.randomness import check_deterministic
 from brecq.graph.shapes import arguments, batch_dim, dynamic_shapes, one_batch
 from brecq.unchanged import unchanged
@@ -49,7 +50,7 @@ def capture(model: nn.Module, example_inputs: Inputs, *, any_size: bool = False)
     inputs = like(example_inputs, values)
     _check_inputs(tensors(inputs))
     _check_names(model)
-    with evaluating(model), one_batch(model), outputs.plain(model):
+    with evaluating(model), one_batch(model), outputs.plain(model), symbolic_lengths(model):
         graph = _export(model, inputs, any_size)
     check_deterministic(graph)
     fold.normalize_batch_norm(graph)
@@ -138,7 +139,9 @@ def _exported(model: nn.Module, inputs: Inputs, dim: Any, any_size: bool) -> Gra
 def _remember_one(model: nn.Module, inputs: Inputs) -> None:
     """Let the model run on one sample. What some keep of the last batch (anchors, and for which sizes they are) is then
     of a size that a program for two or more never meets, and is made anew in the export."""
-    one = like(inputs, [value[:1] if isinstance(value, Tensor) and value.dim() else value for value in tensors(inputs)])
+    one = like(
+        inputs, [value[:1] if isinstance(value, Tensor) and value.dim() else value for value in tensors(inputs)]
+    )
     with suppress(Exception):  # a model that takes no single sample keeps nothing of one
         call(model, one)
 

@@ -19,8 +19,9 @@ def unchanged(*models: nn.Module) -> Iterator[None]:
     """Afterwards the models' parameters, buffers, modes and other attributes are the same, bit for bit.
 
     Tensors are copied when an operator is about to write into them, not before: it costs memory for those alone.
-    Lists, dictionaries and sets among the attributes hold what they held before: detectors keep grids and anchors there,
-    which are symbols without values after an export, and torch hooks and submodules. What a model changes inside other objects stays changed.
+    Lists, dictionaries and sets among the attributes hold what they held before: detectors keep grids and anchors
+    there, which are symbols without values after an export, and torch hooks and submodules. What a model changes
+    inside other objects stays changed.
     """
     modules = list(dict.fromkeys(module for model in models for module in model.modules()))
     attributes = [(module, dict(module.__dict__), [dict(getattr(module, s)) for s in _STORES]) for module in modules]
@@ -56,8 +57,10 @@ _Container = list[Any] | dict[Any, Any] | set[Any]
 
 
 def _contents(attributes: Sequence[dict[str, Any]]) -> list[tuple[_Container, _Container]]:
-    """Each list, dictionary and set among the attributes of modules, and inside such ones, with a copy of it; hooks are
-    among them, which networks of transformers give themselves when they first run."""
+    """Each list, dictionary and set among the attributes of modules, and inside such ones, with a copy of it.
+
+    Hooks are among them, which networks of transformers give themselves when they first run.
+    """
     stack = [value for each in attributes for name, value in each.items() if name not in _STORES]
     found: dict[int, tuple[_Container, _Container]] = {}
     while stack:

@@ -28,7 +28,6 @@ from brecq.graph.functional import functionalize
 from brecq.graph.lengths import symbolic_lengths
 from brecq.graph.randomness import check_deterministic
 from brecq.graph.shapes import arguments, batch_dim, dynamic_shapes, one_batch
-from brecq.unchanged import unchanged
 
 
 def capture(model: nn.Module, example_inputs: Inputs, *, any_size: bool = False) -> GraphModule:
@@ -111,7 +110,7 @@ def _export(model: nn.Module, inputs: Inputs, any_size: bool) -> GraphModule:
         # Some models treat a batch of one specially: fall back to a dynamic batch of at least two.
         for low, free in itertools.product((1, 2), (True, False) if any_size else (False,)):
             try:
-                with unchanged(model):  # a failed attempt leaves symbols in what the model remembers
+                with evaluating(model):  # a failed attempt leaves symbols in what the model remembers
                     if low > 1:
                         _remember_one(model, inputs)
                     return _exported(model, inputs, batch_dim(low), free)
@@ -137,8 +136,8 @@ def _exported(model: nn.Module, inputs: Inputs, dim: Any, any_size: bool) -> Gra
 
 
 def _remember_one(model: nn.Module, inputs: Inputs) -> None:
-    """Let the model run on one sample. What some keep of the last batch (anchors, and for which sizes they are) is then
-    of a size that a program for two or more never meets, and is made anew in the export."""
+    """Let the model run on one sample: what some keep of the last batch (anchors, and for which sizes they are) is
+    then of a size that a program for two or more never meets, and is made anew in the export."""
     one = like(
         inputs, [value[:1] if isinstance(value, Tensor) and value.dim() else value for value in tensors(inputs)]
     )

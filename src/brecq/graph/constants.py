@@ -116,16 +116,14 @@ def spell_out_sizes(module: GraphModule) -> None:
 def _filled(module: GraphModule, node: Node) -> Node:
     value, source = node.meta["val"], node.args[0]
     fill = _LIKE.get(node.target, node.args[-1])
-    if "new_" in ops.op_name(node):
-        sizes = node.args[1]
-    else:
-        sizes = _sizes(module, source)
+    sizes = node.args[1] if "new_" in ops.op_name(node) else _sizes(module, source)
     options: dict[str, Any] = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
     return module.graph.call_function(aten.full.default, (sizes, fill), options)
 
 
 def _typed(module: GraphModule, node: Node) -> Node:
-    source, value = node.args[0], node.meta["val"]
+    source: Any = node.args[0]
+    value = node.meta["val"]
     before = source.meta["val"]
     if (before.dtype, before.device) == (value.dtype, value.device):
         return source

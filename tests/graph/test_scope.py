@@ -156,3 +156,23 @@ def test_a_layer_that_shares_the_last_one_s_weight_says_why_it_has_its_bits() ->
     assert found["shared"].weights.startswith("8 bit")
     assert found["shared"].reason == "shares its weight with the last layer (first_last)"
     assert found["middle"].weights.startswith("4 bit")
+
+
+class Crossing(nn.Module):
+    """Reference points of as many samples as there are, made in steps that each read the one before twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.start = nn.Conv2d(3, 4, 3, padding=1), nn.Parameter(torch.ones(1, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        points = self.start.expand(x.shape[0], -1, -1, -1)
+        for _ in range(40):
+            points = points * 0.5 + points / 2
+        return self.conv(x) + points
+
+
+def test_what_a_constant_is_computed_from_is_looked_at_once() -> None:
+    graph = prepare(capture(Crossing().eval(), (torch.randn(2, 3, 4, 4),)), BrecqQuantizer(QuantConfig()))
+    entries = scope(graph, partition(graph))
+    assert [(entry.kind, entry.parameters) for entry in entries] == [("conv2d", 112), ("add", 1)]

@@ -326,12 +326,11 @@ def _before_layers(graph: GraphModule, layers: dict[Node, str]) -> set[Node]:
 
 def _is_pooled(node: Node) -> bool:
     """True if the mean of a tensor is taken, as it is or of its elements moved."""
-    stack = list(node.users)
-    while stack:
-        user = stack.pop()
-        if user.target in _POOLING:
+    moved = [node]
+    for each in moved:  # which grows
+        if any(user.target in _POOLING for user in each.users):
             return True
-        stack += user.users if ops.moves(user) or user.target in ops.CONCAT else ()
+        moved += [u for u in each.users if (ops.moves(u) or u.target in ops.CONCAT) and u not in moved]
     return False
 
 

@@ -132,14 +132,14 @@ def _parameters(graph: GraphModule, flow: Dataflow, node: Node, counted: set[str
 
 def _constants(flow: Dataflow, node: Node) -> set[Node]:
     """The parameters and buffers that an operator reads, as they are or computed with the batch size."""
-    found: set[Node] = set()
+    seen: set[Node] = set()
     stack = [source for source in node.all_input_nodes if source in flow.constants]
     while stack:
         source = stack.pop()
-        if source.op == "get_attr":
-            found.add(source)
-        stack.extend(source.all_input_nodes)
-    return found
+        if source not in seen:
+            seen.add(source)
+            stack.extend(source.all_input_nodes)
+    return {source for source in seen if source.op == "get_attr"}
 
 
 def _statistics(node: Node) -> set[Node]:

@@ -152,8 +152,28 @@ def test_the_length_of_a_batch_is_its_size() -> None:
 
 def test_error_names_the_module_with_data_dependent_control_flow() -> None:
     middle = nn.Sequential(nn.Linear(4, 4), DataDependent(), nn.Linear(4, 4))
-    with pytest.raises(CaptureError, match=r"(?s)submodule 'middle.*data-dependent control flow.*submodule="):
+    parts = r"submodules=\['first', 'last'\] in Python, --submodule first --submodule last on"
+    with pytest.raises(CaptureError, match=rf"(?s)submodule 'middle.*data-dependent control flow.*{parts}"):
         capture(Failing(middle), (torch.randn(2, 4),))
+
+
+class Suppressing(nn.Module):
+    """Chooses among what its layers found by what is in it, as non-maximum suppression does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(self.backbone(x))
+        return torch.stack([y.sum(), *y.flatten().round().unique().unbind()])
+
+
+def test_a_model_whose_own_forward_is_to_blame_is_named_by_its_class(capfd: pytest.CaptureFixture[str]) -> None:
+    parts = r"submodules=\['backbone', 'head'\] in Python, --submodule backbone --submodule head on"
+    with pytest.raises(CaptureError, match=rf"(?s)cannot capture Suppressing: .*{parts}"):
+        capture(Suppressing(), (torch.randn(2, 4),))
+    assert "".join(capfd.readouterr()) == ""  # torch prints the program that it has so far
 
 
 def test_error_names_the_module_that_fixes_the_batch_size() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import warnings
 from contextlib import suppress
 from typing import Any
 
@@ -28,6 +27,7 @@ from brecq.graph.functional import functionalize
 from brecq.graph.lengths import symbolic_lengths
 from brecq.graph.randomness import check_deterministic
 from brecq.graph.shapes import arguments, batch_dim, dynamic_shapes, one_batch
+from brecq.graph.silence import silent_export
 
 
 def capture(model: nn.Module, example_inputs: Inputs, *, any_size: bool = False) -> GraphModule:
@@ -105,8 +105,7 @@ def _check_names(model: nn.Module) -> None:
 
 def _export(model: nn.Module, inputs: Inputs, any_size: bool) -> GraphModule:
     reason: Exception | None = None
-    with warnings.catch_warnings(), torch.no_grad(), torch.compiler.set_stance("force_eager"), SymbolicChunks():
-        warnings.simplefilter("ignore")
+    with silent_export(), torch.no_grad(), torch.compiler.set_stance("force_eager"), SymbolicChunks():
         # Some models treat a batch of one specially: fall back to a dynamic batch of at least two.
         for low, free in itertools.product((1, 2), (True, False) if any_size else (False,)):
             try:

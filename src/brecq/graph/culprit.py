@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from brecq.errors import first_line
 from brecq.forward import Inputs, call, like, tensors
 from brecq.graph.shapes import batch_dim, dynamic_shapes
+from brecq.graph.silence import silent_export
 
 
 def explain(model: nn.Module, inputs: Inputs, reason: Exception | None) -> str:
@@ -34,11 +35,18 @@ def explain(model: nn.Module, inputs: Inputs, reason: Exception | None) -> str:
         remedy = "Write x.shape[0] instead of len(x) or a number"
     else:
         remedy = "Rewrite its data-dependent control flow"
+    parts = _other_parts(model, culprit[0] if culprit else "")
     return (
         f"torch.export cannot capture {where}: {why}\n"
         f"{remedy}, or quantize the parts that can be captured by name "
-        "(submodule='backbone' in Python, --submodule backbone on the command line)."
+        f"(submodules={parts!r} in Python, {' '.join(f'--submodule {part}' for part in parts)} on the command line)."
     )
+
+
+def _other_parts(model: nn.Module, culprit: str) -> list[str]:
+    """The children of a model that hold parameters and not the part to blame; what they may be called without any."""
+    holding = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
+    return [name for name in holding if name != culprit.partition(".")[0]] or ["backbone"]
 
 
 def _runs(model: nn.Module, inputs: Inputs) -> str | None:
@@ -52,7 +60,7 @@ def _runs(model: nn.Module, inputs: Inputs) -> str | None:
 
 
 def _in_traceback(model: nn.Module, reason: BaseException | None) -> tuple[str, str] | None:
-    """The innermost module that was running when the exporter failed: its path and class."""
+    """The innermost module that was running when the exporter failed: its path (empty: the model's own) and class."""
     names = {id(module): name for name, module in model.named_modules()}
     while reason is not None:
         found = None
@@ -62,7 +70,7 @@ def _in_traceback(model: nn.Module, reason: BaseException | None) -> tuple[str, 
             if isinstance(owner, nn.Module) and id(owner) in names:
                 found = (names[id(owner)], type(owner).__name__)
             frame = frame.tb_next
-        if found is not None and found[0]:
+        if found is not None:
             return found
         reason = reason.__cause__ or reason.__context__
     return None
@@ -94,7 +102,8 @@ def _smallest_failing(model: nn.Module, inputs: Inputs) -> tuple[str, str] | Non
         plain = not kwargs and all(isinstance(value, Tensor) for value in args)
         try:
             shapes = dynamic_shapes(modules[name], args, kwargs, batch_dim(2)) if plain else None
-            torch.export.export(modules[name], args, kwargs, dynamic_shapes=shapes, strict=False)
+            with silent_export():
+                torch.export.export(modules[name], args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception:  # the question is whether it fails; export raises whatever the module's code raises
             found = (name, type(modules[name]).__name__)
     return found

@@ -51,8 +51,8 @@ def variants(base: Recipe) -> dict[str, Recipe]:
     steps = base.steps
     return {
         "fast": base,
-        "start: rounding to nearest": base.replace(compensate="no"),
-        "start: closed form": base.replace(compensate="yes"),
+        "start: rounding to nearest": base.replace(compensate=False),
+        "start: closed form, correction=1": base.replace(correction=1.0),
         "loss: Fisher": base.replace(loss="fisher"),
         "loss: not normalized, λ = 0.01 on the sum": base.replace(normalize_loss=False, rounding_penalty=0.01),
         "QDrop: none": base.replace(qdrop=0.0),

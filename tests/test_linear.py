@@ -61,7 +61,7 @@ def surveyed(model: nn.Module, x: Tensor) -> object:
         quantized("fast", tune_codes_lr=0.01, tune_features=0.1),
         quantized("instant", steps=0),
         quantized("paper", activation_steps=2),
-        quantized("fast", granularity="layer", compensate="yes"),
+        quantized("fast", granularity="layer", compensate=True),
         quantized("fast", method="rtn"),
         surveyed,
     ],

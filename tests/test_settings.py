@@ -22,7 +22,10 @@ from brecq.effects import IDLE, without_effect
 from brecq.graph.capture import capture
 from brecq.plain import build
 
-QUICK = {"steps": 8, "batch_size": 8, "rounding_lr": 0.3, "range_candidates": 12, "range_samples": 16, "tuning": 0.0}
+QUICK = {
+    "steps": 8, "batch_size": 8, "rounding_lr": 0.3, "range_candidates": 12, "range_samples": 16, "tuning": 0.0,
+    "compensate": False,
+}  # fmt: skip
 FISHER, STAGES = {"loss": "fisher"}, {"joint": False, "activation_steps": 2}
 TUNED = {"tuning": 1.0, "tune_codes_lr": 0.0}
 LAST, NEAREST = {"keep_best": False}, {"method": "rtn"}
@@ -65,8 +68,9 @@ class Row:
 
 ROWS = {
     # the recipe
-    "compensate": Row({"compensate": "no"}, "codes scales biases", "nearest steps", {"compensate": "yes"}),
-    "damping": Row({"damping": 10.0}, "codes scales biases", "nearest steps", {"compensate": "yes"}),
+    "compensate": Row({"compensate": True}, "codes scales biases", "nearest steps"),
+    "correction": Row({"correction": 0.0}, "codes biases", "nearest steps", {"compensate": True}),
+    "damping": Row({"damping": 10.0}, "codes scales biases", "nearest steps", {"compensate": True}),
     "steps": Row({"steps": 12}, "steps codes activations", "nearest"),
     "batch_size": Row({"batch_size": 12}, "codes activations", "nearest steps"),
     "rounding_lr": Row({"rounding_lr": 0.01}, "codes", "nearest steps", LAST),
@@ -266,8 +270,10 @@ class Nested:
     config: QuantConfig
 
 
-@pytest.mark.parametrize(("written", "read"), [(False, "no"), (True, "yes"), ("auto", "auto")])
-def test_configurations_of_earlier_versions_are_read(written: object, read: str) -> None:
+@pytest.mark.parametrize(
+    ("written", "read"), [(False, False), (True, True), ("auto", True), ("yes", True), ("no", False)]
+)
+def test_configurations_of_earlier_versions_are_read(written: object, read: bool) -> None:
     values = QuantConfig().to_dict()
     values["recipe"]["compensate"] = written
     assert QuantConfig.from_dict(values).recipe.compensate == read

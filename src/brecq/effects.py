@@ -15,6 +15,7 @@ RANGES = ("range_norm", "range_candidates", "range_samples")
 ROUNDING = ("rounding_lr", "rounding_penalty", "beta", "warmup")
 STEPS = ("step_lr", "step_space", "step_schedule", "qdrop")
 SECOND = ("activation_norm", "activation_inputs")
+CLOSED = ("damping", "correction")
 TUNING = ("tune_lr", "tune_codes_lr", "tune_features")
 LEARNED = (
     "steps", "batch_size", "joint", "activation_steps", "bias_lr", "normalize_loss", "tuning", *ROUNDING, *STEPS,
@@ -42,14 +43,6 @@ def _learns(config: QuantConfig) -> bool:
     return config.method == "reconstruct" and bool(recipe.steps or recipe.activation_steps)
 
 
-def _closed(config: QuantConfig) -> bool:
-    """Whether codes may come in closed form (`Recipe.compensate`), as far as can be said without the network."""
-    if config.recipe.compensate != "auto":
-        return config.recipe.compensate == "yes"
-    others = config.rules or config.target is not None or config.auto_high_precision
-    return config.activations >= 8 or bool(others)
-
-
 def _activations(config: QuantConfig) -> bool:
     """Whether any may be quantized."""
     ruled = any(rule.activations not in (None, FLOAT) for rule in config.rules)
@@ -68,8 +61,7 @@ IDLE = (
     Idle(("tuning",), "it is a multiple of steps, which is 0", lambda c: not c.recipe.steps),
     Idle(TUNING, "there is no end-to-end tuning (tuning, or both of its rates, are 0)",
          lambda c: not c.recipe.tuning_steps),
-    Idle(("damping",), "it belongs to the closed form (compensate=yes, or auto where no activation has fewer than 8 "
-         "bits)", lambda c: not _closed(c)),
+    Idle(CLOSED, "there is no closed form (compensate is off)", lambda c: not c.recipe.compensate),
     Idle(("fisher_labels",), "the loss is plain, without Fisher information", lambda c: c.recipe.loss == "plain"),
     Idle(("outputs",), "the loss is plain, without Fisher information",
          lambda c: c.recipe.loss == "plain" and not c.auto_high_precision),
@@ -77,8 +69,8 @@ IDLE = (
     Idle((*STEPS, *SECOND, "activation_steps", "activation_scheme", "placement", "first_last_outputs"),
          "activations stay in float", lambda c: not _activations(c)),
     Idle(("range_samples",), "activations stay in float, and nothing is computed in closed form",
-         lambda c: not _activations(c) and not _closed(c)),
-    Idle((*ROUNDING, "compensate", "damping", "weight_scheme", "tune_codes_lr", "bias_lr"), "weights stay in float",
+         lambda c: not _activations(c) and not c.recipe.compensate),
+    Idle((*ROUNDING, "compensate", *CLOSED, "weight_scheme", "tune_codes_lr", "bias_lr"), "weights stay in float",
          lambda c: not _weights(c)),
     Idle(("beta", "warmup"), "there is no regularizer (rounding_penalty is 0)",
          lambda c: not c.recipe.rounding_penalty),

@@ -78,7 +78,8 @@ CHANGES: dict[type, dict[str, tuple[str, Any]]] = {
         "tune_lr": ("--recipe-set tune_lr=0.1", 0.1),
         "tune_codes_lr": ("--recipe-set tune_codes_lr=0.01", 0.01),
         "tune_features": ("--recipe-set tune_features=0.5", 0.5),
-        "compensate": ("--recipe-set compensate=yes", "yes"),
+        "compensate": ("--recipe-set compensate=no", False),
+        "correction": ("--recipe-set correction=0.3", 0.3),
         "damping": ("--recipe-set damping=0.1", 0.1),
         "range_norm": ("--recipe-set range_norm=2", 2.0),
         "range_candidates": ("--recipe-set range_candidates=80", 80),
@@ -344,8 +345,7 @@ VAIN = {
     "--method rtn --autocast bf16": "--autocast would do nothing",
     "--recipe instant --batch-size 8": "--batch-size would do nothing: a recipe of 0 steps",
     "--recipe-set tuning=0 --recipe-set tune_lr=0.1": "there is no end-to-end tuning",
-    "-a 4 --recipe-set damping=0.1": "it belongs to the closed form",
-    "--recipe-set compensate=no --recipe-set damping=0.1": "it belongs to the closed form",
+    "--recipe-set compensate=no --recipe-set damping=0.1": "there is no closed form",
     "-a 32 --recipe-set compensate=no --recipe-set range_samples=8": "nothing is computed in closed form",
     "--recipe-set fisher_labels=given": "the loss is plain",
     "--outputs values": "--outputs would do nothing: the loss is plain",
@@ -356,8 +356,8 @@ VAIN = {
 }
 IN_USE = (
     "--method rtn --recipe-set range_norm=2", "--recipe instant --recipe-set damping=0.1",
-    "-a 8 --recipe-set damping=0.1", "-a 4 --set x a=8 --recipe-set damping=0.1",
-    "-a 4 --recipe-set compensate=yes --recipe-set damping=0.1", "-a 32 --set x a=8 --qdrop 0",
+    "-a 8 --recipe-set damping=0.1", "-a 4 --recipe-set correction=1",
+    "-a 32 --set x a=8 --qdrop 0",
     "-a 32 --recipe-set range_samples=8",
     "--loss fisher --outputs values", "--recipe paper --recipe-set activation_steps=3", "--recipe-set tuning=0",
 )  # fmt: skip

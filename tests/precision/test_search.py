@@ -130,7 +130,7 @@ def test_learning_starts_from_learned_codes(bench, table) -> None:
     config = QuantConfig(recipe=bench.recipe.replace(steps=60))
     learned = bench.measure("ResNet", config=config, bits=(2, 4), quality="reconstructed")
     found = search(learned, f"size={ends(learned)[0]}B")  # all 2 bits: every block as it was learned
-    few = QuantConfig(recipe=bench.recipe.replace(steps=1, compensate="no"))  # else both start well
+    few = QuantConfig(recipe=bench.recipe.replace(steps=1, compensate=False))  # else both start well
     data = bench.model("ResNet"), bench.inputs("ResNet"), few
     cold = brecq.quantize(*data, allocation=found)
     warm = brecq.quantize(*data, allocation=found, learned=learned.codes)

@@ -77,7 +77,14 @@ class Lab:
 
     def config(self, *, recipe: str = "fast", weights: int = 2, activations: int = 4, **changes: Any) -> QuantConfig:
         own = {name: changes.pop(name) for name in list(changes) if name in QuantConfig.__dataclass_fields__}
-        settings = {"steps": 12, "batch_size": 16, "range_candidates": 20, "tuning": 0.0, **changes}
+        quick = {
+            "steps": 12,
+            "batch_size": 16,
+            "range_candidates": 20,
+            "tuning": 0.0,
+            "compensate": recipe == "instant",
+        }
+        settings = {**quick, **changes}
         return QuantConfig(
             weights=weights, activations=activations, recipe=Recipe.preset(recipe).replace(**settings), **own
         )

@@ -67,7 +67,7 @@ def test_each_layer_sees_what_those_before_it_make(lab, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         compensated, "compensate", lambda *args, **named: seen.append(args[2]) or solve(*args, **named)
     )
-    site = site_of(lab, "ResNet", 1)
+    site = site_of(lab, "ResNet", 1, correction=1.0)
     compensated_weights(site)
     _, (second, weight) = site.mine.weights.values()
     uses = compensated._layers(site.block.module)[second]
@@ -111,11 +111,20 @@ def test_the_instant_recipe_makes_no_step(lab, monkeypatch: pytest.MonkeyPatch) 
     assert lab.same(run, lab.run(recipe="instant", weights=2, activations=8, steps=0))
 
 
-@pytest.mark.parametrize(("activations", "same_as", "other"), [(8, "yes", "no"), (4, "no", "yes")])
-def test_auto_starts_here_where_no_activation_has_few_bits(lab, activations: int, same_as: str, other: str) -> None:
+@pytest.mark.parametrize(("activations", "share", "other"), [(32, 1.0, 0.5), (8, 1.0, 0.5), (4, 0.5, 1.0)])
+def test_noise_of_few_bits_is_corrected_by_half(lab, activations: int, share: float, other: float) -> None:
     first, same, third = (
-        lab.run(compensate=value, weights=3, activations=activations, steps=2, samples=32)
-        for value in ("auto", same_as, other)
+        lab.run(recipe="instant", correction=value, weights=3, activations=activations, steps=0, samples=32)
+        for value in (None, share, other)
     )
     assert lab.same(first, same)
     assert not lab.same(first, third)
+
+
+def test_weights_alone_are_corrected_in_full(lab) -> None:
+    """In the first stage of two, where activations are in float whatever their bits."""
+    first, same = (
+        lab.run(compensate=True, correction=value, joint=False, weights=3, activations=4, steps=2, samples=32)
+        for value in (None, 1.0)
+    )
+    assert lab.same(first, same)

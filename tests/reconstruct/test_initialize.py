@@ -151,7 +151,9 @@ def test_biases_of_zero_are_learned() -> None:
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)).eval()
     for layer in (net[0], net[2]):
         torch.nn.init.zeros_(layer.bias)
-    recipe = Recipe.preset("fast").replace(steps=40, tuning=0.0, range_candidates=20, rounding_lr=0.0, compensate="no")
+    recipe = Recipe.preset("fast").replace(
+        steps=40, tuning=0.0, range_candidates=20, rounding_lr=0.0, compensate=False
+    )
     config = QuantConfig(2, 8, first_last=None, recipe=recipe)
     errors = []
     for rate in (0.05, 0.0):

@@ -122,7 +122,7 @@ def test_biases_are_on_the_int32_grid(fast) -> None:
 
 
 def test_codes_stay_beside_the_weight_unless_they_start_in_closed_form(lab, fast) -> None:
-    nearest, learned, started = (run.learned() for run in (lab.run(method="rtn"), fast, lab.run(compensate="yes")))
+    nearest, learned, started = (run.learned() for run in (lab.run(method="rtn"), fast, lab.run(compensate=True)))
     weights = [name for name in nearest if name.endswith(".codes")]
     assert len(weights) == 9
     moved = [(learned[name].int() - nearest[name].int()).abs() for name in weights]

@@ -193,7 +193,7 @@ def test_networks_of_several_outputs_and_few_samples(lab) -> None:
 
 
 def test_weights_only(lab) -> None:
-    report = lab.run(activations=32, tuning=2.5, compensate="no").reports[-1]
+    report = lab.run(activations=32, tuning=2.5, compensate=False).reports[-1]
     assert report.error_after < report.error_before
 
 

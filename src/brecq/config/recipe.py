@@ -14,18 +14,12 @@ FisherLabels = Literal["sampled", "given"]
 StepSpace = Literal["log", "linear"]
 StepSchedule = Literal["constant", "cosine"]
 Inputs = Literal["quantized", "float"]
-Compensate = Literal["auto", "yes", "no"]
 
 
 def check_beta(name: str, beta: tuple[float, float]) -> None:
     """Raise `ConfigError` unless the exponent falls."""
     if beta[0] < beta[1]:
         raise ConfigError(f"{name} is {beta!r}; give two numbers, the first at least the second, both at least 1")
-
-
-def _start(given: Any) -> Any:
-    """Of `compensate`, which was a flag in earlier versions."""
-    return ("yes" if given else "no") if isinstance(given, bool) else given
 
 
 def _rate(default: float, help: str) -> Any:
@@ -47,10 +41,17 @@ class Recipe:
 
     # fmt: off
     name: str = setting("custom", "of the recipe, for people")
-    compensate: Compensate = setting(
-        "auto",
+    compensate: bool = setting(
+        True,
         "start from codes, weight steps and biases in closed form, from the second moments of each layer's inputs; "
-        "otherwise from weights rounded to nearest. auto: where no activation has fewer than 8 bits",
+        "otherwise from weights rounded to nearest",
+    )
+    correction: float | None = setting(
+        None,
+        "share of the error in a layer's input that its weights make up for in this start: 1 is the target of GPTAQ, "
+        "0 that of GPTQ. By default 1, and 0.5 where activations have fewer than 8 bits: most of the error is noise "
+        "then, which weights can only make smaller together with the signal",
+        low=0, high=1,
     )
     damping: float = setting(
         0.01,
@@ -164,7 +165,6 @@ class Recipe:
     # fmt: on
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "compensate", _start(self.compensate))
         check(self)
         if self.joint:
             for name, alone in (("activation_steps", 0), ("activation_norm", 2.0), ("activation_inputs", "quantized")):
@@ -174,7 +174,8 @@ class Recipe:
     @classmethod
     def from_earlier(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Fields as this version names their values; see `brecq.plain.build`."""
-        return {name: _start(value) if name == "compensate" else value for name, value in values.items()}
+        start = values.get("compensate")
+        return {**values, "compensate": start != "no"} if isinstance(start, str) else values
 
     @property
     def tuning_steps(self) -> int:
@@ -195,14 +196,14 @@ class Recipe:
 
 
 _OFFICIAL = Recipe(
-    name="official", compensate="no", steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000,
+    name="official", compensate=False, steps=20_000, rounding_lr=1e-3, joint=False, activation_steps=5_000,
     activation_norm=2.4, activation_inputs="float", step_lr=4e-4, step_space="linear", step_schedule="cosine",
     bias_lr=0.0, first_layer=False, qdrop=0.0, normalize_loss=False, rounding_penalty=0.01, keep_best=False,
     held_out=0.0, tuning=0.0, range_samples=64,
 )  # fmt: skip
 
 _PRESETS = {
-    "instant": Recipe(name="instant", compensate="yes", steps=0, tuning=0.0),
+    "instant": Recipe(name="instant", steps=0, tuning=0.0),
     "fast": Recipe(name="fast"),
     "paper": _OFFICIAL.replace(name="paper", loss="fisher", activation_norm=2.0),
     "official": _OFFICIAL,

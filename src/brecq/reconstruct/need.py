@@ -27,7 +27,6 @@ from brecq.graph.geometry import geometry_of
 from brecq.graph.prepare import fake_quantize_node
 from brecq.quant.fake_quant import WeightFakeQuantize
 from brecq.ranks import UNIT
-from brecq.reconstruct.initialize.compensated import starts_compensated
 from brecq.reconstruct.memory import LARGEST_PART
 
 FIXED = 400_000_000
@@ -62,7 +61,7 @@ class Need:
 def need(network: Network, config: QuantConfig) -> Need:
     """What a run over the network needs without its caches."""
     recipe, learns = config.recipe, config.method == "reconstruct"
-    closed = learns and starts_compensated(network.graph, recipe)
+    closed = learns and recipe.compensate
     work = {block.name: _block(block, recipe, learns, closed) for block in network.blocks}
     whole = [_activations(block.module) for block in network.blocks]
     if learns and recipe.loss == "fisher":

@@ -18,7 +18,7 @@ from brecq.graph.blocks import Block
 from brecq.quant.fake_quant import Mode
 from brecq.reconstruct import fisher
 from brecq.reconstruct.initialize import initialize
-from brecq.reconstruct.initialize.compensated import compensated_weights, starts_compensated
+from brecq.reconstruct.initialize.compensated import compensated_weights
 from brecq.reconstruct.initialize.shared import shared_quantizers, shared_ranges
 from brecq.reconstruct.learnables import Learnables, learnables, make_room
 from brecq.reconstruct.optimize import Outcome, Reconstruction
@@ -134,7 +134,6 @@ class _Pass:
         self.names = [block.name for block in self.blocks]
         self.state = None if stage == "rtn" else run.state  # nothing is learned that could be saved
         self.done: set[nn.Module] = set(shared_quantizers(run.network))
-        self.compensates = starts_compensated(run.network.graph, run.config.recipe)
         self.mine = Learnables()
         self.streams: Streams | None = None
         if not finished(self, number, self.state):  # otherwise no activations are needed: only results
@@ -162,7 +161,7 @@ class _Pass:
             outcome = Outcome(nearest.relative, nearest.relative, 0)
         else:
             learned = site.recipe.first_layer or not self._first(block)
-            if learned and self.compensates and self.stage != "activations":
+            if learned and site.recipe.compensate and self.stage != "activations":
                 _compensate(site, learner, nearest.loss)
             outcome = learner.run(self.steps if learned else 0, run.progress.step)
         seconds = time.perf_counter() - began

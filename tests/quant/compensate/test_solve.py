@@ -131,6 +131,18 @@ def test_far_better_than_rounding_to_nearest(name: str) -> None:
     assert errors[0] < 0.67 * errors[1]
 
 
+def test_how_much_of_the_inputs_noise_weights_make_up_for() -> None:
+    """At 8 bits the codes are close to the target: the weight itself, or what shrinks as noise of as much power as the
+    signal asks for, to half."""
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 20_000, 8, generator=generator)
+    w = torch.randn(6, 8, generator=generator)
+    moments, grid = moments_of(Geometry.linear(), x, x + noise), start(2 * w, IntRange.weights(8, False), 0)
+    for share, size in ((0.0, 1.0), (0.5, 0.75), (1.0, 0.5)):
+        solution = compensate(w, Geometry.linear(), moments.corrected(share), grid, symmetric=False, damping=1e-6)
+        torch.testing.assert_close(value(solution), size * w, atol=0.05, rtol=0)
+
+
 def test_a_convolution_equals_the_linear_layer_on_its_patches() -> None:
     x_f, x_q, w = example("conv", 0)
     grid = start(w, IntRange.weights(3, symmetric=False), 0)

@@ -9,7 +9,7 @@ of the error upon itself; what is left depends on the central moments.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,6 +49,14 @@ class Moments:
             self.mean,
             self.float_mean,
         )
+
+    def corrected(self, share: float) -> Moments:
+        """As if the float network's inputs had 1 − `share` of the error of these: B → share·B + (1 − share)·H.
+
+        With 1 weights aim at the float layer's output (GPTAQ), as far as least squares go: where inputs are noisy,
+        they shrink. With 0 they aim at what the float weights would give on the same inputs (GPTQ).
+        """
+        return self if share == 1 else replace(self, cross=torch.lerp(self.gram, self.cross, share))
 
     def bias_shift(self, rows: Tensor, quantized: Tensor) -> Tensor:
         """E[w·x_f − q·x_q] of weights [G, R, K]: what to add to the bias; float64 [G·R]."""

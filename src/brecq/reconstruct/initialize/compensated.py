@@ -15,12 +15,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from brecq import ranks
-from brecq.config import Recipe
 from brecq.graph import ops
 from brecq.graph.geometry import geometry_of
 from brecq.graph.prepare import fake_quantize_node
 from brecq.quant.compensate import Moments, MomentSum, compensate, mixed
-from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Start, WeightFakeQuantize
+from brecq.quant.fake_quant import BiasFakeQuantize, Start, WeightFakeQuantize
 from brecq.reconstruct.initialize.biases import bias_of
 from brecq.reconstruct.learnables import make_room
 from brecq.reconstruct.sampler import learned_from
@@ -36,22 +35,17 @@ so many patches."""
 
 
 PRECISE = 8
-"""Bits of activations from which on this start is the better one (docs/results.md, "What recipes are chosen by")."""
+"""Bits of activations from which on the error of a layer's input is mostly that of the weights before it."""
 
-
-def starts_compensated(graph: GraphModule, recipe: Recipe) -> bool:
-    """Whether the blocks of a network start here; `graph`: all of it, with its fake-quantizers."""
-    if recipe.compensate != "auto":
-        return recipe.compensate == "yes"
-    modules = (fake_quantize_node(graph, node) for node in graph.graph.nodes)
-    return all(m.range.bits >= PRECISE for m in modules if isinstance(m, ActivationFakeQuantize) and m.enabled)
+NOISY = 0.5
+"""Share of that error to correct where it is mostly rounding noise (docs/results.md, "What recipes are chosen by")."""
 
 
 @torch.no_grad()
 def compensated_weights(site: Site) -> None:
     """Set codes and grids of the block's weights, and the biases beside them; weights with a start already keep it."""
     layers = _layers(site.block.module)
-    values, solved = dict(site.mine.biases.values()), []
+    values, solved, share = dict(site.mine.biases.values()), [], _correction(site)
     for module, weight in site.mine.weights.values():
         if module.codes is not None or module.start is not None or module not in layers:
             continue
@@ -60,8 +54,7 @@ def compensated_weights(site: Site) -> None:
         rows = geometry.rows(weight)
         moments = _moments(site, uses, rows)
         for bias, (count, one) in moments.items():
-            if bias in values:
-                moments[bias] = count, one.central()
+            moments[bias] = count, (one.central() if bias in values else one).corrected(share)
         parts = list(moments.values())
         scarcity = rows.shape[2] / sum(count for count, _ in parts)
         damping = site.recipe.damping * (1 + DISTRUST * scarcity)
@@ -75,6 +68,12 @@ def compensated_weights(site: Site) -> None:
     make_room(site.block.module)
     for module, solution in solved:
         module.start = Start(solution.weight, module.integers(solution.weight))
+
+
+def _correction(site: Site) -> float:
+    """`Recipe.correction`, or what it is by default."""
+    given = site.recipe.correction
+    return given if given is not None else NOISY if site.streams.fewest_bits < PRECISE else 1.0
 
 
 def _layers(block: GraphModule) -> dict[WeightFakeQuantize, list[Node]]:

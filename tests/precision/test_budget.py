@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +43,12 @@ def test_what_cannot_be_read(text: str) -> None:
 @given(st.sampled_from(COSTS), st.floats(1e-3, 1e13))
 def test_what_is_shown_can_be_read(cost: str, limit: float) -> None:
     assert Budget.parse(f"{cost}={describe(cost, limit)}").limit == pytest.approx(limit, rel=1e-3)
+
+
+@pytest.mark.parametrize("limit", [None, True, "3", [1], -1, 0, math.nan, math.inf, 10**400])
+def test_limits_are_positive_numbers(limit: object) -> None:
+    with pytest.raises(ConfigError, match=r"the budget on size is .*; give a positive number"):
+        Budget("size", limit)  # type: ignore[arg-type]
 
 
 def test_one_budget_a_cost_and_at_least_one() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -37,8 +36,9 @@ class Budget:
     def __post_init__(self) -> None:
         if self.cost not in COSTS:
             raise ConfigError(f"there is no budget on {self.cost!r}; choose one of {', '.join(COSTS)}")
-        if not (self.limit > 0 and math.isfinite(self.limit)):
-            raise ConfigError(f"the budget on {self.cost} is {self.limit!r}; give a positive number")
+        number = isinstance(self.limit, (int, float)) and not isinstance(self.limit, bool)
+        if not number or not 0 < self.limit < 1e300:
+            raise ConfigError(f"the budget on {self.cost} is {shown(self.limit)}; give a positive number")
 
     def __str__(self) -> str:
         return f"{self.cost}={describe(self.cost, self.limit)}"

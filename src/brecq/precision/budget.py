@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -37,7 +38,7 @@ class Budget:
         if self.cost not in COSTS:
             raise ConfigError(f"there is no budget on {self.cost!r}; choose one of {', '.join(COSTS)}")
         number = isinstance(self.limit, (int, float)) and not isinstance(self.limit, bool)
-        if not number or not 0 < self.limit < 1e300:
+        if not number or not 0 < self.limit <= sys.float_info.max:
             raise ConfigError(f"the budget on {self.cost} is {shown(self.limit)}; give a positive number")
 
     def __str__(self) -> str:

@@ -6,8 +6,7 @@
 A page holds `<!-- table: NAME -->`, the table, and `<!-- end -->`; `TABLES` says what NAME is. A cell of a table is
 the newest record in benchmarks/results/ with that network, row and column; records that differ from it in nothing but
 their seed are averaged. So a page follows when a cell is measured again, and only then. What was measured before the
-recipe had the setting `SINCE`, or with the tuning before the present one, is left out of the tables of accuracy
-(`CURRENT`), and marked † in the others.
+recipe had the setting `SINCE` is left out of the tables of accuracy (`CURRENT`), and marked † in the others.
 """
 
 from __future__ import annotations
@@ -25,9 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n\n)(.*?)(\n\n<!-- end -->)", re.DOTALL)
-SINCE = "first_layer"
-TUNED = 0.5
-"""What the recipe's `tuning` was before codes moved in it."""
+SINCE = "correction"
 CURRENT = ("cifar", "clock", "tasks")
 """Results of which a page shows no earlier version's."""
 Record = dict[str, Any]
@@ -141,7 +138,7 @@ def _earlier(record: Record) -> bool:
     config = record["key"]["config"]
     if not config or config["method"] == "rtn":
         return False
-    return SINCE not in config["recipe"] or config["recipe"].get("tuning") == TUNED
+    return SINCE not in config["recipe"]
 
 
 def _seed(record: Record) -> int:

@@ -111,8 +111,8 @@ def test_the_instant_recipe_makes_no_step(lab, monkeypatch: pytest.MonkeyPatch) 
     assert lab.same(run, lab.run(recipe="instant", weights=2, activations=8, steps=0))
 
 
-@pytest.mark.parametrize(("activations", "share", "other"), [(32, 1.0, 0.5), (8, 1.0, 0.5), (4, 0.5, 1.0)])
-def test_noise_of_few_bits_is_corrected_by_half(lab, activations: int, share: float, other: float) -> None:
+@pytest.mark.parametrize(("activations", "share", "other"), [(32, 1.0, 0.5), (8, 0.5, 1.0), (4, 0.5, 1.0)])
+def test_noise_is_corrected_by_half(lab, activations: int, share: float, other: float) -> None:
     first, same, third = (
         lab.run(recipe="instant", correction=value, weights=3, activations=activations, steps=0, samples=32)
         for value in (None, share, other)

@@ -49,8 +49,8 @@ class Recipe:
     correction: float | None = setting(
         None,
         "share of the error in a layer's input that its weights make up for in this start: 1 is the target of GPTAQ, "
-        "0 that of GPTQ. By default 1, and 0.5 where activations have fewer than 8 bits: most of the error is noise "
-        "then, which weights can only make smaller together with the signal",
+        "0 that of GPTQ. By default 0.5, and 1 where activations stay in float: their rounding is noise, which "
+        "weights can only make smaller together with the signal",
         low=0, high=1,
     )
     damping: float = setting(

@@ -34,11 +34,9 @@ DISTRUST = 32.0
 so many patches."""
 
 
-PRECISE = 8
-"""Bits of activations from which on the error of a layer's input is mostly that of the weights before it."""
-
 NOISY = 0.5
-"""Share of that error to correct where it is mostly rounding noise (docs/results.md, "What recipes are chosen by")."""
+"""Share of the error in its input that a layer corrects where it is rounding noise, too, not only that of the weights
+before it (docs/results.md, "What recipes are chosen by")."""
 
 
 @torch.no_grad()
@@ -73,7 +71,7 @@ def compensated_weights(site: Site) -> None:
 def _correction(site: Site) -> float:
     """`Recipe.correction`, or what it is by default."""
     given = site.recipe.correction
-    return given if given is not None else NOISY if site.streams.fewest_bits < PRECISE else 1.0
+    return given if given is not None else NOISY if site.streams.quantizes_activations else 1.0
 
 
 def _layers(block: GraphModule) -> dict[WeightFakeQuantize, list[Node]]:

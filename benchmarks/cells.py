@@ -27,6 +27,8 @@ from brecq.cli.render import format_seconds
 from brecq.text import parse_settings
 
 RESULTS = Path(__file__).resolve().parent / "results"
+BEFORE = {"correction": 1.0}
+"""What settings of a recipe that came later were before they could be set, where their default is another now."""
 Values = dict[str, float]
 
 
@@ -99,11 +101,12 @@ def _settings(config: QuantConfig) -> dict[str, Any]:
 
 
 def _now(key: dict[str, Any]) -> dict[str, Any]:
-    """The key of a record as it would be today: a setting that came later has its default."""
+    """The key of a record as it would be today: a setting that came later has its default, or what it was `BEFORE`."""
     if key["config"] is None:
         return key
     defaults = json.loads(json.dumps(_settings(QuantConfig(method=key["config"]["method"]))))
-    recipe = {**defaults["recipe"], **key["config"]["recipe"]}
+    later = {name: BEFORE.get(name, value) for name, value in defaults["recipe"].items()}
+    recipe = {**later, **key["config"]["recipe"]}
     return {**key, "config": {**defaults, **key["config"], "recipe": recipe}}
 
 

@@ -41,9 +41,9 @@ def test_the_newest_cell_counts_and_its_seeds_are_averaged(monkeypatch: pytest.M
 
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     tables.records.cache_clear()
-    lines = [record(10, 0), record(20, 1), record(30, 0, first_layer=0), record(70, 0, first_layer=0)]
+    lines = [record(10, 0), record(20, 1), record(30, 0, correction=0), record(70, 0, correction=0)]
     (tmp_path / "old.jsonl").write_text("\n".join(lines[:2]))
-    (tmp_path / "new.jsonl").write_text("\n".join([*lines, record(50, 1, first_layer=0)]))
+    (tmp_path / "new.jsonl").write_text("\n".join([*lines, record(50, 1, correction=0)]))
     assert tables.cell("old", "n", "W2A2", tables.Show("r")) == "15.00 ± 7.07 †"
     assert tables.cell("new", "n", "W2A2", tables.Show("r")) == "60.00 ± 14.14"
     assert tables.cell("new", "n", "W4A4", tables.Show("r")) == ""

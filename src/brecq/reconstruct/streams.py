@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from brecq.config import FLOAT
 from brecq.forward import even_slices
 from brecq.graph.blocks import Block, Network, Values
 from brecq.graph.prepare import fake_quantize_node
@@ -41,8 +42,9 @@ class Streams:
     Attributes:
         share: the samples whose activations are here; `read` counts among these.
         samples: how many there are in all. forwards: block-forwards over the whole set done so far.
-        quantizes_activations: whether the quantized stream differs by more than weights. Where it does not, there is
-            nothing for QDrop to drop, and mixing in the float stream would only hide the error to correct.
+        fewest_bits: of an activation in the quantized stream; `FLOAT` if it differs by weights alone.
+        quantizes_activations: whether it differs by more. Where it does not, there is nothing for QDrop to drop, and
+            mixing in the float stream would only hide the error to correct.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Streams:
         self.share = Share(len(inputs[0])) if share is None else share
         self.samples = self.share.samples
         self.forwards = 0
-        quantizers = (m for m in network.graph.modules() if isinstance(m, ActivationFakeQuantize))
-        self.quantizes_activations = activations is Mode.HARD and any(m.enabled for m in quantizers)
+        quantizers = (m for m in network.graph.modules() if isinstance(m, ActivationFakeQuantize) and m.enabled)
+        bits = (m.range.bits for m in quantizers if activations is Mode.HARD)
+        self.fewest_bits = min(bits, default=FLOAT)
+        self.quantizes_activations = self.fewest_bits < FLOAT
         self._last_use = network.last_use()
         self._starts: dict[Stream, Kind] = {"float": "input", "quantized": "input"}
         self._keep("input", inputs)

@@ -34,9 +34,11 @@ DISTRUST = 32.0
 so many patches."""
 
 
-NOISY = 0.5
-"""Share of the error in its input that a layer corrects where it is rounding noise, too, not only that of the weights
-before it (docs/results.md, "What recipes are chosen by")."""
+PRECISE = 8
+"""Bits of activations from which on their rounding adds little to the error that weights before them make."""
+
+ENOUGH = 50
+"""Steps a block after which what the start left of its inputs' error is corrected."""
 
 
 @torch.no_grad()
@@ -69,9 +71,12 @@ def compensated_weights(site: Site) -> None:
 
 
 def _correction(site: Site) -> float:
-    """`Recipe.correction`, or what it is by default."""
-    given = site.recipe.correction
-    return given if given is not None else NOISY if site.streams.quantizes_activations else 1.0
+    """`Recipe.correction`, or what it is by default (docs/results.md, "What recipes are chosen by")."""
+    if site.recipe.correction is not None:
+        return site.recipe.correction
+    if not site.streams.quantizes_activations:
+        return 1.0
+    return 0.5 if site.streams.fewest_bits >= PRECISE or site.recipe.steps < ENOUGH else 0.0
 
 
 def _layers(block: GraphModule) -> dict[WeightFakeQuantize, list[Node]]:

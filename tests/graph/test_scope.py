@@ -102,6 +102,25 @@ def test_what_a_concatenation_joins_on_one_grid_stays_on_it(captured) -> None:
     assert (entry.inputs, entry.output, entry.reason) == ("4 bit asymmetric", "4 bit asymmetric", "")
 
 
+def test_why_what_joins_quantized_tensors_is_float() -> None:
+    class Features(nn.Module):
+        """Returns what its last two layers read, joined."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(channels, 4, 1) for channels in (3, 4, 4))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            a = self.layers[0](x).relu()
+            b = self.layers[1](a).relu()
+            return self.layers[2](b), torch.cat([a, b], 1)
+
+    graph = prepare(capture(Features().eval(), (torch.randn(2, 3, 8, 8),)), BrecqQuantizer(QuantConfig()))
+    entry = next(entry for entry in scope(graph, partition(graph)) if entry.kind == "cat")
+    assert entry.output == "float"
+    assert entry.reason == "what it makes of quantized tensors is read by no layer as it is"
+
+
 def test_the_statistics_of_a_batch_norm_are_no_parameters() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3)).eval()  # nothing to fold it into
     graph = prepare(capture(model, (torch.randn(2, 3, 8, 8),)), BrecqQuantizer(QuantConfig()))

@@ -197,6 +197,8 @@ def _reason(flow: Dataflow, node: Node, inputs: str, output: str) -> str:
             return ""
         if output == "float" and node.target in ops.ADD:
             return "a sum that no layer reads as it is"
+        if "float" not in inputs.split(", "):
+            return "what it makes of quantized tensors is read by no layer as it is"
         return "not all that it joins is quantized"
     for reason, words in _REASONS:
         if any(word in name for word in words):

@@ -113,15 +113,16 @@ def test_the_instant_recipe_makes_no_step(lab, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("activations", "steps", "share"), [(32, 2, 1.0), (8, 2, 0.5), (8, 50, 0.5), (4, 2, 0.5), (4, 50, 0.0)]
+    ("weights", "activations", "steps", "share"),
+    [(4, 32, 2, 1.0), (4, 8, 2, 0.5), (4, 8, 50, 0.5), (4, 4, 2, 0.5), (4, 4, 50, 0.0), (2, 4, 50, 0.5)],
 )
 def test_how_much_of_its_inputs_error_a_layer_corrects(
-    lab, activations: int, steps: int, share: float, monkeypatch: pytest.MonkeyPatch
+    lab, weights: int, activations: int, steps: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
     corrected = Moments.corrected
     monkeypatch.setattr(Moments, "corrected", lambda self, share: seen.append(share) or corrected(self, share))
-    site = site_of(lab, "ResNet", 1, weights=3, activations=activations, steps=steps)
+    site = site_of(lab, "ResNet", 1, weights=weights, activations=activations, steps=steps)
     compensated_weights(site)
     assert set(seen) == {share}
 

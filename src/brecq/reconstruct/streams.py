@@ -16,7 +16,7 @@ from brecq.config import FLOAT
 from brecq.forward import even_slices
 from brecq.graph.blocks import Block, Network, Values
 from brecq.graph.prepare import fake_quantize_node
-from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, set_mode
+from brecq.quant.fake_quant import ActivationFakeQuantize, GridFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.quant.grid import Grid
 from brecq.ranks import Share
 from brecq.reconstruct.cache import ActivationCache, Kind, Slot
@@ -42,9 +42,9 @@ class Streams:
     Attributes:
         share: the samples whose activations are here; `read` counts among these.
         samples: how many there are in all. forwards: block-forwards over the whole set done so far.
-        fewest_bits: of an activation in the quantized stream; `FLOAT` if it differs by weights alone.
-        quantizes_activations: whether it differs by more. Where it does not, there is nothing for QDrop to drop, and
-            mixing in the float stream would only hide the error to correct.
+        weight_bits, activation_bits: the fewest of any in the quantized stream; `FLOAT` where none is quantized.
+        quantizes_activations: whether it differs by more than weights. Where it does not, there is nothing for QDrop
+            to drop, and mixing in the float stream would only hide the error to correct.
     """
 
     def __init__(
@@ -63,10 +63,11 @@ class Streams:
         self.share = Share(len(inputs[0])) if share is None else share
         self.samples = self.share.samples
         self.forwards = 0
-        quantizers = (m for m in network.graph.modules() if isinstance(m, ActivationFakeQuantize) and m.enabled)
-        bits = (m.range.bits for m in quantizers if activations is Mode.HARD)
-        self.fewest_bits = min(bits, default=FLOAT)
-        self.quantizes_activations = self.fewest_bits < FLOAT
+        quantizers = [m for m in network.graph.modules() if isinstance(m, GridFakeQuantize) and m.enabled]
+        self.weight_bits = min((m.range.bits for m in quantizers if isinstance(m, WeightFakeQuantize)), default=FLOAT)
+        bits = (m.range.bits for m in quantizers if isinstance(m, ActivationFakeQuantize) and activations is Mode.HARD)
+        self.activation_bits = min(bits, default=FLOAT)
+        self.quantizes_activations = self.activation_bits < FLOAT
         self._last_use = network.last_use()
         self._starts: dict[Stream, Kind] = {"float": "input", "quantized": "input"}
         self._keep("input", inputs)

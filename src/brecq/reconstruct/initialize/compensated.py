@@ -34,11 +34,11 @@ DISTRUST = 32.0
 so many patches."""
 
 
-PRECISE = 8
-"""Bits of activations from which on their rounding adds little to the error that weights before them make."""
+NOISY = 4, 7
+"""At least so many bits in weights and at most so many in activations: what an input lost is mostly rounding noise."""
 
 ENOUGH = 50
-"""Steps a block after which what the start left of its inputs' error is corrected."""
+"""Steps a block that correct what a start can leave to them."""
 
 
 @torch.no_grad()
@@ -76,7 +76,8 @@ def _correction(site: Site) -> float:
         return site.recipe.correction
     if not site.streams.quantizes_activations:
         return 1.0
-    return 0.5 if site.streams.fewest_bits >= PRECISE or site.recipe.steps < ENOUGH else 0.0
+    noisy = site.streams.weight_bits >= NOISY[0] and site.streams.activation_bits <= NOISY[1]
+    return 0.0 if noisy and site.recipe.steps >= ENOUGH else 0.5
 
 
 def _layers(block: GraphModule) -> dict[WeightFakeQuantize, list[Node]]:

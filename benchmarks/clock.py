@@ -131,9 +131,11 @@ def draw() -> None:
         axis.set_title(column)
         axis.set_xlabel("processor seconds")
         axis.grid(alpha=0.3)
+        axis.margins(y=0.12)
     axes[0].set_ylabel("top-1, percent")
-    axes[columns.index("W2A4")].legend(loc="lower right")
-    figure.tight_layout()
+    handles, labels = axes[columns.index("W2A4")].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(IMAGE, dpi=110)
 
 

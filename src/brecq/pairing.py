@@ -9,9 +9,7 @@ SAME = 0.5
 """Overlap (intersection over union) from which two boxes of one class are the same object."""
 
 
-def partners(
-    found: tuple[Tensor, Tensor, Tensor], expected: tuple[Tensor, Tensor, Tensor], overlap: float = SAME
-) -> dict[int, int]:
+def partners(found: tuple[Tensor, Tensor, Tensor], expected: tuple[Tensor, Tensor, Tensor]) -> dict[int, int]:
     """Rows of `expected` by the rows of `found` that they are partners of, one each: the surest of `found` choose
     first, and each takes the box of its class that it overlaps most.
 
@@ -27,7 +25,7 @@ def partners(
     pairs: dict[int, int] = {}
     for row in scores.argsort(descending=True, stable=True).tolist():
         best = int(shared[row].argmax())
-        if shared[row, best] >= overlap:
+        if shared[row, best] >= SAME:
             shared[:, best] = 0
             pairs[row] = best
     return pairs

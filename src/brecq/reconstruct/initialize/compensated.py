@@ -33,7 +33,6 @@ DISTRUST = 32.0
 """How fast the damping grows where patches are few for the weights of an output channel: it doubles at one weight for
 so many patches."""
 
-
 NOISY = 4, 7
 """At least so many bits in weights and at most so many in activations: what an input lost is mostly rounding noise."""
 

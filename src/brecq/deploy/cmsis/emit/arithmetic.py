@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from brecq.deploy.cmsis.emit.source import (
-    Source,
-    braces,
-    call,
-    checked,
-    clamp,
-    dims,
-    leading,
-    plain,
-    tensors,
-)
+from brecq.deploy.cmsis.emit.source import Source, braces, call, checked, clamp, dims, leading, plain, tensors
 from brecq.deploy.lite.program import Operator, Tensor
 from brecq.deploy.simulate.arithmetic import mean_multiplier, multiplier
 from brecq.errors import ExportError
@@ -61,62 +52,29 @@ def _blocks(operator: Operator, a: Tensor, b: Tensor) -> tuple[int, int, int, in
 
 def add(source: Source, operator: Operator) -> None:
     (a, b), output = tensors(operator)
-    count, block, step_a, step_b = _blocks(operator, a, b)
     twice = 2 * max(a.scale, b.scale)
     first, second = multiplier(a.scale / twice), multiplier(b.scale / twice)
     total = multiplier(twice / ((1 << 20) * output.scale))
-    low, high = clamp(operator, output)
-    call(
-        source,
-        [
-            f"for (int32_t i = 0; i < {count}; i++)",
-            "    "
-            + checked(
-                "arm_elementwise_add_s8",
-                f"{source.pointers[a]} + i * {step_a}",
-                f"{source.pointers[b]} + i * {step_b}",
-                -a.zero_point,
-                *first,
-                -b.zero_point,
-                *second,
-                20,
-                f"{source.pointers[output]} + i * {block}",
-                output.zero_point,
-                *total,
-                low,
-                high,
-                block,
-            ),
-        ],
-    )
+    offsets = -a.zero_point, *first, -b.zero_point, *second, 20
+    _elementwise(source, operator, "arm_elementwise_add_s8", offsets, total)
 
 
 def multiply(source: Source, operator: Operator) -> None:
     (a, b), output = tensors(operator)
+    total = multiplier(a.scale * b.scale / output.scale)
+    _elementwise(source, operator, "arm_elementwise_mul_s8", (-a.zero_point, -b.zero_point), total)
+
+
+def _elementwise(
+    source: Source, operator: Operator, kernel: str, offsets: Sequence[int], total: tuple[int, int]
+) -> None:
+    """A kernel of two operands. `offsets`: its arguments of them; `total`: multiplier and shift of the result."""
+    (a, b), output = tensors(operator)
     count, block, step_a, step_b = _blocks(operator, a, b)
-    whole, shift = multiplier(a.scale * b.scale / output.scale)
-    low, high = clamp(operator, output)
-    call(
-        source,
-        [
-            f"for (int32_t i = 0; i < {count}; i++)",
-            "    "
-            + checked(
-                "arm_elementwise_mul_s8",
-                f"{source.pointers[a]} + i * {step_a}",
-                f"{source.pointers[b]} + i * {step_b}",
-                -a.zero_point,
-                -b.zero_point,
-                f"{source.pointers[output]} + i * {block}",
-                output.zero_point,
-                whole,
-                shift,
-                low,
-                high,
-                block,
-            ),
-        ],
-    )
+    operands = [f"{source.pointers[each]} + i * {step}" for each, step in ((a, step_a), (b, step_b))]
+    result = [f"{source.pointers[output]} + i * {block}", output.zero_point, *total, *clamp(operator, output), block]
+    loop = f"for (int32_t i = 0; i < {count}; i++)"
+    call(source, [loop, f"    {checked(kernel, *operands, *offsets, *result)}"])
 
 
 def mean(source: Source, operator: Operator) -> None:

@@ -7,17 +7,7 @@ from itertools import chain
 
 import numpy as np
 
-from brecq.deploy.cmsis.emit.source import (
-    Source,
-    aligned,
-    braces,
-    call,
-    checked,
-    clamp,
-    dims,
-    leading,
-    tensors,
-)
+from brecq.deploy.cmsis.emit.source import Source, aligned, braces, call, checked, clamp, dims, leading, tensors
 from brecq.deploy.lite.packing import pack_int4
 from brecq.deploy.lite.program import Operator, Tensor
 from brecq.deploy.simulate.arithmetic import multiplier

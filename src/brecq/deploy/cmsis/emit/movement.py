@@ -5,15 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from brecq.deploy.cmsis.emit.source import (
-    Source,
-    call,
-    checked,
-    dims,
-    four,
-    plain,
-    tensors,
-)
+from brecq.deploy.cmsis.emit.source import Source, call, checked, dims, four, plain, tensors
 from brecq.deploy.lite.program import Operator, Tensor
 from brecq.errors import ExportError
 

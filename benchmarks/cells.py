@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -126,16 +128,54 @@ def run(cells: Sequence[Cell], results: Results, measure: Callable[[Cell], Value
         print(f"{name}{top1}{took}{known}", file=sys.stderr, flush=True)
 
 
+def run_apart(
+    cells: Sequence[Cell], results: Results, measure: Callable[[Cell], Values], options: argparse.Namespace
+) -> None:
+    """Measure the cells that `results` lacks, `--jobs` at once, each in a process of its own, on one thread.
+
+    What has not ended after `--seconds` is given up.
+    """
+    missing = [cell for cell in dict.fromkeys(cells) if results.find(cell) is None]
+    began = time.monotonic()
+    # spawned: a process that was forked cannot use a GPU; one task each, as a peak of memory is never taken back
+    pool = multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1)
+    with pool:  # terminated at the end
+        found = pool.imap_unordered(partial(_attempt, measure), missing, chunksize=1)
+        for number in range(1, len(missing) + 1):
+            try:
+                cell, values, error = found.next(max(0.0, options.seconds - (time.monotonic() - began)))
+            except multiprocessing.TimeoutError:
+                print(f"time is over; {len(missing) - number + 1} cells are missing", file=sys.stderr)
+                break
+            if values is None:
+                print(f"{cell.network} {cell.column} {cell.row}: {error}", file=sys.stderr, flush=True)
+                continue
+            results.add(cell, values)
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+            at = f"[{number}/{len(missing)}, {time.monotonic() - began:.0f} s]"
+            print(f"{at} {cell.network} {cell.column} {cell.row}: {shown}", file=sys.stderr, flush=True)
+
+
+def _attempt(measure: Callable[[Cell], Values], cell: Cell) -> tuple[Cell, Values | None, str]:
+    """The cell, and its values or what went wrong."""
+    torch.set_num_threads(1)
+    try:
+        return cell, measure(cell), ""
+    except Exception as error:  # one cell's failure is not the end of the others
+        return cell, None, f"{type(error).__name__}: {error}"
+
+
 def run_and_print(
     options: argparse.Namespace,
     cells: Sequence[Cell],
     measure: Callable[[Cell], Values],
     measures: dict[str, tuple[str, float, int]],
+    apart: bool = False,
 ) -> None:
-    """Measure what is missing, unless only the tables are asked for, and print the tables."""
+    """Measure what is missing, unless only the tables are asked for, and print the tables; `apart`: by `run_apart`."""
     results = Results(options.results)
     if not options.table:
-        run(cells, results, measure)
+        (run_apart(cells, results, measure, options) if apart else run(cells, results, measure))
     print(tables(cells, results, measures))
 
 
@@ -210,6 +250,13 @@ def parser(document: str | None, results: str) -> argparse.ArgumentParser:
     return found
 
 
+def add_jobs(found: argparse.ArgumentParser) -> None:
+    """The options of the benchmarks that may run cells side by side, see `run_apart`, and on a GPU."""
+    found.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, each on one thread")
+    found.add_argument("--seconds", type=float, default=1e9, metavar="S", help="of several jobs: give up then")
+    found.add_argument("--device", default="cpu", help="cpu or cuda")
+
+
 def bits(setting: str) -> tuple[int, int]:
     """`W4A8` → (4, 8): bits of weights and activations."""
     match = re.fullmatch(r"W(\d+)A(\d+)", setting)
@@ -220,7 +267,12 @@ def bits(setting: str) -> tuple[int, int]:
 
 def parse_recipe(name: str, changes: Sequence[str]) -> Recipe:
     """The preset `name` with `changes`, such as `steps=100`."""
-    return Recipe.preset(name).replace(**parse_settings("recipe", changes, get_type_hints(Recipe)))
+    return change(Recipe.preset(name), changes)
+
+
+def change(recipe: Recipe, changes: Sequence[str]) -> Recipe:
+    """`recipe` with `changes`, such as `steps=100`."""
+    return recipe.replace(**parse_settings("recipe", changes, get_type_hints(Recipe)))
 
 
 def with_steps(recipe: Recipe, steps: int | None, scale: float = 1.0) -> Recipe:

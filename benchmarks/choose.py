@@ -16,19 +16,18 @@ Finished cells are kept in benchmarks/results/choose.jsonl; what has not finishe
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import resource
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
 import torch
-from cells import Cell, Results, Values, bits, parse_recipe, parser
-from common import CALIBRATION, DATA, chosen_by, quality_on, quantized, require, use_threads
+from cells import Cell, Results, Values, add_jobs, bits, parse_recipe, parser, run_apart
+from common import CALIBRATION, DATA, chosen_by, quality_on, quantized, require
 
 from brecq import QuantConfig
 from brecq.text import parse_settings
@@ -48,7 +47,7 @@ def main() -> None:
     lines = [*options.lines, *(options.plan.read_text().splitlines() if options.plan else [])]
     cells = [cell for line in lines if line.strip() and line[0] != "#" for cell in cells_of(line)]
     if not options.table:
-        run(cells, results, options)
+        run_apart(cells, results, partial(measure, device=options.device), options)
     print(table(results.records))
 
 
@@ -56,9 +55,7 @@ def arguments() -> argparse.Namespace:
     found = parser(__doc__, "choose.jsonl")
     found.add_argument("lines", nargs="*", metavar="LINE", help="networks, settings, seeds, recipe and changes")
     found.add_argument("--plan", type=Path, metavar="FILE", help="a file of such lines")
-    found.add_argument("--jobs", type=int, default=1, metavar="N", help="processes")
-    found.add_argument("--seconds", type=float, default=1e9, metavar="S", help="give up after so many seconds")
-    found.add_argument("--device", default="cpu", help="cpu or cuda")
+    add_jobs(found)
     found.add_argument("--pack", type=Path, metavar="FOLDER", help="write the data that this needs, and nothing else")
     return found.parse_args()
 
@@ -94,43 +91,14 @@ def cells_of(line: str) -> Iterator[Cell]:
                 yield Cell(one, row, setting, count, 0, config, "validation")
 
 
-def run(cells: list[Cell], results: Results, options: argparse.Namespace) -> None:
-    """Measure the cells that `results` lacks, in their order, until the time is over."""
-    missing = [cell for cell in dict.fromkeys(cells) if results.find(cell) is None]
-    began = time.monotonic()
-    # spawned: a process that was forked cannot use a GPU; one task each, as a peak of memory is never taken back
-    pool = multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1)
-    with pool:  # terminated at the end
-        found = pool.imap_unordered(measure, [(cell, options.device) for cell in missing], chunksize=1)
-        for number in range(1, len(missing) + 1):
-            try:
-                cell, values, error = found.next(max(0.0, options.seconds - (time.monotonic() - began)))
-            except multiprocessing.TimeoutError:
-                print(f"time is over; {len(missing) - number + 1} cells are missing", file=sys.stderr)
-                break
-            if values is None:
-                print(f"{cell.network} {cell.column} {cell.row}: {error}", file=sys.stderr, flush=True)
-                continue
-            results.add(cell, values)
-            at = f"[{number}/{len(missing)}, {time.monotonic() - began:.0f} s]"
-            shown = f"{values['top1']:.2f} %, {values['sqnr']:.2f} dB, {values['cpu_seconds']:.0f} s"
-            print(f"{at} {cell.network} {cell.column} {cell.row}: {shown}", file=sys.stderr, flush=True)
-
-
-def measure(task: tuple[Cell, str]) -> tuple[Cell, Values | None, str]:
-    """In a process of its own: the cell, and its values or what went wrong."""
-    cell, device = task
-    use_threads(1)
+def measure(cell: Cell, device: str) -> Values:
     assert cell.config is not None
-    try:
-        result, cost = quantized(cell.network, cell.calibration, cell.config, device)
-    except Exception as error:  # one cell's failure is not the end of the others
-        return cell, None, f"{type(error).__name__}: {error}"
+    result, cost = quantized(cell.network, cell.calibration, cell.config, device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     last = result.report.blocks[-1]
     quality = quality_on(cell.network, result.model, chosen_by(cell.network), device)
     tuned = {"error_before": last.error_before, "error_after": last.error_after}
-    return cell, {**cost, **quality, **tuned, "peak_bytes": peak}, ""
+    return {**cost, **quality, **tuned, "peak_bytes": peak}
 
 
 def pack(folder: Path) -> None:

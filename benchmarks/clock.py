@@ -3,6 +3,7 @@
     python benchmarks/clock.py --threads 1
     python benchmarks/clock.py --threads 1 --networks resnet20 --settings W2A32 --recipes instant fast
     python benchmarks/clock.py --threads 1 --validation      # on images that the tables do not use: choose by these
+    python benchmarks/clock.py --networks efficientnet_lite0 --recipes fast --device cuda --jobs 6 --seeds 0 1 2
     python benchmarks/clock.py --table
     python benchmarks/clock.py --plot                        # docs/images/clock.png, of the cells in the tables
 
@@ -16,9 +17,10 @@ from __future__ import annotations
 import argparse
 import statistics
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from cells import Cell, Results, Values, bits, describe_steps, parser, run, tables, with_steps
+from cells import Cell, Values, add_jobs, bits, describe_steps, parser, run_and_print, with_steps
 from common import CALIBRATION, CIFAR, IMAGENET, chosen_by, network, quality_on, quantized, reported, use_threads
 from tables import AUTHORS, FAST, FLOAT, SHORT, Show, newest
 
@@ -27,6 +29,7 @@ from brecq.data import Dataset
 
 SETTINGS = {"resnet20": ("W2A32", "W4A4", "W2A4", "W2A2"), "efficientnet_lite0": ("W4A8", "W4A4", "W2A8")}
 RECIPES = ("rtn", "instant", "fast", "thorough", "paper", "official")
+VALIDATION = "validation"
 IMAGE = Path(__file__).resolve().parents[1] / "docs" / "images" / "clock.png"
 
 MEASURES = {
@@ -43,11 +46,8 @@ def main() -> None:
         draw()
         return
     use_threads(options.threads)
-    cells = list_cells(options)
-    results = Results(options.results)
-    if not options.table:
-        run(cells, results, measure_cell)
-    print(tables(cells, results, MEASURES))
+    measured = partial(measure_cell, device=options.device)
+    run_and_print(options, list_cells(options), measured, MEASURES, apart=options.jobs > 1)
     if "resnet20" in options.networks and not options.validation:
         for setting, (top1, seconds) in AUTHORS.items():
             print(f"\nThe authors' code, resnet20 {setting}: {top1} % in {seconds} processor seconds.")
@@ -64,11 +64,13 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--plot", action="store_true", help="measure nothing, draw what the tables show")
     found.add_argument("--calibration", type=int, metavar="N", help="calibration samples")
     found.add_argument("--validation", action="store_true", help="measure on the images to choose by")
+    add_jobs(found)
     return found.parse_args()
 
 
 def list_cells(options: argparse.Namespace) -> list[Cell]:
-    detail = "validation" if options.validation else ""
+    gpu = options.device != "cpu"
+    detail = ", ".join([*[VALIDATION] * options.validation, *["cuda"] * gpu])
     cells = []
     for name in options.networks:
         sizes = (options.calibration or CALIBRATION[name], len(data_of(name, detail)))
@@ -76,7 +78,8 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
         for setting in options.settings or SETTINGS.get(name, SETTINGS["resnet20"]):
             for row, config in configs(options, setting):
                 for seed in options.seeds:
-                    cells.append(Cell(name, row, setting, *sizes, replace(config, seed=seed), detail))
+                    told = f"{row}, on a GPU" if gpu else row
+                    cells.append(Cell(name, told, setting, *sizes, replace(config, seed=seed), detail))
     return cells
 
 
@@ -97,12 +100,12 @@ def configs(options: argparse.Namespace, setting: str) -> list[tuple[str, QuantC
     return found
 
 
-def measure_cell(cell: Cell) -> Values:
+def measure_cell(cell: Cell, device: str) -> Values:
     data = data_of(cell.network, cell.detail)
     if cell.config is None:
-        return quality_on(cell.network, network(cell.network).model, data)
-    result, cost = quantized(cell.network, cell.calibration, cell.config)
-    return {**cost, **quality_on(cell.network, result.model, data)}
+        return quality_on(cell.network, network(cell.network).model, data, device)
+    result, cost = quantized(cell.network, cell.calibration, cell.config, device)
+    return {**cost, **quality_on(cell.network, result.model, data, device)}
 
 
 def draw() -> None:
@@ -140,7 +143,7 @@ def draw() -> None:
 
 
 def data_of(name: str, detail: str) -> Dataset:
-    return chosen_by(name) if detail else reported(name)
+    return chosen_by(name) if VALIDATION in detail else reported(name)
 
 
 if __name__ == "__main__":

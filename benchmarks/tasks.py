@@ -2,14 +2,17 @@
 
     python benchmarks/tasks.py
     python benchmarks/tasks.py --networks nanodet_m --settings W4A4 --steps 80 --batch-size 16
+    python benchmarks/tasks.py --networks nanodet_m --validation --set correction=1   # to choose by, see below
+    python benchmarks/tasks.py --networks nanodet_m --steps 300 --device cuda --jobs 6 --seeds 0 1 2
 
 NanoDet-m is judged by COCO's average precision on 128 pictures of val2017, calibrated on pictures of train2017.
 DeepLabV3 (MobileNetV2) is judged by the pixels and the mIoU that it has in common with the float network, inside the
 pictures, on the same data: there are no masks. The denoiser, a small DnCNN for Gaussian noise of 25 of 255 levels, is
 trained here, and judged by its PSNR and SSIM. RetinaNet and Faster R-CNN (ResNet-50, pyramid) have random weights:
 the captured parts put back into them are compared with the float network, box by box, and the quantized ones by the
-SQNR of what the worst of them returns. Finished cells are kept in benchmarks/results/tasks.jsonl and not measured
-again.
+SQNR of what the worst of them returns. With `--validation`, NanoDet-m and DeepLabV3 are calibrated on half of their
+pictures and judged by the other half, which no table reports. Finished cells are kept in
+benchmarks/results/tasks.jsonl and not measured again.
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ import argparse
 import importlib.util
 import math
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cells import Cell, bits, describe_steps, parser, run_and_print, with_steps
+from cells import Cell, Values, add_jobs, bits, change, describe_steps, parser, run_and_print, with_steps
 from common import DATA, require, use_threads
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -56,6 +59,8 @@ MEASURES = {
 
 NOISE = 25 / 255
 
+VALIDATION = "validation"
+
 
 class Denoiser(nn.Module):
     """DnCNN (Zhang et al. 2017) of six layers: it estimates the noise in pictures [N, 3, H, W], and subtracts it."""
@@ -72,7 +77,8 @@ class Denoiser(nn.Module):
 def main() -> None:
     options = arguments()
     use_threads(options.threads)
-    run_and_print(options, list_cells(options), measure, MEASURES)
+    cells = list_cells(options)
+    run_and_print(options, cells, partial(measure, device=options.device), MEASURES, apart=options.jobs > 1)
 
 
 def arguments() -> argparse.Namespace:
@@ -81,42 +87,50 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--settings", nargs="+", default=["W8A8", "W4A8", "W4A4"], metavar="WxAy")
     found.add_argument("--methods", nargs="+", choices=("nearest", "fast"), default=["nearest", "fast"])
     found.add_argument("--batch-size", type=int, metavar="N", help="in place of 32 (DeepLabV3: 8)")
+    found.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change the recipe")
+    found.add_argument("--validation", action="store_true", help="measure on pictures to choose by")
     found.set_defaults(steps=80)
+    add_jobs(found)
     return found.parse_args()
 
 
 def list_cells(options: argparse.Namespace) -> list[Cell]:
-    recipe = with_steps(Recipe.preset("fast"), options.steps)
+    recipe = change(with_steps(Recipe.preset("fast"), options.steps), options.set)
+    detail = ", ".join([*[VALIDATION] * options.validation, *["cuda"] * (options.device != "cpu")])
     cells = []
     for network in options.networks:
         sizes = CALIBRATION[network], SAMPLES[network]
+        if options.validation:
+            sizes = (CALIBRATION[network] // 2,) * 2
         batch = options.batch_size or BATCH[network]
-        cells.append(Cell(network, "float", "", *sizes))
+        cells.append(Cell(network, "float", "", *sizes, detail=detail))
         for setting in options.settings:
             weights, activations = bits(setting)
             nearest = QuantConfig(weights, activations, method="rtn", seed=options.seeds[0])
             if "nearest" in options.methods:
-                cells.append(Cell(network, "rounding to nearest", setting, *sizes, nearest))
+                cells.append(Cell(network, "rounding to nearest", setting, *sizes, nearest, detail))
             mine = recipe.replace(batch_size=batch)
-            row = f"fast ({describe_steps(mine)}, batch {batch}, {sizes[0]} pictures)"
+            told = (f"{describe_steps(mine)}", f"batch {batch}", f"{sizes[0]} pictures", *options.set, detail)
+            row = f"fast ({', '.join(filter(None, told))})"
             for seed in options.seeds if "fast" in options.methods else ():
-                cells.append(
-                    Cell(network, row, setting, *sizes, QuantConfig(weights, activations, recipe=mine, seed=seed))
-                )
+                config = QuantConfig(weights, activations, recipe=mine, seed=seed)
+                cells.append(Cell(network, row, setting, *sizes, config, detail))
     return cells
 
 
-def measure(cell: Cell) -> dict[str, float]:
+def measure(cell: Cell, device: str = "cpu") -> Values:
     if cell.network in IN_PARTS:
         return measure_in_parts(cell)
-    model, data = network(cell.network), test_data(cell.network)
+    model, data, calibration = network(cell.network), test_data(cell.network), calibration_data(cell.network)
+    if VALIDATION in cell.detail:
+        data = load_pictures(cell.network, "train2017").subset(slice(cell.samples, None))
+        calibration = calibration.subset(slice(0, cell.calibration))
     if cell.config is None:
-        return quality(cell.network, model, data)
-    calibration = calibration_data(cell.network)
+        return quality(cell.network, model, data, device)
     busy = time.process_time()
-    result = brecq.quantize(model, calibration, cell.config)
+    result = brecq.quantize(model, calibration, cell.config, device=device)
     cost = {"cpu_seconds": time.process_time() - busy, "seconds": result.report.seconds}
-    return {**cost, "weight_bytes": result.weight_bytes(), **quality(cell.network, result.model, data)}
+    return {**cost, "weight_bytes": result.weight_bytes(), **quality(cell.network, result.model, data, device)}
 
 
 def measure_in_parts(cell: Cell) -> dict[str, float]:
@@ -147,9 +161,9 @@ def detector_pictures(folder: str, count: int) -> Tensor:
     return load_data(require(DATA / "coco" / folder / "images"), preprocessing, count, 0).inputs[0]
 
 
-def quality(name: str, model: nn.Module, data: Dataset) -> dict[str, float]:
+def quality(name: str, model: nn.Module, data: Dataset, device: str) -> Values:
     """The task's metric by its names, the decisions changed (percent), and the SQNR of the worst output (dB)."""
-    found = brecq.evaluate(model, data, metric=metric(name), reference=network(name), batch_size=4)
+    found = brecq.evaluate(model, data, metric=metric(name), reference=network(name), batch_size=4, device=device)
     values = {**found.metrics, "flips": found.flips, "sqnr": found.sqnr}
     return {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
 
@@ -219,8 +233,14 @@ def test_data(name: str) -> Dataset:
     if name == DENOISER:
         targets = clean("imagenet_val/images", SAMPLES[name], 0)
         return Dataset((noisy(targets, 2),), targets=targets)
-    found = load_data(require(DATA / "coco" / "val2017"), preprocessing(name), None, 0, form=Form("detection"))
-    found = found.subset(slice(0, SAMPLES[name]))
+    found = load_pictures(name, "val2017")
+    return found.subset(slice(0, SAMPLES[name]))
+
+
+@lru_cache(maxsize=1)
+def load_pictures(name: str, folder: str) -> Dataset:
+    """All pictures of a folder, and what is right."""
+    found = load_data(require(DATA / "coco" / folder), preprocessing(name), None, 0, form=Form("detection"))
     if name == NANODET:
         return found
     with torch.no_grad():

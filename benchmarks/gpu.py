@@ -31,7 +31,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -243,52 +242,40 @@ def extrapolated(recipe: str, took: Values) -> float:
     return round(took["seconds"] + more, 1)
 
 
-TESTS = (
-    {"-k": "waits and device"},
-    {"-k": "waits and host"},
-    {"-k": "not waits and (every_time or every_shape)"},
-    {"-k": "not waits and not every_time and not every_shape"},
-)
-"""The tests marked `cuda` run in so many processes."""
-
-
 class CudaTests:
     """The tests marked `cuda`, in processes of their own, beside the cells that measure no time."""
 
     def __init__(self, bench: Bench, wanted: bool) -> None:
         tests = sorted((ROOT / "tests").rglob("test_*.py"))
-        self.files = [str(path) for path in tests if "mark.cuda" in path.read_text(encoding="utf-8")]
-        self.until = time.perf_counter() + min(150.0, bench.limit / 3)
-        command = [sys.executable, "-m", "pytest", "-m", "cuda", "-v", "-p", "no:cacheprovider", "--tb=short"]
-        self.running = (
-            [] if bench.tiny or not wanted else [self._start([*command, *chain(*part.items())]) for part in TESTS]
-        )
-
-    def _start(self, command: list[str]) -> tuple[subprocess.Popen[str], Any]:
-        output = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  read when the process ends
-        started = subprocess.Popen(
-            [*command, *self.files], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-        return started, output
+        files = [str(path) for path in tests if "mark.cuda" in path.read_text(encoding="utf-8")]
+        self.until = time.perf_counter() + min(240.0, 0.6 * bench.limit)
+        self.output = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  read when the process ends
+        several = ["-n", str(min(7, os.cpu_count() or 1)), "--dist", "worksteal"]
+        options = ["-m", "cuda", "-v", "-p", "no:cacheprovider", "--tb=short", *several]
+        self.process = None
+        if wanted and not bench.tiny:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pytest", *options, *files], cwd=ROOT, stdout=self.output,
+                stderr=subprocess.STDOUT, text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
 
     def result(self) -> Values:
-        found: Values = {"ok": True, "files": len(self.files), "outputs": []}
-        for process, output in self.running:
-            try:
-                process.wait(max(0.1, self.until - time.perf_counter()))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGINT)  # it still says what failed so far
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(10)
-                process.kill()
-                process.wait()
-            output.seek(0)
-            text = output.read()
-            found["ok"] &= process.returncode == 0
-            found["outputs"].append(text[-16000:] if process.returncode else text[-1500:])
-        found["summary"] = "; ".join(text.strip().splitlines()[-1] for text in found["outputs"] if text.strip())
-        return found
+        if self.process is None:
+            return {"ok": True, "summary": "not run"}
+        try:
+            self.process.wait(max(0.1, self.until - time.perf_counter()))
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGINT)  # it still says what failed so far
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+            self.process.kill()
+            self.process.wait()
+        self.output.seek(0)
+        text = self.output.read()
+        summary = (text.strip().splitlines() or [""])[-1]
+        failed = self.process.returncode != 0
+        return {"ok": not failed, "summary": summary, "output": text[-16000:] if failed else text[-1500:]}
 
 
 def equality(bench: Bench, recipe: str) -> Values:

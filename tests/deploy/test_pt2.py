@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import brecq
+from brecq import QuantConfig
 from brecq.deploy import pt2_runtime
 from brecq.deploy.complete import complete
 from brecq.errors import ExportError
@@ -31,6 +36,38 @@ def test_a_file_computes_the_same_bits_as_the_completed_program(
     # no float copy, and no byte per code
     stored = sum(value.nbytes for value in (program.state_dict | program.constants).values())
     assert stored < 1.15 * result.weight_bytes() + 600
+
+
+class Several(nn.Module):
+    """Returns its two tensors in the containers that `arrange` puts them in."""
+
+    def __init__(self, arrange: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.first, self.second, self.arrange = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), arrange
+
+    def forward(self, x: Tensor) -> Any:
+        middle = self.first(x).relu()
+        return self.arrange(middle, self.second(middle))
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [lambda a, b: [a, b], lambda a, b: (a, b), lambda a, b: {"a": [a], "b": ({"c": b},)}],
+    ids=["list", "tuple", "nested"],
+)
+def test_a_loaded_result_is_exported_with_the_containers_of_its_outputs(
+    tmp_path: Path, arrange: Callable[[Tensor, Tensor], Any]
+) -> None:
+    """torch.fx keeps lists in immutable ones of its own, which no reader of a file should have to know."""
+    x = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    brecq.quantize(Several(arrange).eval(), x, QuantConfig(8, 8, method="rtn")).save(tmp_path / "out")
+    result = brecq.load(tmp_path / "out")
+    path = brecq.export(result, tmp_path / "m.pt2", "pt2").path
+    with torch.no_grad():
+        found, expected = pt2_runtime.read(path, {}).module()(x), result.model(x)
+    leaves, spec = pytree.tree_flatten(found)
+    assert spec == pytree.tree_structure(expected)
+    assert all(torch.equal(a, b) for a, b in zip(leaves, pytree.tree_leaves(complete(result).graph(x)), strict=True))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="lowers to x86 kernels with a C++ compiler")

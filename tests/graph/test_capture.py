@@ -7,10 +7,12 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from brecq.errors import CaptureError
-from brecq.graph.capture import capture
+from brecq.graph.capture import _exported, capture
+from brecq.graph.shapes import batch_dim
 
 ALL = [
     "ResNet", "MobileNet", "SENet", "ConcatNet", "ViT", "UNet", "Functional", "TwoBranch", "FPN", "Signal",
@@ -35,6 +37,23 @@ def test_is_functional_and_in_eval_mode(captured, name: str) -> None:
     assert operators
     assert [target for target in operators if target._schema.is_mutable] == []
     assert [target for target in operators if "batch_norm" in str(target) or "dropout" in str(target)] == []
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_exports_the_same_operators_on_a_cuda_device(networks: ModuleType, name: str) -> None:
+    """There PyTorch asks how large a batch is before it chooses a kernel; tensors without values show it anywhere."""
+    here, there = networks.build(getattr(networks, name)), networks.build(getattr(networks, name))
+    inputs = networks.inputs(here)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in there.modules():
+            for tensors in (module._parameters, module._buffers):
+                for key, value in tensors.items():
+                    made = None if value is None else torch.empty_like(value, device="cuda")
+                    tensors[key] = nn.Parameter(made) if isinstance(value, nn.Parameter) else made
+        moved = tuple(torch.empty_like(value, device="cuda") for value in inputs)
+    programs = (_exported(here, inputs, batch_dim(), False), _exported(there, moved, batch_dim(), False))
+    expected, found = ([str(node.target) for node in program.graph.nodes] for program in programs)
+    assert found == expected
 
 
 def test_leaves_the_model_alone(networks: ModuleType) -> None:

@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import FakeQuantizeBase
 
 from brecq.errors import BrecqError, CaptureError
-from brecq.graph import pt2e
+from brecq.graph import outputs, pt2e
 from brecq.graph.constants import constant_values
 from brecq.graph.fold import get_tensor, set_buffer
 from brecq.graph.pt2e import decomposed
@@ -86,7 +86,8 @@ def convert(prepared: GraphModule) -> GraphModule:
 def to_program(converted: nn.Module, example_inputs: Sequence[Any]) -> ExportedProgram:
     """Export a converted graph; dimension 0 of every input tensor is the dynamic batch.
 
-    The program keeps neither the example inputs nor source locations: it is a file to hand over.
+    The program keeps neither the example inputs nor source locations, and returns plain containers (torch.fx has
+    immutable ones of its own): it is a file to hand over.
 
     Args:
         example_inputs: positional inputs of the graph, tensors of shape [N, ...] with N at least 2.
@@ -113,6 +114,9 @@ def to_program(converted: nn.Module, example_inputs: Sequence[Any]) -> ExportedP
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     program.example_inputs = None
+    signature = program.module_call_graph[0].signature
+    assert signature is not None
+    signature.out_spec = outputs.plain_structure(signature.out_spec)
     return program
 
 

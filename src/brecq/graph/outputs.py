@@ -41,6 +41,11 @@ def plain(model: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
+def plain_structure(spec: pytree.TreeSpec) -> pytree.TreeSpec:
+    """The same containers without those that torch.fx keeps instead of lists and dictionaries, immutable ones."""
+    return pytree.tree_structure(_plain(pytree.tree_unflatten(range(spec.num_leaves), spec)))
+
+
 def structured(graph: GraphModule, output: Any) -> Any:
     """The output of a captured graph, a tuple of leaves, with the names that the network gives its parts."""
     codegen: Any = graph.graph._codegen

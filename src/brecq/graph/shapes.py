@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from brecq.forward import Inputs
 
-MAX_BATCH = 65_536
+MAX_BATCH = 65_535
+"""As many as cuDNN normalizes at once: on a CUDA device, PyTorch's batch norm asks whether a batch is larger."""
 
 
 def batch_dim(low: int = 1) -> Any:

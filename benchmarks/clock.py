@@ -70,16 +70,15 @@ def arguments() -> argparse.Namespace:
 
 def list_cells(options: argparse.Namespace) -> list[Cell]:
     gpu = options.device != "cpu"
-    detail = ", ".join([*[VALIDATION] * options.validation, *["cuda"] * gpu])
+    detail, where = ", ".join([*[VALIDATION] * options.validation, *["cuda"] * gpu]), ", on a GPU" * gpu
     cells = []
     for name in options.networks:
         sizes = (options.calibration or CALIBRATION[name], len(data_of(name, detail)))
-        cells.append(Cell(name, "float", "", *sizes, detail=detail))
+        cells.append(Cell(name, f"float{where}", "", *sizes, detail=detail))
         for setting in options.settings or SETTINGS.get(name, SETTINGS["resnet20"]):
             for row, config in configs(options, setting):
                 for seed in options.seeds:
-                    told = f"{row}, on a GPU" if gpu else row
-                    cells.append(Cell(name, told, setting, *sizes, replace(config, seed=seed), detail))
+                    cells.append(Cell(name, row + where, setting, *sizes, replace(config, seed=seed), detail))
     return cells
 
 

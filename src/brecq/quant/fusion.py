@@ -77,10 +77,11 @@ def give_up(device: str, error: Exception) -> None:
     """Run kernels eagerly on devices of this type from now on, and say why; with `BRECQ_KERNELS=compiled`, fail."""
     if _forced() == "compiled":
         raise error
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    _failures[device] = f"compilation failed: {lines[0]}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # "backend='inductor' raised:", then what
+    _failures[device] = f"compilation failed: {reason}"
     warnings.warn(
-        f"compilation failed, kernels run eagerly on {device}, several times slower: {lines[0]} "
+        f"compilation failed, kernels run eagerly on {device}, several times slower: {reason} "
         f"(set {VARIABLE}=compiled to see the whole error, {VARIABLE}=eager to silence this)",
         RuntimeWarning,
         stacklevel=3,

@@ -53,7 +53,7 @@ def test_small_tensors_do_not_wait_for_the_compiler(monkeypatch: pytest.MonkeyPa
 
 def broken_compile(function: object, **_: object) -> object:
     def fail(*_: Tensor) -> Tensor:
-        raise RuntimeError("\nlinker exploded\nsecond line")
+        raise RuntimeError("\nbackend raised:\n  linker exploded\nthird line")
 
     return fail
 
@@ -64,7 +64,7 @@ def test_a_failing_compiler_is_reported_once_and_replaced(monkeypatch: pytest.Mo
     fused = Fused(double)
     with pytest.warns(RuntimeWarning, match="eagerly on cpu.*linker exploded"):
         assert torch.equal(fused(x), 2 * x)
-    assert backend() == "eager (compilation failed: linker exploded)"
+    assert backend() == "eager (compilation failed: backend raised: linker exploded)"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(fused(x), 2 * x)

@@ -533,3 +533,46 @@ class Scores(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.stem(x).relu()
         return self.boxes(x), self.classes(x) * self.scale
+
+
+class Shortcut(nn.Module):
+    """A bottleneck of two layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(width, width, 1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+class CrossStage(nn.Module):
+    """Half of the channels goes through modules and is joined with the other half: a C3 of YOLOv5, a C3k of YOLO11."""
+
+    def __init__(self, width: int, inner: list[nn.Module]) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
+        self.inner = nn.Sequential(*inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.enter(x).chunk(2, 1)
+        return self.leave(torch.cat([first, self.inner(second)], 1)).relu()
+
+
+class Split(nn.Module):
+    """Modules of few layers that hold several residual ones, one of many, and heads that nothing joins again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
+        self.small = CrossStage(16, [Shortcut(8), Shortcut(8)])
+        self.nested = CrossStage(16, [CrossStage(8, [Shortcut(4), Shortcut(4)])])
+        self.large = CrossStage(16, [Shortcut(8) for _ in range(4)])
+        self.maps, self.boxes = (
+            nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(16, outputs, 1))
+            for outputs in (5, 4)
+        )
+
+    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+        x = self.large(self.nested(self.small(self.stem(x).relu())))
+        return [{"maps": self.maps(x).sigmoid_(), "boxes": self.boxes(x)}]

@@ -323,3 +323,36 @@ def test_what_a_metric_raises_is_told_in_a_line() -> None:
     data = Dataset((torch.arange(3),), torch.tensor([0, 1, 2]))
     with pytest.raises(DataError, match=r"the metric Failing fails: KeyError: 'boxes'; the outputs are \[3, 3\]"):
         evaluate(Fixed(torch.eye(3)), data, metric=Failing())
+
+
+class Heads(nn.Module):
+    """Maps by name in a list, one element for each stack, as CenterNet and its like return them."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+        return [{"hm": x[:, :2] + self.noise, "wh": x[:, 2:]}]
+
+
+class Counting:
+    def __init__(self) -> None:
+        self.samples = 0
+
+    def update(self, outputs: list[dict[str, Tensor]], targets: Tensor) -> None:
+        self.samples += len(targets)
+
+    def compute(self) -> dict[str, float]:
+        return {"samples": self.samples}
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_maps_by_name_in_a_list_have_noise(samples: int) -> None:
+    """They are no list of one dictionary a picture, whose boxes have none."""
+
+    data = [(torch.ones(samples, 4, 3, 3), torch.zeros(samples))]
+    found = evaluate(Heads(0.1), data, metric=Counting(), reference=Heads())
+    assert found.sqnr == pytest.approx(20.0, abs=1e-3)
+    assert found.outputs == {"0.hm": pytest.approx(20.0, abs=1e-3), "0.wh": found.outputs["0.wh"]}
+    assert found.outputs["0.wh"] >= 100

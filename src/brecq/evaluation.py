@@ -254,9 +254,8 @@ class _Tally:
         found = _outputs(output, "model", self.samples, batch)
         if reference is not None:
             expected = self._named_alike(reference, found, batch)
-            boxes = isinstance(output, (list, tuple)) and any(isinstance(each, Mapping) for each in output)
             alike = {key: value.shape for key, value in found.items()} == {k: v.shape for k, v in expected.items()}
-            if alike and not boxes:
+            if alike and not _per_picture(output, batch):
                 self._add_noise(found, expected)
         self.samples += batch
 
@@ -325,6 +324,14 @@ class _Tally:
             result.sqnr = min(ratios.values())
             result.outputs = ratios if len(ratios) > 1 else {}
         return result
+
+
+def _per_picture(output: Any, batch: int) -> bool:
+    """True for a list of one dictionary a picture, such as its boxes; not for maps [N, ...] by name in a list."""
+    if not isinstance(output, (list, tuple)) or not any(isinstance(each, Mapping) for each in output):
+        return False
+    maps = all(value.ndim > 0 and len(value) == batch for value in logits.named_outputs(output).values())
+    return not maps or any(isinstance(each, Mapping) and "boxes" in each for each in output)
 
 
 def _outputs(output: Any, whose: str, start: int, batch: int) -> dict[str, Tensor]:

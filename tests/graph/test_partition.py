@@ -39,6 +39,8 @@ SMALL = {
          "modules_list.12-13", "modules_list.15-22", "modules_list.25-28"],
         ["modules_list.0", "modules_list.1-6", "modules_list.8-28"],
     ),
+    "Split": (["stem", "small", "nested", "large.enter", "large.inner.{0..3}", "large.leave", "maps", "boxes"],
+              ["stem", "small", "nested", "large.enter", "large.inner", "large.leave", "maps", "boxes"]),
     "Signal": (["down", "depthwise", "up", "out"],) * 2,
 }  # fmt: skip
 

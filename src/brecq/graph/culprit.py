@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,11 @@ from brecq.errors import first_line
 from brecq.forward import Inputs, call, like, tensors
 from brecq.graph.shapes import batch_dim, dynamic_shapes
 from brecq.graph.silence import silent_export
+
+_BRECQ = Path(__file__).parent.parent
+
+SHOWN = 8
+"""Parts of a model that are listed in full."""
 
 
 def explain(model: nn.Module, inputs: Inputs, reason: Exception | None) -> str:
@@ -29,24 +36,49 @@ def explain(model: nn.Module, inputs: Inputs, reason: Exception | None) -> str:
         hint = "; brecq quantizes in float32: take casts to other types out of forward" if "dtype" in problem else ""
         return f"the model does not run on the example inputs: {problem}{hint}"
     culprit = _in_traceback(model, reason) or _smallest_failing(model, inputs)
-    where = f"submodule {culprit[0]!r} ({culprit[1]})" if culprit and culprit[0] else type(model).__name__
+    blamed = culprit[0] if culprit else ""
+    where = f"submodule {blamed!r} ({culprit[1]})" if culprit and blamed else type(model).__name__
+    where += _line(reason)
     if "specialized it to be a constant" in str(reason) or "Specializations unexpectedly" in str(reason):
         why = "it works for one batch size only"
         remedy = "Write x.shape[0] instead of len(x) or a number"
+    elif "data-dependent" in str(reason):
+        remedy = (
+            "Rewrite its data-dependent control flow (also float(t), int(t) and t.item() of a tensor: numbers that do "
+            "not change belong into Python numbers)"
+        )
     else:
-        remedy = "Rewrite its data-dependent control flow"
-    parts = _other_parts(model, culprit[0] if culprit else "")
+        remedy = "Rewrite what it does there"
+    return f"torch.export cannot capture {where}: {why}\n{remedy}{_by_name(_other_parts(model, blamed))}."
+
+
+def _by_name(parts: list[str]) -> str:
+    """How to quantize these parts alone."""
+    if not parts:
+        return ""
+    python, options = repr(parts), [f"--submodule {part}" for part in parts]
+    if len(parts) > SHOWN:
+        python = f"[{parts[0]!r}, {parts[1]!r}, ..., {parts[-1]!r}]"
+        options = [*options[:2], "...", options[-1]]
     return (
-        f"torch.export cannot capture {where}: {why}\n"
-        f"{remedy}, or quantize the parts that can be captured by name "
-        f"(submodules={parts!r} in Python, {' '.join(f'--submodule {part}' for part in parts)} on the command line)."
+        ", or quantize the parts that can be captured by name "
+        f"(submodules={python} in Python, {' '.join(options)} on the command line)"
     )
 
 
 def _other_parts(model: nn.Module, culprit: str) -> list[str]:
-    """The children of a model that hold parameters and not the part to blame; what they may be called without any."""
-    holding = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
-    return [name for name in holding if name != culprit.partition(".")[0]] or ["backbone"]
+    """The parts beside the one to blame that hold parameters: children of the model, or of the child it is in."""
+    below = f"{culprit}."
+    inside = ""
+    while True:
+        children = [(f"{inside}{name}", child) for name, child in model.named_children()]
+        holding = [name for name, child in children if any(True for _ in child.parameters())]
+        found = [name for name in holding if not below.startswith(f"{name}.")]
+        on_the_way = [(name, child) for name, child in children if below.startswith(f"{name}.") and name != culprit]
+        if found or not on_the_way:
+            return found
+        name, model = on_the_way[0]
+        inside = f"{name}."
 
 
 def _runs(model: nn.Module, inputs: Inputs) -> str | None:
@@ -57,6 +89,18 @@ def _runs(model: nn.Module, inputs: Inputs) -> str | None:
     except Exception as error:
         return f"{type(error).__name__}: {first_line(error) if str(error).strip() else ''}"
     return None
+
+
+def _line(reason: BaseException | None) -> str:
+    """Where in the network's own code the exporter failed: ` at FILE, line N: CODE`; empty if nowhere."""
+    library = Path(torch.__file__).parent
+    while reason is not None:
+        frames = traceback.extract_tb(reason.__traceback__)
+        own = [each for each in frames if not {library, _BRECQ} & set(Path(each.filename).parents)]
+        if own and own[-1].line:
+            return f" at {Path(own[-1].filename).name}, line {own[-1].lineno} ({own[-1].line})"
+        reason = reason.__cause__ or reason.__context__
+    return ""
 
 
 def _in_traceback(model: nn.Module, reason: BaseException | None) -> tuple[str, str] | None:

@@ -23,6 +23,7 @@ class Dataflow:
         arguments: the network's inputs that are tensors.
         inputs: for each operator, the distinct activations it reads: positions of operators, or network inputs as
             negative numbers.
+        outputs: how many of the activations the network returns.
     """
 
     def __init__(self, graph: GraphModule) -> None:
@@ -52,6 +53,7 @@ class Dataflow:
             position = self.index.get(resolve(source))
             if position is not None and self.is_batch(self.ops[position]):
                 self.last_use[position] = len(self.ops)
+        self.outputs = sum(last == len(self.ops) for last in self.last_use)
         self._legal = self._legal_cuts()
         self._weighted = [0, *accumulate(bool(layer) for layer in self.layers)]
 

@@ -8,7 +8,8 @@ Dataflow decides what may be a block, the module tree names and groups it:
 - A *join region* is a stretch between two points where a single activation is live that contains an operator with two
   activation inputs: a residual block, an Inception module, an attention block. The module that owns it is a block.
 - A module that holds several such modules, or several equal sequential ones, is a container (a stage, a U-Net): its
-  children are the blocks.
+  children are the blocks. One of few layers is a block all the same (C3k with its bottlenecks, a ghost bottleneck).
+- A network that returns several activations is a container, as one is that joins its heads.
 - Modules of the same class or of the same position as a block are blocks too (an inverted residual without a skip).
 - Every other weighted operator is a block of its own, together with the activation function and pooling behind it.
 """
@@ -31,7 +32,8 @@ from brecq.graph import ops
 from brecq.graph.dataflow import Dataflow
 
 MAX_REGION = 8
-"""Weighted operators that a region outside any module may hold before it is split into single layers."""
+"""Weighted operators that a region outside any module may hold before it is split into single layers, and that a
+module with a join of its own may hold before the modules in it are blocks instead."""
 
 MAX_CHAIN = 8
 """Weighted operators that a sequential child of a container may hold before it is split into single layers."""
@@ -298,10 +300,12 @@ class _Tree:
 
     def _blocks(self) -> set[str]:
         joins = {path for path, span in self.spans.items() if path and self._joins(path, *span)}
-        containers = {path for path in joins if self._is_container(path, joins)}
-        atoms = joins - containers
-        blocks = {path for path in atoms if not any(prefix in atoms for prefix in _prefixes(_parent(path)))}
-        if self._joins("", 0, len(self.flow.ops)):
+        wholes = {path for path in joins if self._weighted(path) <= MAX_REGION and not self._is_list(path, joins)}
+        outer = {path for path in joins if not _within(path, wholes)}
+        containers = {path for path in outer - wholes if self._is_container(path, outer)}
+        atoms = outer - containers
+        blocks = {path for path in atoms if not _within(path, atoms)}
+        if self._joins("", 0, len(self.flow.ops)) or self.flow.outputs > 1:
             containers.add("")
         for container in containers:
             for child in self._composite_children(container):
@@ -329,8 +333,20 @@ class _Tree:
 
     def _only_calls(self, path: str) -> bool:
         """True if a module joins nothing itself and all its layers are in two or more modules: heads side by side."""
-        inside, children = range(*self.spans[path]), self._composite_children(path)
-        if len(children) < 2 or any(self.flow.paths[i] == path and len(self.flow.inputs[i]) > 1 for i in inside):
+        inside = range(*self.spans[path])
+        if any(self.flow.paths[i] == path and len(self.flow.inputs[i]) > 1 for i in inside):
+            return False
+        return self._in_children(path, self._composite_children(path))
+
+    def _is_list(self, path: str, joins: set[str]) -> bool:
+        """True if a module only lists blocks: heads side by side, or equal sequential modules (dense layers)."""
+        children = [child for child in self._composite_children(path) if child not in joins]
+        alike = len({self.types.get(child, "") for child in children}) == 1
+        return self._only_calls(path) or (alike and self._in_children(path, children))
+
+    def _in_children(self, path: str, children: Sequence[str]) -> bool:
+        """True if all layers of a module are in these modules in it, two or more."""
+        if len(children) < 2:
             return False
         held = sum(layer.startswith(f"{path}.") for layer in self.flow.layers)
         within = sum(any(layer.startswith(f"{child}.") for child in children) for layer in self.flow.layers)
@@ -406,6 +422,11 @@ class _Tree:
         if common and inner[0] != inner[1]:
             return f"{common}.{inner[0]}-{inner[1]}"
         return common or f"{layers[0]}..{layers[-1]}"
+
+
+def _within(path: str, modules: set[str]) -> bool:
+    """True if `path` is in one of the modules, and not that module itself."""
+    return any(prefix in modules for prefix in _prefixes(_parent(path)))
 
 
 def _prefixes(path: str) -> Iterator[str]:

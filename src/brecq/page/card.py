@@ -19,7 +19,7 @@ MARK = "library_name: brecq"
 
 RUNNERS = {
     ".onnx": 'ONNX Runtime: `onnxruntime.InferenceSession("{name}")`, integer kernels',
-    ".xml": 'OpenVINO: `openvino.Core().compile_model("{name}", "CPU")`',
+    ".xml": 'OpenVINO: `openvino.Core().compile_model("{name}", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})`',
     ".pt2": 'PyTorch: `import brecq.storage.operators; torch.export.load("{name}").module()`',
     ".pte": "ExecuTorch, with the XNNPACK backend",
     ".tflite": 'LiteRT: `ai_edge_litert.interpreter.Interpreter("{name}")`',

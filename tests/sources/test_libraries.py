@@ -151,16 +151,37 @@ def test_huggingface_folder(tmp_path: Path, model_type: str) -> None:
     torch.testing.assert_close(load_source(f"hf:{tmp_path / 'model'}", path).model(x), other(pixel_values=x).logits)
 
 
+def test_huggingface_folder_of_a_network_for_segmentation(tmp_path: Path) -> None:
+    """The class that the folder was saved of, not a classifier with the same body and an untrained head."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(
+        num_labels=5, depths=[1, 1], num_encoder_blocks=2, hidden_sizes=[8, 16], num_attention_heads=[1, 2],
+        sr_ratios=[2, 1], patch_sizes=[7, 3], strides=[4, 2], mlp_ratios=[2, 2], decoder_hidden_size=16,
+    )  # fmt: skip
+    trained = transformers.SegformerForSemanticSegmentation(config).eval()
+    trained.save_pretrained(tmp_path / "model")
+    transformers.SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
+    source = load_source(f"hf:{tmp_path / 'model'}")
+    (x,) = source.example_inputs
+    assert source.task == "segmentation"
+    assert source.model(x).shape == (2, 5, 16, 16)
+    torch.testing.assert_close(source.model(x), trained(pixel_values=x).logits)
+
+
 def test_huggingface_failures(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
     transformers.ResNetModel(config).save_pretrained(tmp_path / "headless")
     with pytest.raises(SourceError, match=r"no trained weights for classifier.*image classification"):
         load_source(f"hf:{tmp_path / 'headless'}")
-    with pytest.raises(SourceError, match="image classifier of the hub, or a folder"):
+    with pytest.raises(
+        SourceError, match="image classifier or a network for semantic segmentation of the hub, or a folder"
+    ):
         load_source(f"hf:{tmp_path}")
     transformers.GPT2Config().save_pretrained(tmp_path / "text")
-    with pytest.raises(SourceError, match="Unrecognized configuration class"):
+    with pytest.raises(
+        SourceError, match=r"Unrecognized configuration class.*others come from a function of your own"
+    ):
         load_source(f"hf:{tmp_path / 'text'}", tmp_path / "w.pt")
     transformers.ResNetForImageClassification(config).save_pretrained(tmp_path / "bare")
     with pytest.warns(UserWarning, match="without an image processor"):

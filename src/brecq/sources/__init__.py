@@ -27,9 +27,10 @@ def load_source(
     """Load a float model.
 
     Args:
-        spec: `timm:NAME`, `torchvision:NAME`, `hf:NAME_OR_FOLDER` (an image classifier), `file.py:function` (called
-            without arguments), the path of a `.pt2` program that `torch.export.save` wrote, or of an ONNX file; names
-            of tensors behind it, `model.onnx:boxes,scores`, are its outputs in place of its own.
+        spec: `timm:NAME`, `torchvision:NAME`, `hf:NAME_OR_FOLDER` (an image classifier, or one of pixels),
+            `file.py:function` (called without arguments), the path of a `.pt2` program that `torch.export.save` wrote,
+            or of an ONNX file; names of tensors behind it, `model.onnx:boxes,scores`, are its outputs in place of its
+            own.
         weights: a `.safetensors`, `.pt` or `.pth` file to load; libraries then build the model untrained, otherwise
             they fetch its pretrained weights. A classifier for another number of classes is built to fit.
         pretrained: `False` leaves a library's model untrained where no `weights` are given, and downloads nothing.

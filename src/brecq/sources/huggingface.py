@@ -1,4 +1,4 @@
-"""Image classifiers of Hugging Face transformers."""
+"""Image classifiers and networks for semantic segmentation of Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from brecq.errors import ConfigError, SourceError, first_line
 from brecq.sources.source import Source, require
 from brecq.sources.weights import fit_classes, load_weights, read_weights
 from brecq.storage.hub import asked
+from brecq.tasks import TaskName
 
 _INTERPOLATION = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 
 class ImageClassifier(nn.Module):
-    """A transformers image classifier with plain tensors at both ends.
+    """A transformers image classifier, or one of every pixel, with plain tensors at both ends.
 
     Attributes:
         wrapped: what its tensors' names have in front of those of the transformers model.
@@ -37,7 +38,7 @@ class ImageClassifier(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Logits [N, classes] of pixel values [N, channels, H, W]."""
+        """Logits [N, classes], of pixels [N, classes, h, w], of pixel values [N, channels, H, W]."""
         logits: Tensor = self.model(pixel_values=pixel_values).logits
         return logits
 
@@ -46,11 +47,11 @@ def load_huggingface(
     name: str, spec: str, weights: Path | None, trust_pickle: bool, pretrained: bool = True
 ) -> Source:
     transformers: Any = require("transformers", "hf", spec)
-    auto = transformers.AutoModelForImageClassification
-    away = ""
+    away, task = "", None
     try:
         with nullcontext("") if os.path.isdir(name) else asked() as away:
             config = transformers.AutoConfig.from_pretrained(name)
+            auto, task = _class_of(transformers, config)
             model = (
                 auto.from_config(config) if weights is not None or not pretrained else _pretrained(auto, name, spec)
             )
@@ -59,7 +60,8 @@ def load_huggingface(
         # what transformers says is several lines long and ends in advice about its own options
         reason = away or first_line(error).rstrip(".")
         raise SourceError(
-            f"{spec}: {reason}; give an image classifier of the hub, or a folder that save_pretrained wrote"
+            f"{spec}: {reason}; give an image classifier or a network for semantic segmentation of the hub, or a "
+            "folder that save_pretrained wrote; others come from a function of your own (file.py:callable)"
         ) from error
     if weights is not None:
         state = read_weights(weights, trust_pickle=trust_pickle)
@@ -72,7 +74,15 @@ def load_huggingface(
         model = fit_classes(model, state, build)
         load_weights(model, state, weights)
     return Source(name.rstrip("/").rpartition("/")[2], ImageClassifier(model).eval(), preprocessing,
-                  _example(config, preprocessing), spec)  # fmt: skip
+                  _example(config, preprocessing), spec, task=task)  # fmt: skip
+
+
+def _class_of(transformers: Any, config: Any) -> tuple[Any, TaskName | None]:
+    """What builds the network that a configuration was saved for, and the task that it has besides classification."""
+    segments = set(transformers.models.auto.modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.values())
+    if segments & set(config.architectures or ()):
+        return transformers.AutoModelForSemanticSegmentation, "segmentation"
+    return transformers.AutoModelForImageClassification, None
 
 
 def _pretrained(auto: Any, name: str, spec: str) -> nn.Module:
@@ -82,7 +92,7 @@ def _pretrained(auto: Any, name: str, spec: str) -> nn.Module:
         missing = sorted(info["missing_keys"])
         raise SourceError(
             f"{spec} has no trained weights for {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; "
-            "give a model that was trained for image classification"
+            "give a model that was trained for image classification or semantic segmentation"
         )
     return model
 

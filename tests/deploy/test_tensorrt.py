@@ -116,7 +116,19 @@ def test_a_fixed_batch(quantized: Quantized, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weights", "activations", "config", "message"),
     [
-        (4, 8, {}, r"zero points, TensorRT has none; quantize with --target tensorrt"),
+        (
+            4,
+            8,
+            {},
+            r"zero points, TensorRT has none; TensorRT takes 8-bit .* 0; quantize with --target tensorrt or "
+            "--weight-scheme symmetric --activation-scheme signed --activation-bits 8$",
+        ),
+        (
+            4,
+            8,
+            {"activation_scheme": "signed"},
+            r"none; quantize with --target tensorrt or --weight-scheme symmetric$",
+        ),
         (8, 8, {}, "8-bit signed activations with zero point 0"),
         (8, 4, {"activation_scheme": "signed"}, "8-bit signed activations"),
     ],

@@ -58,13 +58,13 @@ def _check(result: QuantResult) -> None:
     tensors = collect_tensors(result.converted)  # type: ignore[arg-type]
     packed = {name: value for name, value in tensors.items() if isinstance(value, PackedWeight)}
     shifted = [name for name, value in packed.items() if value.zero_point.any()]
-    if shifted:
-        raise ExportError(
-            f"{some(shifted)} have zero points, TensorRT has none; {REMEDY} or --weight-scheme symmetric"
-        )
     grids = [grid_of(node) for node in quantized_activations(result.converted)]  # type: ignore[arg-type]
+    problems, options = [], []
+    if shifted:
+        problems.append(f"{some(shifted)} have zero points, TensorRT has none")
+        options.append("--weight-scheme symmetric")
     if any(grid.zero_point or not grid.whole or grid.low == 0 for grid in grids):
-        raise ExportError(
-            f"TensorRT takes 8-bit signed activations with zero point 0; {REMEDY} or --activation-scheme signed "
-            "--activation-bits 8"
-        )
+        problems.append("TensorRT takes 8-bit signed activations with zero point 0")
+        options.append("--activation-scheme signed --activation-bits 8")
+    if problems:
+        raise ExportError(f"{'; '.join(problems)}; {REMEDY} or {' '.join(options)}")

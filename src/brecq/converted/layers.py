@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch.fx import GraphModule, Node
 
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
+from brecq.graph.dataflow import constants
 from brecq.graph.ops import kind
 
 
@@ -27,11 +28,12 @@ class WeightedLayer:
 
 
 def weighted_layers(converted: GraphModule) -> list[WeightedLayer]:
-    """All weighted layers, quantized or not, in the order of execution."""
+    """All weighted layers of activations, quantized or not, in the order of execution."""
     layers = []
+    fixed = constants(converted.graph)
     for node in converted.graph.nodes:
         name = kind(node)
-        if name is None:
+        if name is None or node in fixed:
             continue
         source, dequantize = node.args[1], None
         if source.target in (DEQUANTIZE, DEQUANTIZE_CHANNELS):

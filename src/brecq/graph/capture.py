@@ -26,6 +26,7 @@ from brecq.graph.derivatives import check_derivatives
 from brecq.graph.functional import functionalize
 from brecq.graph.lengths import symbolic_lengths
 from brecq.graph.randomness import check_deterministic
+from brecq.graph.repeated import fold_repeated
 from brecq.graph.shapes import arguments, batch_dim, dynamic_shapes, one_batch
 from brecq.graph.silence import silent_export
 
@@ -59,6 +60,7 @@ def capture(model: nn.Module, example_inputs: Inputs, *, any_size: bool = False)
     canonical.canonicalize(graph)
     selection.read_from_parts(graph)
     constants.fold_constants(graph)
+    fold_repeated(graph)
     fold.fold_batch_norm(graph)
     fold.fold_affine(graph)
     fold.relax_views(graph)

@@ -25,7 +25,7 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 from brecq.config import FLOAT, ActivationScheme, QuantConfig
 from brecq.errors import ConfigError
 from brecq.graph import ops, pt2e, targeted
-from brecq.graph.dataflow import layer_names
+from brecq.graph.dataflow import constants, layer_names
 from brecq.graph.ends import first_layers, is_mean, last_layers
 from brecq.graph.integer import THREE, operator_of
 from brecq.quant.affine import IntRange
@@ -77,7 +77,8 @@ def plan(graph: GraphModule, config: QuantConfig, part: frozenset[End] | None = 
     Raises:
         ConfigError: a rule's pattern matches no layer, or the target has no kernel for what is asked for.
     """
-    nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
+    fixed = constants(graph.graph)  # a layer of a constant computes the same for every sample: nothing to quantize
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function" and node not in fixed]
     names = layer_names(nodes)
     weighted = {node: name for node, name in zip(nodes, names, strict=True) if name}
     placement = Placement(weighted)

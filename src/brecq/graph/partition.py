@@ -3,15 +3,7 @@
 A block is a contiguous run of operators in program order, so running the blocks in order computes exactly what the
 graph computes; what a block needs from farther back (a skip connection, a concatenation) is an extra input.
 
-Dataflow decides what may be a block, the module tree names and groups it:
-
-- A *join region* is a stretch between two points where a single activation is live that contains an operator with two
-  activation inputs: a residual block, an Inception module, an attention block. The module that owns it is a block.
-- A module that holds several such modules, or several equal sequential ones, is a container (a stage, a U-Net): its
-  children are the blocks. One of few layers is a block all the same (C3k with its bottlenecks, a ghost bottleneck).
-- A network that returns several activations is a container, as one is that joins its heads.
-- Modules of the same class or of the same position as a block are blocks too (an inverted residual without a skip).
-- Every other weighted operator is a block of its own, together with the activation function and pooling behind it.
+Dataflow decides what may be a block; the module tree names and groups it (`brecq.graph.tree`). Users may name blocks.
 """
 
 from __future__ import annotations
@@ -20,7 +12,7 @@ import fnmatch
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -30,21 +22,8 @@ from brecq.config import Granularity
 from brecq.errors import PartitionError
 from brecq.graph import ops
 from brecq.graph.dataflow import Dataflow
+from brecq.graph.tree import parent, units_of
 
-MAX_REGION = 8
-"""Weighted operators that a region outside any module may hold before it is split into single layers, and that a
-module with a join of its own may hold before the modules in it are blocks instead."""
-
-MAX_CHAIN = 8
-"""Weighted operators that a sequential child of a container may hold before it is split into single layers."""
-
-MAX_RUN = 4
-"""Weighted operators of a flat list that are one block where nothing joins them, at one resolution."""
-
-FLAT = 12
-"""Layers right under one module that make it a flat list: the code runs them one by one, with routes of its own."""
-
-_GENERIC = {"Sequential", "ModuleList", "ModuleDict", "Module", "Identity"}
 _STICKY = ops.ELEMENTWISE | {ops.aten.max_pool2d.default, ops.aten.max_pool1d.default}
 
 
@@ -91,7 +70,7 @@ def partition(
     if granularity == "net" and not named:
         return [BlockSpec("net", 0, len(flow.ops))]
     units: list[str | None]
-    units = [layer if layer else None for layer in flow.layers] if granularity == "layer" else _Tree(flow).units()
+    units = [layer if layer else None for layer in flow.layers] if granularity == "layer" else units_of(flow)
     if named:
         _apply_names(flow, units, named)
     specs = _merge_illegal(flow, _runs(flow, units))
@@ -161,23 +140,23 @@ def _stages(flow: Dataflow, specs: list[BlockSpec], keep: set[str]) -> list[Bloc
     """Join consecutive blocks that have the same parent module and the same output resolution."""
     groups: list[list[BlockSpec]] = []
     for spec in specs:
-        key = (_parent(spec.name), flow.resolution(spec.stop - 1))
+        key = (parent(spec.name), flow.resolution(spec.stop - 1))
         if groups and spec.name not in keep and groups[-1][-1].name not in keep:
             last = groups[-1][-1]
-            if _parent(spec.name) and key == (_parent(last.name), flow.resolution(last.stop - 1)):
+            if parent(spec.name) and key == (parent(last.name), flow.resolution(last.stop - 1)):
                 groups[-1].append(spec)
                 continue
         groups.append([spec])
-    parents = Counter(_parent(group[0].name) for group in groups)
+    parents = Counter(parent(group[0].name) for group in groups)
     stages = []
     for group in groups:
         first, last = group[0], group[-1]
         name = first.name
         if len(group) > 1:
-            parent = _parent(first.name)
+            above = parent(first.name)
             begin = re.sub(r"(\.\d+)-\d+$", r"\1", first.name)  # of a block that is a range itself
             end = re.sub(r"^\d+-(\d+)$", r"\1", last.name.rpartition(".")[2])
-            name = parent if parents[parent] == 1 else f"{begin}-{end}"
+            name = above if parents[above] == 1 else f"{begin}-{end}"
         stages.append(BlockSpec(name, first.start, last.stop, "; ".join(spec.joined for spec in group if spec.joined)))
     return stages
 
@@ -242,200 +221,3 @@ def _hits(flow: Dataflow, pattern: str) -> list[int]:
 
 def _matches(path: str, pattern: str) -> bool:
     return path == pattern or path.startswith(f"{pattern}.") or fnmatch.fnmatchcase(path, pattern)
-
-
-def _parent(path: str) -> str:
-    return path.rpartition(".")[0]
-
-
-def _common(paths: Sequence[str]) -> str:
-    """The deepest module path that contains all `paths`."""
-    common = paths[0].split(".")
-    for path in paths[1:]:
-        parts = path.split(".")
-        same = (i for i, (a, b) in enumerate(zip(common, parts, strict=False)) if a != b)
-        common = common[: next(same, min(len(common), len(parts)))]
-    return ".".join(common)
-
-
-class _Tree:
-    """The module tree seen through the dataflow: finds the modules that are blocks."""
-
-    def __init__(self, flow: Dataflow) -> None:
-        self.flow = flow
-        self.spans: dict[str, tuple[int, int]] = {}  # first call of each module
-        self.types: dict[str, str] = {}
-        self._measure()
-        self.children: dict[str, list[str]] = {path: [] for path in ["", *self.spans]}
-        for path in self.spans:
-            if path in self.types:  # called itself: no module list
-                self.children[self._caller(path)].append(path)
-
-    def units(self) -> list[str | None]:
-        """For each operator the block it belongs to, or `None` where the neighbours decide."""
-        blocks = self._blocks()
-        units: list[str | None] = []
-        for path, layer in zip(self.flow.paths, self.flow.layers, strict=True):
-            owner = next((prefix for prefix in _prefixes(path) if prefix in blocks), None)
-            # A layer alone is named after the outermost module that holds nothing else: `head` for `head.fc`.
-            alone = next((p for p in _prefixes(path) if p in self.types and self._weighted(p) == 1), None)
-            units.append(owner or alone or layer or None)
-        self._functional_regions(units, blocks)
-        return units
-
-    def _measure(self) -> None:
-        for i, (node, path) in enumerate(zip(self.flow.ops, self.flow.paths, strict=True)):
-            self.types.update(ops.module_types(node))
-            for prefix in _prefixes(path):
-                start, stop = self.spans.get(prefix, (i, i))
-                if i <= stop:  # still the first call
-                    self.spans[prefix] = (start, i + 1)
-
-    def _caller(self, path: str) -> str:
-        """The nearest enclosing module that was itself called (module lists are not)."""
-        return next((p for p in reversed(list(_prefixes(_parent(path)))) if p in self.types), "")
-
-    def _weighted(self, path: str) -> int:
-        return self.flow.weighted(*self.spans[path])
-
-    def _blocks(self) -> set[str]:
-        joins = {path for path, span in self.spans.items() if path and self._joins(path, *span)}
-        wholes = {path for path in joins if self._weighted(path) <= MAX_REGION and not self._is_list(path, joins)}
-        outer = {path for path in joins if not _within(path, wholes)}
-        containers = {path for path in outer - wholes if self._is_container(path, outer)}
-        atoms = outer - containers
-        blocks = {path for path in atoms if not _within(path, atoms)}
-        if self._joins("", 0, len(self.flow.ops)) or self.flow.outputs > 1:
-            containers.add("")
-        for container in containers:
-            for child in self._composite_children(container):
-                inner = any(path.startswith(f"{child}.") or path == child for path in joins)
-                if not inner and not (self._is_chain(child) and self._weighted(child) > MAX_CHAIN):
-                    blocks.add(child)
-        return self._with_alike(blocks, containers)
-
-    def _joins(self, path: str, start: int, stop: int) -> bool:
-        """True if `path` itself owns a join region with a weighted operator."""
-        return any(
-            _common(self.flow.paths[a:b]) == path and self.flow.weighted(a, b) and self.flow.has_join(a, b)
-            for a, b in self.flow.regions(start, stop)
-        )
-
-    def _is_container(self, path: str, joins: set[str]) -> bool:
-        if self._only_calls(path):
-            return True
-        inside = Counter(self.types.get(p, "") for p in joins if p.startswith(f"{path}."))
-        children = Counter(self.types.get(p, "") for p in self._composite_children(path))
-        if self._weighted(path) <= 2 * MAX_REGION:  # two branches written as Sequential are still one block
-            for generic in _GENERIC:
-                children.pop(generic, None)
-        return max([*inside.values(), *children.values(), 0]) >= 2
-
-    def _only_calls(self, path: str) -> bool:
-        """True if a module joins nothing itself and all its layers are in two or more modules: heads side by side."""
-        inside = range(*self.spans[path])
-        if any(self.flow.paths[i] == path and len(self.flow.inputs[i]) > 1 for i in inside):
-            return False
-        return self._in_children(path, self._composite_children(path))
-
-    def _is_list(self, path: str, joins: set[str]) -> bool:
-        """True if a module only lists blocks: heads side by side, or equal sequential modules (dense layers)."""
-        children = [child for child in self._composite_children(path) if child not in joins]
-        alike = len({self.types.get(child, "") for child in children}) == 1
-        return self._only_calls(path) or (alike and self._in_children(path, children))
-
-    def _in_children(self, path: str, children: Sequence[str]) -> bool:
-        """True if all layers of a module are in these modules in it, two or more."""
-        if len(children) < 2:
-            return False
-        held = sum(layer.startswith(f"{path}.") for layer in self.flow.layers)
-        within = sum(any(layer.startswith(f"{child}.") for child in children) for layer in self.flow.layers)
-        return held == within
-
-    def _composite_children(self, path: str) -> list[str]:
-        return [child for child in self.children[path] if self._weighted(child) >= 2]
-
-    def _is_chain(self, path: str) -> bool:
-        return not any(self.flow.has_join(a, b) for a, b in self.flow.regions(*self.spans[path]))
-
-    def _with_alike(self, blocks: set[str], containers: set[str]) -> set[str]:
-        """Add modules of the same class or the same position as a block; they replace the blocks inside them."""
-        classes = {self.types.get(path, "") for path in blocks} - _GENERIC - {""}
-        places = {_place(path) for path in blocks}
-        alike: set[str] = set()
-        for path in self.spans:  # outer modules come before inner ones
-            inside = any(prefix in blocks or prefix in alike for prefix in _prefixes(path))
-            if inside or path in containers or not self._weighted(path):
-                continue
-            if self.types.get(path) in classes or _place(path) in places:
-                alike.add(path)
-        inner = {path for path in blocks if any(prefix in alike for prefix in _prefixes(path))}
-        return (blocks - inner) | alike
-
-    def _functional_regions(self, units: list[str | None], blocks: set[str]) -> None:
-        """Residual regions written straight into the network's `forward`: one unit each. Routes that lead far ahead
-        (to the next scale) pass them by; what is left of a flat list of modules goes in runs of a few layers."""
-        alone, lists = list(units), set()
-        for a, b in self.flow.regions(0, len(units), MAX_REGION):
-            if _common(self.flow.paths[a:b]) or not self.flow.has_join(a, b):
-                continue
-            inside = {unit for unit in units[a:b] if unit}
-            if not 2 <= self.flow.weighted(a, b) <= MAX_REGION or inside & blocks:
-                continue
-            units[a:b] = [self._name([layer for layer in self.flow.layers[a:b] if layer])] * (b - a)
-            lists |= {_parent(unit) for unit in inside}
-        counts = Counter(_parent(unit) for unit, layer in zip(alone, self.flow.layers, strict=True) if unit and layer)
-        flat = {parent for parent in lists if counts[parent] >= FLAT}
-        left = [i for i, unit in enumerate(alone) if self.flow.layers[i] and unit == units[i] and unit not in blocks]
-        for run in self._runs_of([i for i in left if _parent(str(alone[i])) in flat]):
-            stop = run[-1] + 1
-            while stop < len(units) and alone[stop] == alone[run[-1]]:  # the activation function
-                stop += 1
-            units[run[0] : stop] = [self._name([self.flow.layers[i] for i in run])] * (stop - run[0])
-
-    def _runs_of(self, layers: Sequence[int]) -> list[list[int]]:
-        """Positions of layers, those together that follow each other at one resolution; only runs of several."""
-        runs: list[list[int]] = []
-        for i in layers:
-            if runs and len(runs[-1]) < MAX_RUN and self._follows(runs[-1][-1], i):
-                runs[-1].append(i)
-            else:
-                runs.append([i])
-        return [run for run in runs if len(run) > 1]
-
-    def _follows(self, first: int, second: int) -> bool:
-        """True if a layer is fed by another alone, at the same resolution."""
-        at = second
-        while at != first:
-            sources = self.flow.inputs[at]
-            if len(sources) != 1 or sources[0] < first or (at != second and self.flow.layers[at]):
-                return False
-            at = sources[0]
-        return self.flow.resolution(first) == self.flow.resolution(second)
-
-    def _name(self, layers: Sequence[str]) -> str:
-        """The module that holds just these layers, or the first and the last of a list: `layers.6-7`."""
-        common = _common(layers)
-        if common and sum(layer.startswith(f"{common}.") for layer in self.flow.layers) == len(layers):
-            return common
-        inner = [layer.removeprefix(f"{common}.").partition(".")[0] for layer in (layers[0], layers[-1])]
-        if common and inner[0] != inner[1]:
-            return f"{common}.{inner[0]}-{inner[1]}"
-        return common or f"{layers[0]}..{layers[-1]}"
-
-
-def _within(path: str, modules: set[str]) -> bool:
-    """True if `path` is in one of the modules, and not that module itself."""
-    return any(prefix in modules for prefix in _prefixes(_parent(path)))
-
-
-def _prefixes(path: str) -> Iterator[str]:
-    """Every module on the way to `path`, outermost first, `path` itself last."""
-    parts = path.split(".") if path else []
-    for i in range(1, len(parts) + 1):
-        yield ".".join(parts[:i])
-
-
-def _place(path: str) -> str:
-    """A module path with its numbers replaced: `layer1.0` and `layer2.1` stand in the same place."""
-    return re.sub(r"\d+", "*", path)

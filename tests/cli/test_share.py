@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 import brecq
 from brecq.cli import app
 from brecq.errors import CheckpointError, ConfigError, SourceError
+from brecq.page.card import card
 from brecq.page.record import Record, Row
 from brecq.sources import load_source
 from brecq.storage.hub import repository
@@ -201,6 +203,13 @@ def test_the_card(made: Path) -> None:
     assert result.digest() in text
     assert "## Licence" not in text
     assert "\n\n\n\n" not in text
+
+
+@pytest.mark.parametrize(("target", "how"), [(None, "InferenceSession"), ("tensorrt", "trtexec --onnx=m.onnx")])
+def test_files_are_run_where_the_result_was_made_for(made: Path, target: str | None, how: str) -> None:
+    result = brecq.load(made)
+    result.config = replace(result.config, target=target)
+    assert how in card(result, Record(), "me/net", ["m.onnx", "notes.txt"])
 
 
 def test_a_card_of_somebody_else_is_kept(made: Path, tmp_path: Path) -> None:

@@ -26,6 +26,12 @@ RUNNERS = {
 }
 """How each exported file is run, by its ending."""
 
+FOR_TARGET = {
+    ("tensorrt", ".onnx"): "TensorRT: `trtexec --onnx={name}`",
+    ("qualcomm", ".onnx"): "Qualcomm's converters, with the encodings that lie beside it",
+}
+"""The same for what was quantized for a target whose files end as another's do."""
+
 
 def card(
     result: QuantResult, record: Record, repository: str, files: Sequence[str] = (), *,
@@ -70,9 +76,7 @@ def card(
         repository=repository,
         inputs=", ".join(_shape(value) for value in result.example_inputs),
         preprocessing=json.dumps(preprocessing, indent=2) if preprocessing else "",
-        exported=[
-            (file, RUNNERS[Path(file).suffix].format(name=file)) for file in files if Path(file).suffix in RUNNERS
-        ],
+        exported=[(file, how.format(name=file)) for file in files if (how := _runner(file, result.config.target))],
         command=record.command,
         calibration=result.report.samples,
         digest=result.report.data_digest,
@@ -80,6 +84,11 @@ def card(
         numbers=result.digest(),
         license=license,
     )
+
+
+def _runner(file: str, target: str | None) -> str | None:
+    ending = Path(file).suffix
+    return FOR_TARGET.get((target or "", ending), RUNNERS.get(ending))
 
 
 def _base(result: QuantResult) -> str | None:

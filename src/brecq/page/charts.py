@@ -184,15 +184,22 @@ def loss_against(cost: str, points: Sequence[tuple[float, float, str]]) -> str:
 
 def matches(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> str:
     """Values layer by layer, on a logarithmic axis, a line for each series."""
+    from matplotlib.ticker import MaxNLocator
+
     with _Chart(WIDTH, 3.2) as chart:
         axes = chart.axes
         for (name, values), color in zip(series, (SECOND, FIRST), strict=False):
-            axes.plot([max(value, 1e-6) for value in values], color=color, marker="o", markersize=3, label=name)
+            places = range(1, len(values) + 1)
+            axes.plot(
+                places, [max(value, 1e-6) for value in values], color=color, marker="o", markersize=3, label=name
+            )
         _logarithmic(axes, "y", [max(value, 1e-6) for _, values in series for value in values])
-        axes.set_xlabel("batch norm, from the input on")
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        axes.set_xlabel("batch norm, counted from the input")
         axes.set_ylabel("standard deviations")
         axes.grid(axis="y")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     return chart.svg(title)
 
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import brecq
-from brecq import QuantResult
+from brecq import QuantConfig, QuantResult
 from brecq.deploy.complete import Completed
+from brecq.deploy.runtime import traceable
 from brecq.deploy.simulate import simulate
 from brecq.errors import ConfigError, ExportError
 
@@ -66,11 +67,12 @@ def test_the_interpreter_computes_the_codes_of_the_simulator(
     expected = _tensors(simulator(*x))
     for found, ours in zip(session(*arrays), expected, strict=True):
         np.testing.assert_array_equal(found, ours.numpy())
-    _, codes = session.trace(*arrays)
-    ours = simulator.codes(*x)
-    assert codes.keys() == ours.keys()
-    for key, value in ours.items():
-        np.testing.assert_array_equal(codes[key].reshape(-1), value.reshape(-1).numpy(), err_msg=key)
+    for part in traceable(session, x):
+        _, codes = session.trace(*(each.numpy() for each in part))
+        ours = simulator.codes(*part)
+        assert codes.keys() == ours.keys()
+        for key, value in ours.items():
+            np.testing.assert_array_equal(codes[key].reshape(-1), value.reshape(-1).numpy(), err_msg=key)
     kernels = session.kernels()
     assert (kernels.integer, kernels.floating) == (sum(stored.values()), 0)
     assert exported.notes[0] == ", ".join(
@@ -85,7 +87,7 @@ def test_the_reference_kernels_compute_in_fixed_point(
     """What CMSIS-NN computes too."""
     result = quantized(name, 4, 8)
     exported = brecq.export(result, tmp_path / "m.tflite", "tflite")
-    x = networks.inputs(networks.build(getattr(networks, name)), 3, seed=5)
+    x = networks.inputs(networks.build(getattr(networks, name)), 1, seed=5)
     session = runtime.Session(exported.path, kernels="reference")
     _, codes = session.trace(*(each.numpy() for each in x))
     given = {key: torch.from_numpy(value) for key, value in codes.items()}
@@ -94,6 +96,36 @@ def test_the_reference_kernels_compute_in_fixed_point(
     for key, value in ours.items():
         difference = np.abs(codes[key].reshape(-1).astype(int) - value.reshape(-1).numpy())
         assert difference.max() <= (key in linear), key
+
+
+class TokensFirst(nn.Module):
+    """Samples lie along the second dimension inside `nn.MultiheadAttention`, beside its heads at times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(x + self.attend(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_codes_of_tensors_without_samples_in_front_are_compared(tmp_path: Path, batch: int) -> None:
+    """Put together along the first dimension, the codes of five samples were no tensor of the network's."""
+    torch.manual_seed(0)
+    result = brecq.quantize(
+        TokensFirst().eval(), torch.randn(32, 5, 6), QuantConfig(8, 8, method="rtn", target="litert")
+    )
+    file = brecq.export(result, tmp_path / "m.tflite", batch=batch).path
+    found = brecq.verify(result, file, torch.randn(5, 5, 6), bisect=True)
+    assert found.as_expected, found.failures
+    inside = {each.tensor: each for each in found.tensors}
+    assert len(inside) > 4
+    assert all(each.differing <= 1 for each in inside.values())
+    with pytest.raises(ConfigError, match=f"takes {batch} samples, got 5"):
+        runtime.load(file).trace(np.zeros((5, 5, 6), np.float32))
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -165,3 +165,25 @@ def test_symbols_of_bits_have_names() -> None:
     graph = capture(Masks(), [x[:2]])
     assert torch.equal(graph(x), Masks()(x))
     assert not any("__" in str(node.target) for node in graph.graph.nodes)
+
+
+class Squeezes(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[N, 3, 1, 1]."""
+        again = x.squeeze(-1).squeeze(-1).squeeze(-1)
+        return x.squeeze(1) + 1, x.squeeze((1, -1)), again, x.squeeze((2, 3)), x.squeeze(), again.squeeze()
+
+
+def test_a_squeeze_names_the_dimensions_that_go() -> None:
+    """ONNX refuses to squeeze a dimension of another size than 1, which PyTorch passes over; and of a file that runs
+    one sample at a time the samples must not go."""
+    x = torch.randn(4, 3, 1, 1)
+    graph = capture(Squeezes(), [x[:2]])
+    for node in graph.graph.nodes:
+        if "squeeze" in str(node.target):
+            sizes = node.args[0].meta["val"].shape
+            dims = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
+            assert [sizes[dim] for dim in dims] == [1] * len(dims)
+    for found, expected in zip(graph(x), Squeezes()(x), strict=True):
+        assert torch.equal(found, expected)
+    assert [len(each) for each in graph(x[:1])] == [1] * 6

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from brecq.converted.grids import Grid, grid_of
 from brecq.data.collect import stream
-from brecq.deploy.runtime import open_file
+from brecq.deploy.runtime import open_file, traceable
 from brecq.deploy.simulate import simulate
 from brecq.errors import ConfigError, DataError
 from brecq.graph import ops
@@ -78,7 +78,7 @@ def distances(
     places = _places(completed.quantizers(), completed.graph, floating)
     sums: dict[str, list[float]] = {}
     for part in stream(data, model=result.converted):
-        for inputs, _ in part.batches(batch_size):
+        for inputs in (each for batch, _ in part.batches(batch_size) for each in traceable(runner, batch)):
             outputs, codes = runner.trace(*(value.numpy() for value in inputs))
             watched = _Watched(floating, set(places.values()))
             expected = pytree.tree_leaves(watched.run(*inputs, enable_io_processing=False))

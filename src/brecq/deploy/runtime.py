@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from brecq.deploy.formats import Format, find, needs, of_file
 from brecq.errors import ConfigError, ExportError
@@ -64,3 +67,15 @@ def open_file(path: Path | str, format: str | None = None, threads: int = 1) -> 
         module: Any = importlib.import_module(chosen.runner)
     runner: Runner = module.load(path, threads)
     return runner, chosen
+
+
+def traceable(runner: Runner, inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Inputs in the batches that a file runs in, the last one filled up with its last sample.
+
+    Codes of several runs cannot be put together: samples lie along any dimension inside a network, or in none alone
+    (attention has tokens first, and its heads beside the samples).
+    """
+    size = getattr(runner, "batch", len(inputs[0]))
+    for start in range(0, len(inputs[0]), size):
+        part = [value[start : start + size] for value in inputs]
+        yield tuple(torch.cat([each, *[each[-1:]] * (size - len(each))]) for each in part)

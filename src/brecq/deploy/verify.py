@@ -19,7 +19,7 @@ from brecq.deploy.compare import CodesCompared, CodesTally, Comparison, Tally
 from brecq.deploy.complete import Completed, as_converted
 from brecq.deploy.formats import Format, some
 from brecq.deploy.options import Tolerance
-from brecq.deploy.runtime import Kernels, Runner, open_file
+from brecq.deploy.runtime import Kernels, Runner, open_file, traceable
 from brecq.deploy.simulate import simulate
 from brecq.devices import on_cpu
 from brecq.errors import ConfigError, DataError, ExportError
@@ -208,7 +208,8 @@ class _Run:
         self.quantized_tally.add(found, quantized, self.steps)
         self.completion_tally.add(_outputs(self.simulator.graph(*inputs)), quantized, self.steps)
         if hasattr(self.runner, "trace") and (self.always or self.simulator_tally.result().identical < 100):
-            self._follow(inputs, *self.runner.trace(*arrays))
+            for part in traceable(self.runner, inputs):
+                self._follow(part, *self.runner.trace(*(value.numpy() for value in part)))
         self.samples += len(inputs[0])
 
     def _follow(self, inputs: tuple[Tensor, ...], outputs: list[Any], codes: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
     addmm, mm, matmul, inner, tensordot, einsum of an activation and a parameter    → linear
     convolution, the general one                                                    → conv1d, conv2d, conv3d, ...
+    squeeze of all dimensions, or of some of another size than 1  → of those that go
     copy, fill, zero (what writing into a slice leaves behind; they have no derivative)  → expand, full
 
 A product is a linear layer if no index runs over both operands and the result: a matrix for each head is none.
@@ -40,6 +41,8 @@ def canonicalize(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.target is aten.convolution.default:
             _convolution(module, node)
+        elif node.target in _SQUEEZES:
+            _squeeze(module, node)
         elif node.target in _PRODUCTS:
             _PRODUCTS[node.target](_Rewriter(module, node, fixed), node)
     for node in list(module.graph.nodes):
@@ -104,6 +107,25 @@ def _convolution(module: GraphModule, node: Node) -> None:
             new = _call(module, node, plain[rank], x, weight, bias, stride, padding, dilation, groups)
     node.replace_all_uses_with(new)
     module.graph.erase_node(node)
+
+
+def _squeeze(module: GraphModule, node: Node) -> None:
+    """Name the dimensions that go. PyTorch passes over those of another size; samples are one dimension even alone."""
+    source: Any = node.args[0]
+    sizes = source.meta["val"].shape
+    dims: Any = node.args[1] if len(node.args) > 1 else range(len(sizes))
+    asked = [dims] if isinstance(dims, int) else list(dims)
+    gone = [dim for dim in asked if len(sizes) and isinstance(sizes[dim], int) and sizes[dim] == 1]
+    if gone == asked:
+        return
+    if gone:
+        node.args, node.target = (source, gone), aten.squeeze.dims
+        return
+    node.replace_all_uses_with(source)
+    module.graph.erase_node(node)
+
+
+_SQUEEZES = {aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims}
 
 
 def _keep_axes(module: GraphModule, node: Node) -> None:

@@ -69,25 +69,28 @@ class Session:
         return interpreter
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        return self._run(self._interpreter, inputs, ())[0]
+        return self._run(self._interpreter, inputs)
 
     def trace(self, *inputs: np.ndarray) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-        """The outputs, and the codes of every quantized activation by name, as the network has them."""
+        """The outputs, and the codes of every quantized activation by name, as the network has them.
+
+        Of one run: `inputs` are as many samples as the file takes (`brecq.deploy.runtime.traceable`).
+        """
+        if len(inputs[0]) != self.batch:
+            raise ConfigError(f"the file takes {self.batch} samples, got {len(inputs[0])}; trace them batch by batch")
         if self._tracing is None:
             self._tracing = self._load(True)
-        outputs, codes = self._run(self._tracing, inputs, tuple(self.codes.values()))
-        return outputs, dict(zip(self.codes, codes, strict=True))
+        outputs = self._run(self._tracing, inputs)
+        codes = {name: _codes(self._tracing.get_tensor(index), *rest) for name, (index, *rest) in self.codes.items()}
+        return outputs, codes
 
-    def _run(
-        self, interpreter: Any, inputs: Sequence[np.ndarray], tapped: Sequence[Any]
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def _run(self, interpreter: Any, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         if len(inputs) != len(self.inputs):
             raise ConfigError(
                 f"the file takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), got {len(inputs)}"
             )
         count = len(inputs[0])
         outputs: list[list[np.ndarray]] = []
-        codes: list[list[np.ndarray]] = []
         for start in range(0, count, self.batch):
             rows = min(self.batch, count - start)
             for details, value in zip(interpreter.get_input_details(), inputs, strict=True):
@@ -97,8 +100,7 @@ class Session:
             interpreter.invoke()
             found = [interpreter.get_tensor(details["index"]) for details in interpreter.get_output_details()]
             outputs.append([_channels_first(each)[:rows] for each in found])
-            codes.append([_codes(interpreter.get_tensor(index), *rest)[:rows] for index, *rest in tapped])
-        return _joined(outputs), _joined(codes)
+        return [np.concatenate(each) for each in zip(*outputs, strict=True)]
 
     def kernels(self) -> Kernels:
         """Layers by the type of their outputs."""
@@ -143,10 +145,6 @@ def _channels_last(value: np.ndarray) -> np.ndarray:
 
 def _channels_first(value: np.ndarray) -> np.ndarray:
     return value.transpose(0, 3, 1, 2) if value.ndim == 4 else value
-
-
-def _joined(parts: list[list[np.ndarray]]) -> list[np.ndarray]:
-    return [np.concatenate(each) for each in zip(*parts, strict=True)]
 
 
 def _facts(content: bytes) -> dict[str, Any]:

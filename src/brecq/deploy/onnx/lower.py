@@ -50,6 +50,7 @@ def lower(model: ir.Model, pack: Pack) -> set[int]:
     tidy.global_pools(graph)
     tidy.linear_layers(graph)
     tidy.move_codes(graph)
+    tidy.keep_softmax_float(graph)
     weight_only.linear_layers(graph)
     tidy.drop_unread(graph)
     tidy.protect_float_weights(graph)

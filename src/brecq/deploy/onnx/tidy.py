@@ -164,6 +164,34 @@ def protect_float_weights(graph: ir.Graph) -> None:
         )
 
 
+def keep_softmax_float(graph: ir.Graph) -> None:
+    """Put Abs, which changes no number there, between a softmax and the quantizer behind it.
+
+    ONNX Runtime has an integer kernel for a softmax between Q/DQ that multiplies by the *whole part* of 1/scale: of a
+    4-bit output from 0 to 1 by 14 instead of 15, and of a narrow range by what overflows.
+    """
+    build = Builder(graph)
+    for node in [each for each in graph if each.op_type == "Softmax" and not each.domain]:
+        old = node.outputs[0]
+        if producer(node.inputs[0], "Dequantize", DOMAIN) is None or not _is_quantized(old):
+            continue
+        reading = readers(old)
+        value = build.node(node, "Abs", [old], f"{old.name}_kept", old.dtype, old.shape)
+        for reader in reading:
+            for index, each in enumerate(reader.inputs):
+                if each is old:
+                    reader.replace_input_with(index, value)
+
+
+def _is_quantized(value: ir.Value) -> bool:
+    """True if a quantizer reads a value, as it is or moved."""
+    return any(
+        (node.op_type == "Quantize" and node.domain == DOMAIN)
+        or (node.op_type in MOVEMENT and any(map(_is_quantized, node.outputs)))
+        for node in readers(value)
+    )
+
+
 def _behind_movement(value: ir.Value | None) -> ir.Value | None:
     node = None if value is None else value.producer()
     while node is not None and node.op_type in MOVEMENT:

@@ -41,3 +41,13 @@ def test_a_softmax_on_codes_has_the_simulators(tmp_path: Path, bits: int, moved:
     found = brecq.verify(result, file, torch.randn(16, 3, 8, 8), bisect=True)
     assert found.failures == ()
     assert {each.tensor: each.differing for each in found.tensors if "softmax" in each.tensor} == {"softmax.codes": 0}
+
+
+def test_in_place_of_tensorrt_it_is_float_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = QuantConfig(8, 8, method="rtn", target="tensorrt")
+    result = brecq.quantize(Gated(False).eval(), torch.randn(32, 3, 8, 8), config)
+    file = brecq.export(result, tmp_path / "m.onnx", "tensorrt").path
+    found = brecq.verify(result, file, torch.randn(16, 3, 8, 8), format="tensorrt", bisect=True)
+    assert found.failures == ()
+    assert [each.differing for each in found.tensors if "softmax" in each.tensor] == [0]

@@ -103,10 +103,10 @@ class Session:
             ) from error
 
 
-def load(path: Path, threads: int = 1) -> Session:
+def load(path: Path, threads: int = 1, more: Mapping[str, str] | None = None) -> Session:
     """An exported file in ONNX Runtime, computing what was measured: float activations stay float in weight-only
-    layers, and files with native INT2 weights get the setting that they need."""
-    settings = {ACCURACY_LEVEL: "1"}
+    layers, and files with native INT2 weights get the setting that they need. `more` configures the session."""
+    settings = {ACCURACY_LEVEL: "1", **(more or {})}
     facts, opset = _facts(path)
     if facts.get("brecq.pack") == "native" and opset == INT2_OPSET:
         settings["session.disable_quant_qdq"] = "1"

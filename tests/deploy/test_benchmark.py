@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -42,6 +43,24 @@ def test_what_is_slower_than_float_is_said() -> None:
     floating, quantized = (latency(1, 2.0), latency(16, 30.0)), (latency(1, 3.0), latency(16, 10.0))
     assert Benchmark("r", 1, 1, 1, 1, quantized, floating, None).slower() == [1]
     assert Benchmark("r", 1, 1, 1, 1, quantized, (), None).slower() == []
+
+
+@pytest.mark.parametrize(
+    ("format", "file", "changes"),
+    [
+        ("tensorrt", "m.onnx", {"activation_scheme": "signed", "weight_scheme": "symmetric"}),
+        ("qualcomm", "m.onnx", {}),
+        ("web", "m", {}),
+    ],
+)
+def test_times_of_what_stands_for_another_machine_are_not_taken(
+    quantized: Callable[..., Any], tmp_path: Path, format: str, file: str, changes: dict[str, str]
+) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    result = quantized("ConcatNet", 8, 8, **changes)
+    path = brecq.export(result, tmp_path / file, format).path
+    with pytest.raises(ConfigError, match="says nothing of the time"):
+        brecq.benchmark(result, path, format=format)
 
 
 @pytest.mark.parametrize("wrong", [{"batches": (0,)}, {"runs": 0}, {"threads": 0}])

@@ -34,6 +34,7 @@ class Session:
     """
 
     name = "ONNX Runtime"
+    timed = True
 
     def __init__(
         self,

@@ -13,11 +13,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from brecq.deploy.onnx.session import Session, load_float
+from brecq.deploy.onnx.session import Session
 from brecq.deploy.qualcomm.encodings import Encoding, Encodings, read
 from brecq.errors import ExportError, first_line
-
-__all__ = ["apply", "load", "load_float"]
 
 _CHANNELS = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 0}
 """The axis of a layer's weight that its channels are along."""
@@ -34,7 +32,7 @@ def load(path: Path, threads: int = 1) -> Session:
     applied = apply(model, read(path.with_suffix(".encodings")), json.loads(facts.get("brecq.codes", "{}")))
     settings = {"session.disable_quant_qdq": "1"}  # or constant weights between Q/DQ are quantized once more
     session = Session(applied.SerializeToString(), threads, settings, facts.get("brecq.digest"))
-    session.name = "ONNX Runtime (encodings applied)"
+    session.name, session.timed = "ONNX Runtime (encodings applied)", False
     return session
 
 

@@ -6,14 +6,10 @@ from pathlib import Path
 
 from brecq.deploy.onnx import session
 
-__all__ = ["load", "load_float"]
-
-load_float = session.load_float
-
 
 def load(path: Path, threads: int = 1) -> session.Session:
     """An exported file in ONNX Runtime, in float between its pairs: integer kernels of its own (a softmax with the
     whole part of 1/scale) say nothing of TensorRT."""
     found = session.load(path, threads, {"session.disable_quant_qdq": "1"})
-    found.name = f"{found.name} (in place of TensorRT)"
+    found.name, found.timed = f"{found.name} (in place of TensorRT)", False
     return found

@@ -305,6 +305,20 @@ class Signal(nn.Module):
         return self.out(F.relu(self.bn2(self.up(F.relu(self.depthwise(x))))))
 
 
+class Spotter(nn.Module):
+    """Separable 1-D convolutions and the average of a sequence, as in keyword spotting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn1 = nn.Conv1d(4, 8, 5, 2, 2, bias=False), nn.BatchNorm1d(8)
+        self.depthwise, self.pointwise = nn.Conv1d(8, 8, 3, padding=1, groups=8), nn.Conv1d(8, 12, 1)
+        self.pool, self.head = nn.AdaptiveAvgPool1d(1), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.stem(x)))
+        return self.head(self.pool(F.relu(self.pointwise(F.relu(self.depthwise(x))))).flatten(1))
+
+
 class StandardizedConv(nn.Conv2d):
     """Weight standardization: the weight used is computed from the parameter in every call."""
 
@@ -418,6 +432,7 @@ class CifarResNet(nn.Module):
 _INPUTS: dict[type[nn.Module], tuple[tuple[int, ...], ...]] = {
     TwoBranch: ((3, 16, 16), (3, 16, 16)),
     Signal: ((4, 32),),
+    Spotter: ((4, 32),),
     UNet: ((3, 16, 16),),
 }
 

@@ -72,6 +72,7 @@ NETWORKS: list[tuple[str, int, int, dict[str, Any]]] = [
     ("SENet", 6, 8, {}),  # a swish, looked up, and a product with one factor a channel
     ("UNet", 8, 8, {}),
     ("FPN", 7, 6, {"activation_scheme": "symmetric"}),
+    ("Spotter", 4, 8, {}),  # the average of a sequence
 ]
 
 

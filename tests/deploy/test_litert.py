@@ -44,6 +44,7 @@ NETWORKS: list[tuple[str, int, int, dict[str, Any], dict[str, int]]] = [
     ("SENet", 6, 8, {}, {"int8": 6}),
     ("FPN", 7, 6, {"activation_scheme": "symmetric"}, {"int8": 12}),
     ("UNet", 8, 8, {}, {"int8": 13}),
+    ("Spotter", 3, 8, {}, {"int4": 2, "int8": 2}),  # the average of a sequence
     ("ViT", 4, 8, {"weight_scheme": "symmetric"}, {"int4": 8, "int8": 2}),
 ]
 

@@ -187,3 +187,47 @@ def test_a_squeeze_names_the_dimensions_that_go() -> None:
     for found, expected in zip(graph(x), Squeezes()(x), strict=True):
         assert torch.equal(found, expected)
     assert [len(each) for each in graph(x[:1])] == [1] * 6
+
+
+class Pooled(nn.Module):
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv1d(3, 4, 3), pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [
+        (nn.AvgPool1d(2), "avg_pool2d"),
+        (nn.AvgPool1d(3, 2, 1), "avg_pool2d"),
+        (nn.AvgPool1d(3, 2, 1, ceil_mode=True, count_include_pad=False), "avg_pool2d"),
+        (nn.AdaptiveAvgPool1d(1), "adaptive_avg_pool2d"),
+        (nn.AdaptiveAvgPool1d(5), "adaptive_avg_pool2d"),
+        (nn.AdaptiveMaxPool1d(1), "amax"),
+        (nn.AdaptiveMaxPool1d(4), "adaptive_max_pool1d"),
+    ],
+    ids=str,
+)
+def test_sequences_are_pooled_as_pictures(pool: nn.Module, expected: str) -> None:
+    torch.manual_seed(0)
+    model, x = Pooled(pool), torch.randn(5, 3, 23)
+    graph = capture(model, [x[:2]])
+    assert expected in {ops.op_name(node) for node in graph.graph.nodes if node.op == "call_function"}
+    torch.testing.assert_close(graph(x), model(x))
+    assert {node.meta["val"].dim() for node in graph.graph.nodes if "squeeze" in str(node.target)} <= {3, 4}
+
+
+def test_the_largest_value_of_a_picture_by_adaptive_pooling() -> None:
+    class Both(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            one, places = F.adaptive_max_pool2d(x, 1, return_indices=True)
+            return F.adaptive_max_pool2d(x, 1), F.adaptive_max_pool2d(x, (1, 1)), one, places
+
+    x = torch.randn(3, 4, 7, 6)
+    graph = capture(Both(), [x[:2]])
+    names = [ops.op_name(node) for node in graph.graph.nodes if node.op == "call_function"]
+    assert (names.count("amax"), names.count("adaptive_max_pool2d")) == (2, 1)
+    assert all(torch.equal(a, b) for a, b in zip(graph(x), Both()(x), strict=True))

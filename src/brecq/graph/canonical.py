@@ -3,6 +3,8 @@
     addmm, mm, matmul, inner, tensordot, einsum of an activation and a parameter    → linear
     convolution, the general one                                                    → conv1d, conv2d, conv3d, ...
     squeeze of all dimensions, or of some of another size than 1  → of those that go
+    average pooling of sequences                    → of pictures one pixel high, for which there are integer kernels
+    the largest value of all, by adaptive pooling   → amax
     copy, fill, zero (what writing into a slice leaves behind; they have no derivative)  → expand, full
 
 A product is a linear layer if no index runs over both operands and the result: a matrix for each head is none.
@@ -43,6 +45,10 @@ def canonicalize(module: GraphModule) -> None:
             _convolution(module, node)
         elif node.target in _SQUEEZES:
             _squeeze(module, node)
+        elif node.target in (aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default):
+            _average(module, node)
+        elif node.target in (aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default):
+            _largest(module, node)
         elif node.target in _PRODUCTS:
             _PRODUCTS[node.target](_Rewriter(module, node, fixed), node)
     for node in list(module.graph.nodes):
@@ -126,6 +132,44 @@ def _squeeze(module: GraphModule, node: Node) -> None:
 
 
 _SQUEEZES = {aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims}
+
+
+def _average(module: GraphModule, node: Node) -> None:
+    """Of [N, C, L]: the sequence becomes a picture, and what is left of it one again."""
+    source: Any = node.args[0]
+    if source.meta["val"].dim() != 3:
+        return
+    sizes: list[Any] = list(node.args[1:])
+    if node.target is aten.avg_pool1d.default:
+        kernel, stride, padding = (*sizes, [], [0])[:3] if len(sizes) < 3 else sizes[:3]
+        along = [[1, *kernel], [1, *(stride or kernel)], [0, *padding], *sizes[3:]]
+        target: Any = aten.avg_pool2d.default
+    else:
+        along, target = [[1, *sizes[0]]], aten.adaptive_avg_pool2d.default
+    with module.graph.inserting_before(node):
+        picture = _call(module, source, aten.unsqueeze.default, source, -2)
+        picture.meta["val"] = source.meta["val"].unsqueeze(-2)
+        pooled = _call(module, node, target, picture, *along)
+        pooled.meta["val"] = node.meta["val"].unsqueeze(-2)
+        new = _call(module, node, aten.squeeze.dims, pooled, [-2])
+    node.replace_all_uses_with(new)
+    module.graph.erase_node(node)
+
+
+def _largest(module: GraphModule, node: Node) -> None:
+    """One value a channel, whose place nobody asks for."""
+    source: Any = node.args[0]
+    sizes: Any = node.args[1]
+    used = list(node.users)
+    if any(size != 1 for size in sizes) or any(user.args[1] != 0 for user in used):
+        return
+    with module.graph.inserting_before(node):
+        new = _call(module, node, aten.amax.default, source, list(range(-len(sizes), 0)), True)
+    new.meta["val"] = node.meta["val"][0]
+    for user in used:
+        user.replace_all_uses_with(new)
+        module.graph.erase_node(user)
+    module.graph.erase_node(node)
 
 
 def _keep_axes(module: GraphModule, node: Node) -> None:

@@ -42,7 +42,7 @@ def test_constants_in_a_concatenation_reach_the_runtime(placement: str, tmp_path
 
 
 class Asks(nn.Module):
-    """Learned queries enter a layer, as in attention pooling: a constant in the place of an activation."""
+    """Learned queries join tokens in front of a layer: a constant in the place of an activation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,9 +52,8 @@ class Asks(nn.Module):
         )  # on an asymmetric grid no code fits eight signed bits
 
     def forward(self, x: Tensor) -> Tensor:
-        keys = self.keys(x)
-        weights = (self.ask(self.query.repeat(x.shape[0], 1, 1)) @ keys.transpose(1, 2)).softmax(-1)
-        return self.head((weights @ keys).mean(1))
+        tokens = torch.cat([self.query.expand(x.shape[0], -1, -1), self.keys(x)], 1)
+        return self.head(self.ask(tokens).mean(1))
 
 
 def test_a_learned_query_reaches_the_runtime(tmp_path: Path) -> None:

@@ -19,11 +19,10 @@ def large_tensor() -> torch.Tensor:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_freed_memory_is_used_again() -> None:
+    """Not always at once: where the heap begins decides whether a freed tensor's place is large enough for another."""
     with reuse_freed(torch.device("cpu")):
-        first = large_tensor()
-        address = first.data_ptr()
-        del first
-        assert large_tensor().data_ptr() == address
+        addresses = [large_tensor().data_ptr() for _ in range(16)]
+    assert addresses[-1] == addresses[-2]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")

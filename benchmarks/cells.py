@@ -32,6 +32,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 BEFORE = {"correction": 1.0}
 """What settings of a recipe that came later were before they could be set, where their default is another now."""
 Values = dict[str, float]
+VALIDATION = "validation"
+"""The `detail` of cells that are measured on data to choose by, which no table shows."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,11 @@ def add_jobs(found: argparse.ArgumentParser) -> None:
     found.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, each on one thread")
     found.add_argument("--seconds", type=float, default=1e9, metavar="S", help="of several jobs: give up then")
     found.add_argument("--device", default="cpu", help="cpu or cuda")
+
+
+def detail_of(options: argparse.Namespace) -> str:
+    """What `--validation` and `--device` make of a cell."""
+    return ", ".join([*[VALIDATION] * options.validation, *["cuda"] * (options.device != "cpu")])
 
 
 def bits(setting: str) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import torch
-from cells import Cell, Results, Values, add_jobs, bits, parse_recipe, parser, run_apart
+from cells import VALIDATION, Cell, Results, Values, add_jobs, bits, parse_recipe, parser, run_apart
 from common import CALIBRATION, DATA, chosen_by, quality_on, quantized, require
 
 from brecq import QuantConfig
@@ -88,7 +88,7 @@ def cells_of(line: str) -> Iterator[Cell]:
                 count = calibration[0] if calibration else CALIBRATION[one]
                 config = QuantConfig(*bits(setting), recipe=recipe, seed=int(seed), **others)
                 row = " ".join([name, *changes, *(f"from {count}" for _ in calibration)])
-                yield Cell(one, row, setting, count, 0, config, "validation")
+                yield Cell(one, row, setting, count, 0, config, VALIDATION)
 
 
 def measure(cell: Cell, device: str) -> Values:

@@ -20,7 +20,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from cells import Cell, Values, add_jobs, bits, describe_steps, parser, run_and_print, with_steps
+from cells import (
+    VALIDATION,
+    Cell,
+    Values,
+    add_jobs,
+    bits,
+    describe_steps,
+    detail_of,
+    parser,
+    run_and_print,
+    with_steps,
+)
 from common import CALIBRATION, CIFAR, IMAGENET, chosen_by, network, quality_on, quantized, reported, use_threads
 from tables import AUTHORS, FAST, FLOAT, SHORT, Show, newest
 
@@ -29,7 +40,6 @@ from brecq.data import Dataset
 
 SETTINGS = {"resnet20": ("W2A32", "W4A4", "W2A4", "W2A2"), "efficientnet_lite0": ("W4A8", "W4A4", "W2A8")}
 RECIPES = ("rtn", "instant", "fast", "thorough", "paper", "official")
-VALIDATION = "validation"
 IMAGE = Path(__file__).resolve().parents[1] / "docs" / "images" / "clock.png"
 
 MEASURES = {
@@ -69,8 +79,7 @@ def arguments() -> argparse.Namespace:
 
 
 def list_cells(options: argparse.Namespace) -> list[Cell]:
-    gpu = options.device != "cpu"
-    detail, where = ", ".join([*[VALIDATION] * options.validation, *["cuda"] * gpu]), ", on a GPU" * gpu
+    detail, where = detail_of(options), ", on a GPU" * (options.device != "cpu")
     cells = []
     for name in options.networks:
         sizes = (options.calibration or CALIBRATION[name], len(data_of(name, detail)))

@@ -26,7 +26,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cells import Cell, Values, add_jobs, bits, change, describe_steps, parser, run_and_print, with_steps
+from cells import (
+    VALIDATION,
+    Cell,
+    Values,
+    add_jobs,
+    bits,
+    change,
+    describe_steps,
+    detail_of,
+    parser,
+    run_and_print,
+    with_steps,
+)
 from common import DATA, require, use_threads
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -58,8 +70,6 @@ MEASURES = {
 }
 
 NOISE = 25 / 255
-
-VALIDATION = "validation"
 
 
 class Denoiser(nn.Module):
@@ -96,7 +106,7 @@ def arguments() -> argparse.Namespace:
 
 def list_cells(options: argparse.Namespace) -> list[Cell]:
     recipe = change(with_steps(Recipe.preset("fast"), options.steps), options.set)
-    detail = ", ".join([*[VALIDATION] * options.validation, *["cuda"] * (options.device != "cpu")])
+    detail = detail_of(options)
     cells = []
     for network in options.networks:
         sizes = CALIBRATION[network], SAMPLES[network]

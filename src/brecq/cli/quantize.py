@@ -274,8 +274,8 @@ def deliver(job: Job, ready: Prepared, result: QuantResult, floating: ResultRow,
         rows += quantized_rows(job, source, ready.calibration, ready.evaluation, ready.metric, result)
     console.print(result_table(rows))
     last = rows[-1].evaluation
-    plain = last is not None and last.shown() and not (last.scored or last.outputs or last.metrics)
-    if last is not None and not plain:  # class scores: the table says it all
+    # of plain class scores the table says it all
+    if last is not None and (last.scored or last.outputs or last.metrics or not last.shown()):
         tell(console, "measured", describe_evaluation(last))
     result.report.measured = {row.name: measured(row) for row in rows if row.evaluation is not None}
     if result.report.measured:

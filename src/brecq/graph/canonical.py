@@ -141,8 +141,8 @@ def _average(module: GraphModule, node: Node) -> None:
         return
     sizes: list[Any] = list(node.args[1:])
     if node.target is aten.avg_pool1d.default:
-        kernel, stride, padding = (*sizes, [], [0])[:3] if len(sizes) < 3 else sizes[:3]
-        along = [[1, *kernel], [1, *(stride or kernel)], [0, *padding], *sizes[3:]]
+        sizes += [[], [0]][len(sizes) - 1 :]  # stride (that of the kernel) and padding, where they are left out
+        along = [[1, *sizes[0]], [1, *(sizes[1] or sizes[0])], [0, *sizes[2]], *sizes[3:]]
         target: Any = aten.avg_pool2d.default
     else:
         along, target = [[1, *sizes[0]]], aten.adaptive_avg_pool2d.default

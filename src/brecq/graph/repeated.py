@@ -33,7 +33,7 @@ def fold_repeated(module: GraphModule) -> None:
         if not layer.users or layer not in two or layer not in three:
             continue
         found = _one_of(two[layer], three[layer])
-        size = _batch_size(module)
+        size = None if found is None else _batch_size(module)
         if found is None or size is None:
             continue
         value, axis = found
@@ -63,9 +63,8 @@ def _one_of(two: Tensor, three: Tensor) -> tuple[Tensor, int] | None:
 def _batch_size(module: GraphModule) -> Node | None:
     """The batch size, read off the first input at the start of the graph."""
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-    batch = _batch(inputs)
-    source = next((node for node in inputs if ops.is_tensor(node) and node.meta["val"].dim()), None)
-    if source is None or batch is None:
+    source = _first(module)
+    if source is None:
         return None
     known = (node for node in source.users if node.target is aten.sym_size.int and node.args == (source, 0))
     node = next(known, None)
@@ -76,15 +75,16 @@ def _batch_size(module: GraphModule) -> Node | None:
     return node
 
 
-def _batch(inputs: list[Node]) -> str | None:
-    tensors = [node.meta["val"] for node in inputs if ops.is_tensor(node) and node.meta["val"].dim()]
-    return str(tensors[0].shape[0]) if tensors else None
+def _first(module: GraphModule) -> Node | None:
+    """The first input that is a batch."""
+    inputs = (node for node in module.graph.nodes if node.op == "placeholder" and ops.is_tensor(node))
+    return next((node for node in inputs if node.meta["val"].dim()), None)
 
 
 def _values(module: GraphModule, batch: int) -> dict[Node, Any]:
     """Values of what depends on parameters and the batch size, for a batch of so many samples."""
-    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-    symbol = _batch(inputs)
+    source = _first(module)
+    symbol = None if source is None else str(source.meta["val"].shape[0])
     values: dict[Node, Any] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":

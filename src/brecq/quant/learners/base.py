@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -14,7 +15,7 @@ Rate = Literal["rounding", "step", "bias", "codes"]
 """What a parameter is a part of: each has a learning rate of its own."""
 
 
-class Learner(nn.Module):
+class Learner(nn.Module, ABC):
     """Learns how one tensor is quantized. A fake-quantizer has at most one, and forgets it when learning ends.
 
     Attributes:
@@ -36,17 +37,17 @@ class Learner(nn.Module):
         """The parameters to optimize, by learning rate."""
         return {self.rate: list(self.parameters())}
 
+    @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The value of `x`, differentiable with respect to what is learned."""
-        raise NotImplementedError
 
+    @abstractmethod
     def result(self) -> dict[str, Tensor]:
         """What the fake-quantizer settles on if learning stops now, by the names of its buffers. No gradient."""
-        raise NotImplementedError
 
     def penalty(self, beta: float) -> Tensor:
-        """Regularizer at exponent β, 0-dim."""
-        raise NotImplementedError
+        """Regularizer at exponent β, 0-dim; asked of learners with `penalized` alone."""
+        raise NotImplementedError(f"{type(self).__name__} penalizes nothing")
 
 
 class GridLearner(Learner):

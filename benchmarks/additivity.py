@@ -35,8 +35,8 @@ from brecq import QuantConfig, Recipe
 from brecq.graph.blocks import extract
 from brecq.graph.capture import capture
 from brecq.graph.partition import partition
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.graph.quantizer import BrecqQuantizer
 from brecq.precision.layers import dissect
 from brecq.precision.measure import measure_sensitivity
 from brecq.precision.meter import BlockMeter

@@ -21,8 +21,8 @@ from brecq.graph import ops
 from brecq.graph.capture import capture, example_batch
 from brecq.graph.environment import learning
 from brecq.graph.integer import CLAMPS, operands, operator_of
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import fake_quantize_node, grid_of, prepare
+from brecq.graph.quantizer import BrecqQuantizer
 from brecq.graph.targeted import layer_kind
 from brecq.pipeline import quantize
 from brecq.rehearsal import refusal

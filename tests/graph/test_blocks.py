@@ -20,8 +20,8 @@ from brecq.graph.blocks import Network, extract
 from brecq.graph.capture import capture
 from brecq.graph.fold import get_tensor
 from brecq.graph.partition import partition
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.graph.quantizer import BrecqQuantizer
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct.learnables import learnables
 

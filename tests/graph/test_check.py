@@ -21,8 +21,8 @@ from brecq.graph.capture import capture
 from brecq.graph.check import FloatNetwork, check_blocks, check_converted
 from brecq.graph.difference import largest
 from brecq.graph.partition import partition
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.graph.quantizer import BrecqQuantizer
 
 W8 = QuantConfig(8, 32, method="rtn")
 

@@ -17,8 +17,8 @@ from brecq.graph.blocks import extract
 from brecq.graph.capture import capture
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.partition import partition
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.graph.quantizer import BrecqQuantizer
 
 
 def build(network: Callable[[], nn.Module]) -> nn.Module:

@@ -19,9 +19,9 @@ from brecq.config import Placement, QuantConfig
 from brecq.errors import BrecqError, CaptureError
 from brecq.graph.capture import capture as brecq_capture
 from brecq.graph.convert import convert, to_program
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import fake_quantize_node
 from brecq.graph.prepare import prepare as brecq_prepare
+from brecq.graph.quantizer import BrecqQuantizer
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct.learnables import learnables
 

@@ -11,8 +11,8 @@ from brecq.config import QuantConfig
 from brecq.graph import ops
 from brecq.graph.capture import capture
 from brecq.graph.dataflow import Dataflow
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.graph.quantizer import BrecqQuantizer
 
 
 def test_reads_and_layers(captured) -> None:

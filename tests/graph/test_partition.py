@@ -18,8 +18,8 @@ from brecq.graph.blocks import extract
 from brecq.graph.capture import capture
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.partition import BlockSpec, partition
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.graph.quantizer import BrecqQuantizer
 
 # Block names; `layer{1,2}.{0..3}` stands for layer1.0, layer1.1, ... layer2.3.
 SMALL = {

@@ -13,8 +13,10 @@ from torch.fx import GraphModule
 from brecq.config import LayerRule, QuantConfig
 from brecq.errors import ConfigError
 from brecq.graph.capture import capture
-from brecq.graph.placement import BrecqQuantizer, activation_end, plan
+from brecq.graph.placement import plan
 from brecq.graph.prepare import fake_quantize_node, prepare
+from brecq.graph.quantizer import BrecqQuantizer
+from brecq.graph.reach import activation_end
 from brecq.quant.fake_quant import ActivationFakeQuantize, WeightFakeQuantize
 
 # Bits of each quantized tensor, by the operator that makes it, at W4A3 with 8 bits first and last.

@@ -24,8 +24,8 @@ from brecq.config import QuantConfig, Recipe
 from brecq.converted.grids import QUANTIZE
 from brecq.errors import ConfigError
 from brecq.graph import ops
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import fake_quantize_node, input_quantizer, prepare
+from brecq.graph.quantizer import BrecqQuantizer
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct.learnables import learnables
 

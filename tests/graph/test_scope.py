@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from brecq.config import LayerRule, QuantConfig
 from brecq.graph.capture import capture
 from brecq.graph.partition import partition
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.graph.quantizer import BrecqQuantizer
 from brecq.graph.scope import float_weights, scope
 from brecq.report import ScopeEntry
 

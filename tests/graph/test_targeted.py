@@ -15,8 +15,9 @@ import brecq
 from brecq import LayerRule, QuantConfig
 from brecq.deploy.complete import complete
 from brecq.errors import ConfigError
-from brecq.graph.placement import BrecqQuantizer, plan
+from brecq.graph.placement import plan
 from brecq.graph.prepare import fake_quantize_node, grid_of, prepare
+from brecq.graph.quantizer import BrecqQuantizer
 from brecq.quant.fake_quant import ActivationFakeQuantize, WeightFakeQuantize
 from brecq.targets import load
 

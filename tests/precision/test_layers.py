@@ -9,8 +9,8 @@ from types import ModuleType
 from brecq.config import LayerRule, QuantConfig
 from brecq.graph.capture import capture
 from brecq.graph.partition import partition
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.graph.quantizer import BrecqQuantizer
 from brecq.plain import build
 from brecq.precision.layers import Anatomy, Layer, dissect
 

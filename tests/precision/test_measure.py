@@ -16,8 +16,8 @@ from brecq.errors import CheckpointError, ConfigError, DataError
 from brecq.graph.blocks import extract
 from brecq.graph.capture import capture
 from brecq.graph.partition import partition
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.graph.quantizer import BrecqQuantizer
 from brecq.precision import problem as problems
 from brecq.precision.layers import dissect
 from brecq.precision.measure import measure_sensitivity

@@ -18,8 +18,8 @@ from brecq.checkpoint.resume import RunState
 from brecq.config import QuantConfig, Recipe
 from brecq.graph.blocks import Network, extract
 from brecq.graph.partition import partition
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.graph.quantizer import BrecqQuantizer
 from brecq.progress import Progress
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct import passes

@@ -15,8 +15,8 @@ from brecq.graph.blocks import extract
 from brecq.graph.capture import capture
 from brecq.graph.losses import output_loss, quantizers, tensor_losses
 from brecq.graph.partition import partition
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.graph.quantizer import BrecqQuantizer
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct import alone
 from brecq.report import TensorLoss

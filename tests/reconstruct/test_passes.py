@@ -16,8 +16,8 @@ from brecq.config import QuantConfig, Recipe
 from brecq.graph.blocks import extract
 from brecq.graph.capture import capture
 from brecq.graph.partition import partition
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.graph.quantizer import BrecqQuantizer
 from brecq.progress import Progress
 from brecq.quant.fake_quant import ActivationFakeQuantize, WeightFakeQuantize
 from brecq.reconstruct import passes

@@ -20,7 +20,7 @@ from brecq.deploy.simulate import simulate
 from brecq.errors import ConfigError, DataError
 from brecq.graph import ops
 from brecq.graph.capture import capture
-from brecq.graph.placement import activation_end
+from brecq.graph.reach import activation_end
 from brecq.report import sqnr
 
 if TYPE_CHECKING:

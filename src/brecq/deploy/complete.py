@@ -20,7 +20,7 @@ from brecq.graph import ops
 from brecq.graph.convert import to_program
 from brecq.graph.fold import drop_guards
 from brecq.graph.integer import THREE
-from brecq.graph.placement import activation_scheme
+from brecq.graph.quantizer import activation_scheme
 from brecq.quant import ranges
 from brecq.quant.affine import IntRange
 

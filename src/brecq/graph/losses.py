@@ -19,8 +19,8 @@ from brecq import logits
 from brecq.graph import ops
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.outputs import structured
-from brecq.graph.placement import activation_end
 from brecq.graph.prepare import fake_quantize_node, input_quantizer
+from brecq.graph.reach import activation_end
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.report import TensorLoss
 

@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from brecq.forward import even_slices
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.ends import last_layers
-from brecq.graph.placement import activation_end
 from brecq.graph.prepare import fake_quantize_node
+from brecq.graph.reach import activation_end
 from brecq.report import OutputNoise, TensorNoise
 
 SAMPLES = 16

@@ -16,19 +16,28 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.quantizer import Quantizer
 
-from brecq.config import FLOAT, ActivationScheme, QuantConfig
+from brecq.config import FLOAT, QuantConfig
 from brecq.errors import ConfigError
-from brecq.graph import ops, pt2e, targeted
+from brecq.graph import ops, targeted
 from brecq.graph.dataflow import constants, layer_names
-from brecq.graph.ends import first_layers, is_mean, last_layers
-from brecq.graph.integer import THREE, operator_of
-from brecq.quant.affine import IntRange
+from brecq.graph.ends import first_layers, last_layers
+from brecq.graph.reach import (
+    POOLING,
+    activation_end,
+    before_layers,
+    is_pooled,
+    is_residual_add,
+    origin_of,
+    reaches_layer,
+    readers_of,
+    sources_of,
+    users_through_scaling,
+)
 from brecq.targets import Kernel, Target, load
 
 END = "brecq_end"
@@ -38,8 +47,6 @@ REASON = "brecq_reason"
 """Why a layer has other widths than were asked for."""
 
 End = Literal["first", "last"]
-
-_POOLING = {ops.aten.avg_pool2d.default, ops.aten.adaptive_avg_pool2d.default, ops.aten.mean.dim}
 
 
 @dataclass
@@ -128,7 +135,7 @@ def plan(graph: GraphModule, config: QuantConfig, part: frozenset[End] | None = 
 def _readers_of_first(ends: dict[Node, str], weighted: dict[Node, str]) -> set[Node]:
     """The layers that read what a first layer puts out."""
     found = (activation_end(node) for node, end in ends.items() if end == "first")
-    return {reader for end in found for reader in _readers(end, weighted)}
+    return {reader for end in found for reader in readers_of(end, weighted)}
 
 
 def _fit(placement: Placement, config: QuantConfig, target: Target, shared: dict[object, set[str]]) -> None:
@@ -167,12 +174,13 @@ def _place_inputs(placement: Placement) -> None:
     """Quantize what enters each layer; layers that read the same tensor read it at the same width."""
     shared: dict[Node, int] = defaultdict(int)
     for node, bits in placement.input_bits.items():
-        shared[_tensor(node)] = max(shared[_tensor(node)], bits)
-    placement.edges = {node: shared[_tensor(node)] for node, bits in placement.input_bits.items() if bits != FLOAT}
+        shared[input_of(node)] = max(shared[input_of(node)], bits)
+    placement.edges = {node: shared[input_of(node)] for node, bits in placement.input_bits.items() if bits != FLOAT}
     placement.edges = {node: bits for node, bits in placement.edges.items() if bits != FLOAT}
 
 
-def _tensor(layer: Node) -> Node:
+def input_of(layer: Node) -> Node:
+    """The tensor that a layer reads."""
     source = layer.args[0]
     assert isinstance(source, Node)
     return source
@@ -185,34 +193,34 @@ def _place_outputs(
     for node in graph.graph.nodes:
         if node in placement.layers:
             end = activation_end(node)
-            feeds_add = end is node and any(_is_residual_add(user) for user in _through_scaling(node))
+            feeds_add = end is node and any(is_residual_add(user) for user in users_through_scaling(node))
             if not feeds_add:
                 wanted.append(end)
-        elif _is_residual_add(node):
+        elif is_residual_add(node):
             end = activation_end(node)
-            if _reaches_layer(end, placement.layers):
+            if reaches_layer(end, placement.layers):
                 wanted.append(end)
     leaders: dict[Node, Node] = {}
     for layer in placement.layers:
-        sources = _sources(_tensor(layer))
+        sources = sources_of(input_of(layer))
         wanted += sources
         for source in sources[1:]:
             leaders[_leader(leaders, source)] = _leader(leaders, sources[0])
     output = next(node for node in graph.graph.nodes if node.op == "output")
-    outputs = {_origin(source) for source in output.all_input_nodes}
-    inside = _before_layers(graph, placement.layers).union(*(_sources(_tensor(layer)) for layer in placement.layers))
+    outputs = {origin_of(source) for source in output.all_input_nodes}
+    inside = before_layers(graph, placement.layers).union(*(sources_of(input_of(layer)) for layer in placement.layers))
     bits: dict[Node, int] = {}
     for node in dict.fromkeys(wanted):
-        if node in outputs and not _reaches_layer(node, placement.layers):
+        if node in outputs and not reaches_layer(node, placement.layers):
             continue  # the network's output stays float
-        if node not in inside and not _is_pooled(node):
+        if node not in inside and not is_pooled(node):
             continue  # so does what is only decoded or resized to become one: boxes, scores, masks
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             bits[node] = _width(node, placement, config)
     if target is not None:
         known = {node for node, width in bits.items() if width != FLOAT}
-        more, same = targeted.tensors_of_kernels(graph, target, placement.kernels, known, _sources)
+        more, same = targeted.tensors_of_kernels(graph, target, placement.kernels, known, sources_of)
         bits |= dict.fromkeys(more, target.widest)
         for first, *others in same:
             for other in others:
@@ -237,191 +245,8 @@ def _leader(leaders: dict[Node, Node], node: Node) -> Node:
 def _width(node: Node, placement: Placement, config: QuantConfig) -> int:
     """The widest input that a layer reading this tensor asks for; the general setting if no layer reads it, unless a
     last layer reads what is pooled of it and `first_last_outputs` says the same for both."""
-    readers = _readers(node, placement.layers)
+    readers = readers_of(node, placement.layers)
     if config.first_last_outputs and not readers:
-        pooled = _readers(node, placement.layers, through=frozenset(_POOLING))
+        pooled = readers_of(node, placement.layers, through=POOLING)
         readers = [layer for layer in pooled if placement.ends.get(layer) == "last"]
     return max((placement.input_bits[layer] for layer in readers), default=config.activations)
-
-
-def _is_residual_add(node: Node) -> bool:
-    """An addition of two activations (not of a constant)."""
-    return node.target in ops.ADD and sum(_is_activation(arg) for arg in node.args) == 2
-
-
-def _is_activation(value: object) -> bool:
-    return isinstance(value, Node) and value.op != "get_attr" and ops.is_tensor(value)
-
-
-def activation_end(node: Node) -> Node:
-    """The last operator of the activation function behind `node`: elementwise, of `node` alone (swish has two)."""
-    inside, end, frontier = {node}, node, list(node.users)
-    while frontier:
-        current = frontier.pop(0)
-        if current in inside or current.target not in ops.ELEMENTWISE or not ops.is_tensor(current):
-            continue
-        sources = [source for source in current.all_input_nodes if _is_activation(source)]
-        if not all(source in inside for source in sources):
-            continue
-        inside.add(current)
-        frontier += list(current.users)
-        if all(member is current or all(user in inside for user in member.users) for member in inside):
-            end = current
-    return end
-
-
-def _through_scaling(node: Node) -> list[Node]:
-    """Users of `node`, seen through multiplication by a constant and data movement (layer scale, token reshapes)."""
-    found: list[Node] = []
-    for user in node.users:
-        constant = user.target is ops.aten.mul.Tensor and sum(_is_activation(arg) for arg in user.args) == 1
-        found += _through_scaling(user) if constant or ops.moves(user) else [user]
-    return found
-
-
-def _origin(node: Node) -> Node:
-    """The tensor that data movement led here."""
-    while node.op == "call_function" and ops.moves(node) and isinstance(node.args[0], Node):
-        source = node.args[0]
-        if not ops.is_tensor(source) and not ops.moves(source):
-            return node  # one of several results that an operator computes (a recurrent layer's)
-        node = source
-    return node
-
-
-def _sources(node: Node) -> list[Node]:
-    """The tensors to quantize so that `node` is quantized: its origin, or all that a concatenation joins."""
-    origin = _origin(node)
-    if origin.op == "call_function" and origin.target in ops.CONCAT:
-        parts = origin.args[0]
-        assert isinstance(parts, (list, tuple))
-        joined = [source for part in parts if _is_activation(part) for source in _sources(part)]  # type: ignore[arg-type]
-        if len(joined) >= len(parts):
-            return list(dict.fromkeys(joined))
-    return [origin]
-
-
-def _readers(node: Node, layers: dict[Node, str], *, through: frozenset[object] = frozenset()) -> list[Node]:
-    """Layers whose input is this tensor, directly or through data movement and concatenation."""
-    found, stack, seen = [], list(node.users), {node}
-    while stack:
-        current = stack.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        if current in layers:
-            found.append(current)
-        elif current.op == "call_function" and (ops.moves(current) or current.target in ops.CONCAT | through):
-            stack.extend(current.users)
-    return found
-
-
-def _before_layers(graph: GraphModule, layers: dict[Node, str]) -> set[Node]:
-    """The nodes that some layer depends on, other than one that decodes a box by the mean of a distribution."""
-    found: set[Node] = set()
-    for node in reversed(graph.graph.nodes):
-        if node in found or (node in layers and not is_mean(node)):
-            found.update(source for source in node.all_input_nodes if not ops.is_size(source))
-    return found
-
-
-def _is_pooled(node: Node) -> bool:
-    """True if the mean of a tensor is taken, as it is or of its elements moved."""
-    moved = [node]
-    for each in moved:  # which grows
-        if any(user.target in _POOLING for user in each.users):
-            return True
-        moved += [u for u in each.users if (ops.moves(u) or u.target in ops.CONCAT) and u not in moved]
-    return False
-
-
-def _reaches_layer(node: Node, layers: dict[Node, str]) -> bool:
-    return bool(_readers(node, layers, through=frozenset(_POOLING)))
-
-
-class BrecqQuantizer(Quantizer):
-    """PT2E quantizer of any bit-widths: annotates a captured graph as `plan` decides."""
-
-    def __init__(self, config: QuantConfig, part: frozenset[End] | None = None) -> None:
-        super().__init__()
-        self.config, self.part = config, part
-        self.placement: Placement | None = None
-
-    def annotate(self, model: GraphModule) -> GraphModule:
-        placement = self.placement = plan(model, self.config, self.part)
-        # A PT2E node holds one annotation: inputs and output are collected first.
-        inputs: dict[Node, dict[Node, Any]] = defaultdict(dict)
-        outputs: dict[Node, Any] = {}
-        leaders: dict[Node, Node] = {}
-        scheme = activation_scheme(self.config)
-        for node in model.graph.nodes:
-            if node in placement.tensors:
-                group = placement.groups[node]
-                fixed = self._fixed(node, placement)
-                divides = self._divides(node, placement)
-                spec = pt2e.activation_spec(placement.tensors[node], scheme, fixed, divides)
-                outputs[node] = pt2e.shared_with(leaders[group]) if group in leaders else spec
-                leaders.setdefault(group, node)
-        edges: dict[Node, Node] = {}
-        for layer, bits in placement.edges.items():
-            tensor = _tensor(layer)
-            first = edges.setdefault(tensor, layer)
-            spec = pt2e.activation_spec(bits, scheme)
-            inputs[layer][tensor] = spec if first is layer else pt2e.shared_with((tensor, first))
-        for layer, bits in placement.weight_bits.items():
-            if bits != FLOAT:
-                kernel = placement.kernels.get(layer)
-                whole = is_symmetric(self.config, bits)
-                axis = output_axis(layer) if kernel is None or kernel.per_channel else None
-                weight: Any = layer.args[1]
-                inputs[layer][weight] = pt2e.weight_spec(IntRange.weights(bits, whole), whole, axis)
-        for node, end in placement.ends.items():
-            node.meta[END] = end
-        for node, reason in placement.reasons.items():
-            node.meta[REASON] = reason
-        for node in model.graph.nodes:
-            if node in inputs or node in outputs:
-                pt2e.annotate(node, inputs.get(node, {}), outputs.get(node))
-        return model
-
-    def _fixed(self, node: Node, placement: Placement) -> tuple[float, float] | None:
-        """Step and lowest value of a result that the target prescribes the grid of, unless it shares another's."""
-        target = None if self.config.target is None else load(self.config.target)
-        alone = list(placement.groups.values()).count(placement.groups[node]) == 1
-        grid = None if target is None else target.fixed.get(str(operator_of(node)))
-        return None if grid is None or not alone or placement.tensors[node] != 8 else (grid.scale, grid.lowest)
-
-    def _divides(self, node: Node, placement: Placement) -> float | None:
-        """What the step of a tensor has to divide so that hardswish is a product of codes."""
-        target = None if self.config.target is None else load(self.config.target)
-        read = any(user.target is ops.aten.hardswish.default for user in node.users)
-        product = target is not None and target.operators.get("hardswish") == "product"
-        return THREE if read and product and placement.tensors[node] == 8 else None
-
-    def validate(self, model: GraphModule) -> None:
-        """Nothing to check: `plan` only asks for what brecq can do."""
-
-
-def is_symmetric(config: QuantConfig, bits: int) -> bool:
-    """`auto` is symmetric at 8 bits, what int8 kernels need, and asymmetric below, where a lost level counts; with a
-    target it is symmetric at the widths that the target says."""
-    if config.weight_scheme != "auto":
-        return config.weight_scheme == "symmetric"
-    return bits == 8 if config.target is None else bits in load(config.target).symmetric
-
-
-def activation_scheme(config: QuantConfig) -> ActivationScheme:
-    """The scheme of activations, with `auto` decided: what the target takes, otherwise asymmetric."""
-    target = None if config.target is None else load(config.target)
-    needed: ActivationScheme = "signed" if target is not None and target.zero_point == "zero" else "asymmetric"
-    return needed if config.activation_scheme == "auto" else config.activation_scheme
-
-
-def output_axis(layer: Node) -> int:
-    """The axis of a weight that counts output channels."""
-    if not str(ops.kind(layer)).startswith("conv_transpose"):
-        return 0
-    # [in, out / groups, ...]: a depthwise one has its channels along axis 0.
-    weight = layer.args[1].meta["val"]  # type: ignore[union-attr]
-    groups = layer.args[6] if len(layer.args) > 6 else 1
-    return 0 if groups == weight.shape[0] and weight.shape[1] == 1 else 1

@@ -18,7 +18,7 @@ from brecq.errors import ConfigError
 from brecq.graph import ops, pt2e
 from brecq.graph.dataflow import resolve
 from brecq.graph.fold import get_tensor
-from brecq.graph.placement import output_axis
+from brecq.graph.quantizer import output_axis
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, WeightFakeQuantize
 

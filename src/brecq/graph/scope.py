@@ -12,8 +12,9 @@ from brecq.graph import ops
 from brecq.graph.dataflow import Dataflow, resolve
 from brecq.graph.fold import get_tensor
 from brecq.graph.partition import BlockSpec
-from brecq.graph.placement import END, REASON, activation_end
+from brecq.graph.placement import END, REASON
 from brecq.graph.prepare import fake_quantize_node, grid_of, input_quantizer
+from brecq.graph.reach import activation_end
 from brecq.report import ScopeEntry
 
 _PRODUCT = "a product of two activations, no weight"

@@ -29,8 +29,8 @@ from brecq.graph.capture import capture, example_batch
 from brecq.graph.check import FloatNetwork
 from brecq.graph.environment import learning
 from brecq.graph.partition import partition
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.graph.quantizer import BrecqQuantizer
 from brecq.precision.layers import Anatomy, dissect
 from brecq.precision.options import Cross, Quality, SurveyConfig
 from brecq.precision.sizes import other_bytes, preview_bytes, with_bytes

@@ -15,8 +15,8 @@ from brecq.config import QuantConfig
 from brecq.forward import even_slices
 from brecq.graph.blocks import Block
 from brecq.graph.fold import get_tensor
-from brecq.graph.placement import is_symmetric
 from brecq.graph.prepare import fake_quantize_node
+from brecq.graph.quantizer import is_symmetric
 from brecq.precision.layers import Anatomy, Knob, Quantizer
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode

@@ -19,7 +19,7 @@ from brecq.graph.convert import convert
 from brecq.graph.losses import output_loss, tensor_losses
 from brecq.graph.noise import SAMPLES, tensor_noise
 from brecq.graph.outputs import weakest
-from brecq.graph.placement import activation_scheme
+from brecq.graph.quantizer import activation_scheme
 from brecq.graph.scope import float_weights
 from brecq.quant import kernels
 from brecq.quant.fake_quant import Mode, set_mode

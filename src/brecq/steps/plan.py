@@ -21,8 +21,8 @@ from brecq.graph import check, evidence
 from brecq.graph.blocks import Network, extract
 from brecq.graph.capture import capture, example_batch
 from brecq.graph.partition import BlockSpec, partition
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.graph.quantizer import BrecqQuantizer
 from brecq.graph.scope import scope
 from brecq.precision.delivery import check_layers, start_from
 from brecq.reconstruct import alone

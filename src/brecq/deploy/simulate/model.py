@@ -33,7 +33,7 @@ from brecq.deploy.simulate.arithmetic import Layer, OnnxRuntime, find
 from brecq.deploy.simulate.values import Codes, Constant, Pending, real
 from brecq.graph import ops
 from brecq.graph.integer import function_of, slope_of
-from brecq.graph.placement import output_axis
+from brecq.graph.quantizer import output_axis
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult

@@ -15,8 +15,8 @@ from brecq.errors import ConfigError
 from brecq.forward import Inputs
 from brecq.graph.capture import capture, example_batch
 from brecq.graph.partition import partition
-from brecq.graph.placement import BrecqQuantizer
 from brecq.graph.prepare import prepare
+from brecq.graph.quantizer import BrecqQuantizer
 from brecq.precision.hardware.table import Entry, LatencyTable, Signature, signature
 from brecq.precision.layers import Layer, dissect
 from brecq.precision.options import ProfileConfig

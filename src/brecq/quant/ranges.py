@@ -116,7 +116,8 @@ def dividing(
     value: float, scale: float, zero_point: int, range: IntRange, *, centred: bool = False
 ) -> tuple[float, int]:
     """Step and zero point of the finest grid that covers another one, whose step divides `value`, and which has code
-    and zero point for -`value`: products with clamps at ±`value` are exact on it.
+    and zero point for -`value`: products with clamps at ±`value` are exact on it. Where none does, as `value` is less
+    than a step, the other one itself.
 
     Args:
         centred: the zero point stays where it is.
@@ -127,7 +128,9 @@ def dividing(
     else:
         low = min(low, -value)
         steps = int(value * (range.high - range.low) / (high - low))
-    scale = float(torch.tensor(value / max(steps, 1), dtype=torch.float32))
+    if steps < 1:
+        return scale, zero_point
+    scale = float(torch.tensor(value / steps, dtype=torch.float32))
     return scale, zero_point if centred else range.low + round(-low / scale)
 
 

@@ -98,3 +98,9 @@ def test_a_grid_that_three_is_a_multiple_of_covers_the_old_one(scale: float, zer
     centred, zero = dividing(3.0, scale, 0, IntRange(-128, 127), centred=True)
     assert zero == 0
     assert centred >= scale * (1 - 1e-6) or 3 / centred == pytest.approx(128)
+
+
+@pytest.mark.parametrize(("range", "zero_point"), [(IntRange(0, 255), 128), (IntRange(-128, 127), 0)])
+def test_a_grid_too_coarse_for_three_stays(range: IntRange, zero_point: int) -> None:
+    """Its step is more than 3: with a step of 3 it would cover less, and its zero point be no code."""
+    assert dividing(3.0, 7.5, zero_point, range, centred=zero_point == 0) == (7.5, zero_point)

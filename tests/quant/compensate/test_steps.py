@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from brecq.quant.compensate import rounding
+from brecq.quant.compensate import columns
 from brecq.quant.compensate.descent import descend, optimum
-from brecq.quant.compensate.rounding import compensated_rounding
+from brecq.quant.compensate.rounding import Factor
 from brecq.quant.compensate.row_grid import RowGrid, fit
 from brecq.quant.compensate.search import search
 
@@ -35,9 +35,16 @@ def test_compensated_rounding_hands_errors_on(bits: int, sizes: tuple, monkeypat
             missing = values[:, j] - (code - zero_point[g, :, j]) * scale[g, :, j]
             if left:
                 values[:, left] += missing[:, None] * torch.linalg.solve(H[left][:, left], H[left, j])
-    for columns in (128, 4):
-        monkeypatch.setattr(rounding, "COLUMNS", columns)
-        assert torch.equal(compensated_rounding(target, gram, grid), expected)
+    for width in (128, 4):
+        monkeypatch.setattr(columns, "COLUMNS", width)
+        assert torch.equal(Factor.of(gram).round(target, grid), expected)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_the_factor_solves(sizes: tuple) -> None:
+    target, gram, _ = problem(4, *sizes, bits=4)
+    gram = (gram + gram.mT) / 2
+    torch.testing.assert_close(Factor.of(gram).solve(target @ gram), target)
 
 
 @pytest.mark.parametrize("sizes", SIZES)
@@ -52,7 +59,7 @@ def test_descent_sets_each_code_to_its_best(sizes: tuple, monkeypatch: pytest.Mo
             trials.append(error(trial, target, gram, grid))
         expected = expected.clone()
         expected[:, :, j] = torch.stack(trials).argmin(0).double() + grid.range.low
-    monkeypatch.setattr("brecq.quant.compensate.descent.COLUMNS", 5)
+    monkeypatch.setattr(columns, "COLUMNS", 5)
     found = descend(codes, target, gram, grid)
     assert torch.equal(found, expected)
     assert (error(found, target, gram, grid) <= error(codes, target, gram, grid) + 1e-12).all()

@@ -1,13 +1,14 @@
-"""Column after column of a block of columns, where each decision changes what the later ones see.
+"""Column after column, where each decision changes what the later ones see.
 
-    rounding: code of w_j,        error e_j = (w_j − q_j)/M_jj,  later columns −= e_j·M_j
-    descent:  code of q_j + l_j/M_jj,    step e_j = change of q_j,  later columns −= e_j·M_j
+    code of q_j + l_j/M_jj,    step e_j = change of q_j,    later columns of l −= e_j·M_j
 
 On the CPU each column is a handful of vector operations. On CUDA these would be a handful of launches, thousands of
-times for nothing but a few rows each: there, one kernel takes a tile of rows through all columns of the block.
+times for nothing but a few rows each: there, one kernel takes a tile of rows through all columns of a block.
 """
 
 from __future__ import annotations
+
+import builtins
 
 import torch
 from torch import Tensor
@@ -15,15 +16,39 @@ from torch import Tensor
 from brecq.quant.affine import IntRange
 from brecq.quant.fusion import backend, give_up
 
+COLUMNS = 128
+"""Columns of a block, whose steps are handed on together: one matrix product for all later ones."""
 
-def decide(
-    local: Tensor, matrix: Tensor, scale: Tensor, zero_point: Tensor, range: IntRange, codes: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The codes of a block of columns, and e of each.
+
+def sweep(
+    residual: Tensor, matrix: Tensor, scale: Tensor, zero_point: Tensor, range: IntRange, codes: Tensor
+) -> Tensor:
+    """Decide on all columns.
 
     Args:
-        local: [G, R, W], what the columns see before; of a descent, the residual. matrix: M, [G, W, W].
-        scale, zero_point: [G, R, W]. codes: [G, R, W], of a descent: those before. All float64.
+        residual: l, [G, R, K], which is used up. matrix: M, [G, K, K], of which nothing below the diagonal is read.
+        scale, zero_point: [G, R, K]. codes: q, those before, [G, R, K]. All float64.
+
+    Returns:
+        Codes, float64 [G, R, K].
+    """
+    codes, size = codes.clone(), codes.shape[2]
+    for first in builtins.range(0, size, COLUMNS):
+        last = min(first + COLUMNS, size)
+        now = slice(first, last)
+        local, s, z, before = (value[:, :, now] for value in (residual, scale, zero_point, codes))
+        codes[:, :, now], moved = decide(local, matrix[:, now, now], s, z, range, before)
+        residual[:, :, last:] -= moved @ matrix[:, now, last:]
+    return codes
+
+
+def decide(
+    local: Tensor, matrix: Tensor, scale: Tensor, zero_point: Tensor, range: IntRange, codes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The codes of a block of columns, and the step e of each.
+
+    Args:
+        local: l, [G, R, W]. matrix: M, [G, W, W]. scale, zero_point, codes: [G, R, W]. All float64.
 
     Returns:
         Codes and e, float64 [G, R, W].
@@ -41,17 +66,15 @@ def decide(
 
 
 def _one_by_one(
-    local: Tensor, matrix: Tensor, scale: Tensor, zero_point: Tensor, range: IntRange, codes: Tensor | None
+    local: Tensor, matrix: Tensor, scale: Tensor, zero_point: Tensor, range: IntRange, codes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    decided, errors = torch.empty_like(local), torch.empty_like(local)
+    decided, moved = torch.empty_like(local), torch.empty_like(local)
     diagonal = matrix.diagonal(dim1=1, dim2=2)
-    for j, (s, z) in enumerate(zip(scale.unbind(2), zero_point.unbind(2), strict=True)):
-        value = local[:, :, j]
-        if codes is not None:
-            before = (codes[:, :, j] - z) * s
-            value = before + value / diagonal[:, j, None]
+    columns = zip(codes.unbind(2), scale.unbind(2), zero_point.unbind(2), strict=True)
+    for j, (before, s, z) in enumerate(columns):
+        value = (before - z) * s + local[:, :, j] / diagonal[:, j, None]
         code = ((value / s).round() + z).clamp(range.low, range.high)
-        error = (value - (code - z) * s) / diagonal[:, j, None] if codes is None else (code - codes[:, :, j]) * s
-        decided[:, :, j], errors[:, :, j] = code, error
-        local[:, :, j + 1 :] -= error[:, :, None] * matrix[:, None, j, j + 1 :]
-    return decided, errors
+        step = (code - before) * s
+        decided[:, :, j], moved[:, :, j] = code, step
+        local[:, :, j + 1 :] -= step[:, :, None] * matrix[:, None, j, j + 1 :]
+    return decided, moved

@@ -14,24 +14,23 @@ ROWS = 16
 
 
 def decide_on_device(
-    local: Tensor, matrix: Tensor, scale: Tensor, zero_point: Tensor, range: IntRange, codes: Tensor | None
+    local: Tensor, matrix: Tensor, scale: Tensor, zero_point: Tensor, range: IntRange, codes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `columns.decide`."""
     groups, rows, width = local.shape
-    local, matrix, scale, zero_point = (value.contiguous() for value in (local, matrix, scale, zero_point))
-    before = local if codes is None else codes.contiguous()
-    decided, errors = torch.empty_like(local), torch.empty_like(local)
+    given = [value.contiguous() for value in (local, matrix, scale, zero_point, codes)]
+    decided, moved = torch.empty_like(given[0]), torch.empty_like(given[0])
     _decide[(triton.cdiv(rows, ROWS), groups)](
-        local, matrix, scale, zero_point, before, decided, errors, rows, width, float(range.low), float(range.high),
-        DESCENT=codes is not None, ROWS=ROWS, WIDTH=triton.next_power_of_2(width),
+        *given, decided, moved, rows, width, float(range.low), float(range.high),
+        ROWS=ROWS, WIDTH=triton.next_power_of_2(width),
     )  # fmt: skip
-    return decided, errors
+    return decided, moved
 
 
 @triton.jit
 def _decide(  # type: ignore[no-untyped-def]  # the compiler takes annotations for values
-    local, matrix, scale, zero_point, before, decided, errors, rows, width, low, high,
-    DESCENT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    local, matrix, scale, zero_point, before, decided, moved, rows, width, low, high,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     group = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -47,18 +46,13 @@ def _decide(  # type: ignore[no-untyped-def]  # the compiler takes annotations f
         line = tl.load(matrix + (group * width + j) * width + column, mask=column < width, other=0.0)
         diagonal = tl.load(matrix + (group * width + j) * width + j)
         value = tl.sum(tl.where(column[None, :] == j, tile, 0.0), axis=1)
-        code = value
-        if DESCENT:
-            old = tl.load(before + start + j, mask=is_row, other=0.0)
-            value = (old - z) * s + value / diagonal
+        old = tl.load(before + start + j, mask=is_row, other=0.0)
+        value = (old - z) * s + value / diagonal
         steps = value / s
         # adding and taking away 1.5·2⁵² rounds to the nearest whole number, ties to the even one
         code = (steps + 6755399441055744.0) - 6755399441055744.0 + z
         code = tl.minimum(tl.maximum(code, low), high)
-        if DESCENT:  # noqa: SIM108  decided when it is compiled
-            error = (code - old) * s
-        else:
-            error = (value - (code - z) * s) / diagonal
+        step = (code - old) * s
         tl.store(decided + start + j, code, mask=is_row)
-        tl.store(errors + start + j, error, mask=is_row)
-        tile -= error[:, None] * line[None, :]
+        tl.store(moved + start + j, step, mask=is_row)
+        tile -= step[:, None] * line[None, :]

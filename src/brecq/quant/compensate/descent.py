@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from brecq.quant.compensate.columns import decide
-from brecq.quant.compensate.rounding import COLUMNS
+from brecq.quant.compensate.columns import sweep
 from brecq.quant.compensate.row_grid import RowGrid
 
 
@@ -18,17 +17,8 @@ def descend(codes: Tensor, target: Tensor, gram: Tensor, grid: RowGrid) -> Tenso
     Returns:
         Codes, float64 [G, R, K].
     """
-    codes = codes.clone()
     scale, zero_point = (value.expand_as(codes) for value in grid.steps())
-    residual = (target - grid.values(codes)) @ gram
-    size = codes.shape[2]
-    for first in range(0, size, COLUMNS):
-        last = min(first + COLUMNS, size)
-        now = slice(first, last)
-        block, s, z, before = (value[:, :, now] for value in (residual, scale, zero_point, codes))
-        codes[:, :, now], moved = decide(block, gram[:, now, now], s, z, grid.range, before)
-        residual -= moved @ gram[:, now]
-    return codes
+    return sweep((target - grid.values(codes)) @ gram, gram, scale, zero_point, grid.range, codes)
 
 
 def optimum(codes: Tensor, target: Tensor, gram: Tensor, grid: RowGrid) -> Tensor:

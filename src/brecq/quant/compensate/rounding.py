@@ -1,44 +1,54 @@
-"""Error-compensated rounding (GPTQ, Frantar et al. 2022): what rounding does to one weight, others make good."""
+"""Error-compensated rounding (GPTQ, Frantar et al. 2022): what rounding does to one weight, others make good.
+
+Each column is rounded to nearest, in the order of falling H_jj, and the columns that are still open take the value
+that is best given those that are rounded. With H = VVᵀ, V upper triangular, the error is |(w − q)·V|², whose entry j
+is decided with column j, as those before it are: rounding is a descent over V in place of H, from q = 0 on.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from brecq.quant.compensate.columns import decide
+from brecq.quant.compensate.columns import sweep
 from brecq.quant.compensate.row_grid import RowGrid
 
-COLUMNS = 128
-"""Columns whose errors are handed on together: one matrix product for all later ones."""
 
+@dataclass(frozen=True)
+class Factor:
+    """H = VVᵀ with its rows and columns in the order that they are rounded in.
 
-def compensated_rounding(target: Tensor, gram: Tensor, grid: RowGrid) -> Tensor:
-    """Codes q with a small error (w − q)·H·(w − q)ᵀ, column by column in the order of falling H_jj.
-
-    Each column is rounded to nearest, and the columns that are still open take the value that is best given those
-    that are rounded: w_{k≥j} −= (w_j − q_j)/U_jj·U_{j,k≥j}, with H⁻¹ = UᵀU.
-
-    Args:
-        target: w, [G, R, K]. gram: H, [G, K, K], positive definite. Both float64.
-
-    Returns:
-        Codes, float64 [G, R, K].
+    Attributes:
+        order: int64 [G, K]. upper: V, [G, K, K], upper triangular, float64.
     """
-    order = gram.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-    size = order.shape[1]
-    square = gram.gather(1, order[:, :, None].expand_as(gram)).gather(2, order[:, None].expand_as(gram))
-    for factor in (torch.linalg.cholesky, torch.cholesky_inverse):  # one name: the largest tensors of a wide layer
-        square = factor(square)
-    upper = torch.linalg.cholesky(square, upper=True)
-    del square
-    columns = order[:, None].expand_as(target)
-    open_ = target.gather(2, columns)
-    scale, zero_point = (value.expand_as(target).gather(2, columns) for value in grid.steps())
-    codes = torch.empty_like(open_)
-    for first in range(0, size, COLUMNS):
-        last = min(first + COLUMNS, size)
-        now = slice(first, last)
-        block, s, z = (value[:, :, now] for value in (open_, scale, zero_point))
-        codes[:, :, now], errors = decide(block, upper[:, now, now], s, z, grid.range)
-        open_[:, :, last:] -= errors @ upper[:, now, last:]
-    return torch.empty_like(codes).scatter_(2, columns, codes)
+
+    order: Tensor
+    upper: Tensor
+
+    @classmethod
+    def of(cls, gram: Tensor) -> Factor:
+        """`gram`: H, [G, K, K], positive definite, float64."""
+        order = gram.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+        back = order.flip(1)  # its lower factor is the upper one of the other direction
+        square = gram.gather(1, back[:, :, None].expand_as(gram)).gather(2, back[:, None].expand_as(gram))
+        square = torch.linalg.cholesky(square)  # one name: the largest tensors of a wide layer
+        return cls(order, square.flip(1, 2))
+
+    def solve(self, values: Tensor) -> Tensor:
+        """v·H⁻¹ of `values` [G, R, K], float64."""
+        inner = torch.linalg.solve_triangular(self.upper.mT, self._sorted(values), upper=False, left=False)
+        return self._back(torch.linalg.solve_triangular(self.upper, inner, upper=True, left=False))
+
+    def round(self, target: Tensor, grid: RowGrid) -> Tensor:
+        """Codes q with a small error (w − q)·H·(w − q)ᵀ of `target` w [G, R, K]; all float64."""
+        scale, zero_point = (self._sorted(value.expand_as(target)) for value in grid.steps())
+        residual = self._sorted(target) @ self.upper
+        return self._back(sweep(residual, self.upper, scale, zero_point, grid.range, zero_point))
+
+    def _sorted(self, values: Tensor) -> Tensor:
+        return values.gather(2, self.order[:, None].expand_as(values))
+
+    def _back(self, values: Tensor) -> Tensor:
+        return torch.empty_like(values).scatter_(2, self.order[:, None].expand_as(values), values)

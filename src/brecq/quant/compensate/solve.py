@@ -21,7 +21,7 @@ from brecq.quant.compensate.descent import descend, optimum
 from brecq.quant.compensate.exact import FEWEST, best_codes
 from brecq.quant.compensate.geometry import Geometry
 from brecq.quant.compensate.moments import Moments
-from brecq.quant.compensate.rounding import compensated_rounding
+from brecq.quant.compensate.rounding import Factor
 from brecq.quant.compensate.row_grid import RowGrid, fit
 from brecq.quant.compensate.search import FEW, search
 from brecq.quant.grid import Grid
@@ -87,8 +87,9 @@ def compensate(
     start = RowGrid(grid.scale.double().flatten(), grid.zero_point.double().flatten(), owner, grid.range, least)
     gram, wanted, pull = moments.gram, rows @ moments.cross, _pull(moments, damping)[:, None]
     with _damped(gram, pull):
-        target = torch.linalg.solve(gram, wanted + rows * pull[:, :, None], left=False)
-        codes, found = _solve(target, gram, start, free=not prescribed and start.by_row, shift=not symmetric)
+        factor = Factor.of(gram)
+        target = factor.solve(wanted + rows * pull[:, :, None])
+        codes, found = _solve(target, gram, factor, start, free=not prescribed and start.by_row, shift=not symmetric)
     codes, found = _never_worse(rows, gram, wanted, start, codes, found)
     scale, zero_point = found.steps()
     nearest = codes - zero_point
@@ -126,12 +127,14 @@ def _pull(moments: Moments, damping: float) -> Tensor:
     return torch.where(pull > 0, pull, 1.0)
 
 
-def _solve(target: Tensor, gram: Tensor, grid: RowGrid, *, free: bool, shift: bool) -> tuple[Tensor, RowGrid]:
+def _solve(
+    target: Tensor, gram: Tensor, factor: Factor, grid: RowGrid, *, free: bool, shift: bool
+) -> tuple[Tensor, RowGrid]:
     size = target.shape[2]
     if size <= FEW and free and len(grid.scale) == grid.owner.numel():
         return search(target, gram, grid, shift)
     wanted = target @ gram
-    codes = compensated_rounding(target, gram, grid)
+    codes = factor.round(target, grid)
     for _ in repeat(None, PASSES):
         if free:
             grid = fit(codes, wanted, gram, grid, shift)

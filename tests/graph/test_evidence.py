@@ -37,3 +37,10 @@ def test_few_values_and_few_samples() -> None:
         brecq.quantize(maps, x[:2], QuantConfig(8, 8, method="rtn"))
     assert not [note for note in noted(maps, x) if "samples" in note]
     assert not [note for note in noted(pooled, x[:2], activations=32) if "samples" in note]
+
+
+def test_heights_and_widths_that_are_free_count(recwarn: pytest.WarningsRecorder) -> None:
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(body, nn.ReLU())
+    brecq.quantize(model, torch.randn(8, 3, 16, 16), QuantConfig(8, 8, method="rtn"), submodules=["0"])
+    assert not [str(each.message) for each in recwarn if "samples" in str(each.message)]

@@ -20,6 +20,7 @@ from brecq.graph.dataflow import Dataflow
 from brecq.graph.partition import BlockSpec, partition
 from brecq.graph.prepare import prepare
 from brecq.graph.quantizer import BrecqQuantizer
+from brecq.graph.tree import MAX_CHAIN
 
 # Block names; `layer{1,2}.{0..3}` stands for layer1.0, layer1.1, ... layer2.3.
 SMALL = {
@@ -275,3 +276,58 @@ def test_routes_to_the_next_scale_pass_residual_blocks_by(networks: ModuleType) 
         "modules_list.15", "modules_list.16-17", "modules_list.19-20", "modules_list.22-23", "modules_list.25-26",
         "modules_list.28-31", "modules_list.32", "modules_list.34", "modules_list.37-40",
     ]  # fmt: skip
+
+
+class Levels(nn.Module):
+    """A backbone that returns two levels, one of them normalized as SSD does: a join without a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [part for _ in range(MAX_CHAIN + 1) for part in (nn.Conv2d(4, 4, 3, 1, 1), nn.ReLU())]
+        self.features = nn.Sequential(*layers)
+        self.extra = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1)) for _ in "ab"
+        )
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x = self.features(x)
+        found = [x / x.norm(dim=1, keepdim=True)]
+        for extra in self.extra:
+            x = extra(x).relu()
+            found.append(x)
+        return found
+
+
+class Shared(nn.Module):
+    """A head of three layers for three levels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scores, self.boxes = (nn.Conv2d(4, 4, 1) for _ in range(3))
+
+    def forward(self, *levels: torch.Tensor) -> list[torch.Tensor]:
+        found = [self.conv(level).relu() for level in levels]
+        return [layer(level) for level in found for layer in (self.scores, self.boxes)]
+
+
+class Within(nn.Module):
+    """As a part of a network is captured: under its path."""
+
+    def __init__(self, path: str, module: nn.Module) -> None:
+        super().__init__()
+        setattr(self, path, module)
+        self.path = path
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return getattr(self, self.path)(*inputs)
+
+
+def test_parts_that_return_levels_or_run_once_a_level() -> None:
+    x = torch.randn(2, 4, 8, 8)
+    backbone = capture(Within("backbone", Levels()), (x,))
+    expected = [f"backbone.features.{2 * i}" for i in range(MAX_CHAIN + 1)] + ["backbone.extra.0", "backbone.extra.1"]
+    assert names(backbone) == expected
+    assert names(capture(Within("head", Shared()), (x, x, x))) == ["head"]
+    small = capture(Within("box_head", nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))), (x,))
+    assert names(small) == ["box_head.0", "box_head.2"]
+    assert [spec.name for spec in partition(small, part=True)] == ["box_head"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
-import torch
 from torch.fx import GraphModule, Node
 
 from brecq.graph import ops, pt2e
+from brecq.graph.shapes import numel_of_sample, samples_of
 from brecq.quant.fake_quant import ActivationFakeQuantize
 
 VALUES = 200
@@ -25,13 +24,12 @@ def few_values(prepared: GraphModule, samples: int) -> str | None:
         samples: that ranges are taken from.
     """
     counts: dict[Node, int] = {}
+    captured = samples_of(prepared.graph)
     for place, module in pt2e.observers(prepared):
         source: Any = place.args[0]
         watched = isinstance(module, ActivationFakeQuantize) and module.enabled and not module.fixed
         if watched and source.op != "get_attr" and ops.is_tensor(source):
-            counts[source] = prod(
-                samples if isinstance(size, torch.SymInt) else size for size in source.meta["val"].shape
-            )
+            counts[source] = samples * numel_of_sample(source.meta["val"], captured)
     few = [node for node, count in counts.items() if count < VALUES]
     if few:
         node = min(few, key=lambda node: counts[node])

@@ -54,7 +54,8 @@ def partition(
         granularity: `layer` (each weighted operator), `block`, `stage` (blocks of one parent module and one
             resolution) or `net` (everything).
         named: blocks that the user names: block name to module or layer names or patterns.
-        part: the graph is a part of a network: blocks of `named` that match nothing in it are another part's.
+        part: the graph is a part of a network: small parts are blocks, and blocks of `named` that match nothing in it
+            are another part's.
 
     Returns:
         Blocks in order of execution; each weighted operator is in exactly one of them.
@@ -70,7 +71,8 @@ def partition(
     if granularity == "net" and not named:
         return [BlockSpec("net", 0, len(flow.ops))]
     units: list[str | None]
-    units = [layer if layer else None for layer in flow.layers] if granularity == "layer" else units_of(flow)
+    alone = granularity == "layer"
+    units = [layer if layer else None for layer in flow.layers] if alone else units_of(flow, part)
     if named:
         _apply_names(flow, units, named)
     specs = _merge_illegal(flow, _runs(flow, units))

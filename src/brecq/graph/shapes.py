@@ -1,14 +1,16 @@
-"""Dynamic shapes for `torch.export`: dimension 0 of every input is the batch."""
+"""Dynamic shapes for `torch.export`: dimension 0 of every input is the batch. How large tensors of such shapes are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
+from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import SymInt, Tensor, nn
+from torch.fx import Graph
 from torch.utils import _pytree as pytree
 
 from brecq.forward import Inputs
@@ -60,3 +62,23 @@ def one_batch(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def samples_of(graph: Graph) -> int:
+    """How many samples a graph was captured with."""
+    values = (node.meta.get("val") for node in graph.nodes if node.op == "placeholder")
+    sizes: Iterator[Any] = (value.shape[0] for value in values if isinstance(value, Tensor) and value.dim())
+    return next((_captured(size) for size in sizes if isinstance(size, SymInt)), 1)
+
+
+def numel_of_sample(value: Tensor, samples: int) -> int:
+    """How many numbers a tensor of a graph that was captured with `samples` holds for each of them, at the heights and
+    widths of then; 0 for a constant, none of whose extents varies."""
+    extents: list[Any] = list(value.shape)
+    varies = any(isinstance(extent, SymInt) for extent in extents)
+    return prod(map(_captured, extents)) // samples if varies else 0
+
+
+def _captured(extent: Any) -> int:
+    size: Any = extent.node.hint if isinstance(extent, SymInt) else extent
+    return int(size)

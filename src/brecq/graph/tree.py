@@ -4,7 +4,8 @@
   activation inputs: a residual block, an Inception module, an attention block. The module that owns it is a block.
 - A module that holds several such modules, or several equal sequential ones, is a container (a stage, a U-Net): its
   children are the blocks. One of few layers is a block all the same (C3k with its bottlenecks, a ghost bottleneck).
-- A network that returns several activations is a container, as one is that joins its heads.
+- A network that returns several activations is a container, as one is that joins its heads, and as is what holds a
+  part of a network. So is a module that alone holds all layers in it, if it is no block (a backbone's pyramid).
 - Modules of the same class or of the same position as a block are blocks too (an inverted residual without a skip).
 - Every other weighted operator is a block of its own, together with the activation function and pooling behind it.
 """
@@ -23,7 +24,8 @@ MAX_REGION = 8
 module with a join of its own may hold before the modules in it are blocks instead."""
 
 MAX_CHAIN = 8
-"""Weighted operators that a sequential child of a container may hold before it is split into single layers."""
+"""Layers that a sequential child of a container may hold before it is split into them: a head that runs once a level
+is no longer for that."""
 
 MAX_RUN = 4
 """Weighted operators of a flat list that are one block where nothing joins them, at one resolution."""
@@ -34,9 +36,12 @@ FLAT = 12
 _GENERIC = {"Sequential", "ModuleList", "ModuleDict", "Module", "Identity"}
 
 
-def units_of(flow: Dataflow) -> list[str | None]:
-    """For each operator the block it belongs to, or `None` where the neighbours decide."""
-    return _Tree(flow).units()
+def units_of(flow: Dataflow, part: bool = False) -> list[str | None]:
+    """For each operator the block it belongs to, or `None` where the neighbours decide.
+
+    `part`: the graph is a part of a network.
+    """
+    return _Tree(flow, part).units()
 
 
 def parent(path: str) -> str:
@@ -57,8 +62,8 @@ def _common(paths: Sequence[str]) -> str:
 class _Tree:
     """The module tree seen through the dataflow: finds the modules that are blocks."""
 
-    def __init__(self, flow: Dataflow) -> None:
-        self.flow = flow
+    def __init__(self, flow: Dataflow, part: bool) -> None:
+        self.flow, self.part = flow, part
         self.spans: dict[str, tuple[int, int]] = {}  # first call of each module
         self.types: dict[str, str] = {}
         self._measure()
@@ -101,14 +106,26 @@ class _Tree:
         containers = {path for path in outer - wholes if self._is_container(path, outer)}
         atoms = outer - containers
         blocks = {path for path in atoms if not _within(path, atoms)}
-        if self._joins("", 0, len(self.flow.ops)) or self.flow.outputs > 1:
-            containers.add("")
+        if self._joins("", 0, len(self.flow.ops)) or self.flow.outputs > 1 or self.part:
+            containers |= self._around(joins, blocks)
         for container in containers:
-            for child in self._composite_children(container):
-                inner = any(path.startswith(f"{child}.") or path == child for path in joins)
-                if not inner and not (self._is_chain(child) and self._weighted(child) > MAX_CHAIN):
-                    blocks.add(child)
+            blocks |= {child for child in self._composite_children(container) if self._is_small(child, joins)}
         return self._with_alike(blocks, containers)
+
+    def _around(self, joins: set[str], blocks: set[str]) -> set[str]:
+        """The network, and each module inside it that holds all of its layers and is no block."""
+        around, path, total = {""}, "", self.flow.weighted(0, len(self.flow.ops))
+        while True:
+            whole = [child for child in self._composite_children(path) if self._weighted(child) == total]
+            if not whole or whole[0] in blocks or self._is_small(whole[0], joins):
+                return around
+            path = whole[0]
+            around.add(path)
+
+    def _is_small(self, path: str, joins: set[str]) -> bool:
+        """True if a module joins nothing, nor do those in it, and is no long chain."""
+        inner = any(join == path or join.startswith(f"{path}.") for join in joins)
+        return not inner and not (self._is_chain(path) and self._distinct(path) > MAX_CHAIN)
 
     def _joins(self, path: str, start: int, stop: int) -> bool:
         """True if `path` itself owns a join region with a weighted operator."""
@@ -152,7 +169,13 @@ class _Tree:
         return [child for child in self.children[path] if self._weighted(child) >= 2]
 
     def _is_chain(self, path: str) -> bool:
-        return not any(self.flow.has_join(a, b) for a, b in self.flow.regions(*self.spans[path]))
+        regions = self.flow.regions(*self.spans[path])
+        return not any(self.flow.weighted(a, b) and self.flow.has_join(a, b) for a, b in regions)
+
+    def _distinct(self, path: str) -> int:
+        """Layers of a module, each counted once however often it runs."""
+        start, stop = self.spans[path]
+        return len({layer.partition("#")[0] for layer in self.flow.layers[start:stop] if layer})
 
     def _with_alike(self, blocks: set[str], containers: set[str]) -> set[str]:
         """Add modules of the same class or the same position as a block; they replace the blocks inside them."""

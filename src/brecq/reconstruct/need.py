@@ -10,10 +10,8 @@ of what is alive at a time, not measurements.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
-from typing import Any
 
-from torch import SymInt, Tensor
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
@@ -25,6 +23,7 @@ from brecq.graph.blocks import Block, Network
 from brecq.graph.fold import get_tensor
 from brecq.graph.geometry import geometry_of
 from brecq.graph.prepare import fake_quantize_node
+from brecq.graph.shapes import numel_of_sample, samples_of
 from brecq.quant.fake_quant import WeightFakeQuantize
 from brecq.ranks import UNIT
 from brecq.reconstruct.memory import LARGEST_PART
@@ -117,38 +116,33 @@ def _step(recipe: Recipe, sample: int) -> int:
 def alive(graph: GraphModule) -> int:
     """Bytes of the activations that are alive at once when the graph runs, for one sample; views count as copies."""
     last: dict[Node, Node] = {}
+    samples = samples_of(graph.graph)
     for node in graph.graph.nodes:
         for source in node.all_input_nodes:
             last[source] = node
     now = most = 0
     for node in graph.graph.nodes:
-        now += _bytes(node)
+        now += _bytes(node, samples)
         most = max(most, now)
-        now -= sum(_bytes(source) for source in dict.fromkeys(node.all_input_nodes) if last[source] is node)
+        now -= sum(_bytes(source, samples) for source in dict.fromkeys(node.all_input_nodes) if last[source] is node)
     return most
 
 
 def _activations(graph: GraphModule) -> int:
     """Bytes of all activations, for one sample."""
-    return sum(_bytes(node) for node in graph.graph.nodes)
+    samples = samples_of(graph.graph)
+    return sum(_bytes(node, samples) for node in graph.graph.nodes)
 
 
-def _bytes(node: Node) -> int:
-    """Of what an operator returns for each sample; parameters and what is computed from them are counted elsewhere."""
+def _bytes(node: Node, samples: int) -> int:
+    """Of what an operator returns for each sample; parameters and what is computed from them are counted elsewhere.
+
+    `samples`: the graph was captured with."""
     if node.op in ("get_attr", "output"):
         return 0
     source = node.args[0] if node.op == "call_module" else node
     found = tree_leaves(source.meta.get("val")) if isinstance(source, Node) else []
-    return sum(_of_sample(value) for value in found if isinstance(value, Tensor))
-
-
-def _of_sample(value: Tensor) -> int:
-    extents: list[Any] = list(value.shape)
-    symbolic = [extent.node.expr for extent in extents if isinstance(extent, SymInt)]
-    count = prod(extent for extent in extents if not isinstance(extent, SymInt)) * value.element_size()
-    for expression in symbolic:
-        count *= int(expression.subs(dict.fromkeys(expression.free_symbols, BATCH)))
-    return count // BATCH if symbolic else 0
+    return sum(value.element_size() * numel_of_sample(value, samples) for value in found if isinstance(value, Tensor))
 
 
 def _weights(graph: GraphModule) -> int:

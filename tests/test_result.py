@@ -35,7 +35,15 @@ def quantized(networks: ModuleType, name: str, weights: int, activations: int = 
 
 @pytest.mark.parametrize(
     ("name", "weights", "activations"),
-    [("ResNet", 4, 4), ("UNet", 2, 4), ("ViT", 3, 8), ("TwoBranch", 8, 32), ("Recurrent", 32, 4), ("Signal", 5, 6)],
+    [
+        ("ResNet", 4, 4),
+        ("UNet", 2, 4),
+        ("ViT", 3, 8),
+        ("TwoBranch", 8, 32),
+        ("Recurrent", 32, 4),
+        ("Signal", 5, 6),
+        ("MobileNet", 4, 16),
+    ],
 )
 def test_a_loaded_result_computes_the_same_bits(
     networks: ModuleType, tmp_path: Path, name: str, weights: int, activations: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-from brecq.config import FLOAT, QuantConfig, Recipe
+from brecq.config import FLOAT, WIDE, QuantConfig, Recipe
 
 RANGES = ("range_norm", "range_candidates", "range_samples")
 ROUNDING = ("rounding_lr", "rounding_penalty", "beta", "warmup")
@@ -49,6 +49,12 @@ def _activations(config: QuantConfig) -> bool:
     return config.activations != FLOAT or ruled or config.target is not None
 
 
+def _narrow(config: QuantConfig) -> bool:
+    """Whether any activation may have fewer than 16 bits."""
+    ruled = any((rule.activations or FLOAT) < WIDE for rule in config.rules)
+    return config.activations < WIDE or ruled or (config.target is not None and config.activations != WIDE)
+
+
 def _weights(config: QuantConfig) -> bool:
     ruled = any(rule.weights not in (None, FLOAT) for rule in config.rules)
     return config.weights != FLOAT or ruled
@@ -68,6 +74,7 @@ IDLE = (
     Idle(SECOND, "there is no second stage (activation_steps is 0)", lambda c: not c.recipe.activation_steps),
     Idle((*STEPS, *SECOND, "activation_steps", "activation_scheme", "placement", "first_last_outputs"),
          "activations stay in float", lambda c: not _activations(c)),
+    Idle(("qdrop",), "rounding activations to 16 bits changes next to nothing", lambda c: not _narrow(c)),
     Idle(("range_samples",), "activations stay in float, and nothing is computed in closed form",
          lambda c: not _activations(c) and not c.recipe.compensate),
     Idle((*ROUNDING, "compensate", *CLOSED, "weight_scheme", "tune_codes_lr", "bias_lr"), "weights stay in float",

@@ -26,7 +26,7 @@ from brecq.graph.quantizer import BrecqQuantizer
 from brecq.graph.targeted import layer_kind
 from brecq.pipeline import quantize
 from brecq.rehearsal import refusal
-from brecq.targets import Target, load
+from brecq.targets import Target
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ def check(model: nn.Module, example_inputs: Inputs, config: QuantConfig, *, rehe
         ConfigError: no target, or it has no kernel for what is asked for. DataError, CaptureError.
     """
     check_request(model, config, QuantConfig)
-    if config.target is None:
+    if config.runtime is None:
         raise ConfigError("there is no target to check for; give one, such as QuantConfig(target='onnxruntime')")
     check_weights(model)
-    target, inputs = load(config.target), Signature(model).order(example_inputs)
+    target, inputs = config.runtime, Signature(model).order(example_inputs)
     model, _ = in_float32(model)
     refused = refusal(quantize, model, inputs, config) if rehearse else ""
     quantizer = BrecqQuantizer(config)

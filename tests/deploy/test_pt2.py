@@ -20,7 +20,9 @@ from brecq.deploy.complete import complete
 from brecq.errors import ExportError
 
 
-@pytest.mark.parametrize(("name", "weights", "activations"), [("MobileNet", 3, 4), ("UNet", 5, 8), ("ViT", 2, 32)])
+@pytest.mark.parametrize(
+    ("name", "weights", "activations"), [("MobileNet", 3, 4), ("UNet", 5, 8), ("ViT", 2, 32), ("ResNet", 4, 16)]
+)
 def test_a_file_computes_the_same_bits_as_the_completed_program(
     quantized, networks: ModuleType, tmp_path: Path, name: str, weights: int, activations: int
 ) -> None:
@@ -36,6 +38,20 @@ def test_a_file_computes_the_same_bits_as_the_completed_program(
     # no float copy, and no byte per code
     stored = sum(value.nbytes for value in (program.state_dict | program.constants).values())
     assert stored < 1.15 * result.weight_bytes() + 600
+
+
+def test_sixteen_bits_are_computed_operator_by_operator(quantized, networks: ModuleType, tmp_path: Path) -> None:
+    result = quantized("ResNet", 4, 16)
+    exported = brecq.export(result, tmp_path / "m.pt2", "pt2")
+    assert exported.notes == ("weights are unpacked in every call",)
+    with pytest.raises(ExportError, match="no integer kernels for 16-bit activations; run the program as it is"):
+        pt2_runtime.compile_x86(exported.path)
+    (x,) = networks.inputs(networks.build(networks.ResNet), 4, seed=5)
+    session = pt2_runtime.load(exported.path)
+    assert session.name == "PyTorch"
+    with torch.no_grad():
+        assert torch.equal(torch.from_numpy(session(x.numpy())[0]), result.model(x))
+    assert brecq.verify(result, exported.path, x).failures == ()
 
 
 class Several(nn.Module):

@@ -56,6 +56,35 @@ def test_encodings_applied_again_give_equal_numbers(
     assert not {node.op_type for node in model.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
 
 
+@pytest.mark.parametrize("scheme", ["auto", "signed"])
+def test_sixteen_bits(networks: ModuleType, quantized: Quantized, tmp_path: Path, scheme: str) -> None:
+    """A step is 1 / 65 535 of a range there: what float sums leave of a border between two codes tips some."""
+    result = quantized("MobileNet", 4, 16, target="qualcomm", activation_scheme=scheme)
+    brecq.export(result, tmp_path / "m.onnx", "qualcomm")
+    (x,) = networks.inputs(networks.build(networks.MobileNet), 8, seed=5)
+    found = brecq.verify(result, tmp_path / "m.onnx", x, format="qualcomm", bisect=True)
+    assert found.failures == ()
+    assert all(tensor.differing < 0.01 * tensor.count and tensor.largest <= 1 for tensor in found.tensors)
+    assert found.quantized.mean < 0.01
+    written = json.loads((tmp_path / "m.encodings").read_text())
+    assert {each["bw"] for each in written["activation_encodings"]} == {16}
+    assert all(each["is_sym"] for each in written["activation_encodings"]) == (scheme == "signed")
+    for each in written["activation_encodings"]:
+        assert -65535 <= each["offset"][0] <= 0
+
+
+def test_signed_codes_of_few_bits_are_applied_again(
+    networks: ModuleType, quantized: Quantized, tmp_path: Path
+) -> None:
+    """Encodings count codes from 0 on, the simulator signed ones from the lowest on: 128 apart they were."""
+    result = quantized("ResNet", 4, 5, target="qualcomm", activation_scheme="signed")
+    brecq.export(result, tmp_path / "m.onnx", "qualcomm")
+    (x,) = networks.inputs(networks.build(networks.ResNet), 8, seed=5)
+    found = brecq.verify(result, tmp_path / "m.onnx", x, format="qualcomm", bisect=True)
+    assert found.failures == ()
+    assert sum(tensor.differing for tensor in found.tensors) <= 2
+
+
 def test_what_is_split_shuffled_enlarged_and_joined_has_one_grid(quantized: Quantized, tmp_path: Path) -> None:
     """Qualcomm's tools quantize a tensor without an encoding of its own by ranges of their own."""
     brecq.export(quantized("Shuffled", 3, 8, target="qualcomm"), tmp_path / "m.onnx", "qualcomm")

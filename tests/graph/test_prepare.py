@@ -143,13 +143,13 @@ def test_observers_of_other_quantizers_become_ours(captured) -> None:
     ("inputs", "message"),
     [
         (spec(MinMaxObserver, is_dynamic=True), "dynamic quantization at 'x'.*static"),
-        (spec(MinMaxObserver, dtype=torch.int16, quant_min=0, quant_max=9), r"torch\.int16 at 'x'"),
+        (spec(MinMaxObserver, dtype=torch.int32, quant_min=0, quant_max=9), r"torch\.int32 at 'x'"),
         (
             spec(PerChannelMinMaxObserver, qscheme=torch.per_channel_affine, ch_axis=1),
             "scale per channel at activation 'x'",
         ),
     ],
-    ids=["dynamic", "int16", "per channel"],
+    ids=["dynamic", "int32", "per channel"],
 )
 def test_what_cannot_be_learned_is_an_error(captured, inputs: QuantizationSpec, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -94,7 +94,7 @@ def test_one_scale_in_all_where_a_kernel_takes_no_other(
 ) -> None:
     table = load("cmsis-nn")
     kernels = tuple(replace(kernel, per_channel="linear" not in kernel.operators) for kernel in table.kernels)
-    monkeypatch.setattr("brecq.graph.placement.load", lambda name: replace(table, kernels=kernels))
+    monkeypatch.setattr("brecq.config.quantization.load", lambda name: replace(table, kernels=kernels))
     graph = prepared(captured, "ResNet", target="cmsis-nn")
     for node in graph.graph.nodes:
         if node.target in (aten.linear.default, aten.conv2d.default):
@@ -169,3 +169,23 @@ def test_signed_activations_have_zero_point_zero_everywhere(networks: ModuleType
         y, reference = networks.inputs(model, 8, seed=5)[0], model(x)
         error = (brecq.simulate(result)(y) - result.model(y)).abs().max()
         assert error < 0.02 * (reference.max() - reference.min())
+
+
+@pytest.mark.parametrize("target", ["litert", "qualcomm"])
+def test_sixteen_bits_are_those_of_all_that_the_kernels_need(
+    captured: Callable[[str], GraphModule], target: str
+) -> None:
+    for name in ("ResNet", "MobileNet"):
+        graph = prepared(captured, name, target=target, activations=16)
+        found = [module for module in graph.modules() if isinstance(module, ActivationFakeQuantize)]
+        assert {(each.range.bits, each.dtype) for each in found} == {(16, torch.int16)}
+        assert {each.symmetric for each in found} == {target == "litert"}
+        assert all(module.range.bits <= 8 for module in graph.modules() if isinstance(module, WeightFakeQuantize))
+
+
+def test_one_layer_may_have_16_bits_where_kernels_mix_them(captured: Callable[[str], GraphModule]) -> None:
+    rules = (LayerRule("layer1.1.conv1", activations=16),)
+    placement = plan(captured("ResNet"), QuantConfig(4, 8, target="qualcomm", rules=rules))
+    widths = sorted(placement.tensors.values())
+    assert widths.count(16) == 1
+    assert set(widths) == {8, 16}

@@ -124,6 +124,17 @@ def test_activations_can_be_searched(bench) -> None:
         assert single[knob.name, 3] > 10 * single[knob.name, 8] > 0
 
 
+def test_activations_are_searched_from_16_bits_down(bench) -> None:
+    config = bench.config(activations=16)
+    table = bench.table("ResNet", config=config, bits=(2, 4), activation_bits=(3, 8), cross="none")
+    narrow = bench.table("ResNet", bits=(2, 4), activation_bits=(3, 8), cross="none")
+    for name in ("layer1.0.conv1/input", "layer1.0.conv2/input"):
+        first, second = (each.diagonal("relative") for each in (table, narrow))
+        assert first[name, 8] == pytest.approx(second[name, 8], rel=0.2)
+    fixed = {knob.name: knob.bits for knob in table.knobs if knob.kind == "input" and not knob.free}
+    assert set(fixed.values()) == {(16,)}
+
+
 def test_a_weight_that_blocks_share_counts_in_each(bench) -> None:
     table = bench.table("Recurrent", config=bench.config(granularity="layer"), bits=(2, 4), cross="none")
     terms = [term for term in table.terms if dict(term.bits) == {"step/weight": 2}]

@@ -12,18 +12,19 @@ from brecq.quant.affine import IntRange, dequantize, fake_quantize, per_channel,
 decomposed = torch.ops.quantized_decomposed
 seeds = st.integers(0, 2**31)
 ranges = st.one_of(
-    st.builds(IntRange.activations, st.integers(2, 8)),
+    st.builds(IntRange.activations, st.sampled_from([*range(2, 9), 16])),
     st.builds(IntRange.weights, st.integers(2, 8), st.booleans()),
 )
 
 
 def dtype_of(range: IntRange) -> torch.dtype:
-    return torch.int8 if range.low < 0 else torch.uint8
+    return torch.int16 if range.bits > 8 else torch.int8 if range.low < 0 else torch.uint8
 
 
 def values_around_ties(generator: torch.Generator, scale: torch.Tensor, *shape: int) -> torch.Tensor:
     """Values on, exactly between, and next to grid points, and others; many outside any range."""
-    codes = torch.randint(-600, 600, shape, generator=generator) / 2
+    largest = torch.where(torch.rand(shape, generator=generator) < 0.2, 1 << 17, 600)
+    codes = torch.floor((torch.rand(shape, generator=generator) * 2 - 1) * largest) / 2
     noise = torch.randn(shape, generator=generator) * torch.randint(0, 2, shape, generator=generator)
     return (codes + noise) * scale
 
@@ -92,3 +93,15 @@ def test_per_channel_leaves_per_tensor_values_alone() -> None:
     assert per_channel(torch.tensor(1.0), 4, 0).shape == ()
     assert per_channel(torch.ones(1), 4, 0).shape == (1, 1, 1, 1)
     assert per_channel(torch.ones(3), 4, 1).shape == (1, 3, 1, 1)
+
+
+@given(seeds, st.integers(-32768, 32767), st.floats(2.0**-20, 10, width=32))
+def test_sixteen_bits_are_the_nearest_of_65536_values(seed: int, zero_point: int, step: float) -> None:
+    range = IntRange.activations(16)
+    assert (range.low, range.high, range.levels, range.bits, range.carrier) == (-32768, 32767, 65536, 16, torch.int16)
+    x = torch.randn(300, generator=torch.Generator().manual_seed(seed)) * step * 20_000
+    scale, zero = torch.tensor(step), torch.tensor(float(zero_point))
+    found = quantize(x, scale, zero, range).double()
+    exact = (x.double() / scale.double() + zero_point).clamp(range.low, range.high)
+    assert bool(((found - exact).abs() <= 0.5 + 2.0**-7).all())  # x / s is rounded to 24 bits
+    assert torch.equal(dequantize(found, scale, zero), (found.float() - zero_point) * scale)

@@ -16,10 +16,11 @@ from brecq.cli.parsing import require_data, require_path
 from brecq.cli.render import make_console, make_table
 from brecq.config import FLOAT, QuantConfig
 from brecq.errors import ConfigError
-from brecq.targets import Target, load, names
+from brecq.targets import WIDE, Target, load, names
 from brecq.units import megabytes, short_count
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from brecq.legality import Legality
@@ -48,14 +49,16 @@ def targets(
         ("source", target.source),
         ("executed", target.executed or "not here: the table follows the source"),
         ("format", target.format),
-        ("activations", "signed, zero point 0" if target.zero_point == "zero" else "any zero point"),
+        ("activations", zero_points(target)),
         ("symmetric", f"weights of {ranges(target.symmetric)} bits" if target.symmetric else "no weights need be"),
         ("biases", f"stored as {target.biases}"),
     ):
         tell(console, label, text)
-    console.print(kernel_table(target))
-    others = ", ".join(f"{operator} ({rule})" for operator, rule in target.operators.items())
-    tell(console, "on codes", others)
+    show_kernels(console, target, "Kernels")
+    if target.wide is not None:
+        wide = target.at(WIDE)
+        show_kernels(console, wide, "Kernels of networks with 16-bit activations, which all have them")
+        tell(console, "activations", zero_points(wide))
 
 
 @command
@@ -120,16 +123,28 @@ def overview(chosen: list[Target]) -> Table:
     columns = ("name", "runtime", "weights", "activations", "zero points", "executed")
     table = make_table("Targets", columns)
     for each in chosen:
-        weights = ranges(sorted({w for kernel in each.kernels for w in kernel.weights}))
-        activations = ranges(sorted({a for kernel in each.kernels for a in kernel.activations}))
+        kernels = (*each.kernels, *(() if each.wide is None else each.wide.kernels))
+        weights = ranges(sorted({w for kernel in kernels for w in kernel.weights}))
+        activations = ranges(sorted({a for kernel in kernels for a in kernel.activations}))
         zero = "0" if each.zero_point == "zero" else "any"
         table.add_row(each.name, f"{each.title} {each.version}", weights, activations, zero, each.executed or "no")
     return table
 
 
-def kernel_table(target: Target) -> Table:
+def zero_points(target: Target) -> str:
+    return "signed, zero point 0" if target.zero_point == "zero" else "any zero point"
+
+
+def show_kernels(console: Console, target: Target, title: str) -> None:
+    """The kernels of a table, and what computes on codes besides."""
+    console.print(kernel_table(target, title))
+    others = ", ".join(f"{operator} ({rule})" for operator, rule in target.operators.items())
+    tell(console, "on codes", others)
+
+
+def kernel_table(target: Target, title: str) -> Table:
     """A line a kernel."""
-    table = make_table("Kernels", ("layers", "weights", "activations", "computes", "in the file", "scales", "output"))
+    table = make_table(title, ("layers", "weights", "activations", "computes", "in the file", "scales", "output"))
     for kernel in target.kernels:
         stored = ", ".join(f"{width} as {bits}" for width, bits in kernel.stored.items()) or "as they are"
         table.add_row(

@@ -2,9 +2,9 @@
 
 from brecq.config.quantization import ActivationScheme, Granularity, Outputs, Placement, QuantConfig
 from brecq.config.recipe import Recipe
-from brecq.config.rules import FLOAT, LayerRule, check_bits
+from brecq.config.rules import FLOAT, WIDE, LayerRule, check_activation_bits, check_bits
 
 __all__ = [
-    "FLOAT", "ActivationScheme", "Granularity", "LayerRule", "Outputs", "Placement", "QuantConfig", "Recipe",
-    "check_bits",
+    "FLOAT", "WIDE", "ActivationScheme", "Granularity", "LayerRule", "Outputs", "Placement", "QuantConfig", "Recipe",
+    "check_activation_bits", "check_bits",
 ]  # fmt: skip

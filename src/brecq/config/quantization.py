@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from brecq.config.recipe import Recipe
-from brecq.config.rules import FLOAT, LayerRule, check_bits, parse_rule
+from brecq.config.rules import FLOAT, LayerRule, check_activation_bits, check_bits, parse_rule
 from brecq.errors import ConfigError
 from brecq.plain import build
 from brecq.settings import HOW, MODEL, RUN, WHAT, check, documented, seed, setting
@@ -57,11 +57,13 @@ class QuantConfig:
         flags=("-w", "--weight-bits"), metavar="BITS", panel=WHAT,
     )
     activations: int = setting(
-        8, "bits per activation, per tensor: 2 to 8, or 32 for float", check=check_bits,
+        8, "bits per activation, per tensor: 2 to 8, 16, or 32 for float", check=check_activation_bits,
         flags=("-a", "--activation-bits"), metavar="BITS", panel=WHAT,
     )
     first_last: int | None = setting(
-        8, "bits of the first and the last layer, weights and inputs alike; none treats them as any other",
+        8,
+        "bits of the first and the last layer, weights and inputs alike, but inputs that have 16 keep them; none "
+        "treats them as any other",
         check=check_bits, metavar="BITS|none", panel=WHAT,
     )
     first_last_outputs: bool = setting(
@@ -141,8 +143,13 @@ class QuantConfig:
             raise ConfigError("weights and activations are both 32 bits: nothing to quantize; lower one of them")
         if self.first_last_outputs and self.first_last is None:
             raise ConfigError("first_last_outputs needs bits to give; set first_last=8, or leave it out")
-        if self.target is not None:
-            self._check_target(load(self.target))
+        if self.runtime is not None:
+            self._check_target(self.runtime)
+
+    @property
+    def runtime(self) -> Target | None:
+        """The table of the target, for activations of these bits."""
+        return None if self.target is None else load(self.target).at(self.activations)
 
     def _check_target(self, target: Target) -> None:
         if self.placement == "input":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from brecq.errors import ConfigError
 from brecq.settings import Setting, checked
+from brecq.targets import WIDE
 from brecq.text import shown
 
 FLOAT = 32
@@ -16,17 +17,25 @@ FLOAT = 32
 def check_bits(name: str, bits: int) -> None:
     """Raise `ConfigError` unless `bits` is 2 to 8, or 32 for floating point."""
     if isinstance(bits, bool) or bits not in (*range(2, 9), FLOAT):
-        raise ConfigError(f"{name} is {shown(bits)}; choose 2 to 8 bits, or 32 for floating point")
+        only = "; 16 is for activations" if bits == WIDE else ""
+        raise ConfigError(f"{name} is {shown(bits)}; choose 2 to 8 bits, or 32 for floating point{only}")
 
 
-_BITS = Setting("", check=check_bits)
+def check_activation_bits(name: str, bits: int) -> None:
+    """Raise `ConfigError` unless `bits` is 2 to 8 or 16, or 32 for floating point."""
+    if isinstance(bits, bool) or bits not in (*range(2, 9), WIDE, FLOAT):
+        raise ConfigError(f"{name} is {shown(bits)}; choose 2 to 8 bits, 16, or 32 for floating point")
+
+
+_CHECKS = {"weights": check_bits, "activations": check_activation_bits}
 
 
 @dataclass(frozen=True)
 class LayerRule:
     """An override for layers whose name matches `pattern` (`fnmatch` style: `layer4.*`, `*.conv2`).
 
-    `weights` and `activations` are bit-widths (2 to 8, or 32 for float); `None` leaves the setting alone.
+    `weights` and `activations` are bit-widths (2 to 8, or 32 for float; of activations also 16); `None` leaves the
+    setting alone.
     `activations` is the width of the layer's *input*. The last matching rule wins.
     """
 
@@ -38,8 +47,9 @@ class LayerRule:
         if self.weights is None and self.activations is None:
             raise ConfigError(f"the rule for {self.pattern!r} sets nothing; give w=BITS, a=BITS or float")
         checked("the pattern of a rule", self.pattern, str, Setting(""))
-        for name in ("weights", "activations"):
-            bits = checked(f"{name} of the rule for {self.pattern!r}", getattr(self, name), int | None, _BITS)
+        for name, check in _CHECKS.items():
+            setting = Setting("", check=check)
+            bits = checked(f"{name} of the rule for {self.pattern!r}", getattr(self, name), int | None, setting)
             object.__setattr__(self, name, bits)
 
     def matches(self, layer: str) -> bool:

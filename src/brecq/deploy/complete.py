@@ -85,12 +85,18 @@ def require_activations(result: QuantResult, need: str, instead: str) -> None:
         )
 
 
+def has_wide(graph: Any) -> bool:
+    """True if a converted program has activations of 16 bits."""
+    return any(node.target is QUANTIZE and grid_of(node).dtype is torch.int16 for node in graph.graph.nodes)
+
+
 def complete(
     result: QuantResult, *, linear_outputs: bool = False, fold_clamps: bool = True, products: bool = False
 ) -> Completed:
     """The completed program of a result; the result is left as it is.
 
-    To what was learned for a target nothing is added: all that its kernels need is learned.
+    To what was learned for a target nothing is added: all that its kernels need is learned. Neither is anything beside
+    16-bit activations, whose runtimes are targets: 8 bits there would cost what the others are for.
 
     Args:
         linear_outputs: also quantize what linear layers leave in float.
@@ -102,8 +108,8 @@ def complete(
     """
     graph = _program(result)
     rewrite.gather_quantizers(graph)
-    learned = result.config.target is not None
-    nodes = [] if learned else tensors_to_complete(graph, linear_outputs=linear_outputs)
+    settled = result.config.target is not None or has_wide(graph)
+    nodes = [] if settled else tensors_to_complete(graph, linear_outputs=linear_outputs)
     grids = resolve(graph, result.ranges or [])
     signed = activation_scheme(result.config) == "signed"
     grids |= {node: constant_grid(constant(graph, node), signed) for node in nodes if node.op == "get_attr"}

@@ -27,8 +27,8 @@ class Format:
         runner: the module that loads such a file into its runtime, `load(path, threads) -> runtime.Runner`; empty
             without one. exact: True if the runtime computes what the integer simulator computes, code for code.
         differs: otherwise, why it may not. files: suffixes of files that lie beside the one that is named.
-        arithmetic: how it computes, by its name in `brecq.deploy.simulate.arithmetic`; empty if it says what the
-            quantized program computes, in float.
+        arithmetic: how it computes, by its name in `brecq.deploy.simulate.runtimes`; empty if it says what the
+            quantized program computes, in float. wide: it takes 16-bit activations.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Format:
     differs: str = ""
     files: tuple[str, ...] = ()
     arithmetic: str = "OnnxRuntime"
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ FORMATS = {
         Format(
             "tflite", "brecq.deploy.litert.write", ".tflite", "litert",
             "LiteRT: integer kernels, 4- and 8-bit weights",
-            runner="brecq.deploy.litert.runtime", exact=True, arithmetic="LiteRT",
+            runner="brecq.deploy.litert.runtime", exact=True, arithmetic="LiteRT", wide=True,
         ),
         Format(
             "tensorrt", "brecq.deploy.tensorrt.write", ".onnx", "onnx", "TensorRT: ONNX with Q/DQ pairs, int8",
@@ -87,7 +88,7 @@ FORMATS = {
         ),
         Format(
             "qualcomm", "brecq.deploy.qualcomm.write", ".onnx", "onnx", "Qualcomm: float ONNX, encodings beside it",
-            runner="brecq.deploy.qualcomm.runtime", files=(".encodings",),
+            runner="brecq.deploy.qualcomm.runtime", files=(".encodings",), wide=True,
             differs="the encodings are applied in float between layers",
         ),
         Format(
@@ -101,12 +102,12 @@ FORMATS = {
         ),
         Format(
             "qonnx", "brecq.deploy.qonnx", ".onnx", "onnx", "QONNX for FINN and hls4ml: any bit-width",
-            runner="brecq.deploy.qonnx_runtime", arithmetic="",
+            runner="brecq.deploy.qonnx_runtime", arithmetic="", wide=True,
             differs="it says what was measured, in float, and not what hardware will compute",
         ),
         Format(
             "pt2", "brecq.deploy.pt2", ".pt2", "", "torch.export program: packed weights, int8 with torch.compile",
-            runner="brecq.deploy.pt2_runtime",
+            runner="brecq.deploy.pt2_runtime", wide=True,
             differs="oneDNN's kernels multiply by reciprocals and add in float, as PyTorch does",
         ),
         Format(
@@ -151,10 +152,24 @@ def export(result: QuantResult, path: Path | str, format: str | None = None, **o
     path = Path(path)
     if not os.path.isdir(path.parent):
         raise ExportError(f"the folder {str(path.parent)!r} does not exist; create it, or choose another path")
+    for part in (result, *result.parts.values()):
+        _check_wide(part, find(format))
     if result.parts:
         return _export_parts(result, path, find(format), write, options)
     exported: Exported = write(_on_cpu(result), path, **options)
     return exported
+
+
+def _check_wide(result: QuantResult, format: Format) -> None:
+    """Raise `ExportError` for 16-bit activations that a format does not take."""
+    from brecq.deploy.complete import has_wide  # needs torch, which the names of formats do not
+
+    if not format.wide and has_wide(result.converted):
+        others = ", ".join(each.name for each in FORMATS.values() if each.wide)
+        raise ExportError(
+            f"the format {format.name} takes activations of at most 8 bits, and this result has some of 16; export it "
+            f"to {others}, or quantize with --activation-bits 8"
+        )
 
 
 def _export_parts(

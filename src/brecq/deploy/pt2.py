@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, grid_of
-from brecq.deploy.complete import Completed, added_note, as_converted, complete
+from brecq.deploy.complete import Completed, added_note, as_converted, complete, has_wide
 from brecq.deploy.formats import Exported
 from brecq.deploy.planes import pack_plane, plane_widths
 from brecq.errors import ExportError
@@ -53,7 +53,8 @@ def write(result: QuantResult, path: Path) -> Exported:
         warnings.simplefilter("ignore")
         torch.export.save(program, buffer, extra_files={DIGEST: result.digest()})
     write_file(path, buffer.getvalue(), ExportError)
-    notes = ["weights are unpacked in every call; brecq.deploy.pt2_runtime.compile_x86 unpacks them once"]
+    once = "" if has_wide(completed.graph) else "; brecq.deploy.pt2_runtime.compile_x86 unpacks them once"
+    notes = [f"weights are unpacked in every call{once}"]
     notes += added_note(completed)
     return Exported(path, (path,), path.stat().st_size, tuple(notes))
 

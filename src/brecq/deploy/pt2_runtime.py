@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
+from brecq.deploy.complete import has_wide
 from brecq.deploy.formats import some
 from brecq.deploy.pt2 import DIGEST
 from brecq.deploy.runtime import Kernels
@@ -44,9 +45,16 @@ def compile_x86(path: Path | str) -> Callable[..., Any]:
     The result takes the network's inputs; its first call compiles, and so does the first with another batch size.
 
     Raises:
-        ExportError: the file cannot be read, or has asymmetric 8-bit weights: oneDNN's kernels ignore zero points.
+        ExportError: the file cannot be read, has asymmetric 8-bit weights (oneDNN's kernels ignore zero points), or
+            16-bit activations, which no kernel takes.
     """
-    return _lower_x86(_frozen(path))
+    graph = _frozen(path)
+    if has_wide(graph):
+        raise ExportError(
+            "PyTorch has no integer kernels for 16-bit activations; run the program as it is: "
+            "torch.export.load(path).module()"
+        )
+    return _lower_x86(graph)
 
 
 def load(path: Path, threads: int = 1) -> Session:
@@ -55,7 +63,7 @@ def load(path: Path, threads: int = 1) -> Session:
 
 
 class Session:
-    """A `.pt2` file lowered by `compile_x86`."""
+    """A `.pt2` file lowered by `compile_x86`; with 16-bit activations as it is, operator by operator."""
 
     name = "torch.compile on x86"
 
@@ -66,8 +74,11 @@ class Session:
         self.digest: str | None = extra[DIGEST] or None
         self._layers = sum(kind(node) is not None for node in graph.graph.nodes)
         self._integer: int | None = None
-        self._run = _lower_x86(graph)
+        self._run: Callable[..., Any] = graph if has_wide(graph) else _lower_x86(graph)
+        if has_wide(graph):
+            self.name = "PyTorch"
 
+    @torch.no_grad()
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         from torch._dynamo.utils import counters
 

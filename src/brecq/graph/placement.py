@@ -38,7 +38,7 @@ from brecq.graph.reach import (
     sources_of,
     users_through_scaling,
 )
-from brecq.targets import Kernel, Target, load
+from brecq.targets import WIDE, Kernel, Target
 
 END = "brecq_end"
 """Marks a layer whose width is that of the `first` or `last` layers."""
@@ -104,10 +104,11 @@ def plan(graph: GraphModule, config: QuantConfig, part: frozenset[End] | None = 
     for node, name in weighted.items():
         bits = [config.weights, config.activations]
         if config.first_last is not None and node in second and bits[1] != FLOAT:
-            bits[1] = config.first_last
+            bits[1] = _end_input(config)
             placement.own_inputs.add(name)
         if config.first_last is not None and node in ends:
-            bits = [old if old == FLOAT else config.first_last for old in bits]
+            ends_bits = (config.first_last, _end_input(config))
+            bits = [old if old == FLOAT else new for old, new in zip(bits, ends_bits, strict=True)]
             placement.ends[node] = ends[node]
             placement.own_weights.add(name)
             placement.own_inputs.add(name)
@@ -122,7 +123,7 @@ def plan(graph: GraphModule, config: QuantConfig, part: frozenset[End] | None = 
         constant = isinstance(node.args[1], Node) and node.args[1].op == "get_attr"
         placement.weight_bits[node] = bits[0] if constant else FLOAT
         placement.input_bits[node] = bits[1] if constant else FLOAT
-    target = None if config.target is None else load(config.target)
+    target = config.runtime
     if target is not None:
         _fit(placement, config, target, shared)
     if config.placement == "input":
@@ -130,6 +131,12 @@ def plan(graph: GraphModule, config: QuantConfig, part: frozenset[End] | None = 
     else:
         _place_outputs(graph, placement, config, target)
     return placement
+
+
+def _end_input(config: QuantConfig) -> int:
+    """Bits of what the first and last layers read: those of `first_last` are to be more, not fewer, than all have."""
+    assert config.first_last is not None
+    return WIDE if config.activations == WIDE else config.first_last
 
 
 def _readers_of_first(ends: dict[Node, str], weighted: dict[Node, str]) -> set[Node]:
@@ -221,7 +228,7 @@ def _place_outputs(
     if target is not None:
         known = {node for node, width in bits.items() if width != FLOAT}
         more, same = targeted.tensors_of_kernels(graph, target, placement.kernels, known, sources_of)
-        bits |= dict.fromkeys(more, target.widest)
+        bits |= dict.fromkeys(more, target.widest(config.activations))
         for first, *others in same:
             for other in others:
                 leaders[_leader(leaders, other)] = _leader(leaders, first)

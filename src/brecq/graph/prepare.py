@@ -102,11 +102,11 @@ def _fake_quantizer(node: Node, observer: nn.Module) -> nn.Module | None:
     """Our counterpart of an observer; `None` for biases, which get their own quantizer later."""
     spec = pt2e.spec_of(observer)
     source: Any = node.args[0]
-    if spec.dtype not in (torch.int8, torch.uint8):
-        if source.op == "get_attr":
-            return None
+    if spec.dtype not in (torch.int8, torch.uint8) and source.op == "get_attr":
+        return None
+    if spec.dtype not in (torch.int8, torch.uint8, torch.int16):
         raise ConfigError(
-            f"the quantizer asks for {spec.dtype} at {source.name!r}; brecq quantizes to int8 and uint8 ranges"
+            f"the quantizer asks for {spec.dtype} at {source.name!r}; brecq quantizes to int8, uint8 and int16 ranges"
         )
     if spec.dynamic:
         raise ConfigError(

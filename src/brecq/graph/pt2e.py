@@ -88,13 +88,12 @@ class Spec:
 def activation_spec(
     bits: int, scheme: str, fixed: tuple[float, float] | None = None, divides: float | None = None
 ) -> QuantizationSpec:
-    """An activation with one scale in all: uint8, or int8 around 0 where the scheme is `signed`.
+    """An activation with one scale in all: uint8, or int8 around 0 where the scheme is `signed`; int16 at 16 bits.
 
     Args:
         fixed: step and lowest value of a grid that is given. divides: a number that the step has to divide.
     """
     range, signed = IntRange.activations(bits, signed=scheme == "signed"), scheme == "signed"
-    dtype = torch.int8 if signed else torch.uint8
     qscheme = torch.per_tensor_affine if scheme == "asymmetric" else torch.per_tensor_symmetric
     observer: Any = SpecObserver
     if fixed is not None:
@@ -103,7 +102,7 @@ def activation_spec(
         observer = SpecObserver.with_args(fixed=(scale, zero_point))
     elif divides is not None:
         observer = SpecObserver.with_args(divides=divides)
-    return QuantizationSpec(dtype, observer, range.low, range.high, qscheme)
+    return QuantizationSpec(range.carrier, observer, range.low, range.high, qscheme)
 
 
 def weight_spec(range: IntRange, symmetric: bool, axis: int | None) -> QuantizationSpec:

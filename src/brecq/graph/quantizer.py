@@ -13,7 +13,6 @@ from brecq.graph import ops, pt2e
 from brecq.graph.integer import THREE, operator_of
 from brecq.graph.placement import END, REASON, End, Placement, input_of, plan
 from brecq.quant.affine import IntRange
-from brecq.targets import load
 
 
 class BrecqQuantizer(Quantizer):
@@ -63,14 +62,14 @@ class BrecqQuantizer(Quantizer):
 
     def _fixed(self, node: Node, placement: Placement) -> tuple[float, float] | None:
         """Step and lowest value of a result that the target prescribes the grid of, unless it shares another's."""
-        target = None if self.config.target is None else load(self.config.target)
+        target = self.config.runtime
         alone = list(placement.groups.values()).count(placement.groups[node]) == 1
         grid = None if target is None else target.fixed.get(str(operator_of(node)))
         return None if grid is None or not alone or placement.tensors[node] != 8 else (grid.scale, grid.lowest)
 
     def _divides(self, node: Node, placement: Placement) -> float | None:
         """What the step of a tensor has to divide so that hardswish is a product of codes."""
-        target = None if self.config.target is None else load(self.config.target)
+        target = self.config.runtime
         read = any(user.target is ops.aten.hardswish.default for user in node.users)
         product = target is not None and target.operators.get("hardswish") == "product"
         return THREE if read and product and placement.tensors[node] == 8 else None
@@ -84,12 +83,12 @@ def is_symmetric(config: QuantConfig, bits: int) -> bool:
     target it is symmetric at the widths that the target says."""
     if config.weight_scheme != "auto":
         return config.weight_scheme == "symmetric"
-    return bits == 8 if config.target is None else bits in load(config.target).symmetric
+    return bits == 8 if config.runtime is None else bits in config.runtime.symmetric
 
 
 def activation_scheme(config: QuantConfig) -> ActivationScheme:
     """The scheme of activations, with `auto` decided: what the target takes, otherwise asymmetric."""
-    target = None if config.target is None else load(config.target)
+    target = config.runtime
     needed: ActivationScheme = "signed" if target is not None and target.zero_point == "zero" else "asymmetric"
     return needed if config.activation_scheme == "auto" else config.activation_scheme
 

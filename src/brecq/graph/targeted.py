@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from brecq.errors import ConfigError
 from brecq.graph import ops
 from brecq.graph.integer import clamped_end, operands, operator_of
-from brecq.targets import Kernel, Target
+from brecq.targets import WIDE, Kernel, Target, taking
 from brecq.targets.table import FLOAT
 
 Widths = tuple[int, int]
@@ -37,7 +37,10 @@ def fit(target: Target, layer: Node, asked: Widths) -> Fitted:
     if asked == (FLOAT, FLOAT):
         return Fitted(asked, None)
     if found is None:
-        return Fitted((FLOAT, FLOAT), None, f"{target.name} has no kernel for {kind} at {_text(asked)}")
+        why = f"{target.name} has no kernel for {kind} at {_text(asked)}"
+        if asked[1] == WIDE and target.wide is not None:
+            why = f"{target.name} gives a whole network 16-bit activations (activations=16), not one {kind}"
+        return Fitted((FLOAT, FLOAT), None, why)
     reason = "" if found == asked else f"{target.name} computes {kind} at {_text(found)}, not {_text(asked)}"
     return Fitted(found, target.kernel(kind, *found), reason)
 
@@ -59,7 +62,8 @@ def check_general(target: Target, kinds: Collection[str], asked: Widths) -> None
         return
     legal = sorted({pair for kind in kinds for pair in target.widths(kind)})
     some = ", ".join(_text(pair) for pair in legal if pair[0] >= asked[0])[:160] or "none of its layers at all"
-    raise ConfigError(f"{target.name} computes no layer of this network at {_text(asked)}; it takes {some}")
+    others = f"; targets with 16-bit activations: {', '.join(taking(WIDE))}" if asked[1] == WIDE else ""
+    raise ConfigError(f"{target.name} computes no layer of this network at {_text(asked)}; it takes {some}{others}")
 
 
 def _text(widths: Widths) -> str:

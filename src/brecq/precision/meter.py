@@ -16,7 +16,7 @@ from brecq.forward import even_slices
 from brecq.graph.blocks import Block
 from brecq.graph.fold import get_tensor
 from brecq.graph.prepare import fake_quantize_node
-from brecq.graph.quantizer import is_symmetric
+from brecq.graph.quantizer import activation_scheme, is_symmetric
 from brecq.precision.layers import Anatomy, Knob, Quantizer
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode
@@ -177,8 +177,8 @@ def variant_of(original: Quantizer, bits: int, config: QuantConfig) -> Quantizer
         if not original.per_channel:
             scheme = torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
         return WeightFakeQuantize(IntRange.weights(bits, symmetric), scheme, original.ch_axis)
-    range = IntRange.activations(bits, signed=original.dtype is torch.int8)
-    return ActivationFakeQuantize(range, original.qscheme, dtype=original.dtype)
+    range = IntRange.activations(bits, signed=activation_scheme(config) == "signed")
+    return ActivationFakeQuantize(range, original.qscheme, dtype=range.carrier)
 
 
 def packed_bytes(quantizer: WeightFakeQuantize, weight: Tensor) -> int:

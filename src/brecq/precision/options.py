@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from brecq.config import FLOAT, check_bits
+from brecq.config import FLOAT, WIDE, check_bits
 from brecq.errors import ConfigError
 from brecq.settings import MOST, Setting, check, documented, seed, setting, threads
 from brecq.text import parse_bit_list
@@ -29,9 +29,10 @@ def check_choices(name: str, choices: tuple[int, ...]) -> None:
     if not choices:
         raise ConfigError(f"{name} is empty; give bit-widths to choose from, such as 2,4,8")
     for choice in choices:
+        if choice in (WIDE, FLOAT):
+            what = f"{FLOAT}, floating point" if choice == FLOAT else str(WIDE)
+            raise ConfigError(f"{name} holds {what}; a search chooses between 2 and 8 bits")
         check_bits(name, choice)
-        if choice == FLOAT:
-            raise ConfigError(f"{name} holds {FLOAT}, floating point; a search chooses between 2 and 8 bits")
 
 
 @documented

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from brecq.checkpoint.resume import RunState
-from brecq.config import QuantConfig, check_bits
+from brecq.config import QuantConfig, check_activation_bits
 from brecq.errors import CheckpointError, ConfigError
 from brecq.plain import build
 from brecq.precision.layers import Knob, Layer
@@ -172,7 +172,7 @@ def _check_whole(table: SensitivityTable) -> None:
         if not bits or list(bits) != sorted(set(bits)):
             raise ConfigError(f"{name} chooses from {list(bits)}; bits ascend, each once")
         for width in bits:
-            check_bits(name, width)
+            check_activation_bits(name, width)
     for layer in table.layers:
         for name in (layer.weight, layer.input):
             if name not in choices:

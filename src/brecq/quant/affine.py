@@ -38,14 +38,21 @@ class IntRange:
 
     @classmethod
     def activations(cls, bits: int, *, signed: bool = False) -> IntRange:
-        """From 0 on, or around 0."""
-        low = -(2 ** (bits - 1)) if signed else 0
+        """From 0 on, or around 0; of more than 8 bits always around 0, as int16 holds them."""
+        low = -(2 ** (bits - 1)) if signed or bits > 8 else 0
         return cls(low, low + 2**bits - 1)
 
     @property
     def levels(self) -> int:
         """How many codes there are."""
         return self.high - self.low + 1
+
+    @property
+    def carrier(self) -> torch.dtype:
+        """The type that carries codes of activations: uint8 from 0 on, otherwise int8 or int16."""
+        if self.low >= 0:
+            return torch.uint8
+        return torch.int8 if self.bits <= 8 else torch.int16
 
     @property
     def bits(self) -> int:

@@ -23,7 +23,7 @@ def least_steps(bias: Tensor, input_step: Tensor, weight_steps: Tensor) -> Tenso
     """The steps that a weight needs at least, float32, [C] or [1] as `weight_steps`.
 
     Weights so small beside their bias lose nothing that counts: half a raised step for each of K weights, at inputs of
-    255 steps, is K·2⁻²¹ of the bias at most.
+    255 steps, is K·2⁻²¹ of the bias at most; at inputs of 65 535, whose steps leave less room, K·2⁻¹³.
 
     Args:
         bias: float32 [C]. input_step: one element. weight_steps: [C], or [1] for the weight as a whole.

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from brecq.config import FLOAT
+from brecq.config import FLOAT, WIDE
 from brecq.forward import even_slices
 from brecq.graph.blocks import Block, Network, Values
 from brecq.graph.prepare import fake_quantize_node
@@ -43,8 +43,9 @@ class Streams:
         share: the samples whose activations are here; `read` counts among these.
         samples: how many there are in all. forwards: block-forwards over the whole set done so far.
         weight_bits, activation_bits: the fewest of any in the quantized stream; `FLOAT` where none is quantized.
-        quantizes_activations: whether it differs by more than weights. Where it does not, there is nothing for QDrop
-            to drop, and mixing in the float stream would only hide the error to correct.
+        quantizes_activations: whether it differs by more than weights; what rounding to 16 bits changes counts for
+            nothing. Where it does not, there is nothing for QDrop to drop, and mixing in the float stream would only
+            hide the error to correct.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Streams:
         self.weight_bits = min((m.range.bits for m in quantizers if isinstance(m, WeightFakeQuantize)), default=FLOAT)
         bits = (m.range.bits for m in quantizers if isinstance(m, ActivationFakeQuantize) and activations is Mode.HARD)
         self.activation_bits = min(bits, default=FLOAT)
-        self.quantizes_activations = self.activation_bits < FLOAT
+        self.quantizes_activations = self.activation_bits < WIDE
         self._last_use = network.last_use()
         self._starts: dict[Stream, Kind] = {"float": "input", "quantized": "input"}
         self._keep("input", inputs)

@@ -3,7 +3,7 @@
 A table is a TOML file in `tables/`; `Target` says what its fields mean. A new runtime is a new file.
 """
 
-from brecq.targets.table import FixedGrid, Kernel, Rule, Target
-from brecq.targets.tables import load, names
+from brecq.targets.table import WIDE, FixedGrid, Kernel, Rule, Target, Wide
+from brecq.targets.tables import load, names, taking
 
-__all__ = ["FixedGrid", "Kernel", "Rule", "Target", "load", "names"]
+__all__ = ["WIDE", "FixedGrid", "Kernel", "Rule", "Target", "Wide", "load", "names", "taking"]

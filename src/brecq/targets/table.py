@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 FLOAT = 32
+
+WIDE = 16
+"""The one bit-width beyond 8: of activations alone, where a runtime multiplies int16 by int8."""
 
 Rule = Literal["codes", "same", "residual", "product"]
 """How an operator without a weight computes on codes: `codes` from operands on grids of their own to a result on a
@@ -35,7 +38,7 @@ class Kernel:
     per_channel: bool = True
     stored: Mapping[int, int] = field(default_factory=dict)
     writes_float: bool = False
-    computes: Literal["int8", "int4", "float"] = "int8"
+    computes: Literal["int8", "int4", "16x8", "float"] = "int8"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,16 @@ class FixedGrid:
 
     scale: float
     lowest: float
+
+
+@dataclass(frozen=True)
+class Wide:
+    """What a runtime accepts of networks whose activations all have 16 bits, where it cannot mix these with others;
+    the fields are those of `Target`."""
+
+    kernels: tuple[Kernel, ...]
+    operators: Mapping[str, Rule]
+    zero_point: Literal["any", "zero"] = "any"
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,8 @@ class Target:
         kernels: of layers; the first that fits counts.
         operators: without a weight that compute on codes, by the names of `brecq.graph.integer.operator_of`. All
             others compute in float.
-        fixed: grids of results that the runtime prescribes.
+        fixed: grids of results that the runtime prescribes, of 8 bits.
+        wide: what holds instead for networks of 16-bit activations; see `at`.
     """
 
     name: str
@@ -79,6 +93,14 @@ class Target:
     inputs: bool = False
     outputs: bool = False
     fixed: Mapping[str, FixedGrid] = field(default_factory=dict)
+    wide: Wide | None = None
+
+    def at(self, activations: int) -> Target:
+        """What it accepts of a network whose activations have so many bits in general."""
+        if activations != WIDE or self.wide is None:
+            return self
+        own = self.wide
+        return replace(self, kernels=own.kernels, operators=own.operators, zero_point=own.zero_point, wide=None)
 
     def kernel(self, layer: str, weights: int, activations: int) -> Kernel | None:
         """The kernel for a kind of layer at these widths, or `None`."""
@@ -111,7 +133,9 @@ class Target:
         ]  # fmt: skip
         return None if not legal else min(legal)[::-1]
 
-    @property
-    def widest(self) -> int:
-        """Bits of the activations that are quantized for the sake of the runtime alone."""
+    def widest(self, activations: int) -> int:
+        """Bits of the activations that are quantized for the sake of the runtime alone, where they have so many in
+        general."""
+        if activations == WIDE:
+            return WIDE
         return max((a for kernel in self.kernels for a in kernel.activations if a <= 8), default=8)

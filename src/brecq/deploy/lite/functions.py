@@ -8,7 +8,7 @@ import torch
 from torch.fx import Node
 
 from brecq.converted.grids import DEQUANTIZE, grid_of, quantized_as
-from brecq.deploy.lite.grids import Int8Grid
+from brecq.deploy.lite.grids import CodeGrid
 from brecq.deploy.lite.lowering import Lowering
 from brecq.deploy.lite.program import Tensor
 from brecq.deploy.lite.values import Value
@@ -23,7 +23,7 @@ _KERNELS = {
 MobileNetV3-small takes three times as long with it as with hardswish in float (1.5 ms of processor time, and 4.6)."""
 
 
-def native(low: Lowering, node: Node, grid: Int8Grid) -> tuple[Value, str, dict[str, Any]] | None:
+def native(low: Lowering, node: Node, grid: CodeGrid) -> tuple[Value, str, dict[str, Any]] | None:
     """The codes that a quantizer's input is a function of which LiteRT has an int8 kernel for, the kernel, options."""
     function: Any = node.args[0]
     name = function_of(function)
@@ -32,7 +32,7 @@ def native(low: Lowering, node: Node, grid: Int8Grid) -> tuple[Value, str, dict[
     if low.runtime.tables or name not in _KERNELS or source is None or not isinstance(x, Value) or not x.is_quantized:
         return None
     slope = slope_of(function)
-    if not LiteRT().looks_up(name, source, grid_of(node), slope):
+    if x.is_wide or not LiteRT().looks_up(name, source, grid_of(node), slope):
         return None
     options: dict[str, Any] = {"alpha": slope} if name == "leaky_relu" else {}
     if name == "gelu":
@@ -40,7 +40,7 @@ def native(low: Lowering, node: Node, grid: Int8Grid) -> tuple[Value, str, dict[
     return x, _KERNELS[name], options
 
 
-def looked_up(low: Lowering, node: Node, grid: Int8Grid) -> tuple[Value, Tensor] | None:
+def looked_up(low: Lowering, node: Node, grid: CodeGrid) -> tuple[Value, Tensor] | None:
     """The codes that a quantizer's input is a function of, element by element, and the function's 256 values."""
     steps: list[Node] = []
     leaves: set[Node] = set()
@@ -58,7 +58,7 @@ def looked_up(low: Lowering, node: Node, grid: Int8Grid) -> tuple[Value, Tensor]
         return None
     (leaf,) = leaves
     source = low.values[leaf]
-    held = next(iter(source.codes.values()))
+    held = source.held()
     numbers = (torch.arange(-128, 128) - held.zero_point).to(torch.float32) * torch.tensor(held.scale)
     found: dict[Node, Any] = {leaf: numbers}
     for each in low.completed.graph.graph.nodes:

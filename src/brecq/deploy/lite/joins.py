@@ -10,12 +10,13 @@ from torch.fx import Node
 
 from brecq.converted.grids import DEQUANTIZE, QUANTIZE, grid_of
 from brecq.deploy.lite.functions import looked_up, native
-from brecq.deploy.lite.grids import Int8Grid, in_int8
+from brecq.deploy.lite.grids import CodeGrid, placed
 from brecq.deploy.lite.lowering import Lowering, lowers
 from brecq.deploy.lite.moves import sliced, view
 from brecq.deploy.lite.padding import SAME, pair, pooling, same, windows
-from brecq.deploy.lite.program import Quantization, Tensor, constant
+from brecq.deploy.lite.program import Quantization, Tensor, constant, no_bias
 from brecq.deploy.lite.values import CHANNELS_LAST, Layout, Pending, Value, arranged, identity, usual
+from brecq.errors import ExportError
 from brecq.graph import ops
 
 aten = ops.aten
@@ -23,11 +24,11 @@ aten = ops.aten
 
 @lowers(QUANTIZE)
 def quantize(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-    source, name, grid = args[0], low.quantizers[node], in_int8(grid_of(node))
+    source, name, grid = args[0], low.quantizers[node], placed(grid_of(node))
     name = low.build.free(name)
     if isinstance(source, torch.Tensor):
         codes = low.env[node].to(torch.int16) + grid.offset
-        tensor = Tensor(name, tuple(codes.shape), "int8", grid.quantization, codes.to(torch.int8).numpy())
+        tensor = Tensor(name, tuple(codes.shape), grid.dtype, grid.quantization, codes.numpy().astype(grid.dtype))
         return low.quantized(low.quantizers[node], tensor.shape, identity(codes.dim()), tensor, grid.offset)
     if isinstance(source, Pending):
         found = source.on(grid, name)
@@ -51,11 +52,10 @@ def quantize(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str,
     return low.quantized(low.quantizers[node], value.shape, layout, tensor, grid.offset)
 
 
-def regrid(low: Lowering, value: Value, layout: Layout, grid: Int8Grid, name: str) -> Tensor:
+def regrid(low: Lowering, value: Value, layout: Layout, grid: CodeGrid, name: str) -> Tensor:
     """The codes of a value on a grid."""
     source = value.either(layout)
-    is_whole = (grid.low, grid.high) == (-128, 127)
-    if is_whole and source.quantization == grid.quantization:
+    if grid.is_whole and (source.dtype, source.quantization) == (grid.dtype, grid.quantization):
         return source
     return low.build.emit_on("QUANTIZE", [source], name, source.shape, grid)
 
@@ -84,9 +84,10 @@ def _joined(low: Lowering, kind: str, operands: list[Any], float_options: dict[s
     if not (left.is_quantized and right.is_quantized and kind in ("ADD", "MUL")):
         return real()
 
-    def on(grid: Int8Grid, name: str) -> Value:
+    def on(grid: CodeGrid, name: str) -> Value:
         inputs = [left.code(layout), right.code(layout)]
-        codes = low.build.emit_on(kind, inputs, name, arranged(shape, layout), grid, fuses=True)
+        options = {"potScaleInt16": False} if kind == "ADD" and left.is_wide else {}
+        codes = low.build.emit_on(kind, inputs, name, arranged(shape, layout), grid, fuses=True, **options)
         return Value(low.build, name, shape, codes={layout: codes})
 
     return Pending(on, real)
@@ -181,9 +182,9 @@ def join(low: Lowering, parts: list[Value], dim: int) -> Any:
         name = low.build.free("concatenation")
         return Value(low.build, name, whole, codes={layout: emit(codes, name, codes[0])})
 
-    def on(grid: Int8Grid, name: str) -> Value:
+    def on(grid: CodeGrid, name: str) -> Value:
         tensors = [regrid(low, part, layout, grid, f"{name}_part{number}") for number, part in enumerate(parts)]
-        joined = emit(tensors, name, Tensor("", (), "int8", grid.quantization))
+        joined = emit(tensors, name, Tensor("", (), grid.dtype, grid.quantization))
         return Value(low.build, name, whole, codes={layout: joined})
 
     return Pending(on, real)
@@ -218,8 +219,17 @@ def average_all(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[s
 
 
 def mean(low: Lowering, x: Value) -> Pending:
-    """Over height and width of [N, C, H, W], which stay as ones."""
-    shape = (*x.shape[:2], 1, 1)
+    """Over height and width of [N, C, H, W], which stay as ones.
+
+    Raises:
+        ExportError: 32 bits may not hold the sum.
+    """
+    shape, count = (*x.shape[:2], 1, 1), x.shape[2] * x.shape[3]
+    if x.is_wide and count >= 1 << 16:
+        raise ExportError(
+            f"{low.runtime.name}: the sum of {count} numbers of 16 bits may leave 32; quantize with "
+            "--activation-bits 8, or pool in two steps"
+        )
     inputs = [constant("height_width", [1, 2])]
 
     def real() -> Value:
@@ -229,7 +239,7 @@ def mean(low: Lowering, x: Value) -> Pending:
         )
         return Value(low.build, name, shape, reals={CHANNELS_LAST: tensor})
 
-    def on(grid: Int8Grid, name: str) -> Value:
+    def on(grid: CodeGrid, name: str) -> Value:
         tensor = low.build.emit_on(
             "MEAN", [x.either(CHANNELS_LAST), *inputs], name, arranged(shape, CHANNELS_LAST), grid, keepDims=True
         )
@@ -240,7 +250,7 @@ def mean(low: Lowering, x: Value) -> Pending:
     return Pending(on, real)
 
 
-def _quantized(low: Lowering, value: Value, grid: Int8Grid, name: str) -> Value:
+def _quantized(low: Lowering, value: Value, grid: CodeGrid, name: str) -> Value:
     layout = value.layouts[0]
     return Value(low.build, name, value.shape, codes={layout: regrid(low, value, layout, grid, name)})
 
@@ -303,15 +313,14 @@ def _average(low: Lowering, x: Value, size: list[int], stride: list[int], paddin
     if not x.is_quantized:
         return Pending(lambda grid, name: _quantized(low, real(), grid, name), real)
 
-    def on(grid: Int8Grid, name: str) -> Value:
+    def on(grid: CodeGrid, name: str) -> Value:
         source, code = pooling(low, x.code(CHANNELS_LAST), size, stride, [(p, p) for p in padding], [1, 1], 0)
         step = np.float32(1) / np.float32(size[0] * size[1])
         ones = np.ones((1, *size, channels), np.int8)
         weight = Tensor(f"ones{size[0]}x{size[1]}x{channels}", ones.shape, "int8", None, ones)
         weight.quantization = Quantization(np.full(channels, step, np.float32), 0, 3)
-        zeros = np.zeros(channels, np.int32)
         scale = np.full(channels, step * np.float32(source.scale), np.float32)
-        bias = Tensor(f"zeros{channels}", (channels,), "int32", Quantization(scale), zeros)
+        bias = no_bias(channels, scale, "int64" if x.is_wide else "int32")
         options = {"padding": code, **strides, "depthMultiplier": 1, "dilationHFactor": 1, "dilationWFactor": 1}
         tensor = low.build.emit_on(
             "DEPTHWISE_CONV_2D", [source, weight, bias], name, memory, grid, fuses=True, **options

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from brecq.deploy.lite.grids import Int8Grid
+from brecq.deploy.lite.grids import CodeGrid
 from brecq.deploy.lite.lowering import Lowering, lowers, numpy
 from brecq.deploy.lite.moves import view, zero_padding
 from brecq.deploy.lite.padding import VALID, Sides, pair, pooling, windows
-from brecq.deploy.lite.program import Quantization, Tensor, constant
+from brecq.deploy.lite.program import Quantization, Tensor, constant, no_bias
 from brecq.deploy.lite.values import CHANNELS_LAST, Pending, Value, arranged, identity
 from brecq.deploy.simulate.kernels import fits_int4
+from brecq.deploy.simulate.model import layer_of
 from brecq.deploy.simulate.values import Constant
+from brecq.deploy.simulate.wide import has_int32_bias
 from brecq.graph import ops
 
 aten = ops.aten
@@ -42,7 +44,7 @@ def linear(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str, A
     name = _weight_name(node)
     weights = weight.tensor(low, name, weight.numbers, 0, int4=True)
 
-    def on(grid: Int8Grid, called: str) -> Value:
+    def on(grid: CodeGrid, called: str) -> Value:
         inputs = [x.code(order), weights, bias]
         codes = low.build.emit_on("FULLY_CONNECTED", inputs, called, shape, grid, fuses=True, **options)
         return Value(low.build, called, shape, codes={order: codes})
@@ -76,7 +78,7 @@ def convolution(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[s
     if is_depthwise:
         kind, options["depthMultiplier"] = "DEPTHWISE_CONV_2D", kernel.shape[0] // at.groups
         is_plain = options["depthMultiplier"] == 1 and at.dilation == [1, 1]
-        narrow = low.runtime.odd_int4 or is_plain or at.groups % 2 == 0
+        narrow = (low.runtime.odd_int4 or is_plain or at.groups % 2 == 0) and not x.is_wide
         weights = weight.tensor(low, _weight_name(node), kernel.transpose(1, 2, 3, 0), 3, narrow)
     else:
         kind, narrow = "CONV_2D", at.groups == 1 or low.runtime.grouped_int4
@@ -89,7 +91,7 @@ def convolution(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[s
     def back(value: Value) -> Value:
         return view(low, value, (shape[0], shape[1], shape[3])) if flat else value
 
-    def on(grid: Int8Grid, called: str) -> Value:
+    def on(grid: CodeGrid, called: str) -> Value:
         source, chosen = emit_padded(x.code(CHANNELS_LAST))
         codes = low.build.emit_on(kind, [source, weights, bias], called, memory, grid, fuses=True, **chosen)
         return back(Value(low.build, called, shape, codes={CHANNELS_LAST: codes}))
@@ -139,7 +141,7 @@ def transposed(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[st
     def back(value: Value) -> Value:
         return view(low, value, (shape[0], shape[1], shape[3])) if flat else value
 
-    def on(grid: Int8Grid, called: str) -> Value:
+    def on(grid: CodeGrid, called: str) -> Value:
         inputs = [constant("output_shape", list(whole)), weights, x.code(CHANNELS_LAST), bias]
         inner = called if whole == memory else f"{called}_whole"
         tensor = low.build.emit_on("TRANSPOSE_CONV", inputs, inner, whole, grid, fuses=True, **options)
@@ -179,7 +181,7 @@ def _parts(low: Lowering, node: Node, x: Value) -> tuple[_Weight, Tensor]:
         _refuse_wide(low, node, stored)
         scale = numpy(stored.scale).reshape(-1)
         found = _Weight(numpy(stored.integers), scale)
-        return found, _bias(low, bias, low.stored(bias)) if bias is not None else _no_bias(low, node, x, found)
+        return found, _bias(low, node, x, stored, bias)
     numbers = low.env[weight]
     if numbers.dtype != torch.float32 or weight in low.computed:
         low.refuse(node, "computes its weight")
@@ -193,20 +195,23 @@ def _refuse_wide(low: Lowering, node: Node, stored: Constant) -> None:
         low.refuse(node, "has asymmetric 8-bit weights; quantize with --weight-scheme symmetric (or auto)")
 
 
-def _bias(low: Lowering, node: Any, stored: Constant | None) -> Tensor:
-    assert stored is not None
-    quantization = Quantization(numpy(stored.scale).reshape(-1))
-    data = numpy(stored.integers).astype(np.int32)
-    return Tensor(_target(node), data.shape, "int32", quantization, data)
+def _bias(low: Lowering, node: Node, x: Value, weight: Constant, source: Any) -> Tensor:
+    """The stored bias of an integer layer; zeros where it has none, as the runtimes' convolutions insist on one."""
+    stored = None if source is None else low.stored(source)
+    dtype = _bias_type(node, x, weight, stored)
+    if stored is not None:
+        quantization = Quantization(numpy(stored.scale).reshape(-1))
+        data = numpy(stored.integers).astype(dtype)
+        return Tensor(_target(source), data.shape, dtype, quantization, data)
+    scale = numpy(weight.scale).reshape(-1) * np.float32(x.held().scale)
+    return no_bias(_channels(low, node), scale, dtype)
 
 
-def _no_bias(low: Lowering, node: Node, x: Value, weight: _Weight) -> Tensor:
-    """Zeros: the runtimes' convolutions insist on a bias."""
-    assert weight.scale is not None
-    count = _channels(low, node)
-    step = np.float32(next(iter(x.codes.values())).scale)
-    scale = np.broadcast_to(weight.scale * step, (count,) if len(weight.scale) > 1 else (1,))
-    return Tensor(f"zeros{count}", (count,), "int32", Quantization(scale), np.zeros(count, np.int32))
+def _bias_type(node: Node, x: Value, weight: Constant, bias: Constant | None) -> str:
+    """Beside int16 codes a bias has the bits that the sums are to have; see `brecq.deploy.simulate.wide`."""
+    if not x.is_wide or has_int32_bias(layer_of(node, weight, bias)):
+        return "int32"
+    return "int64"
 
 
 def _channels(low: Lowering, node: Node) -> int:

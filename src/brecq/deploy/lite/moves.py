@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
+from brecq.deploy.lite.grids import ENDS
 from brecq.deploy.lite.lowering import Lowering, lowers
 from brecq.deploy.lite.padding import Sides, pair, pooling, windows
 from brecq.deploy.lite.program import Tensor, constant
@@ -293,7 +294,7 @@ def largest(low: Lowering, node: Node, args: Arguments, kwargs: Options) -> Valu
         ]
     shape = (*x.shape[:2], *windows(x.shape[2:], kernel, steps, pads, [1, 1]))
     source = x.either(CHANNELS_LAST)
-    lowest = -128 if x.is_quantized else float(np.finfo(np.float32).min)
+    lowest = ENDS[source.dtype][0] if x.is_quantized else float(np.finfo(np.float32).min)
     source, code = pooling(low, source, kernel, steps, pads, [1, 1], lowest)
     options = {"filterHeight": kernel[0], "filterWidth": kernel[1], "strideH": steps[0], "strideW": steps[1]}
     memory = arranged(shape, CHANNELS_LAST)

@@ -74,6 +74,6 @@ def around(low: Lowering, x: Tensor, pads: Sequence[Sides], fill: int | float = 
     name = f"{x.name}_padded"
     if not fill:
         return low.build.emit("PAD", [x, amounts], name, shape, x)
-    value = np.array([fill], np.float32 if x.quantization is None else np.int8)
+    value = np.array([fill], x.dtype)
     filling = Tensor("fill", (1,), x.dtype, x.quantization, value)
     return low.build.emit("PADV2", [x, amounts, filling], name, shape, x)

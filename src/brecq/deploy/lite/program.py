@@ -33,8 +33,8 @@ class Tensor:
     """A value of the program.
 
     Attributes:
-        name: what it is called in files. shape: in memory order. dtype: `float32`, `int8`, `int4` (constants, an int8
-            array of codes), `int32`, `int64` or `bool`.
+        name: what it is called in files. shape: in memory order. dtype: `float32`, `int8`, `int16`, `int4` (constants,
+            an int8 array of codes), `int32`, `int64` or `bool`.
         quantization: of integers that stand for numbers. data: of a constant.
     """
 
@@ -102,3 +102,8 @@ def constant(name: str, values: np.ndarray | Sequence[int], dtype: str | None = 
     """A constant tensor without quantization; int32 by default for sequences."""
     array = values if isinstance(values, np.ndarray) else np.array(values, np.int32)
     return Tensor(name, array.shape, dtype or str(array.dtype), None, np.ascontiguousarray(array))
+
+
+def no_bias(count: int, scale: np.ndarray, dtype: str) -> Tensor:
+    """Zeros: the runtimes' convolutions insist on a bias. `scale`: of the sums, [count] or [1]."""
+    return Tensor(f"zeros{count}", (count,), dtype, Quantization(scale), np.zeros(count, dtype))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from brecq.deploy.lite.grids import Int8Grid
+from brecq.deploy.lite.grids import CodeGrid
 from brecq.deploy.lite.program import Operator, Program, Quantization, Tensor, constant
 
 Layout = tuple[int, ...]
@@ -72,7 +72,7 @@ class Builder:
         inputs: Sequence[Tensor | None],
         name: str,
         shape: Sequence[int],
-        grid: Int8Grid,
+        grid: CodeGrid,
         fuses: bool = False,
         **options: Any,
     ) -> Tensor:
@@ -81,21 +81,22 @@ class Builder:
         Args:
             fuses: the operator takes a fused activation function.
         """
-        low = grid.low > -128
+        lowest, highest = grid.ends
+        low = grid.low > lowest
         if fuses and grid.is_rectified:
             options["fusedActivationFunction"] = RELU
             low = False
-        named = name if not low and grid.high == 127 else f"{name}_all"
-        codes = self.tensor(named, shape, "int8", grid.quantization)
+        named = name if not low and grid.high == highest else f"{name}_all"
+        codes = self.tensor(named, shape, grid.dtype, grid.quantization)
         self.program.operators.append(Operator(kind, _given(inputs), [codes], options, self.layer))
         if low:
             codes = self._bounded("MAXIMUM", codes, grid.low, name)
-        if grid.high < 127:
+        if grid.high < highest:
             codes = self._bounded("MINIMUM", codes, grid.high, name)
         return codes
 
     def _bounded(self, kind: str, codes: Tensor, bound: int, name: str) -> Tensor:
-        limit = Tensor(f"code{bound}", (1,), "int8", codes.quantization, np.array([bound], np.int8))
+        limit = Tensor(f"code{bound}", (1,), codes.dtype, codes.quantization, np.array([bound], codes.dtype))
         return self.emit(kind, [codes, limit], name, codes.shape, codes)
 
 
@@ -113,7 +114,7 @@ class Value:
     """A tensor of the network, of shape `shape`.
 
     Attributes:
-        codes: by layout, int8. reals: by layout, float32. Either may be empty, not both.
+        codes: by layout, int8 or int16. reals: by layout, float32. Either may be empty, not both.
         padded: zeros around it that its readers still have to add: (before, after) for each dimension.
     """
 
@@ -136,8 +137,17 @@ class Value:
     def is_quantized(self) -> bool:
         return bool(self.codes)
 
+    @property
+    def is_wide(self) -> bool:
+        """True for int16 codes."""
+        return self.is_quantized and self.held().dtype == "int16"
+
+    def held(self) -> Tensor:
+        """The codes in the memory order that they are in already."""
+        return next(iter(self.codes.values()))
+
     def code(self, layout: Layout) -> Tensor:
-        """The int8 tensor in a memory order."""
+        """The tensor of codes in a memory order."""
         return _in_order(self, self.codes, layout)
 
     def real(self, layout: Layout) -> Tensor:
@@ -186,7 +196,7 @@ def reshaped(build: Builder, source: Tensor, shape: Sequence[int]) -> Tensor:
 class Pending:
     """What an integer operator is about to write: codes on the grid that the quantizer behind it names, or floats."""
 
-    on: Callable[[Int8Grid, str], Value]
+    on: Callable[[CodeGrid, str], Value]
     real: Callable[[], Value]
 
 

@@ -35,6 +35,20 @@ _INT8_VERSION = {
 }  # fmt: skip
 """Of the other operators where they take int8."""
 
+_INT16_LAYERS = {
+    "CONV_2D": {"int8": 4, "int4": 7},
+    "DEPTHWISE_CONV_2D": {"int8": 5},
+    "FULLY_CONNECTED": {"int8": 7, "int4": 13},
+    "TRANSPOSE_CONV": {"int8": 4},
+}
+_INT32_BIAS = {"CONV_2D": 8, "FULLY_CONNECTED": 11, "TRANSPOSE_CONV": 5}
+_INT16_VERSION = {
+    "ADD": 3, "MUL": 4, "MEAN": 3, "QUANTIZE": 2, "DEQUANTIZE": 3, "CONCATENATION": 3, "PAD": 3, "PADV2": 3,
+    "MAXIMUM": 4, "MINIMUM": 4, "TRANSPOSE": 5, "MAX_POOL_2D": 3, "STRIDED_SLICE": 4, "RESIZE_NEAREST_NEIGHBOR": 4,
+    "SLICE": 4,
+}  # fmt: skip
+"""The same beside int16 activations."""
+
 
 def serialize(program: Program, description: str, metadata: Mapping[str, bytes]) -> bytes:
     """The bytes of a `.tflite` file."""
@@ -146,7 +160,7 @@ class _Writer:
         inputs = self._integers([-1 if each is None else self.index[each] for each in operator.inputs])
         outputs = self._integers([self.index[each] for each in operator.outputs])
         name = _OPTIONS.get(operator.kind, f"{operator.kind.title().replace('_', '')}Options")
-        options = self._options(name, operator.options) if name else None
+        options = self._options(name, operator.options | _bias_option(operator)) if name else None
         schema.OperatorStart(builder)
         schema.OperatorAddOpcodeIndex(builder, codes.index((operator.kind, version(operator))))
         schema.OperatorAddInputs(builder, inputs)
@@ -253,11 +267,21 @@ _OPTIONS = {
 def version(operator: Operator) -> int:
     """The version of an operator that takes what this one takes."""
     weights = operator.inputs[1] if len(operator.inputs) > 1 else None
-    if operator.kind in _VERSIONS and weights is not None:
-        found = _VERSIONS[operator.kind][weights.dtype]
-        return 6 if operator.kind == "CONV_2D" and _is_grouped(operator) else found
     types = {each.dtype for each in (*operator.inputs, *operator.outputs) if each is not None}
+    if operator.kind in _VERSIONS and weights is not None:
+        layers = _INT16_LAYERS if "int16" in types else _VERSIONS
+        least = 6 if operator.kind == "CONV_2D" and _is_grouped(operator) else layers[operator.kind][weights.dtype]
+        return max(least, _INT32_BIAS[operator.kind]) if _bias_option(operator) else least
+    if "int16" in types:
+        return _INT16_VERSION.get(operator.kind, 1)
     return _INT8_VERSION.get(operator.kind, 1) if "int8" in types else 1
+
+
+def _bias_option(operator: Operator) -> dict[str, Any]:
+    """What an operator has to say of an int32 bias beside int16 activations, where int64 goes without saying."""
+    types = [each.dtype for each in operator.inputs if each is not None]
+    found = operator.kind in _INT32_BIAS and "int16" in types and types[-1] == "int32"
+    return {"quantizedBiasType": schema.TensorType.INT32} if found else {}
 
 
 def _is_grouped(operator: Operator) -> bool:

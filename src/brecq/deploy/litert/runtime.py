@@ -112,7 +112,7 @@ class Session:
                 continue
             counts[each["op_name"]] += 1
             if each["op_name"] in LAYERS:
-                is_integer = details[each["outputs"][0]]["dtype"] is np.int8
+                is_integer = details[each["outputs"][0]]["dtype"] in (np.int8, np.int16)
                 integer, floating = integer + is_integer, floating + (not is_integer)
         return Kernels(integer, floating, dict(counts))
 
@@ -136,7 +136,7 @@ def float_of(result: QuantResult, threads: int = 1) -> Session:
 def _codes(tensor: np.ndarray, offset: int, layout: str) -> np.ndarray:
     """Codes as the network's quantizer makes them."""
     order = [layout.index(str(dim)) for dim in range(len(layout))]
-    return (tensor.astype(np.int16) - offset).transpose(order)
+    return (tensor.astype(np.int32) - offset).transpose(order)
 
 
 def _channels_last(value: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The format `tflite`: int8 activations, weights of 8 or 4 bits, float operators where the runtime has no others."""
+"""The format `tflite`: int8 or int16 activations, weights of 8 or 4 bits, float operators where it has no others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
-from brecq.deploy.complete import added_note, complete, require_activations
+from brecq.converted.grids import grid_of
+from brecq.deploy.complete import Completed, added_note, complete, require_activations
 from brecq.deploy.formats import Exported, some
 from brecq.deploy.lite.lower import lower
 from brecq.deploy.lite.program import Operator, Program
@@ -44,12 +45,24 @@ def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
         raise ConfigError(f"batch is {batch}; choose 1 or more")
     require_activations(result, "LiteRT's integer kernels need quantized activations", "ONNX or OpenVINO")
     completed = complete(result, linear_outputs=True)
+    check_wide(completed)
     program = lower(completed, batch, LITERT)
     content = serialize(program, f"brecq {__version__}", {METADATA: facts(result, program)})
     Session(content)  # a file that does not load is not written
     write_file(path, content, ExportError)
     found = (*notes(program, widened(result)), *added_note(completed, "litert"))
     return Exported(path, (path,), path.stat().st_size, found)
+
+
+def check_wide(completed: Completed) -> None:
+    """Raise `ExportError` for 16-bit activations other than the runtime's: all of them, with zero points 0."""
+    grids = [grid_of(node) for node in completed.quantizers().values()]
+    wide = [grid.dtype is torch.int16 for grid in grids]
+    if any(wide) and not (all(wide) and all(grid.zero_point == 0 for grid in grids)):
+        raise ExportError(
+            "LiteRT takes 16-bit activations with zero points 0, and no others beside them; quantize with "
+            "--target litert"
+        )
 
 
 def facts(result: QuantResult, program: Program) -> bytes:
@@ -95,6 +108,8 @@ def notes(program: Program, widened: Sequence[str] = ()) -> tuple[str, ...]:
     stored += [f"{widths['float32']} in float"] if widths["float32"] else []
     floats = sorted({each.kind for each in program.operators if _is_float(each)})
     found = [", ".join(stored)] if stored else []
+    if any(tensor.dtype == "int16" for tensor in program.tensors()):
+        found.append("activations have 16 bits")
     if widened:
         found.append(
             f"{some(widened)} take 8 bits: asymmetric, their codes minus zero points exceed four; quantize with "

@@ -39,7 +39,7 @@ from brecq.graph.ops import module_path, op_name
 DOMAIN = "brecq"
 
 _Schema = onnx.defs.OpSchema
-_CODES = ["tensor(uint8)", "tensor(int8)", "tensor(int32)"]
+_CODES = ["tensor(uint8)", "tensor(int8)", "tensor(int16)", "tensor(int32)"]
 _GRID = {"scale": "FLOAT", "zero_point": "INT", "low": "INT", "high": "INT", "signed": "INT"}
 
 

@@ -6,7 +6,7 @@ ONNX Runtime computes it. It is what the encodings say and nothing else: what th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,10 @@ from onnx import helper, numpy_helper
 from brecq.deploy.onnx.session import Session
 from brecq.deploy.qualcomm.encodings import Encoding, Encodings, read
 from brecq.errors import ExportError, first_line
+
+WIDE = 16
+WIDE_OPSET, WIDE_IR_VERSION = 21, 10
+"""The first that have QuantizeLinear of 16 bits."""
 
 _CHANNELS = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 0}
 """The axis of a layer's weight that its channels are along."""
@@ -29,18 +33,24 @@ def load(path: Path, threads: int = 1) -> Session:
     """
     model = _model(path)
     facts = {entry.key: entry.value for entry in model.metadata_props}
-    applied = apply(model, read(path.with_suffix(".encodings")), json.loads(facts.get("brecq.codes", "{}")))
+    names, signed = (json.loads(facts.get(key, "{}")) for key in ("brecq.codes", "brecq.signed"))
+    applied = apply(model, read(path.with_suffix(".encodings")), names, signed)
     settings = {"session.disable_quant_qdq": "1"}  # or constant weights between Q/DQ are quantized once more
     session = Session(applied.SerializeToString(), threads, settings, facts.get("brecq.digest"))
     session.name, session.timed = "ONNX Runtime (encodings applied)", False
     return session
 
 
-def apply(model: onnx.ModelProto, encodings: Encodings, names: Mapping[str, str] | None = None) -> onnx.ModelProto:
+def apply(
+    model: onnx.ModelProto,
+    encodings: Encodings,
+    names: Mapping[str, str] | None = None,
+    signed: Collection[str] = (),
+) -> onnx.ModelProto:
     """A copy of a float model with its parameters rounded to their grids, and Q/DQ behind its activations.
 
     Args:
-        names: what to call the codes of tensors.
+        names: what to call the codes of tensors. signed: of which tensors they are INT8.
     """
     found = onnx.ModelProto()
     found.CopyFrom(model)
@@ -55,39 +65,41 @@ def apply(model: onnx.ModelProto, encodings: Encodings, names: Mapping[str, str]
         rounded = each.values(each.codes(values, axis), axis)
         stored[each.name].CopyFrom(numpy_helper.from_array(rounded, each.name))
     for each in encodings.activation_encodings:
-        _quantize(graph, each, (names or {}).get(each.name, f"{each.name}_codes"))
+        _quantize(graph, each, (names or {}).get(each.name, f"{each.name}_codes"), each.name in signed)
+    if any(each.bw > 8 for each in encodings.activation_encodings):
+        found.ir_version = WIDE_IR_VERSION
+        for domain in found.opset_import:
+            domain.version = WIDE_OPSET if domain.domain == "" else domain.version
     return found
 
 
-def _quantize(graph: onnx.GraphProto, each: Encoding, codes: str) -> None:
-    """Put QuantizeLinear, Clip and DequantizeLinear behind a tensor. UINT8 holds every encoding of up to 8 bits."""
+def _quantize(graph: onnx.GraphProto, each: Encoding, codes: str, signed: bool) -> None:
+    """Put QuantizeLinear and DequantizeLinear behind a tensor, and between them Clip where codes do not fill a type:
+    UINT8 or INT8 holds every encoding of up to 8 bits, INT16 those of 16."""
     outputs = {value.name for value in graph.output}
     made = {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
     if each.name not in made:
         raise ExportError(f"the encodings name the tensor {each.name!r}, which the ONNX file lacks")
-    if each.bw > 8:
-        raise ExportError(f"the activation {each.name!r} has {each.bw} bits; at most 8 are applied here")
+    if each.bw > 8 and each.bw != WIDE:
+        raise ExportError(f"the activation {each.name!r} has {each.bw} bits; at most 8 are applied here, or {WIDE}")
     name = f"{each.name}_encoding"
-    graph.initializer.extend(
-        numpy_helper.from_array(value, f"{name}_{key}")
-        for key, value in {
-            "scale": np.array(each.scale[0], np.float32),
-            "zero": np.array(-each.offset[0], np.uint8),
-            "low": np.array(0, np.uint8),
-            "high": np.array(2**each.bw - 1, np.uint8),
-        }.items()
-    )
+    dtype = np.int16 if each.bw == WIDE else np.int8 if signed else np.uint8
+    low = 0 if dtype is np.uint8 else -(1 << (each.bw - 1))
+    values = {"scale": np.array(each.scale[0], np.float32), "zero": np.array(low - each.offset[0], dtype)}
+    if each.bw < 8:
+        values |= {"low": np.array(low, dtype), "high": np.array(low + 2**each.bw - 1, dtype)}
+    graph.initializer.extend(numpy_helper.from_array(value, f"{name}_{key}") for key, value in values.items())
     made_here = each.name in outputs or codes == each.name
     before = f"{each.name}_float" if made_here else each.name
     after = each.name if each.name in outputs else f"{name}_value"
     for node in graph.node:
         node.input[:] = [after if value == each.name else value for value in node.input]
         node.output[:] = [before if value == each.name else value for value in node.output]
-    nodes = [
-        helper.make_node("QuantizeLinear", [before, f"{name}_scale", f"{name}_zero"], [f"{name}_all"], f"{name}_q"),
-        helper.make_node("Clip", [f"{name}_all", f"{name}_low", f"{name}_high"], [codes], f"{name}_clip"),
-        helper.make_node("DequantizeLinear", [codes, f"{name}_scale", f"{name}_zero"], [after], f"{name}_dq"),
-    ]
+    whole = f"{name}_all" if each.bw < 8 else codes
+    nodes = [helper.make_node("QuantizeLinear", [before, f"{name}_scale", f"{name}_zero"], [whole], f"{name}_q")]
+    if each.bw < 8:
+        nodes.append(helper.make_node("Clip", [whole, f"{name}_low", f"{name}_high"], [codes], f"{name}_clip"))
+    nodes.append(helper.make_node("DequantizeLinear", [codes, f"{name}_scale", f"{name}_zero"], [after], f"{name}_dq"))
     index = next((i for i, node in enumerate(graph.node) if before in node.output), -1)
     rest = list(graph.node)
     del graph.node[:]

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
+from brecq.converted.grids import grid_of
 from brecq.deploy.complete import added_note, complete
 from brecq.deploy.formats import Exported
 from brecq.deploy.onnx import tidy, weight_only
@@ -30,6 +32,9 @@ SUFFIX = ".encodings"
 CODES = "brecq.codes"
 """In the file's metadata: the names of quantizers by the tensors that they quantize, as JSON."""
 
+SIGNED = "brecq.signed"
+"""The tensors among them whose codes lie in int8, as JSON: encodings count all codes from 0 on."""
+
 
 def write(result: QuantResult, path: Path, *, batch: int | None = None) -> Exported:
     """Write a result as a float ONNX file, and beside it the encodings of its tensors as AIMET writes them.
@@ -47,7 +52,9 @@ def write(result: QuantResult, path: Path, *, batch: int | None = None) -> Expor
     model = neutral(completed)
     encodings, names = lower(model)
     describe(model, result, completed, "qualcomm")
-    model.metadata_props[CODES] = json.dumps(names)
+    grids = {name: grid_of(node) for name, node in completed.quantizers().items()}
+    signed = [tensor for tensor, name in names.items() if grids[name].dtype is torch.int8]
+    model.metadata_props.update({CODES: json.dumps(names), SIGNED: json.dumps(signed)})
     if batch is not None:
         set_batch(model.graph, batch)
     proto = valid(model)
@@ -55,7 +62,8 @@ def write(result: QuantResult, path: Path, *, batch: int | None = None) -> Expor
     with replacing(beside, ExportError) as second, replacing(path, ExportError) as first:
         second.write_text(encodings.text())
         first.write_bytes(proto.SerializeToString())
-    widths = {each.bw for each in (*encodings.activation_encodings, *encodings.param_encodings)} - {4, 8, 32}
+    widths = {each.bw for each in encodings.param_encodings} - {4, 8, 32}
+    widths |= {each.bw for each in encodings.activation_encodings} - {4, 8, 16}
     notes = [f"encodings {encodings.version} of {len(encodings.activation_encodings)} activations and "
              f"{len(encodings.param_encodings)} parameters; not run on a device"]  # fmt: skip
     if widths:

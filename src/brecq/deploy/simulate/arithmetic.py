@@ -8,23 +8,24 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from brecq.converted.grids import Grid
 from brecq.deploy.simulate import kernels
 from brecq.deploy.simulate.kernels import bounded, single
-from brecq.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Layer:
     """What decides which kernel computes a layer. `int4`: its weights fit four bits. `odd`: so is the number of its
-    inputs, for a linear one."""
+    inputs, for a linear one. `int32`: 32 bits hold its sums of 16-bit codes."""
 
     kind: str
     groups: int = 1
     depthwise: bool = False
     int4: bool = False
     odd: bool = False
+    int32: bool = False
 
 
 class OnnxRuntime:
@@ -49,6 +50,10 @@ class OnnxRuntime:
     def function(self, name: str, codes: Tensor, source: Grid, slope: float, grid: Grid) -> Tensor | None:
         """The codes of such a function; `None` where they are what rounding its numbers gives."""
         return None
+
+    def is_loose(self, node: Node) -> bool:
+        """Whether the runtime computes an operator on codes by several kernels, whose codes may be a step apart."""
+        return False
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         return kernels.quantize(x, grid)
@@ -93,11 +98,10 @@ class FixedPoint(OnnxRuntime):
         return True
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
-        scaled = x / single(grid.scale)
-        return bounded(torch.trunc(scaled + torch.copysign(single(0.5), scaled)) + grid.zero_point, grid)
+        return bounded(away(x / single(grid.scale)) + grid.zero_point, grid)
 
     def requantize(self, layer: Layer, total: Tensor, source: Grid, steps: Tensor, grid: Grid) -> Tensor:
-        return bounded(rescale(total, *_layer_multipliers(source, steps, grid)) + grid.zero_point, grid)
+        return bounded(rescale(total, *layer_multipliers(source, steps, grid)) + grid.zero_point, grid)
 
     def add(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, grid: Grid) -> Tensor:
         twice = 2 * max(grid_a.scale, grid_b.scale)
@@ -139,7 +143,7 @@ class LiteRT(FixedPoint):
     are convolutions with 4-bit weights, those in groups, and linear layers with 4-bit weights of odd many inputs."""
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
-        return bounded(torch.round(x * (single(1) / single(grid.scale))) + grid.zero_point, grid)
+        return by_reciprocal(x, grid)
 
     def looks_up(self, name: str, source: Grid, grid: Grid, slope: float) -> bool:
         if name in PRESCRIBED:
@@ -161,7 +165,7 @@ class LiteRT(FixedPoint):
         if layer.groups > 1 and not layer.depthwise:
             return super().requantize(layer, total, source, steps, grid)
         if layer.int4 and (layer.kind in ("conv1d", "conv2d") or layer.odd):
-            multipliers = _layer_multipliers(source, steps, grid)
+            multipliers = layer_multipliers(source, steps, grid)
             return bounded(rescale(total, *multipliers, halves="up") + grid.zero_point, grid)
         return kernels.requantize(total, single(source.scale) * steps, grid)
 
@@ -200,16 +204,15 @@ PRESCRIBED = {"sigmoid": (2**-8, -128), "tanh": (2**-7, 0)}
 """Scales and zero points of results that LiteRT's int8 kernels insist on."""
 
 
-def find(runtime: str) -> OnnxRuntime:
-    """The kernels of a runtime.
+def by_reciprocal(x: Tensor, grid: Grid) -> Tensor:
+    """Codes of float32 values multiplied by 1 / scale, halves to even."""
+    return bounded(torch.round(x * (single(1) / single(grid.scale))) + grid.zero_point, grid)
 
-    Raises:
-        ConfigError: there are none of this name.
-    """
-    known = {each.__name__: each for each in (OnnxRuntime, LiteRT, FixedPoint)}
-    if runtime not in known:
-        raise ConfigError(f"the runtime is {runtime!r}; choose one of {', '.join(known)}")
-    return known[runtime]()
+
+def away(x: Tensor) -> Tensor:
+    """Whole numbers, halves away from zero; float64, in which a number next to a half stays on its side of it."""
+    exact = x.to(torch.float64)
+    return torch.trunc(exact + torch.copysign(torch.tensor(0.5, dtype=torch.float64), exact))
 
 
 def int8_offset(grid: Grid) -> int:
@@ -259,7 +262,7 @@ def rescale(x: Tensor, whole: int | Tensor, shift: int | Tensor, halves: str = "
     return (high >> right) + (rest > limit).to(torch.int64)
 
 
-def _layer_multipliers(source: Grid, steps: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def layer_multipliers(source: Grid, steps: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Of each output channel, in the shape of `steps`."""
     factors = float(single(source.scale)) * steps.double() / float(single(grid.scale))
     pairs = [multiplier(factor) for factor in factors.reshape(-1).tolist()]

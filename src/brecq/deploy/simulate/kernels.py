@@ -48,14 +48,23 @@ def accumulate(
             channels along dimension `axis`. bias: int32, shaped to broadcast to the output.
     """
     low, high = torch.iinfo(grid.dtype).min - grid.zero_point, torch.iinfo(grid.dtype).max - grid.zero_point
-    bound = int(weight.abs().movedim(axis, 0).flatten(1).sum(1).max()) * max(-low, high, 0) if weight.numel() else 0
-    largest = 0 if bias is None or not bias.numel() else int(bias.abs().max())
-    wide = bound + largest >= EXACT_FLOAT32
-    kind = torch.float64 if bound >= EXACT_FLOAT32 else torch.float32
+    magnitude = max(-low, high, 0)
+    wide = largest_sum(weight, bias, magnitude, axis) >= EXACT_FLOAT32
+    kind = torch.float64 if largest_sum(weight, None, magnitude, axis) >= EXACT_FLOAT32 else torch.float32
     total = operator(codes.to(kind) - grid.zero_point, weight.to(kind))
     if bias is not None:
         total = total.to(torch.float64 if wide else torch.float32) + bias
     return total
+
+
+def largest_sum(weight: Tensor, bias: Tensor | None, magnitude: int, axis: int) -> int:
+    """What no sum of a layer exceeds, whatever it reads.
+
+    Args:
+        weight: integers, the output channels along dimension `axis`. bias: integers. magnitude: of the inputs.
+    """
+    products = weight.abs().movedim(axis, 0).flatten(1).sum(1, dtype=torch.float64).max() if weight.numel() else 0
+    return int(products) * magnitude + (0 if bias is None or not bias.numel() else int(bias.abs().max()))
 
 
 def requantize(total: Tensor, step: Tensor, grid: Grid) -> Tensor:
@@ -110,6 +119,11 @@ def regrid(codes: Tensor, source: Grid, grid: Grid) -> Tensor:
 def bounded(values: Tensor, grid: Grid) -> Tensor:
     """Whole numbers as codes of a grid: those beyond its ends become its ends."""
     return values.clamp(grid.low, grid.high).to(grid.dtype)
+
+
+def fits_int32(weight: Tensor, bias: Tensor | None, axis: int) -> bool:
+    """True if 32 bits hold every sum of a layer that reads 16-bit codes; for arguments see `largest_sum`."""
+    return largest_sum(weight, bias, 1 << 15, axis) < 1 << 31
 
 
 def fits_int4(integers: Tensor) -> bool:

@@ -27,9 +27,10 @@ from brecq.converted.grids import (
     quantized_as,
 )
 from brecq.converted.inputs import InputTypes
-from brecq.deploy.complete import Completed, complete
+from brecq.deploy.complete import Completed, complete, has_wide
 from brecq.deploy.simulate import kernels
-from brecq.deploy.simulate.arithmetic import Layer, OnnxRuntime, find
+from brecq.deploy.simulate.arithmetic import Layer, OnnxRuntime
+from brecq.deploy.simulate.runtimes import find
 from brecq.deploy.simulate.values import Codes, Constant, Pending, real
 from brecq.graph import ops
 from brecq.graph.integer import function_of, slope_of
@@ -59,7 +60,7 @@ def simulate(result: QuantResult, runtime: str = "OnnxRuntime") -> IntegerModel:
     Raises:
         ConfigError: an unknown runtime. ExportError: the result holds no ranges to complete it with.
     """
-    arithmetic = find(runtime)
+    arithmetic = find(runtime, wide=has_wide(result.converted))
     completed = complete(result, linear_outputs=arithmetic.linear_outputs, products=arithmetic.products)
     return IntegerModel(completed, arithmetic)
 
@@ -103,6 +104,11 @@ class IntegerModel(nn.Module):
             return False
         grids = [grid_of(user) if user.target is QUANTIZE else None for user in node.users]
         return all(grid and self.arithmetic.looks_up(name, source, grid, slope_of(node)) for grid in grids)
+
+    def loose(self) -> set[str]:
+        """Names of operators that this runtime computes by several kernels, whose codes may be a step apart."""
+        nodes = self.graph.graph.nodes
+        return {ops.op_name(node) for node in nodes if node.op == "call_function" and self.arithmetic.is_loose(node)}
 
     @torch.no_grad()
     def codes(self, *inputs: Tensor) -> dict[str, Tensor]:
@@ -256,13 +262,21 @@ def _layer(arithmetic: OnnxRuntime, node: Node, args: Any) -> Pending | None:
         output_axis(node),
     )
     steps = weight.scale.reshape(shape if weight.axis >= 0 else ())
-    groups = int(args[6]) if kind.startswith("conv") and len(args) > 6 else 1
-    odd = kind == "linear" and x.codes.shape[-1] % 2 == 1
-    layer = Layer(kind, groups, groups == x.codes.shape[1], kernels.fits_int4(weight.integers), odd)
+    layer = layer_of(node, weight, bias)
     return Pending(
         lambda grid: arithmetic.requantize(layer, total, x.grid, steps, grid),
         lambda: total.to(torch.float32) * (kernels.single(x.grid.scale) * steps),
     )
+
+
+def layer_of(node: Node, weight: Constant, bias: Constant | None) -> Layer:
+    """What decides which kernel computes a convolution or linear layer."""
+    kind, source = str(ops.kind(node)), node.args[0]
+    groups: Any = node.args[6] if kind.startswith("conv") and len(node.args) > 6 else 1
+    shape = source.meta["val"].shape  # type: ignore[union-attr]
+    odd = kind == "linear" and shape[-1] % 2 == 1
+    int32 = kernels.fits_int32(weight.integers, None if bias is None else bias.integers, output_axis(node))
+    return Layer(kind, groups, groups == shape[1], kernels.fits_int4(weight.integers), odd, int32)
 
 
 def _concatenate(arithmetic: OnnxRuntime, target: Any, args: Any) -> Codes | Pending | None:

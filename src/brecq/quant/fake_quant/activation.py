@@ -49,7 +49,7 @@ class ActivationFakeQuantize(GridFakeQuantize):
         self.grid = Grid(*found, self.range)
 
     def describe(self) -> str:
-        signed = self.enabled and self.dtype is torch.int8
+        signed = self.enabled and self.symmetric and self.range.low < 0
         return f"{self.range.bits} bit signed" if signed else super().describe()
 
     def forward(self, x: Tensor) -> Tensor:

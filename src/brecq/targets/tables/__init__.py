@@ -30,3 +30,9 @@ def load(name: str) -> Target:
         raise ConfigError(f"the target is {shown(name)}; choose one of {', '.join(names())}")
     path = FOLDER / f"{name}.toml"
     return build(Target, {"name": name, **read_toml(path, ConfigError, "table of a target")}, str(path.name))
+
+
+def taking(activations: int) -> list[str]:
+    """The targets that have kernels for activations of so many bits, in order."""
+    tables = {name: load(name).at(activations) for name in names()}
+    return [name for name, table in tables.items() if any(activations in each.activations for each in table.kernels)]

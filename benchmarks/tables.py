@@ -15,7 +15,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -266,16 +266,16 @@ def _exported(network: str, target: str, key: str, digits: int, refused: bool) -
     return cell("deploy", network, "W8A8", Show(target, key, digits, where=where))
 
 
-def four_bits() -> Lines:
-    """EfficientNet-lite0 for LiteRT."""
+def litert(network: str, columns: tuple[str, ...], more: Mapping[str, tuple[str, int]] = {}) -> Lines:
+    """A network for LiteRT, and `more` of its measures."""
     keys = {
         "file, MB": ("megabytes", 2), "over the ideal size, %": ("over", 1), "codes that differ": ("codes", 0),
         "outputs equal to the simulator's, %": ("simulator", 2), "predictions equal to its, %": ("same", 1),
         "predictions that are the fake-quantized network's, %": ("agreement", 1),
-        "times less processor time than float": ("speed_1", 2),
+        "times less processor time than float": ("speed_1", 2), **more,
     }  # fmt: skip
     shown = {name: Show("LiteRT", *each, where={"target": "litert"}) for name, each in keys.items()}
-    return grid("deploy", "efficientnet_lite0", ("W4A8",), shown)
+    return grid("deploy", network, columns, shown)
 
 
 def _name(network: str) -> str:
@@ -307,7 +307,13 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "tasks-in-parts": in_parts,
     "tasks-denoiser": partial(tasks, "denoiser", RESTORED),
     "deploy-matrix": matrix,
-    "deploy-four-bits": four_bits,
+    "deploy-four-bits": partial(litert, "efficientnet_lite0", ("W4A8",)),
+    "deploy-sixteen-bits": partial(
+        litert,
+        "resnet20",
+        ("W8A16", "W4A16"),
+        {"top-1 of the float network, %": ("top1_float", 2), "top-1 of the file, %": ("top1_file", 2)},
+    ),
 }
 
 if __name__ == "__main__":

@@ -429,11 +429,24 @@ class CifarResNet(nn.Module):
         return self.linear(F.avg_pool2d(x, x.shape[3]).flatten(1))
 
 
+class Queries(nn.Module):
+    """Learned vectors beside what a layer makes of the inputs: a constant that is quantized as an activation is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, 4, 8))
+        self.embed, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.queries.expand(x.shape[0], -1, -1), self.embed(x)], 1))
+
+
 _INPUTS: dict[type[nn.Module], tuple[tuple[int, ...], ...]] = {
     TwoBranch: ((3, 16, 16), (3, 16, 16)),
     Signal: ((4, 32),),
     Spotter: ((4, 32),),
     UNet: ((3, 16, 16),),
+    Queries: ((5, 6),),
 }
 
 

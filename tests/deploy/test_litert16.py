@@ -105,7 +105,8 @@ def test_sums_that_32_bits_need_not_hold_have_64(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "weights"), [("ResNet", 4), ("MobileNet", 8), ("UNet", 4), ("FPN", 3), ("ConcatNet", 5), ("Spotter", 8)]
+    ("name", "weights"),
+    [("ResNet", 4), ("MobileNet", 8), ("UNet", 4), ("FPN", 3), ("ConcatNet", 5), ("Spotter", 8)],
 )
 def test_networks_compute_the_codes_of_the_simulator(
     networks: ModuleType, quantized: Quantized, tmp_path: Path, name: str, weights: int

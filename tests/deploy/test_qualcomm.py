@@ -73,6 +73,22 @@ def test_sixteen_bits(networks: ModuleType, quantized: Quantized, tmp_path: Path
         assert -65535 <= each["offset"][0] <= 0
 
 
+@pytest.mark.parametrize("activations", [6, 16])
+def test_constants_among_activations_have_encodings(
+    networks: ModuleType, quantized: Quantized, tmp_path: Path, activations: int
+) -> None:
+    """Their codes count from 0 on, other than those of weights, and at 16 bits they were taken for biases."""
+    result = quantized("Queries", 4, activations, target="qualcomm", first_last=None)
+    brecq.export(result, tmp_path / "m.onnx", "qualcomm")
+    (x,) = networks.inputs(networks.build(networks.Queries), 8, seed=5)
+    found = brecq.verify(result, tmp_path / "m.onnx", x, format="qualcomm", bisect=True)
+    assert found.failures == ()
+    assert found.quantized.mean < 0.01
+    written = json.loads((tmp_path / "m.encodings").read_text())
+    (own,) = [each for each in written["param_encodings"] if each["name"] == "queries"]
+    assert own["bw"] == activations
+
+
 def test_signed_codes_of_few_bits_are_applied_again(
     networks: ModuleType, quantized: Quantized, tmp_path: Path
 ) -> None:

@@ -102,9 +102,11 @@ def _fake_quantizer(node: Node, observer: nn.Module) -> nn.Module | None:
     """Our counterpart of an observer; `None` for biases, which get their own quantizer later."""
     spec = pt2e.spec_of(observer)
     source: Any = node.args[0]
-    if spec.dtype not in (torch.int8, torch.uint8) and source.op == "get_attr":
-        return None
-    if spec.dtype not in (torch.int8, torch.uint8, torch.int16):
+    is_constant = source.op == "get_attr"
+    of_layers = is_constant and all(ops.kind(reader) and node in reader.args[1:3] for reader in node.users)
+    if spec.dtype not in (torch.int8, torch.uint8) and (of_layers or spec.dtype is not torch.int16):
+        if is_constant:
+            return None
         raise ConfigError(
             f"the quantizer asks for {spec.dtype} at {source.name!r}; brecq quantizes to int8, uint8 and int16 ranges"
         )
@@ -114,7 +116,7 @@ def _fake_quantizer(node: Node, observer: nn.Module) -> nn.Module | None:
             "configure the quantizer for static quantization"
         )
     range = IntRange(spec.low, spec.high)
-    if source.op == "get_attr" and all(ops.kind(reader) and reader.args[1] is node for reader in node.users):
+    if of_layers and all(reader.args[1] is node for reader in node.users):
         return WeightFakeQuantize(range, spec.qscheme, spec.axis or 0)
     if spec.per_channel:
         raise ConfigError(

@@ -174,7 +174,7 @@ def _fits_int8(codes: np.ndarray, zero_point: np.ndarray) -> bool:
 
 def is_wide(node: ir.Node) -> bool:
     """True for int32 biases."""
-    return width_of(node) > 8
+    return value_of(node.inputs[0]).dtype == np.int32
 
 
 def codes_of(node: ir.Node) -> tuple[np.ndarray, np.ndarray]:

@@ -150,7 +150,8 @@ def _lower_constant(build: Builder, node: ir.Node) -> Encoding:
     real = (codes.astype(np.float32) - zero_point.astype(np.float32)) * scale.reshape(shape)
     constant = build.constant(str(node.inputs[0].name), real.astype(np.float32))  # type: ignore[union-attr]
     build.replace(node, constant)
-    return encoding(str(constant.name), bits, -(2 ** (bits - 1)), scale.tolist(), zeros)
+    low = 0 if integer(node, "low") >= 0 else -(2 ** (bits - 1))
+    return encoding(str(constant.name), bits, low, scale.tolist(), zeros)
 
 
 def _unique(encodings: list[Encoding]) -> tuple[Encoding, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import brecq
 from brecq import BrecqError, CheckpointError, CompositeResult, ConfigError, DataError, QuantConfig, Recipe
+from brecq.data import Dataset
 from brecq.graph import parts
 from brecq.graph.capture import capture, example_batch
 
@@ -234,6 +235,29 @@ def test_pictures_that_do_not_go_together(detectors: ModuleType) -> None:
     wrong = [[torch.rand(3, 60, 60)], [torch.rand(1, 60, 60)]]
     with pytest.raises(DataError, match=r"\[1, 3\] channels"):
         brecq.quantize(detectors.retinanet(), wrong, NEAREST, submodules=["backbone"])
+
+
+class Difference(nn.Module):
+    """Of two sequences [N, T, C]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        return self.query(query) - self.key(key)
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "count"),
+    [(Difference(), ["query", "key"], 2), (nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)), ["0", "1"], 1)],
+)
+def test_loaders_of_sequences_are_no_pictures(model: nn.Module, names: list[str], count: int) -> None:
+    given = tuple(torch.randn(count, 16, 5, 6, generator=torch.Generator().manual_seed(1)))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*given), 8)
+    found = brecq.quantize(model, loader, NEAREST, submodules=names)
+    expected = brecq.quantize(model, Dataset(given), NEAREST, submodules=names)
+    assert torch.equal(found.model(*given), expected.model(*given))
 
 
 @pytest.mark.slow

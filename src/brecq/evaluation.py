@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from brecq import logits
 from brecq.checks import check_device, running
-from brecq.data.calls import pictures_of
+from brecq.data.calls import listed_pictures, pictures_of
 from brecq.data.collect import stream
 from brecq.data.dataset import Dataset, check_labels
 from brecq.devices import on_device
@@ -143,7 +143,7 @@ def evaluate(
         if judge is None:
             batches: Iterable[Dataset | _Pictures] = _batches(stream(data, model=model), batch_size)
         else:
-            batches = _picture_lists(data) or _batches(stream(data, model=model), batch_size)
+            batches = _picture_lists(data, model) or _batches(stream(data, model=model), batch_size)
         for few in batches:
             with running(f"samples {tally.samples} to {tally.samples + len(few) - 1}"):
                 expected = None if reference is None else _call(reference, few, device)
@@ -176,14 +176,14 @@ class _Pictures:
         return len(self.pictures)
 
 
-def _picture_lists(data: Any) -> Iterator[_Pictures] | None:
+def _picture_lists(data: Any, model: nn.Module) -> Iterator[_Pictures] | None:
     """The batches of a detector's data loader: pairs of a list of pictures and a list of targets, or pictures alone.
 
     `None` for other data, of which nothing is taken then: only lists and loaders, which begin anew, are looked at.
     """
     begins_anew = isinstance(data, (list, tuple, torch.utils.data.DataLoader))
     first = next(iter(data), None) if begins_anew else None
-    if first is None or pictures_of(first) is None:
+    if first is None or listed_pictures(first, model) is None:
         return None
     return map(_as_pictures, data)
 

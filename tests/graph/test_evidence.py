@@ -44,3 +44,19 @@ def test_heights_and_widths_that_are_free_count(recwarn: pytest.WarningsRecorder
     model = nn.Sequential(body, nn.ReLU())
     brecq.quantize(model, torch.randn(8, 3, 16, 16), QuantConfig(8, 8, method="rtn"), submodules=["0"])
     assert not [str(each.message) for each in recwarn if "samples" in str(each.message)]
+
+
+class OverBatch(nn.Module):
+    """A layer reads what is computed of the whole batch: how many values make its range is no matter of samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gains, self.conv, self.head = nn.Linear(3, 8), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.conv(x)) * self.gains(x.mean((0, 2, 3))).view(1, 8, 1, 1))
+
+
+def test_values_of_the_whole_batch_are_not_counted_as_none(recwarn: pytest.WarningsRecorder) -> None:
+    brecq.quantize(OverBatch(), torch.randn(64, 3, 8, 8), QuantConfig(8, 8, method="rtn"))
+    assert not [str(each.message) for each in recwarn if "values" in str(each.message)]

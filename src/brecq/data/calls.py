@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from brecq.data.collect import collect
 from brecq.data.dataset import Dataset
+from brecq.data.signature import Signature
 from brecq.errors import DataError
 
 PER_CALL = 4
@@ -42,9 +43,9 @@ class Calls:
 def collect_calls(data: Iterable[Any] | Tensor | Dataset, model: nn.Module) -> Calls:
     """The calls that `data` makes: what `collect` takes, or an iterable of lists of pictures.
 
-    A list of tensors [C, H, W] is the network's one argument; of a pair (list of pictures, anything) the second part
-    is left out, as detectors' data sets have it. Pictures of several sizes are padded on the right and at the bottom
-    to the largest height and width, each with its own mean.
+    A list of tensors [C, H, W] is the one argument of a network that takes lists; of a pair (list of pictures,
+    anything) the second part is left out, as detectors' data sets have it. Pictures of several sizes are padded on the
+    right and at the bottom to the largest height and width, each with its own mean.
 
     Raises:
         DataError: as `collect`; pictures with different numbers of channels.
@@ -53,7 +54,7 @@ def collect_calls(data: Iterable[Any] | Tensor | Dataset, model: nn.Module) -> C
         return Calls(collect(data, None, model=model), False)
     elements = iter(data)
     first = next(elements, None)
-    if first is None or pictures_of(first) is None:
+    if first is None or listed_pictures(first, model) is None:
         rest = data if isinstance(data, (dict, list, tuple)) or first is None else _again(data, first, elements)
         return Calls(collect(rest, None, model=model), False)
     found: list[Tensor] = []
@@ -74,6 +75,18 @@ def collect_calls(data: Iterable[Any] | Tensor | Dataset, model: nn.Module) -> C
 def _again(data: Iterable[Any], first: Any, elements: Iterator[Any]) -> Iterable[Any]:
     """`data` from its beginning: iterators cannot be begun anew, data sets and loaders can."""
     return chain([first], elements) if iter(data) is data else data
+
+
+def listed_pictures(element: Any, model: nn.Module) -> list[Tensor] | None:
+    """The pictures of an element of which the network takes a list; `None` where that is what it cannot take.
+
+    A loader's batches of sequences [N, T, C] are lists of tensors of three dimensions, too: the network is asked.
+    """
+    pictures, takes = pictures_of(element), Signature(model).outputs
+    if pictures is None or not isinstance(element[0], Tensor) or takes([pictures]) is not None:
+        return pictures
+    by_position = any(takes(parts) is not None for parts in (pictures, pictures[:-1]) if parts)
+    return None if by_position else pictures
 
 
 def pictures_of(element: Any) -> list[Tensor] | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from brecq.data.dataset import Dataset
 from brecq.errors import DataError
@@ -123,7 +124,7 @@ class Signature:
         name = self.by_position[count - 1] if count <= len(self.by_position) else ""
         if name in LABEL_KEYS or self._changes_nothing(parts):
             return Layout(tuple(range(count - 1)), count - 1)
-        if self._runs(parts[:-1]) is None:
+        if self.outputs(parts[:-1]) is None:
             return Layout(tuple(range(count)))
         raise DataError(
             f"{where} has {_parts(count)}, and {self.text} also runs without the last one: it may be an input or a "
@@ -170,7 +171,7 @@ class Signature:
 
     def _changes_nothing(self, parts: Sequence[object]) -> bool:
         """True if the network cannot take the last part, or computes the same without it."""
-        found, without = self._runs(parts), self._runs(parts[:-1])
+        found, without = self.outputs(parts), self.outputs(parts[:-1])
         if found is None or without is None:
             return without is not None
         return len(found) == len(without) and all(
@@ -178,15 +179,24 @@ class Signature:
         )
 
     @torch.no_grad()
-    def _runs(self, parts: Sequence[object]) -> list[Tensor] | None:
-        """The outputs on a sample or two of a batch, `None` if the network does not take them."""
+    def outputs(self, parts: Sequence[object]) -> list[Tensor] | None:
+        """The outputs on a sample or two of a batch, `None` if the network does not take them.
+
+        Args:
+            parts: by position; tensors [N, ...], or lists of one tensor a sample.
+        """
         place = next((value for value in (*self.model.parameters(), *self.model.buffers())), torch.zeros(()))
-        few = [
-            part[:2].to(place.device, copy=True) if isinstance(part, Tensor) and part.ndim else part for part in parts
-        ]
+        few = pytree.tree_map_only(
+            Tensor,
+            lambda value: value.to(place.device, copy=True),
+            [
+                part[:2] if isinstance(part, list) or (isinstance(part, Tensor) and part.ndim) else part
+                for part in parts
+            ],
+        )
         try:
             with evaluating(self.model):
-                return [x for x in torch.utils._pytree.tree_leaves(self.model(*few)) if isinstance(x, Tensor)]
+                return [x for x in pytree.tree_leaves(self.model(*few)) if isinstance(x, Tensor)]
         except Exception:  # the question is whether it runs; a network's code raises whatever it likes
             return None
 

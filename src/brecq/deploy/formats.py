@@ -152,7 +152,7 @@ def export(result: QuantResult, path: Path | str, format: str | None = None, **o
     path = Path(path)
     if not os.path.isdir(path.parent):
         raise ExportError(f"the folder {str(path.parent)!r} does not exist; create it, or choose another path")
-    for part in (result, *result.parts.values()):
+    for part in result.parts.values() or (result,):
         _check_wide(part, find(format))
     if result.parts:
         return _export_parts(result, path, find(format), write, options)

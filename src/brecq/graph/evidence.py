@@ -30,6 +30,7 @@ def few_values(prepared: GraphModule, samples: int) -> str | None:
         watched = isinstance(module, ActivationFakeQuantize) and module.enabled and not module.fixed
         if watched and source.op != "get_attr" and ops.is_tensor(source):
             counts[source] = samples * numel_of_sample(source.meta["val"], captured)
+    counts = {node: count for node, count in counts.items() if count}  # a mean over the batch is no sample's value
     few = [node for node, count in counts.items() if count < VALUES]
     if few:
         node = min(few, key=lambda node: counts[node])

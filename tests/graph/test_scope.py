@@ -128,6 +128,26 @@ def test_the_statistics_of_a_batch_norm_are_no_parameters() -> None:
     assert found == {"batch_norm": 6, "relu": 0, "conv2d": 4 * 27 + 4}
 
 
+def test_attention_says_what_is_fixed_in_it() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.queries = nn.Linear(8, 8), nn.Parameter(torch.randn(1, 4, 8))
+            self.register_buffer("mask", torch.zeros(1, 1, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            attend, queries = torch.nn.functional.scaled_dot_product_attention, self.queries.expand(len(x), -1, -1)
+            x = self.layer(x) + attend(queries, queries, queries)
+            return attend(x, x, x, self.mask.expand(len(x), 4, 4))
+
+    graph = prepare(capture(Net().eval(), [torch.randn(2, 4, 8)]), BrecqQuantizer(QuantConfig()))
+    found = [entry.reason for entry in scope(graph, partition(graph, "net")) if "attention" in entry.kind]
+    assert found == [
+        "attention of learned queries, the same for all inputs",
+        "a product of two activations, no weight",
+    ]
+
+
 def test_weights_left_in_float_are_listed_with_their_true_reasons() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

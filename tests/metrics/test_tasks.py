@@ -149,6 +149,18 @@ def test_detection_selects_candidates_and_brings_boxes_back() -> None:
     assert len(metric.boxes([candidates])[0]["boxes"]) == 3
 
 
+def test_detection_with_a_score_for_each_class() -> None:
+    pytest.importorskip("faster_coco_eval")
+    scores = torch.tensor([[[0.9, 0.0, 0.0], [0.1, 0.8, 0.0], [0.0, 0.7, 0.01]]])
+    metric = metrics.Detection()
+    target = {**TARGET, "categories": torch.tensor([1, 90, 90])}  # columns are counted, whatever the numbers
+    metric.update((BOXES[None], scores), [target])
+    (found,) = metric.boxes((BOXES[None], scores))
+    assert found["labels"].tolist() == [0, 1, 1, 0]
+    assert found["scores"].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.1])
+    assert metric.compute()["AP50 %"] == pytest.approx(100.0)
+
+
 def test_detections_that_changed() -> None:
     pytest.importorskip("torchvision")
     expected = [{"boxes": BOXES, "scores": torch.tensor([0.9, 0.8, 0.1]), "labels": torch.tensor([0, 1, 1])}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,54 @@ def test_huggingface_folder_of_a_network_for_segmentation(tmp_path: Path) -> Non
     torch.testing.assert_close(source.model(x), trained(pixel_values=x).logits)
 
 
+def yolos(transformers: Any, **more: Any) -> Any:
+    torch.manual_seed(0)
+    config = transformers.YolosConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=[64, 64],
+        num_detection_tokens=6, **more,
+    )  # fmt: skip
+    return transformers.YolosForObjectDetection(config).eval()
+
+
+def rt_detr(transformers: Any, **more: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "out_features": ["stage2", "stage3", "stage4"]}
+    body = transformers.RTDetrResNetConfig(embedding_size=8, layer_type="basic", **sizes)
+    config = transformers.RTDetrConfig(
+        backbone_config=body, encoder_hidden_dim=16, encoder_in_channels=[8] * 3, encoder_ffn_dim=16, d_model=16,
+        num_queries=6, decoder_in_channels=[16] * 3, decoder_ffn_dim=16, decoder_layers=1, decoder_attention_heads=2,
+        encoder_attention_heads=2, hidden_expansion=0.5, **more,
+    )  # fmt: skip
+    return transformers.RTDetrForObjectDetection(config).eval()
+
+
+@pytest.mark.parametrize("build", [yolos, rt_detr])
+def test_huggingface_folder_of_a_detector(tmp_path: Path, build: Callable[..., Any]) -> None:
+    """Boxes and scores are those of its image processor, categories that stand for nothing left out."""
+    transformers = pytest.importorskip("transformers")
+    trained = build(transformers, id2label={0: "N/A", 1: "cat", 2: "N/A", 3: "dog"})
+    processor = transformers.YolosImageProcessor(size={"shortest_edge": 64, "longest_edge": 100})
+    if build is rt_detr:
+        processor = transformers.RTDetrImageProcessor(size={"height": 64, "width": 64})
+    for each in (trained, processor):
+        each.save_pretrained(tmp_path / "model")
+    source = load_source(f"hf:{tmp_path / 'model'}")
+    (x,) = source.example_inputs
+    assert (source.task, x.shape) == ("detection", (2, 3, 64, 64))
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        (boxes, scores), given = source.model(x), trained(pixel_values=x)
+    assert scores.shape == (2, 6, 2)
+    expected = processor.post_process_object_detection(given, threshold=0.0, target_sizes=[(64, 96)] * 2)
+    for mine, score, theirs in zip(boxes, scores, expected, strict=True):
+        for box, value, label in zip(theirs["boxes"], theirs["scores"], theirs["labels"], strict=True):
+            if label not in (1, 3):
+                continue
+            at = (mine - box).abs().sum(1).argmin()
+            torch.testing.assert_close(mine[at], box, rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(score[at, label // 2], value)
+
+
 def test_huggingface_failures(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
@@ -175,7 +224,8 @@ def test_huggingface_failures(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no trained weights for classifier.*image classification"):
         load_source(f"hf:{tmp_path / 'headless'}")
     with pytest.raises(
-        SourceError, match="image classifier or a network for semantic segmentation of the hub, or a folder"
+        SourceError,
+        match="image classifier, a network for semantic segmentation or a detector of the hub, or a folder",
     ):
         load_source(f"hf:{tmp_path}")
     transformers.GPT2Config().save_pretrained(tmp_path / "text")

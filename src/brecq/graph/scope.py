@@ -143,6 +143,12 @@ def _constants(flow: Dataflow, node: Node) -> set[Node]:
     return {source for source in seen if source.op == "get_attr"}
 
 
+def _fixed_factors(flow: Dataflow, node: Node) -> int:
+    """How many factors of a product are constants; the masks of attention are none."""
+    factors = node.args[:3] if "attention" in ops.op_name(node) else node.all_input_nodes
+    return sum(isinstance(factor, Node) and factor in flow.constants for factor in factors)
+
+
 def _statistics(node: Node) -> set[Node]:
     """The running mean and variance of a batch norm: buffers, which are no parameters."""
     if node.target is not ops.aten.batch_norm.default:
@@ -203,9 +209,10 @@ def _reason(flow: Dataflow, node: Node, inputs: str, output: str) -> str:
         return "not all that it joins is quantized"
     for reason, words in _REASONS:
         if any(word in name for word in words):
-            if reason is _PRODUCT and _constants(flow, node):
+            fixed = _fixed_factors(flow, node) if reason is _PRODUCT else 0
+            if fixed == 1:
                 return "a product with a weight for each head, expert or sample: no linear layer"
-            return reason
+            return "attention of learned queries, the same for all inputs" if fixed else reason
     if node.target in ops.ELEMENTWISE:
         return "computed in float, element by element"
     return f"computed in float: brecq has no integer form of {name}"

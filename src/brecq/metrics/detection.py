@@ -36,11 +36,13 @@ class Detection(Task):
 
     Args:
         decode: from the network's output to a `Boxes` dictionary a picture, which are final; or to candidates: three
-            tensors boxes [N, A, 4], scores [N, A], labels [N, A] or one [N, A, 6] (x1, y1, x2, y2, score, label),
-            from which the best are taken by non-maximum suppression a class. `None` for networks that return boxes.
+            tensors boxes [N, A, 4], scores [N, A], labels [N, A], two, boxes and scores [N, A, classes], or one
+            [N, A, 6] (x1, y1, x2, y2, score, label), from which the best are taken by non-maximum suppression a class.
+            `None` for networks that return one of these.
         score: the least, of that selection. overlap: the IoU above which the worse box goes. most: how many stay.
         labels: `index` if the network counts classes from 0, without gaps; `category` if it numbers them as the
-            dataset does (torchvision's detectors: COCO's category ids).
+            dataset does (torchvision's detectors: COCO's category ids). By default `index` where there is a `decode`,
+            or a score for each class.
     """
 
     name = "detection"
@@ -56,7 +58,7 @@ class Detection(Task):
     ) -> None:
         super().__init__(decode)
         self.score, self.overlap, self.most, self.sure = score, overlap, most, sure
-        self.labels = labels or ("index" if decode is not None else "category")
+        self.labels = labels or (None if decode is None else "index")
         self._found: list[Boxes] = []
         self._targets: list[Boxes] = []
 
@@ -71,6 +73,9 @@ class Detection(Task):
             decoded = (decoded[..., :4], decoded[..., 4], decoded[..., 5].long())
         if isinstance(decoded, (tuple, list)) and decoded and all(isinstance(each, dict) for each in decoded):
             return [_checked(each) for each in decoded]
+        if _by_class(decoded):
+            pictures = zip(*decoded, strict=True)
+            return [self._select(*_candidates(boxes, scores, self.score)) for boxes, scores in pictures]
         if isinstance(decoded, tuple) and len(decoded) == 3 and all(isinstance(each, Tensor) for each in decoded):
             boxes, scores, labels = decoded
             if boxes.ndim == 3 and boxes.shape[-1] == 4 and boxes.shape[:2] == scores.shape == labels.shape:
@@ -90,7 +95,9 @@ class Detection(Task):
         return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
 
     def update(self, outputs: Any, targets: Any, /) -> None:
-        found = self.boxes(outputs)
+        found, named = self.boxes(outputs), self.labels
+        if named is None:
+            named = "index" if _by_class(outputs) else "category"
         if len(found) != len(targets):
             raise DataError(f"there are boxes of {len(found)} pictures and targets of {len(targets)}")
         for boxes, target in zip(found, targets, strict=True):
@@ -101,7 +108,7 @@ class Detection(Task):
                 )
             self._found.append(brought_back(boxes, target))
             truth = {key: torch.as_tensor(target[key]).cpu() for key in ("boxes", "iscrowd", "area") if key in target}
-            labels = target["categories"] if self.labels == "category" and "categories" in target else target["labels"]
+            labels = target["categories"] if named == "category" and "categories" in target else target["labels"]
             truth["labels"] = torch.as_tensor(labels).cpu().long()
             truth["boxes"] = truth["boxes"].float().view(-1, 4)
             self._targets.append(truth)
@@ -147,6 +154,20 @@ def brought_back(boxes: Boxes, target: dict[str, Any]) -> Boxes:
         height, width = target["size"]
         moved = moved.clamp(min=0).minimum(torch.tensor([width, height, width, height]).float())
     return {**boxes, "boxes": moved}
+
+
+def _by_class(decoded: Any) -> bool:
+    """True for boxes [N, A, 4] and a score of each for every class."""
+    if not isinstance(decoded, (tuple, list)) or len(decoded) != 2 or not all(isinstance(v, Tensor) for v in decoded):
+        return False
+    boxes, scores = decoded
+    return boxes.ndim == scores.ndim == 3 and boxes.shape[-1] == 4 and boxes.shape[:2] == scores.shape[:2]
+
+
+def _candidates(boxes: Tensor, scores: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Each box once for every class that gives it at least this score: boxes [M, 4], scores [M], labels [M]."""
+    which, label = (scores >= least).nonzero(as_tuple=True)
+    return boxes[which], scores[which, label], label
 
 
 def _checked(found: dict[str, Any]) -> Boxes:

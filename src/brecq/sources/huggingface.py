@@ -1,4 +1,4 @@
-"""Image classifiers and networks for semantic segmentation of Hugging Face transformers."""
+"""Image classifiers, networks for semantic segmentation, and detectors of Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -43,6 +43,28 @@ class ImageClassifier(nn.Module):
         return logits
 
 
+class ObjectDetector(ImageClassifier):
+    """A transformers detector whose queries are boxes (DETR and its kin, YOLOS), decoded, with plain tensors at both
+    ends. Scores are those that its image processor gives: of a softmax where there is a class for "no object"."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        names: Mapping[int, str] = model.config.id2label
+        self.count = len(names)
+        self.classes = [number for number, name in sorted(names.items()) if name != "N/A"]
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Boxes [N, queries, 4] (x1, y1, x2, y2 in pixels of the input) and scores [N, queries, classes], numbers of
+        categories that stand for nothing left out, of pixel values [N, channels, H, W]."""
+        found = self.model(pixel_values=pixel_values)
+        height, width = pixel_values.shape[-2:]
+        x, y, w, h = (found.pred_boxes * found.pred_boxes.new_tensor([width, height, width, height])).unbind(-1)
+        boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1)
+        empty = found.logits.shape[-1] > self.count
+        scores = found.logits.softmax(-1) if empty else found.logits.sigmoid()
+        return boxes, scores[..., self.classes] if len(self.classes) < self.count else scores[..., : self.count]
+
+
 def load_huggingface(
     name: str, spec: str, weights: Path | None, trust_pickle: bool, pretrained: bool = True
 ) -> Source:
@@ -51,17 +73,17 @@ def load_huggingface(
     try:
         with nullcontext("") if os.path.isdir(name) else asked() as away:
             config = transformers.AutoConfig.from_pretrained(name)
-            auto, task = _class_of(transformers, config)
+            auto, wrap, task = _class_of(transformers, config)
             model = (
                 auto.from_config(config) if weights is not None or not pretrained else _pretrained(auto, name, spec)
             )
-            preprocessing = _read_preprocessing(transformers, name)
+            preprocessing = _read_preprocessing(transformers, name, square=task == "detection")
     except (OSError, ValueError) as error:
         # what transformers says is several lines long and ends in advice about its own options
         reason = away or first_line(error).rstrip(".")
         raise SourceError(
-            f"{spec}: {reason}; give an image classifier or a network for semantic segmentation of the hub, or a "
-            "folder that save_pretrained wrote; others come from a function of your own (file.py:callable)"
+            f"{spec}: {reason}; give an image classifier, a network for semantic segmentation or a detector of the "
+            "hub, or a folder that save_pretrained wrote; others come from a function of your own (file.py:callable)"
         ) from error
     if weights is not None:
         state = read_weights(weights, trust_pickle=trust_pickle)
@@ -73,16 +95,18 @@ def load_huggingface(
 
         model = fit_classes(model, state, build)
         load_weights(model, state, weights)
-    return Source(name.rstrip("/").rpartition("/")[2], ImageClassifier(model).eval(), preprocessing,
+    return Source(name.rstrip("/").rpartition("/")[2], wrap(model).eval(), preprocessing,
                   _example(config, preprocessing), spec, task=task)  # fmt: skip
 
 
-def _class_of(transformers: Any, config: Any) -> tuple[Any, TaskName | None]:
-    """What builds the network that a configuration was saved for, and the task that it has besides classification."""
-    segments = set(transformers.models.auto.modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.values())
-    if segments & set(config.architectures or ()):
-        return transformers.AutoModelForSemanticSegmentation, "segmentation"
-    return transformers.AutoModelForImageClassification, None
+def _class_of(transformers: Any, config: Any) -> tuple[Any, type[ImageClassifier], TaskName | None]:
+    """What builds the network that a configuration was saved for, its wrapper, and its task if it is no classifier."""
+    known, saved = transformers.models.auto.modeling_auto, set(config.architectures or ())
+    if saved & set(known.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.values()):
+        return transformers.AutoModelForSemanticSegmentation, ImageClassifier, "segmentation"
+    if saved & set(known.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.values()):
+        return transformers.AutoModelForObjectDetection, ObjectDetector, "detection"
+    return transformers.AutoModelForImageClassification, ImageClassifier, None
 
 
 def _pretrained(auto: Any, name: str, spec: str) -> nn.Module:
@@ -92,12 +116,12 @@ def _pretrained(auto: Any, name: str, spec: str) -> nn.Module:
         missing = sorted(info["missing_keys"])
         raise SourceError(
             f"{spec} has no trained weights for {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; "
-            "give a model that was trained for image classification or semantic segmentation"
+            "give a model that was trained for image classification, semantic segmentation or detection"
         )
     return model
 
 
-def _read_preprocessing(transformers: Any, name: str) -> Preprocessing | None:
+def _read_preprocessing(transformers: Any, name: str, square: bool) -> Preprocessing | None:
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -109,7 +133,7 @@ def _read_preprocessing(transformers: Any, name: str) -> Preprocessing | None:
         return None
     try:
         preprocessing = hf_preprocessing(processor.to_dict())
-        check_agreement(processor, preprocessing)
+        check_agreement(processor, preprocessing, square)
     except (ConfigError, KeyError) as error:
         warnings.warn(f"{name}'s image processor is not one that brecq knows, give your own: {error}", stacklevel=2)
         return None
@@ -156,12 +180,13 @@ def hf_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
     )
 
 
-def check_agreement(processor: Any, preprocessing: Preprocessing) -> None:
+def check_agreement(processor: Any, preprocessing: Preprocessing, square: bool = False) -> None:
     """Raise `ConfigError` unless both make the same of a test picture, up to resampling and rounding.
 
-    Some processors do more than their settings say (LeViT's resizes by 256/224 before it crops).
+    Some processors do more than their settings say (LeViT's resizes by 256/224 before it crops). Those of detectors
+    give pictures of any shape, ours fit all into one: they are compared on a `square` one.
     """
-    y, x = np.mgrid[0:300, 0:400]
+    y, x = np.mgrid[0:400, 0:400] if square else np.mgrid[0:300, 0:400]
     waves = [np.sin(x / 17 + phase) * np.cos(y / 23 - phase) for phase in (0.0, 1.0, 2.0)]
     picture = Image.fromarray((127.5 + 120 * np.stack(waves, -1)).astype(np.uint8))
     theirs = processor(picture, return_tensors="pt")["pixel_values"][0]

@@ -58,6 +58,18 @@ def faster_rcnn() -> nn.Module:
     ).eval()  # fmt: skip
 
 
+def mask_and_keypoint_rcnn() -> nn.Module:
+    """Both heads in one, as no detector of torchvision has them by name."""
+    model: Any = faster_rcnn()
+    heads, pool = model.roi_heads, MultiScaleRoIAlign(["0", "1"], 4, 2)
+    heads.mask_roi_pool = heads.keypoint_roi_pool = pool
+    heads.mask_head = detection.mask_rcnn.MaskRCNNHeads(8, (8, 8), 1)
+    heads.mask_predictor = detection.mask_rcnn.MaskRCNNPredictor(8, 8, 3)
+    heads.keypoint_head = detection.keypoint_rcnn.KeypointRCNNHeads(8, (8, 8))
+    heads.keypoint_predictor = detection.keypoint_rcnn.KeypointRCNNPredictor(8, 2)
+    return model.eval()  # type: ignore[no-any-return]
+
+
 def pictures(count: int = 4) -> list[list[Tensor]]:
     """Batches of two pictures of unequal sizes."""
     generator = torch.Generator().manual_seed(0)

@@ -121,6 +121,26 @@ def test_a_detector_in_one_run(detectors: ModuleType, tmp_path: Path) -> None:
             assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def test_masks_and_keypoints_come_through(detectors: ModuleType, tmp_path: Path) -> None:
+    from brecq.sources.torchvision_models import detector_parts
+
+    model, calls = detectors.mask_and_keypoint_rcnn(), detectors.pictures()
+    names = list(detector_parts(model))
+    result = brecq.quantize(model, calls, NEAREST, submodules=names)
+    blocks = [block.name for block in result.report.blocks]
+    assert [name for name in blocks if "heads" in name or "rpn" in name] == names[1:]  # each a block, however small
+    layers = {layer.split("#")[0] for block in result.report.blocks for layer in block.layers}
+    assert layers == {name.removesuffix(".weight") for name, value in model.named_parameters() if value.dim() > 1}
+    loaded: Any = brecq.load(result.save(tmp_path / "out"))
+    with torch.no_grad():
+        found, again = result.model(calls[1]), loaded.put_into(model)(calls[1])
+    for one, other in zip(found, again, strict=True):
+        count = len(one["boxes"])
+        assert count > 0
+        assert (one["masks"].shape[0], one["keypoints"].shape) == (count, (count, 2, 3))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
 def test_heads_side_by_side_are_blocks(detectors: ModuleType) -> None:
     (inputs,) = (torch.stack([picture[:, :60, :60] for picture in calls]) for calls in detectors.pictures(2))
     found = brecq.inspect(detectors.retinanet(), (inputs,), submodules=["backbone", "head"])

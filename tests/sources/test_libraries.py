@@ -95,6 +95,17 @@ def test_torchvision_detectors_are_known_as_such(torchvision: Any) -> None:
     assert load_source("torchvision:shufflenet_v2_x0_5", pretrained=False).task is None
 
 
+@pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large"])
+def test_torchvision_detector_of_other_classes(torchvision: Any, tmp_path: Path, name: str) -> None:
+    """A channel for each class, or several: coordinates, anchors. Frozen norms, as fine-tuning leaves them, count
+    nothing."""
+    trained = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=3)
+    state = {key: value for key, value in trained.state_dict().items() if not key.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "w.pth")
+    found = load_source(f"torchvision:{name}", tmp_path / "w.pth").model.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
 def test_torchvision_metadata(torchvision: Any) -> None:
     from brecq.sources.torchvision_models import torchvision_preprocessing
 

@@ -27,7 +27,7 @@ def load_source(
     """Load a float model.
 
     Args:
-        spec: `timm:NAME`, `torchvision:NAME`, `hf:NAME_OR_FOLDER` (an image classifier, or one of pixels),
+        spec: `timm:NAME`, `torchvision:NAME`, `hf:NAME_OR_FOLDER` (a classifier of pictures or pixels, a detector),
             `file.py:function` (called without arguments), the path of a `.pt2` program that `torch.export.save` wrote,
             or of an ONNX file; names of tensors behind it, `model.onnx:boxes,scores`, are its outputs in place of its
             own.

@@ -58,8 +58,9 @@ def load_torchvision(
             extra["aux_logits"] = any(key.startswith(("AuxLogits.", "aux1.")) for key in state)
         model = zoo.get_model(name, weights=None, **extra)
         model = fit_classes(
-            model, state, lambda classes: zoo.get_model(name, weights=None, num_classes=classes, **extra)
-        )
+            model, state, lambda classes: zoo.get_model(name, weights=None, num_classes=classes, **extra),
+            len(published.DEFAULT.meta["categories"]),
+        )  # fmt: skip
         load_weights(model, state, weights)
     source = Source(name, model.eval(), preprocessing, (preprocessing.example(),), spec)
     if ".detection" in published.__module__:

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,16 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path) 
     raise SourceError(f"{origin} does not fit {type(model).__name__}: {'; '.join(problems)}. Fix: {fix}")
 
 
-def fit_classes(model: nn.Module, weights: Mapping[str, Tensor], build: Callable[[int], nn.Module]) -> nn.Module:
+def fit_classes(
+    model: nn.Module, weights: Mapping[str, Tensor], build: Callable[[int], nn.Module], classes: int | None = None
+) -> nn.Module:
     """`model`, or `build(num_classes)` where the only difference to `weights` is the number of classes.
 
-    A fine-tuned network differs from the published one in its classifiers' first dimension alone.
+    A fine-tuned network differs from the published one in its classifiers' first dimension alone: by one factor, as a
+    detector's layers have a channel for each class and anchor, or coordinate.
+
+    Args:
+        classes: of `model`; by default as many as its classifiers have channels.
     """
     expected = model.state_dict()
     weights = _strip_prefixes(weights, expected)
@@ -141,11 +148,13 @@ def fit_classes(model: nn.Module, weights: Mapping[str, Tensor], build: Callable
         for name, tensor in weights.items()
         if name in expected and expected[name].shape != tensor.shape
     ]
-    heads = {(ours[:1], theirs[:1]) for ours, theirs in pairs}
-    same_otherwise = all(len(ours) == len(theirs) and ours[1:] == theirs[1:] for ours, theirs in pairs)
-    if missing or unexpected or len(heads) != 1 or not same_otherwise or not pairs[0][1]:
+    same_otherwise = all(ours and len(ours) == len(theirs) and ours[1:] == theirs[1:] for ours, theirs in pairs)
+    if missing or unexpected or not pairs or not same_otherwise:
         return model
-    return build(pairs[0][1][0])
+    counts = {Fraction(theirs[0] * (classes or ours[0]), ours[0]) for ours, theirs in pairs}
+    if len(counts) != 1 or (count := counts.pop()).denominator != 1:
+        return model
+    return build(int(count))
 
 
 def _strip_prefixes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -62,15 +62,16 @@ def arguments() -> argparse.Namespace:
 
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Everything that was ever measured, also by settings that are no more, in Markdown."""
-    head = ("network", "setting", "seed", "top-1", "agreement", "SQNR, dB", "error, tuned", "seconds", "recipe")
-    lines = [f"| {' | '.join(head)} |", f"|---|---|{'---:|' * 6}---|"]
+    quality = ("top-1", "agreement", "SQNR, dB", "error, tuned")
+    head = ("network", "setting", "seed", *quality, "seconds", "peak, GB", "recipe")
+    lines = [f"| {' | '.join(head)} |", f"|---|---|{'---:|' * 7}---|"]
     for record in sorted(records, key=lambda r: (r["network"], r["column"], r["key"]["config"]["seed"])):
         v = record["values"]
         numbers = f"{v['top1']:.2f} | {v['agreement']:.2f} | {v['sqnr']:.2f}"
         errors = f"{v['error_before']:.4f} → {v['error_after']:.4f}"
         seed = record["key"]["config"]["seed"]
         start = f"| {record['network']} | {record['column']} | {seed} | {numbers} | {errors} |"
-        lines.append(f"{start} {v['cpu_seconds']:.0f} | `{record['row']}` |")
+        lines.append(f"{start} {v['cpu_seconds']:.0f} | {v['peak_bytes'] / 1e9:.2f} | `{record['row']}` |")
     return "\n".join(lines)
 
 

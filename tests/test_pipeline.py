@@ -41,6 +41,16 @@ def run(module: nn.Module, x: Tensor) -> Tensor:
         return module(x)
 
 
+def test_without_steps_no_more_samples_are_used_than_are_learned_from(model: nn.Module, x: Tensor) -> None:
+    """The others would only be run through every block."""
+    for recipe, steps, samples in (("instant", 0, 32), ("fast", 2, 48)):
+        changes = config(recipe, steps=steps, range_samples=28, tuning=0.0)
+        report = brecq.quantize(model, x, changes).report
+        assert report.samples == samples
+        said = "nothing is learned by gradient steps: 32 of the 48 samples are used" in report.notes
+        assert said == (samples < 48)
+
+
 def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 

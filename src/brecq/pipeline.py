@@ -25,6 +25,7 @@ from brecq.ranks import together
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.need import left_for_caches
 from brecq.reconstruct.run import Run
+from brecq.reconstruct.sampler import used
 from brecq.rehearsal import refusal
 from brecq.result import QuantResult
 from brecq.steps.carry_out import carry_out
@@ -93,14 +94,14 @@ def quantize(
             raise ConfigError("submodules goes with neither submodule nor the bits of a search; give one of them")
         result: QuantResult = quantize_parts(model, calibration, submodules, request)
     else:
-        subject = subject_of(model, calibration, submodule, progress)
+        subject = subject_of(model, calibration, submodule, progress, used(config))
         share = ranks.current().share(len(subject.data))
         request = with_outliers_raised(subject, request)
         if not resume:
             _rehearse(subject, request)
         plan = make_plan(subject, request)
         check_something([plan])
-        room = left_for_caches(plan.network, request.config, subject.copied)
+        room = left_for_caches(plan.network, request.config, device, subject.copied)
         state = run_state([plan], subject.data, request)
         cache = ActivationCache(device, room, run_dir)
         if device.type == "cuda":

@@ -61,7 +61,7 @@ class Part(NamedTuple):
 
     def pieces(self, count: int) -> list[Part]:
         """These samples in as many parts, or in as many as there are samples; none of none."""
-        chunks = self.places.chunk(count) if len(self.places) else ()
+        chunks = self.places.tensor_split(min(count, len(self.places))) if len(self.places) else ()
         edges = itertools.accumulate((len(chunk) for chunk in chunks), initial=self.before)
         return [Part(chunk, before, self.total) for chunk, before in zip(chunks, edges, strict=False)]
 

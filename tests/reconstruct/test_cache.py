@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from brecq.quant import kernels
 from brecq.quant.affine import IntRange
 from brecq.quant.grid import Grid
 from brecq.reconstruct.cache import ActivationCache, Slot, free_host_memory
+from brecq.reconstruct.memory import reuse_freed
 
 CPU = torch.device("cpu")
 X, A, B, C, D = (Slot("input", name) for name in "xabcd")
@@ -78,6 +80,35 @@ def test_codes_of_a_grid_lose_nothing(cache: ActivationCache, low: int, high: in
     assert torch.equal(cache.get(F, torch.arange(10)), x)
     assert cache.used(cache.expected) == x.numel()
     cache.close()
+
+
+def test_inputs_are_not_copied(cache: ActivationCache) -> None:
+    for x in (torch.randn(5, 3, 4, 4), torch.randn(5, 7), torch.arange(5)):
+        cache.keep(X, x)
+        assert (cache.place(X), cache.used("host"), cache.used("file")) == ("given", 0, 0)
+        for index in (slice(1, 4), torch.tensor([3, 0])):
+            found = cache.get(X, index)
+            assert torch.equal(found, x[index])
+            assert x.dim() < 4 or found.is_contiguous(memory_format=torch.channels_last)
+    cache.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
+def test_what_is_dropped_goes_back_to_the_system() -> None:
+    """Also where freed memory is kept, and something else was allocated meanwhile."""
+    cache, size = ActivationCache(CPU), 1 << 24
+    with reuse_freed(CPU):
+        for slot in (A, B):
+            cache.put(slot, 0, torch.ones(1, size), 1)
+        meanwhile, before = torch.ones(1 << 16), resident()
+        cache.drop(A)
+        assert before - resident() > 4 * size * 0.9
+    assert meanwhile.sum() == 1 << 16
+    cache.close()
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_measurements_keep_what_they_are_given() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from brecq.forward import BATCH
 from brecq.quant.fake_quant import Mode, set_mode
+from brecq.reconstruct import sizes
 from brecq.reconstruct.cache import ActivationCache, Slot
 from brecq.reconstruct.streams import Streams
 
@@ -77,3 +78,20 @@ def test_weights_only(lab) -> None:
                      "BiasFakeQuantize": Mode.HARD}  # fmt: skip
     streams.set_mode("float", run.network.blocks[0])
     assert {m.mode for m in run.network.blocks[0].module.modules() if hasattr(m, "mode")} == {Mode.FLOAT}
+
+
+def test_blocks_run_on_as_many_samples_as_there_is_room_for(lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, seen = lab.run(method="rtn", samples=32), []
+    block = run.network.blocks[0]
+    block.module.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    found = []
+    for room in (sizes.LARGEST_RUN, 10 * sizes.alive(block.module), 1):
+        monkeypatch.setattr(sizes, "LARGEST_RUN", room)
+        streams = Streams(run.network, lab.inputs(samples=70), ActivationCache(CPU))
+        streams.advance("float", block)
+        found.append((seen[:], streams.read("float", block.outputs, slice(0, 70))[0]))
+        seen.clear()
+    (most, some, fewest) = (batches for batches, _ in found)
+    assert (most, some, set(fewest)) == ([35] * 2, [10] * 7, {2, 3})  # never one alone
+    for _, values in found[1:]:
+        torch.testing.assert_close(values, found[0][1], atol=1e-3, rtol=1e-3)

@@ -77,6 +77,15 @@ class Network:
         places = (getattr(place, "text", None) for place in pytree.tree_leaves(self.result))
         return tuple(dict.fromkeys(name for name in places if name in targets))
 
+    def run(self, values: Values, wanted: Sequence[str] = ()) -> Values:
+        """The activations `wanted`, from the network's inputs `values`. Others are forgotten once they are read."""
+        values, last = dict(values), self.last_use()
+        for i, block in enumerate(self.blocks):
+            values.update(block(values))
+            for name in [name for name in values if last.get(name, i) <= i and name not in wanted]:
+                del values[name]
+        return {name: values[name] for name in wanted}
+
     def output(self, values: Values) -> Any:
         """The network's output from the activations of its blocks.
 

@@ -102,7 +102,7 @@ def measure_sensitivity(
     move(network.graph, device)
     _disable(network.graph)
     state = _run_state(run_dir, network, data, table, wanted, resume)
-    cache = ActivationCache(device, left_for_caches(network, config), run_dir, exact=True)
+    cache = ActivationCache(device, left_for_caches(network, config, device), run_dir, exact=True)
     mine = data.subset(share.rows) if ranks.current().size > 1 else data
     run = Run(network, mine.inputs, config, cache, mine.labels, state, progress, part=share)
     survey = Survey(run, anatomy, wanted)

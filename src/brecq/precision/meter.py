@@ -12,7 +12,6 @@ from brecq import ranks
 from brecq.checkpoint.packing import pack
 from brecq.checkpoint.tensors import PackedWeight, stored_bytes
 from brecq.config import QuantConfig
-from brecq.forward import even_slices
 from brecq.graph.blocks import Block
 from brecq.graph.fold import get_tensor
 from brecq.graph.prepare import fake_quantize_node
@@ -110,7 +109,7 @@ class BlockMeter:
         samples, outputs = self.streams.samples, self.block.targets
         whole = diagonal = error = power = 0.0
         with self.quantized(bits):
-            for part in even_slices(len(self.streams.share)):
+            for part in self.streams.slices(self.block):
                 found = self.block.module(*self.streams.read("quantized", self.block.inputs, part))
                 targets = self.streams.read("float", outputs, part)
                 compared = self.block.compared(found)

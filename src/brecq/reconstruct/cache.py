@@ -7,9 +7,11 @@ codes, others in half precision: `brecq.reconstruct.stored` says what that loses
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -48,6 +50,9 @@ class _Entry:
     nbytes: int
     coding: Coding
 
+
+_SMALL = 1 << 20
+"""Bytes of what the heap has room for."""
 
 HALVED = ("float", "quantized", "target")
 """Kinds of slots that are kept in half precision."""
@@ -105,7 +110,10 @@ class ActivationCache:
         self._unload(entry)
 
     def keep(self, slot: Slot, values: Tensor) -> None:
-        """Store all samples of a slot."""
+        """Store all samples of a slot. On the CPU the slot refers to `values`, which nobody may write into."""
+        if self.device.type == "cpu":
+            self._entries[slot] = _Entry(_physical(values), "given", 0, AsIs(values.dtype))
+            return
         for rows in even_slices(len(values)):
             self.put(slot, rows.start, values[rows], len(values))
 
@@ -116,7 +124,7 @@ class ActivationCache:
             rows = self._on_device(entry.data, index) if entry.place == "device" else self._fetch(entry.data, index)
         else:
             rows = entry.data[index] if isinstance(index, slice) else entry.data.index_select(0, index)
-        rows = entry.coding.decode(rows)
+        rows = entry.coding.decode(rows.contiguous())
         if entry.place == "file" and isinstance(index, slice) and rows.data_ptr() == entry.data[index].data_ptr():
             rows = rows.clone()  # of its own, and the file can be unloaded
         self._unload(entry)
@@ -176,7 +184,7 @@ class ActivationCache:
         return len(self._entries[slot].data)
 
     def place(self, slot: Slot) -> str:
-        """`device`, `host` or `file`."""
+        """`device`, `host` or `file`; `given`: with the caller."""
         return self._entries[slot].place
 
     def drop(self, slot: Slot) -> None:
@@ -203,7 +211,9 @@ class ActivationCache:
             data = self._mapped(numel, dtype).view(shape)
         else:
             try:
-                data = torch.empty(shape, dtype=dtype, device=self.device if place == "device" else "cpu")
+                data = (
+                    torch.empty(shape, dtype=dtype, device=self.device) if place == "device" else _apart(shape, dtype)
+                )
             except torch.OutOfMemoryError:  # others use the device, too
                 self.limits["device"] = self.used("device")
                 return self._allocate(shape, coding)
@@ -226,6 +236,19 @@ class ActivationCache:
         except OSError as error:
             reason = explain(error, self._folder / "activations", size)
             raise CheckpointError(f"activations exceed the memory budget, and {reason}") from error
+
+
+def _apart(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory of the host, uninitialized, that goes back to the system with the tensor. On the heap, which keeps what
+    is freed while blocks are learned, it would lie between the activations of the steps and leave holes behind."""
+    size = torch.Size(shape).numel() * dtype.itemsize
+    if size < _SMALL or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return torch.empty(shape, dtype=dtype)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def _physical(batch: Tensor) -> Tensor:

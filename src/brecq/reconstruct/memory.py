@@ -29,7 +29,7 @@ _DEFAULTS = {_TRIM_THRESHOLD: 128 << 10, _TOP_PAD: 0, _MMAP_MAX: 65_536}
 @contextmanager
 def reuse_freed(device: torch.device) -> Iterator[None]:
     """Inside, freed host memory stays with the process; at the end it is given back. Changes no result."""
-    library = ctypes.CDLL(None) if device.type == "cpu" and platform.libc_ver()[0] == "glibc" else None
+    library = _glibc(device)
     if library is None:
         yield
         return
@@ -43,7 +43,18 @@ def reuse_freed(device: torch.device) -> Iterator[None]:
         library.malloc_trim(0)
 
 
-LARGEST_PART = 1 << 29
+def return_freed(device: torch.device) -> None:
+    """Give freed host memory back to the system now: the next block needs tensors of other sizes, which do not fit."""
+    library = _glibc(device)
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _glibc(device: torch.device) -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if device.type == "cpu" and platform.libc_ver()[0] == "glibc" else None
+
+
+LARGEST_PART = 1 << 27
 """Bytes that the backward pass may need of a part of a batch, where batches are cut before memory runs out."""
 
 _FEW = 2

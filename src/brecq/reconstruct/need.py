@@ -11,22 +11,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_leaves
 
 from brecq.config import QuantConfig, Recipe
 from brecq.errors import ConfigError
 from brecq.forward import BATCH
 from brecq.graph import ops
-from brecq.graph.blocks import Block, Network
+from brecq.graph.blocks import Network
 from brecq.graph.fold import get_tensor
 from brecq.graph.geometry import geometry_of
 from brecq.graph.prepare import fake_quantize_node
-from brecq.graph.shapes import numel_of_sample, samples_of
 from brecq.quant.fake_quant import WeightFakeQuantize
 from brecq.ranks import UNIT
 from brecq.reconstruct.memory import LARGEST_PART
+from brecq.reconstruct.sizes import activations, alive, at_once
 
 FIXED = 400_000_000
 """Bytes that capturing, compiling and running any network take."""
@@ -57,12 +57,11 @@ class Need:
         return FIXED + self.work + self.result
 
 
-def need(network: Network, config: QuantConfig) -> Need:
+def need(network: Network, config: QuantConfig, device: torch.device) -> Need:
     """What a run over the network needs without its caches."""
     recipe, learns = config.recipe, config.method == "reconstruct"
-    closed = learns and recipe.compensate
-    work = {block.name: _block(block, recipe, learns, closed) for block in network.blocks}
-    whole = [_activations(block.module) for block in network.blocks]
+    work = {block.name: _block(block.module, recipe, learns, device) for block in network.blocks}
+    whole = [activations(block.module) for block in network.blocks]
     if learns and recipe.loss == "fisher":
         work["the Fisher information of all blocks"] = SAVED * BATCH * sum(whole)
     if learns and recipe.tuning_steps and network.returns_learned:
@@ -71,7 +70,7 @@ def need(network: Network, config: QuantConfig) -> Need:
     return Need(name, work[name], 2 * _weights(network.graph))
 
 
-def left_for_caches(network: Network, config: QuantConfig, other: int = 0) -> int | None:
+def left_for_caches(network: Network, config: QuantConfig, device: torch.device, other: int = 0) -> int | None:
     """What the memory budget leaves for activations that wait; `None` without a budget.
 
     Args:
@@ -82,7 +81,7 @@ def left_for_caches(network: Network, config: QuantConfig, other: int = 0) -> in
     """
     if config.memory_budget is None:
         return None
-    least = need(network, config)
+    least = need(network, config, device)
     left = config.memory_budget - least.total - other
     if left < 0:
         budget, total, work, result, fixed = (
@@ -97,52 +96,20 @@ def left_for_caches(network: Network, config: QuantConfig, other: int = 0) -> in
     return left
 
 
-def _block(block: Block, recipe: Recipe, learns: bool, closed: bool) -> int:
+def _block(graph: GraphModule, recipe: Recipe, learns: bool, device: torch.device) -> int:
     """The most that one of the things takes that are done to a block."""
-    graph = block.module
-    steps = [BATCH * alive(graph)]
-    if closed:
-        steps.append(2 * UNIT * alive(graph) + _closed_form(graph))
+    samples = at_once(graph, device)
+    steps = [samples * alive(graph)]
+    if learns and recipe.compensate:
+        steps.append(2 * min(samples, UNIT) * alive(graph) + _closed_form(graph))
     if learns and (recipe.steps or recipe.activation_steps):
-        steps.append(_step(recipe, _activations(graph)) + LEARNED * _weights(graph))
+        steps.append(_step(recipe, activations(graph)) + LEARNED * _weights(graph))
     return max(steps) + 4 * _weights(graph)
 
 
 def _step(recipe: Recipe, sample: int) -> int:
     """Activations of a gradient step, `sample` bytes for each sample: large batches are learned in parts."""
     return min(SAVED * recipe.batch_size * sample, max(2 * LARGEST_PART, 2 * SAVED * sample))
-
-
-def alive(graph: GraphModule) -> int:
-    """Bytes of the activations that are alive at once when the graph runs, for one sample; views count as copies."""
-    last: dict[Node, Node] = {}
-    samples = samples_of(graph.graph)
-    for node in graph.graph.nodes:
-        for source in node.all_input_nodes:
-            last[source] = node
-    now = most = 0
-    for node in graph.graph.nodes:
-        now += _bytes(node, samples)
-        most = max(most, now)
-        now -= sum(_bytes(source, samples) for source in dict.fromkeys(node.all_input_nodes) if last[source] is node)
-    return most
-
-
-def _activations(graph: GraphModule) -> int:
-    """Bytes of all activations, for one sample."""
-    samples = samples_of(graph.graph)
-    return sum(_bytes(node, samples) for node in graph.graph.nodes)
-
-
-def _bytes(node: Node, samples: int) -> int:
-    """Of what an operator returns for each sample; parameters and what is computed from them are counted elsewhere.
-
-    `samples`: the graph was captured with."""
-    if node.op in ("get_attr", "output"):
-        return 0
-    source = node.args[0] if node.op == "call_module" else node
-    found = tree_leaves(source.meta.get("val")) if isinstance(source, Node) else []
-    return sum(value.element_size() * numel_of_sample(value, samples) for value in found if isinstance(value, Tensor))
 
 
 def _weights(graph: GraphModule) -> int:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from brecq import ranks
 from brecq.config import Recipe
-from brecq.forward import BATCH
 from brecq.quant import adaround, kernels
 from brecq.quant.learners import Learner
 from brecq.ranks import Part
@@ -178,9 +177,9 @@ class Reconstruction:
         if len(names) < 2:
             return dict.fromkeys(names, 1.0)
         powers = torch.zeros(len(names), dtype=torch.float64, device=self.device)
-        for index in self.streams.share.mine(self.checked).split(BATCH):
-            if not len(index):
-                continue
+        mine = self.streams.share.mine(self.checked)
+        for rows in self.streams.slices(self.block, slice(0, len(mine))):
+            index = mine[rows]
             targets = self.streams.read("float", names, index)
             powers += torch.stack([
                 t.double().abs().pow(self.norm).mean() * _channels(t) * len(index) for t in targets
@@ -212,9 +211,9 @@ class Reconstruction:
         """Loss and relative error with hard rounding on the samples that are not learned from."""
         self.streams.set_mode("quantized", self.block)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for index in self.streams.share.mine(self.checked).split(BATCH):
-            if len(index):
-                sums += with_room(self.streams.cache, self._sums, index)
+        mine = self.streams.share.mine(self.checked)
+        for rows in self.streams.slices(self.block, slice(0, len(mine))):
+            sums += with_room(self.streams.cache, self._sums, mine[rows])
         ranks.current().sum([sums])
         loss, error, power = sums.tolist()
         return _Error(loss / len(self.checked), error / max(power, 1e-30))

@@ -21,6 +21,7 @@ from brecq.reconstruct.initialize import initialize
 from brecq.reconstruct.initialize.compensated import compensated_weights
 from brecq.reconstruct.initialize.shared import shared_quantizers, shared_ranges
 from brecq.reconstruct.learnables import Learnables, learnables, make_room
+from brecq.reconstruct.memory import return_freed
 from brecq.reconstruct.optimize import Outcome, Reconstruction
 from brecq.reconstruct.run import Run
 from brecq.reconstruct.site import Site, Stage
@@ -110,7 +111,7 @@ class _EndToEnd:
         self.mine = learnables(run.network.graph)
 
     def enter(self, index: int) -> None:
-        """There is nothing before it."""
+        return_freed(self.run.cache.device)
 
     def work(self, index: int) -> BlockState:
         began = time.perf_counter()
@@ -143,6 +144,7 @@ class _Pass:
                 self.streams.receive(run.received)
 
     def enter(self, index: int) -> None:
+        return_freed(self.run.cache.device)
         self.mine = learnables(self.blocks[index].module, self.done)
         self.done.update(self.mine.named().values())
         if self.streams is not None:
@@ -179,6 +181,8 @@ class _Pass:
         report = _restore(saved, self.mine, self.run, resumed)
         make_room(self.blocks[index].module)  # steps shrink, and biases grow, while they are learned
         if self.streams is not None:
+            self.streams.release(index, ("float",))  # learned from for the last time: make room for what comes
+            return_freed(self.run.cache.device)
             self.streams.advance("quantized", self.blocks[index])
             self.streams.release(index)
         return report

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from brecq.config import QuantConfig
 from brecq.quant.kernels import Rows
 from brecq.ranks import Part
 
@@ -12,6 +15,15 @@ MOST_HELD_OUT = 128
 
 NONE = torch.empty(0, dtype=torch.int64)
 """Indices of no samples: all are learned from."""
+
+
+def used(config: QuantConfig) -> int | None:
+    """The most calibration samples that a run takes anything from; `None`: all. Without gradient steps these are
+    those that ranges and moments are taken from, and those that are held out beside them."""
+    recipe = config.recipe
+    if config.method != "reconstruct" or recipe.steps or recipe.activation_steps:
+        return None
+    return math.ceil(recipe.range_samples / (1 - recipe.held_out))
 
 
 def hold_out(samples: int, share: float, seed: int) -> Tensor:

@@ -6,7 +6,7 @@ a block; nothing is computed twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -14,13 +14,14 @@ from torch import Tensor
 
 from brecq.config import FLOAT, WIDE
 from brecq.forward import even_slices
-from brecq.graph.blocks import Block, Network, Values
+from brecq.graph.blocks import Block, Network
 from brecq.graph.prepare import fake_quantize_node
 from brecq.quant.fake_quant import ActivationFakeQuantize, GridFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.quant.grid import Grid
 from brecq.ranks import Share
 from brecq.reconstruct.cache import ActivationCache, Kind, Slot
 from brecq.reconstruct.memory import with_room
+from brecq.reconstruct.sizes import at_once
 
 Stream = Literal["float", "quantized"]
 
@@ -91,11 +92,17 @@ class Streams:
         """Run `block` over all samples and keep its outputs."""
         self.set_mode(stream, block)
         grids = _grids(block)
-        for rows in even_slices(len(self.share)):
+        for rows in self.slices(block):
             outputs = with_room(self.cache, self._run, block, stream, rows)
             for name, value, grid in zip(block.outputs, outputs, grids, strict=True):
                 self.cache.put(Slot(stream, name), rows.start, value, len(self.share), grid)
         self.forwards += 1
+
+    def slices(self, block: Block, rows: slice | None = None) -> Iterator[slice]:
+        """Of all samples here, or of `rows`, the parts that the block is run on without gradients."""
+        rows = slice(0, len(self.share)) if rows is None else rows
+        for part in even_slices(rows.stop - rows.start, at_once(block.module, self.cache.device)):
+            yield slice(rows.start + part.start, rows.start + part.stop)
 
     def _run(self, block: Block, stream: Stream, part: slice) -> tuple[Tensor, ...]:
         outputs: tuple[Tensor, ...] = block.module(*self.read(stream, block.inputs, part))
@@ -108,11 +115,11 @@ class Streams:
         else:
             set_mode(block.module, Mode.HARD, activations=self.activations)
 
-    def release(self, index: int) -> None:
+    def release(self, index: int, kinds: Sequence[Kind] = KINDS) -> None:
         """Forget what no block after number `index` reads."""
         for name, last in self._last_use.items():
             if last == index:
-                for kind in KINDS:
+                for kind in kinds:
                     self.cache.drop(Slot(kind, name))
 
     def _slot(self, stream: Stream, name: str) -> Slot:
@@ -130,7 +137,5 @@ def _grids(block: Block) -> list[Grid | None]:
 
 def run_batches(network: Network, inputs: Sequence[Tensor], device: torch.device) -> None:
     """Run the whole network block after block, batch by batch."""
-    for rows in even_slices(len(inputs[0])):
-        values: Values = {name: tensor[rows].to(device) for name, tensor in zip(network.inputs, inputs, strict=True)}
-        for block in network.blocks:
-            values.update(block(values))
+    for rows in even_slices(len(inputs[0]), at_once(network.graph, device)):
+        network.run({name: tensor[rows].to(device) for name, tensor in zip(network.inputs, inputs, strict=True)})

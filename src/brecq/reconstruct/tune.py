@@ -36,6 +36,7 @@ from brecq.reconstruct.optimize import Outcome, StepHook
 from brecq.reconstruct.readout import Readout
 from brecq.reconstruct.run import Run
 from brecq.reconstruct.sampler import Sampler, measured_on, rows_of
+from brecq.reconstruct.sizes import at_once
 
 
 class Cycle(NamedTuple):
@@ -98,6 +99,7 @@ class Tuning:
         self.units: Errors = {}
         self.learners: list[Learner] = []
         self.parts = 1  # into how many a batch is cut, for want of memory
+        self.at_once = at_once(self.network.graph, self.cache.device)
         self._record(run.inputs)
         if run.received is not None:
             self._keep(run.received)
@@ -107,7 +109,7 @@ class Tuning:
         """Keep the inputs and what the float network makes of them in the cache."""
         set_mode(self.network.graph, Mode.FLOAT)
         self._keep(inputs)
-        for rows in even_slices(len(inputs[0])):
+        for rows in even_slices(len(inputs[0]), self.at_once):
             for name, value in self._outputs(rows).items():
                 self.cache.put(Slot("target", name), rows.start, value, len(inputs[0]))
 
@@ -229,9 +231,7 @@ class Tuning:
         """What is compared, of some samples."""
         names = self.network.inputs
         values = {name: self.cache.get(slot, index) for name, slot in zip(names, self.inputs, strict=True)}
-        for block in self.network.blocks:
-            values.update(block(values))
-        return {name: values[name] for name in (*self.ends, *self.features)}
+        return self.network.run(values, (*self.ends, *self.features))
 
     def _powers(self, part: Part) -> Values:
         """The mean square of each target over a batch."""
@@ -274,11 +274,11 @@ class Tuning:
         for index in self.checked.split(BATCH):
             part = self.share.part(index)
             powers = self._powers(part)
-            for learner in self.learners:
-                learner.rows = rows_of(part)
-            if len(part.places):
-                for name, error in with_room(self.cache, self._compared, part.places, powers).items():
-                    totals[name] = totals.get(name, 0) + error.double() * len(part.places)
+            for piece in part.pieces(-(-len(part.places) // self.at_once)):
+                for learner in self.learners:
+                    learner.rows = rows_of(piece)
+                for name, error in with_room(self.cache, self._compared, piece.places, powers).items():
+                    totals[name] = totals.get(name, 0) + error.double() * len(piece.places)
         errors: Counter[str] = Counter()
         for found in ranks.current().gather({name: total.item() for name, total in totals.items()}):
             errors.update(found)

@@ -58,7 +58,7 @@ def quantize_parts(
     plans = _plans(subjects, recorded, request)
     entries = [*(entry for plan in plans for entry in plan.scope), *outside(model, names)]
     request.progress.scope(entries)
-    rooms = [left_for_caches(plan.network, config) for plan in plans]
+    rooms = [left_for_caches(plan.network, config, request.device) for plan in plans]
     state = run_state(plans, calls.data, request)
     digest = calls.data.digest()
     report = Report(entries, [], config.to_dict(), 0.0, versions(), digest, samples=len(calls), notes=notes)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from brecq.checks import check_runs, check_weights
@@ -20,7 +21,7 @@ from brecq.progress import Progress
 @dataclass(frozen=True)
 class Subject:
     """What is quantized: a network, or a submodule of one, with the inputs that it receives. `notes`: on the way.
-    `copied`: bytes of a copy that had to be made of it."""
+    `copied`: bytes of a copy that had to be made of it, or of a part of the data."""
 
     model: nn.Module
     arguments: Inputs
@@ -31,17 +32,27 @@ class Subject:
 
 
 def subject_of(
-    model: nn.Module, calibration: Iterable[Any] | Tensor | Dataset, submodule: str | None, progress: Progress
+    model: nn.Module,
+    calibration: Iterable[Any] | Tensor | Dataset,
+    submodule: str | None,
+    progress: Progress,
+    most: int | None = None,
 ) -> Subject:
-    """The network, or the submodule of this name, checked and run once in float."""
+    """The network, or the submodule of this name, checked and run once in float. Of more than `most` samples so many
+    are taken, evenly spread."""
     data = collect(calibration, None, model=model)
     model, copied = in_float32(model)
-    notes = [note for note in (data.origin and f"inputs: {data.origin}", copied) if note]
+    size = sum(value.nbytes for value in model.parameters()) if copied else 0
+    fewer = ""
+    if most is not None and len(data) > most:
+        fewer = f"nothing is learned by gradient steps: {most} of the {len(data)} samples are used"
+        data = data.subset(torch.arange(most) * len(data) // most)
+        size += sum(value.nbytes for value in data.inputs)
+    notes = [note for note in (data.origin and f"inputs: {data.origin}", copied, fewer) if note]
     for note in notes:
         progress.note(note)
     check_weights(model)
     check_runs(model, data)
-    size = sum(value.nbytes for value in model.parameters()) if copied else 0
     if submodule is None:
         return Subject(unwrap(model), data.arguments(), data, None, notes, size)
     target = Submodule(model, submodule, data.arguments())

@@ -98,6 +98,24 @@ def test_offsets_together_visit_every_position_once() -> None:
     assert parts == [[0, 4, 8], [2, 6, 10]]
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("groups", [1, 6])
+def test_offsets_together_visit_every_patch_of_padded_pictures(kernel: int, groups: int) -> None:
+    x = torch.randn(2, 6, 9, 7).contiguous(memory_format=torch.channels_last)
+    layer = Geometry.conv((kernel, kernel), padding=kernel // 2, groups=groups)
+    (whole,) = layer.patches(x)
+    parts = [block for offset in range(4) for block in layer.patches(x, 2, offset)]
+    together = torch.cat(parts, dim=2)
+    assert together.shape == whole.shape
+    torch.testing.assert_close(together @ together.mT, whole @ whole.mT)
+
+
+def test_patches_of_single_pixels_are_not_copied() -> None:
+    x = torch.randn(2, 6, 9, 7).contiguous(memory_format=torch.channels_last)
+    (patches,) = Geometry.conv((1, 1)).patches(x)
+    assert patches.data_ptr() == x.data_ptr()
+
+
 @pytest.mark.parametrize(("every", "offset"), list(product((2, 5), (0, 3, 11))))
 def test_fewer_positions_than_steps_leave_one(every: int, offset: int) -> None:
     (block,) = Geometry.conv((3, 3)).patches(torch.randn(1, 2, 3, 3), every, offset)

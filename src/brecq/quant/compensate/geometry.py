@@ -13,7 +13,6 @@ from itertools import product
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Ints = int | Sequence[int]
@@ -106,30 +105,40 @@ class Geometry:
         """
         x = x.detach().to(torch.float32)
         if not self.kernel:
-            rows = x.reshape(-1, x.shape[-1])
-            for part in rows.split(max(1, BLOCK // max(1, rows.shape[1]))):
-                yield part.T[None]
+            yield from _lines(x)
             return
         if x.dim() == len(self.kernel) + 1:
             x = x[None]
         places = [self._places(extent, i, every, offset) for i, extent in enumerate(x.shape[2:])]
+        if self._pointwise:
+            at = (slice(place.start, place.stop, place.step) for place in places)
+            picked = x[(slice(None), slice(None), *at)]
+            yield from _lines(picked.movedim(1, -1))
+            return
         samples = max(1, BLOCK // max(1, x.shape[1] * prod(self.kernel) * prod(len(place) for place in places)))
         for part in x.split(samples):
-            yield from self._blocks(self._padded(part), places)
+            yield from self._blocks(self._spread(part), places)
+
+    @property
+    def _pointwise(self) -> bool:
+        """Whether a patch is what all channels are at one place: channels-last, it need not be copied."""
+        plain = not any((*self.before, *self.after)) and all(step == 1 for step in self.insert)
+        return self.groups == prod(self.kernel) == 1 and plain
 
     def _blocks(self, x: Tensor, places: list[range]) -> Iterator[Tensor]:
-        """Patches at `places` of padded samples, cut along the first dimension where one sample is too many."""
+        """Patches at `places` of samples, cut along the first dimension where one sample is too many."""
         channels, taps = x.shape[1], prod(self.kernel)
         x = x.transpose(0, 1)  # [C, N, *spatial]
         line = channels * taps * x.shape[1] * prod(len(place) for place in places[1:])
         lines = max(1, BLOCK // max(1, line))
         for first in range(0, len(places[0]), lines):
             part = [places[0][first : first + lines], *places[1:]]
-            block = x.new_empty(channels, taps, x.shape[1], *(len(place) for place in part))
+            block = x.new_zeros(channels, taps, x.shape[1], *(len(place) for place in part))
             for tap, at in enumerate(product(*(range(size) for size in self.kernel))):
-                shifts = [d * i for d, i in zip(self.dilation, at, strict=True)]
-                index = (slice(p.start + s, p.stop + s, p.step) for p, s in zip(part, shifts, strict=True))
-                block[:, tap] = x[(slice(None), slice(None), *index)]
+                shifts = [d * i - before for d, i, before in zip(self.dilation, at, self.before, strict=True)]
+                cuts = [_inside(*each) for each in zip(part, shifts, x.shape[2:], strict=True)]
+                here, there = zip(*cuts, strict=True)
+                block[:, tap][(..., *here)] = x[(..., *there)]
             yield block.view(self.groups, channels // self.groups * taps, -1)
 
     def every(self, x: Tensor, samples: int, wanted: int) -> int:
@@ -147,14 +156,28 @@ class Geometry:
         step = self.stride[i]
         return range(offset // every**i % min(every, outputs) * step, outputs * step, every * step)
 
-    def _padded(self, x: Tensor) -> Tensor:
-        if any(step > 1 for step in self.insert):
-            sizes = [(extent - 1) * step + 1 for extent, step in zip(x.shape[2:], self.insert, strict=True)]
-            spread = x.new_zeros(*x.shape[:2], *sizes)
-            spread[(slice(None), slice(None), *(slice(None, None, step) for step in self.insert))] = x
-            x = spread
-        ends = [end for pair in zip(self.before, self.after, strict=True) for end in reversed(pair)]
-        return F.pad(x, ends[::-1]) if any(ends) else x
+    def _spread(self, x: Tensor) -> Tensor:
+        """x with the zeros between its elements."""
+        if all(step == 1 for step in self.insert):
+            return x
+        sizes = [(extent - 1) * step + 1 for extent, step in zip(x.shape[2:], self.insert, strict=True)]
+        spread = x.new_zeros(*x.shape[:2], *sizes)
+        spread[(slice(None), slice(None), *(slice(None, None, step) for step in self.insert))] = x
+        return spread
+
+
+def _inside(places: range, shift: int, extent: int) -> tuple[slice, slice]:
+    """Those of the places that lie, moved by `shift`, inside `extent`, not in the padding; and where that is."""
+    first, last = (max(0, -(-(edge - shift - places.start) // places.step)) for edge in (0, extent))
+    inside = places[first : max(first, last)]
+    return slice(first, first + len(inside)), slice(inside.start + shift, inside.stop + shift, inside.step)
+
+
+def _lines(x: Tensor) -> Iterator[Tensor]:
+    """What lies along the last dimension of x: [1, K, n] in blocks."""
+    rows = x.reshape(-1, x.shape[-1])
+    for part in rows.split(max(1, BLOCK // max(1, rows.shape[1]))):
+        yield part.T[None]
 
 
 def _each(value: Ints, dims: int) -> tuple[int, ...]:

@@ -18,10 +18,13 @@ def activation_ranges(site: Site) -> None:
     """Set the grids of the block's activations, from the block run in float on its quantized inputs."""
     waiting = [module for module in site.mine.activations.values() if not module.initialized]
     if waiting:
-        ranges_of_run(
-            waiting, site.block.module, site.streams.share, site.recipe,
-            lambda rows: site.block.module(*site.streams.read("quantized", site.block.inputs, rows)),
-        )  # fmt: skip
+        streams, block = site.streams, site.block
+
+        def run(rows: slice) -> None:
+            for part in streams.slices(block, rows):
+                block.module(*streams.read("quantized", block.inputs, part))
+
+        ranges_of_run(waiting, block.module, streams.share, site.recipe, run)
 
 
 @torch.no_grad()

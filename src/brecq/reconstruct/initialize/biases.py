@@ -33,7 +33,8 @@ def bias_units(site: Site) -> None:
     streams.set_mode("float", block)
     squares = _Squares(block.module)
     for unit in streams.share.units(SAMPLES):
-        squares.run(*streams.read("float", block.inputs, unit.rows))
+        for rows in streams.slices(block, unit.rows):
+            squares.run(*streams.read("float", block.inputs, rows))
     for module, bias in waiting.items():
         total, count = ranks.current().total(*squares.found[module])
         outputs = (total / max(count, 1.0)) ** 0.5
@@ -52,7 +53,7 @@ class _Squares(Interpreter):
         result = super().run_node(n)
         if n in self.beside and isinstance(result, Tensor):
             sums = self.found[self.beside[n]]
-            sums[0] += float(result.double().square().sum())
+            sums[0] += float(torch.linalg.vector_norm(result, dtype=torch.float64)) ** 2
             sums[1] += result.numel()
         return result
 

@@ -101,16 +101,15 @@ def _moments(site: Site, uses: Sequence[Node], rows: Tensor) -> dict[BiasFakeQua
     samples = sum(len(index) for index in chosen)
     for number, index in enumerate(chosen):
         mine = streams.share.mine(index)
-        if not len(mine):
-            continue
-        found: list[dict[Node, Tensor]] = []
-        for stream in ("quantized", "float"):
-            streams.set_mode(stream, block)
-            found.append(inputs_of(block.module, uses, streams.read(stream, block.inputs, mine)))
-        for node in uses:
-            geometry, x_q = geometry_of(node), found[0][node]
-            every = geometry.every(x_q, samples, patches)
-            sums[beside[node]].add(geometry, x_q, found[1][node], every, number)
+        for part in streams.slices(block, slice(0, len(mine))):
+            found: list[dict[Node, Tensor]] = []
+            for stream in ("quantized", "float"):
+                streams.set_mode(stream, block)
+                found.append(inputs_of(block.module, uses, streams.read(stream, block.inputs, mine[part])))
+            for node in uses:
+                geometry, x_q = geometry_of(node), found[0][node]
+                every = geometry.every(x_q, samples, patches)
+                sums[beside[node]].add(geometry, x_q, found[1][node], every, number)
     return {bias: _of_all(total, rows) for bias, total in sums.items()}
 
 

@@ -12,10 +12,20 @@ import torch
 from torch import Tensor, nn
 
 import brecq
-from brecq import BrecqError, CheckpointError, CompositeResult, ConfigError, DataError, QuantConfig, Recipe
+from brecq import (
+    BrecqError,
+    CheckpointError,
+    CompositeResult,
+    ConfigError,
+    DataError,
+    ExportError,
+    QuantConfig,
+    Recipe,
+)
 from brecq.data import Dataset
 from brecq.graph import parts
 from brecq.graph.capture import capture, example_batch
+from brecq.progress import Progress
 
 FAST = QuantConfig(recipe=Recipe.preset("fast").replace(steps=4, batch_size=4, range_samples=8, range_candidates=10))
 NEAREST = dataclasses.replace(FAST, weights=8, method="rtn")
@@ -189,7 +199,7 @@ def test_rules_that_leave_everything_in_float_are_refused(two: nn.Module, batche
 
 
 def test_a_killed_run_resumes_in_the_second_part(two: nn.Module, batches: Tensor, tmp_path: Path) -> None:
-    class Killed(brecq.progress.Progress):  # type: ignore[name-defined]
+    class Killed(Progress):
         def block_done(self, report: Any) -> None:
             if report.name.startswith("head"):
                 raise KeyboardInterrupt
@@ -211,6 +221,14 @@ def test_one_file_for_each(two: nn.Module, batches: Tensor, tmp_path: Path) -> N
     assert [file.name for file in exported.files] == ["backbone.onnx", "head.onnx"]
     received = parts.record(two, ["head"], [(batches,)])[0].inputs
     assert brecq.verify(result.parts["head"], exported.files[1], [received]).as_expected
+
+
+def test_a_part_with_16_bits_is_refused_as_a_whole_network_is(two: nn.Module, batches: Tensor, tmp_path: Path) -> None:
+    config = dataclasses.replace(NEAREST, activations=16)
+    result = brecq.quantize(two, batches, config, submodules=["backbone", "head"])
+    with pytest.raises(ExportError, match="format onnx takes activations of at most 8 bits"):
+        brecq.export(result, tmp_path / "files")
+    assert not (tmp_path / "files").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 
 import brecq
 from brecq import QuantConfig, QuantResult, Recipe
-from brecq.errors import CheckpointError
+from brecq.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -185,3 +186,20 @@ def test_operators_that_have_shapes_by_decomposition_only_are_loaded(tmp_path: P
     loaded = brecq.load(result.save(tmp_path / "out"))
     assert torch.equal(loaded.model(x), result.model(x))
     assert torch.equal(loaded.model(x[:3]), result.model(x[:3]))
+
+
+@pytest.mark.parametrize("submodule", [None, "layer1"])
+def test_other_floating_point_types_would_change_the_grids(
+    networks: ModuleType, tmp_path: Path, submodule: str | None
+) -> None:
+    model = networks.build(networks.ResNet)
+    (x,) = networks.inputs(model, 8)
+    result = brecq.quantize(model, x, QuantConfig(8, 8, method="rtn"), submodule=submodule)
+    loaded = brecq.load(result.save(tmp_path / "out"))
+    for network in (result.model, loaded.model, copy.deepcopy(loaded.model), nn.Sequential(loaded.model)):
+        for dtype in (torch.float16, torch.bfloat16, torch.float64):
+            with pytest.raises(ConfigError, match=f"{dtype} would change them".removeprefix("torch.")):
+                network.to(dtype)
+    with torch.no_grad():
+        inputs = result.example_inputs
+        assert torch.equal(loaded.converted.float().cpu()(*inputs), result.converted(*inputs))

@@ -26,6 +26,7 @@ from brecq.errors import CheckpointError
 from brecq.graph.convert import DEQUANTIZE
 from brecq.graph.fold import get_tensor
 from brecq.graph.ops import input_names
+from brecq.graph.quantized import Quantized
 from brecq.storage.operators import find_operator, operator_name
 
 FORMAT, VERSION = "brecq program", 1
@@ -105,7 +106,7 @@ def rebuild(described: Mapping[str, Any], tensors: Mapping[str, Stored]) -> tupl
     examples = tuple(_example(entry) for entry in inputs)
     if len(examples) != sum(node.op == "placeholder" for node in nodes.values()):
         raise CheckpointError(f"inputs describes {len(examples)} of the program's inputs")
-    module = GraphModule(root, graph).eval()
+    module = Quantized(root, graph).eval()
     _note_shapes(module, examples, [_free(entry["shape"]) for entry in inputs])
     return module, examples
 

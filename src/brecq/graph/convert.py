@@ -24,6 +24,7 @@ from brecq.graph import outputs, pt2e
 from brecq.graph.constants import constant_values
 from brecq.graph.fold import get_tensor, set_buffer
 from brecq.graph.pt2e import decomposed
+from brecq.graph.quantized import Quantized
 from brecq.graph.shapes import batch_dim, dynamic_shapes, one_batch
 from brecq.quant.fake_quant import BiasFakeQuantize, WeightFakeQuantize
 
@@ -63,7 +64,7 @@ class _Constant:
         return None if self.reader is None else self.reader.integers(self.source)
 
 
-def convert(prepared: GraphModule) -> GraphModule:
+def convert(prepared: GraphModule) -> Quantized:
     """The converted program of a prepared graph whose fake-quantizers are in hard-rounding mode.
 
     `prepared` is left as it is. Fake-quantizers with `enabled == False` vanish, and what they read stays float.
@@ -80,7 +81,7 @@ def convert(prepared: GraphModule) -> GraphModule:
     module = pt2e.convert_observers(module)
     _fold(module, constants)
     module.graph.eliminate_dead_code()
-    return GraphModule(module, module.graph).eval()  # a new one takes over only what its graph reads
+    return Quantized(module, module.graph).eval()  # a new one takes over only what its graph reads
 
 
 def to_program(converted: nn.Module, example_inputs: Sequence[Any]) -> ExportedProgram:

@@ -173,6 +173,27 @@ def test_tied_weights_and_computed_ones(config: QuantConfig) -> None:
     assert sqnr(float(expected.square().sum()), float((expected - found).square().sum())) > 30
 
 
+class Mirrored(nn.Module):
+    """A transposed convolution with the weight of the convolution that it undoes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.other = nn.Conv2d(3, 8, 2, 2), nn.ConvTranspose2d(3, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.down(x))
+        return self.other(F.conv_transpose2d(y, self.down.weight, stride=2))
+
+
+def test_a_weight_with_outputs_along_two_axes_has_one_step() -> None:
+    model, x = Mirrored().eval(), torch.randn(12, 3, 6, 6)
+    graph = brecq.quantize(model, x, QuantConfig(8, 8, method="rtn")).converted
+    assert not hasattr(graph.down, "weight_scale")  # one step is an argument of its operator
+    assert graph.other.weight_scale.numel() == 8
+    expected, found = model(x), graph(x)
+    assert sqnr(float(expected.square().sum()), float((expected - found).square().sum())) > 30
+
+
 def test_a_capture_that_is_another_network_is_refused_by_its_first_wrong_layer(
     networks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -44,12 +45,14 @@ class BrecqQuantizer(Quantizer):
             first = edges.setdefault(tensor, layer)
             spec = pt2e.activation_spec(bits, scheme)
             inputs[layer][tensor] = spec if first is layer else pt2e.shared_with((tensor, first))
+        axes = _axes(placement.weight_bits)
         for layer, bits in placement.weight_bits.items():
             if bits != FLOAT:
                 kernel = placement.kernels.get(layer)
                 whole = is_symmetric(self.config, bits)
-                axis = output_axis(layer) if kernel is None or kernel.per_channel else None
                 weight: Any = layer.args[1]
+                single = len(axes[weight.target]) == 1 and (kernel is None or kernel.per_channel)
+                axis = output_axis(layer) if single else None
                 inputs[layer][weight] = pt2e.weight_spec(IntRange.weights(bits, whole), whole, axis)
         for node, end in placement.ends.items():
             node.meta[END] = end
@@ -91,6 +94,18 @@ def activation_scheme(config: QuantConfig) -> ActivationScheme:
     target = config.runtime
     needed: ActivationScheme = "signed" if target is not None and target.zero_point == "zero" else "asymmetric"
     return needed if config.activation_scheme == "auto" else config.activation_scheme
+
+
+def _axes(layers: Iterable[Node]) -> dict[Any, set[int]]:
+    """Along which axes each weight, by its target, has the outputs of the layers that read it.
+
+    A convolution and the transposed one that undoes it may share a weight, and differ in this. Steps along the one's
+    outputs are steps along the other's inputs, which no integer kernel has: such a weight gets one step in all.
+    """
+    found: dict[Any, set[int]] = defaultdict(set)
+    for layer in layers:
+        found[layer.args[1].target].add(output_axis(layer))  # type: ignore[union-attr]
+    return found
 
 
 def output_axis(layer: Node) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 import brecq
 from brecq import QuantResult
@@ -90,3 +92,23 @@ def test_what_finn_does_not_take_is_refused_before_writing(quantized: Quantized,
     with pytest.raises(ConfigError, match="batch is 0"):
         brecq.export(result, tmp_path / "m.onnx", "qonnx", batch=0)
     assert not list(tmp_path.iterdir())
+
+
+class PooledTwice(nn.Module):
+    """Operators of one kind in one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).relu().mean((2, 3)) - self.conv(2 * x).relu().mean((2, 3)))
+
+
+def test_names_of_nodes_are_unique(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    result = brecq.quantize(PooledTwice(), torch.randn(64, 3, 6, 6), brecq.QuantConfig(4, 8, method="rtn"))
+    brecq.export(result, tmp_path / "model.onnx", "qonnx")
+    names = [node.name for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert all(names)
+    assert len(set(names)) == len(names)

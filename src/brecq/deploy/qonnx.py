@@ -20,6 +20,7 @@ from brecq.deploy.formats import Exported, some
 from brecq.deploy.onnx import tidy
 from brecq.deploy.onnx.build import Builder, brecq_nodes, integer, value_of, width_of
 from brecq.deploy.onnx.file import set_batch
+from brecq.deploy.onnx.names import unique_names
 from brecq.deploy.onnx.neutral import neutral
 from brecq.errors import ConfigError, ExportError
 from brecq.storage.files import write as write_file
@@ -136,6 +137,7 @@ def _lower(model: ir.Model) -> None:
     model.opset_imports.update({"": _OPSET, QONNX_DOMAIN: 1})
     model.ir_version = _IR_VERSION
     graph.sort()
+    unique_names(graph)
 
 
 def _lower_constant(build: Builder, node: ir.Node) -> None:

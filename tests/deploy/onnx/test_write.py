@@ -168,6 +168,23 @@ def test_weights_kept_in_float_stay_so(networks: ModuleType, quantized: Quantize
     assert torch.equal(torch.from_numpy(run(x.numpy())[0]), brecq.simulate(result)(x))
 
 
+class CalledTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.conv(x) + self.conv(F.relu(x))).mean((2, 3)))
+
+
+def test_float_weights_of_a_layer_that_is_called_twice(tmp_path: Path) -> None:
+    x = torch.randn(64, 3, 6, 6)
+    result = brecq.quantize(CalledTwice(), x, QuantConfig(32, 8, first_last=None, method="rtn"))
+    run = session.load(brecq.export(result, tmp_path / "m.onnx").path)
+    with torch.no_grad():
+        assert np.abs(run(x.numpy())[0] - result.model(x).numpy()).max() < 1e-5
+
+
 def test_weight_only_results_run_in_float(networks: ModuleType, quantized: Quantized, tmp_path: Path) -> None:
     result = quantized("ConcatNet", 3, 32)
     exported = brecq.export(result, tmp_path / "m.onnx")

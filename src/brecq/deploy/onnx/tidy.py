@@ -147,6 +147,7 @@ def protect_float_weights(graph: ir.Graph) -> None:
     """
     build = Builder(graph)
     rows: ir.Value | None = None
+    kept: dict[ir.Value, ir.Value] = {}  # several layers may share a weight
     for node in list(graph):
         weight = node.inputs[1] if node.op_type in ("Conv", "ConvTranspose", "Gemm") else None
         if weight is None or weight.const_value is None or producer(node.inputs[0], "Dequantize", DOMAIN) is None:
@@ -155,13 +156,14 @@ def protect_float_weights(graph: ir.Graph) -> None:
         if rows is None:
             ends = {"start": 0, "end": 1}
             rows = build.node(first, "Shape", [graph.inputs[0]], "batch_size", ir.DataType.INT64, [1], ends)
-        assert weight.shape is not None
-        size = build.constant(f"{weight.name}_rows", np.array([weight.shape[0]], np.int64))
-        end = build.node(node, "Add", [size, rows], f"{weight.name}_end", ir.DataType.INT64, [1])
-        start = build.constant("start", np.zeros(1, np.int64))
-        node.replace_input_with(
-            1, build.node(node, "Slice", [weight, start, end], f"{weight.name}_kept", weight.dtype, weight.shape)
-        )
+        if weight not in kept:
+            assert weight.shape is not None
+            size = build.constant(f"{weight.name}_rows", np.array([weight.shape[0]], np.int64))
+            end = build.node(node, "Add", [size, rows], f"{weight.name}_end", ir.DataType.INT64, [1])
+            start = build.constant("start", np.zeros(1, np.int64))
+            inputs = [weight, start, end]
+            kept[weight] = build.node(node, "Slice", inputs, f"{weight.name}_kept", weight.dtype, weight.shape)
+        node.replace_input_with(1, kept[weight])
 
 
 def keep_softmax_float(graph: ir.Graph) -> None:

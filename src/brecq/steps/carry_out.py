@@ -46,8 +46,9 @@ def _convert(run: Run, subject: Subject, plan: Plan) -> QuantResult:
     prepared, device, recipe = plan.network.graph, run.cache.device, run.config.recipe
     set_mode(prepared, Mode.HARD)
     received, first = run.inputs if run.received is None else run.received, ranks.current().first
-    noise, outputs = first(lambda: tensor_noise(prepared, [value[:SAMPLES].to(device) for value in run.inputs]))
-    lossy = first(lambda: _most_lossy(prepared, run.config, [value[:2].to(device) for value in run.inputs]))
+    everything = tensors(subject.arguments)  # of all processes: the first may have fewer samples than are looked at
+    noise, outputs = first(lambda: tensor_noise(prepared, [value[:SAMPLES].to(device) for value in everything]))
+    lossy = first(lambda: _most_lossy(prepared, run.config, [value[:2].to(device) for value in everything]))
     set_mode(prepared, Mode.HARD)
     converted = convert(prepared)
     few = [value[: check.SAMPLES].to(device) for value in received]

@@ -306,6 +306,8 @@ def test_activation_end_takes_all_of_a_swish(captured) -> None:
 def test_a_rule_that_matches_nothing_is_an_error(captured) -> None:
     with pytest.raises(ConfigError, match=r"no layer matches 'layer9\.\*'; there are conv1, layer1\.0\.conv1"):
         plan(captured("ResNet"), config(rules=(LayerRule("layer9.*", weights=8),)))
+    with pytest.raises(ConfigError, match=r"no layer matches 'layer1'; .*; 'layer1\.\*' is all of layer1"):
+        plan(captured("ResNet"), config(rules=(LayerRule("layer1", weights=8),)))
 
 
 def test_a_network_without_layers_is_an_error(networks) -> None:

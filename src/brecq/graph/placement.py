@@ -15,13 +15,14 @@ With a target (`targeted`) layers have widths that its kernels take, and whateve
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch.fx import GraphModule, Node
 
-from brecq.config import FLOAT, QuantConfig
+from brecq.config import FLOAT, LayerRule, QuantConfig
 from brecq.errors import ConfigError
 from brecq.graph import ops, targeted
 from brecq.graph.dataflow import constants, layer_names
@@ -94,9 +95,7 @@ def plan(graph: GraphModule, config: QuantConfig, part: frozenset[End] | None = 
     shared = _names_by_weight(weighted)
     for rule in config.rules:
         if part is None and not any(rule.matches(name) for names in shared.values() for name in names):
-            raise ConfigError(
-                f"no layer matches {rule.pattern!r}; there are {', '.join(list(weighted.values())[:8])}, ..."
-            )
+            raise ConfigError(unmatched(rule, list(weighted.values())))
     ends: dict[Node, str] = {}
     for end, found in (("first", first_layers(graph, weighted)), ("last", last_layers(graph, weighted))):
         ends |= dict.fromkeys(found, end) if part is None or end in part else {}
@@ -137,6 +136,13 @@ def _end_input(config: QuantConfig) -> int:
     """Bits of what the first and last layers read: those of `first_last` are to be more, not fewer, than all have."""
     assert config.first_last is not None
     return WIDE if config.activations == WIDE else config.first_last
+
+
+def unmatched(rule: LayerRule, layers: Sequence[str]) -> str:
+    """What to say of a rule for none of the layers of these names."""
+    inside = any(layer.startswith(f"{rule.pattern}.") for layer in layers)
+    hint = f"; {rule.pattern + '.*'!r} is all of {rule.pattern}" if inside else ""
+    return f"no layer matches {rule.pattern!r}; there are {', '.join(layers[:8])}, ...{hint}"
 
 
 def _readers_of_first(ends: dict[Node, str], weighted: dict[Node, str]) -> set[Node]:

@@ -23,6 +23,7 @@ from brecq.float32 import in_float32
 from brecq.forward import unwrap
 from brecq.graph import parts
 from brecq.graph.outside import outside
+from brecq.graph.placement import unmatched
 from brecq.progress import Progress
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.need import left_for_caches
@@ -148,7 +149,7 @@ def _check_rules(config: QuantConfig, plans: Sequence[Plan]) -> None:
     blocks = {spec.name for plan in plans for spec in plan.specs}
     for rule in config.rules:
         if not any(map(rule.matches, layers)):
-            raise ConfigError(f"no layer matches {rule.pattern!r}; there are {', '.join(layers[:8])}, ...")
+            raise ConfigError(unmatched(rule, layers))
     for name, patterns in (config.blocks or {}).items():
         if name not in blocks:
             raise PartitionError(f"block {name!r}: {', '.join(patterns)} matches no layer of any submodule")

@@ -127,10 +127,30 @@ def to_onnx(
             raise ExportError(_explain(error, program.graph)) from error
     assert exported is not None
     model: ir.Model = exported.model
+    fixed = _compute_constant_outputs(model.graph)
     for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.shape is not None and len(value.shape):
+        if value.shape is not None and len(value.shape) and value not in fixed:
             value.shape = ir.Shape(["batch", *list(value.shape)[1:]])
     return model
+
+
+def _compute_constant_outputs(graph: ir.Graph) -> list[ir.Value]:
+    """Let a node put out what the network returns of its parameters alone: an initializer that no node reads would be
+    dropped. Returns these outputs."""
+    found = []
+    for index, value in enumerate(graph.outputs):
+        if value.const_value is not None and value.name in graph.initializers:
+            name = str(value.name)
+            del graph.initializers[name]
+            value.name = value.const_value.name = f"{name}_value"
+            graph.register_initializer(value)
+            node = ir.node("Identity", [value], name=name)
+            output = node.outputs[0]
+            output.name, output.type, output.shape = name, value.type, value.shape
+            graph.append(node)
+            graph.outputs[index] = output
+            found.append(output)
+    return found
 
 
 def _name_codes(model: ir.Model, names: list[str]) -> None:

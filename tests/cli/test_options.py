@@ -265,7 +265,7 @@ def test_preprocessing_has_an_option_for_each_field() -> None:
     ("arguments", "message"),
     [
         ("-w 1", "weights is 1"),
-        ("-a 16", "activations is 16"),
+        ("-a 12", "activations is 12"),
         ("-w 32 -a 32", "nothing to quantize"),
         ("--first-last eight", "'eight'"),
         ("--set layer4.*", "gives no setting"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from brecq.config import FLOAT, QuantConfig
+from brecq.config import FLOAT, WIDE, QuantConfig
 from brecq.errors import ConfigError
 from brecq.graph import integer, ops
 from brecq.targets import Kernel, Target, load, names
@@ -23,10 +23,10 @@ def test_every_table_is_whole(name: str) -> None:
     assert target.operators.keys() <= OPERATORS
     assert target.fixed.keys() <= target.operators.keys()
     assert target.kernels
-    for kernel in target.kernels:
+    for kernel in (*target.kernels, *(() if target.wide is None else target.wide.kernels)):
         assert set(kernel.operators) <= LAYERS
         assert set(kernel.weights) <= {*range(2, 9), FLOAT}
-        assert set(kernel.activations) <= {*range(2, 9), FLOAT}
+        assert set(kernel.activations) <= {*range(2, 9), WIDE, FLOAT}
         assert all(width in kernel.weights and width < bits <= 8 for width, bits in kernel.stored.items())
     assert QuantConfig(target=name).target == name
 

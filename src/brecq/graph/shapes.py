@@ -73,12 +73,14 @@ def samples_of(graph: Graph) -> int:
 
 def numel_of_sample(value: Tensor, samples: int) -> int:
     """How many numbers a tensor of a graph that was captured with `samples` holds for each of them, at the heights and
-    widths of then; 0 for a constant, none of whose extents varies."""
+    widths of then; 0 for a constant, none of whose extents varies. An extent that values decide, such as how many pass
+    a threshold, counts as one that all samples pass."""
     extents: list[Any] = list(value.shape)
     varies = any(isinstance(extent, SymInt) for extent in extents)
-    return prod(map(_captured, extents)) // samples if varies else 0
+    return prod(_captured(extent) or samples for extent in extents) // samples if varies else 0
 
 
 def _captured(extent: Any) -> int:
+    """What an extent was when the graph was captured; 0 for one that values decide."""
     size: Any = extent.node.hint if isinstance(extent, SymInt) else extent
-    return int(size)
+    return 0 if size is None else int(size)

@@ -13,7 +13,9 @@ import pytest
 TASKS = ("quantize", "search", "distill", "export", "quantize_parts")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 FEW = (0, 5, 7, 10)  # every task, and every signal
-ENDED = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+ENDED = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15, -6), signal.SIGINT: (130, -2, -6)}
+"""Exit statuses. -6: the exception that a signal raises came in a Python function that PyTorch's C++ calls and cannot
+be thrown through, which aborts the process, once in hundreds of runs."""
 
 Undisturbed = Callable[[str], tuple[Path, float]]
 Digests = Callable[[Path], dict[str, str]]
@@ -26,7 +28,7 @@ def kill_and_resume(worker: Any, undisturbed: Undisturbed, digests: Digests, fol
     expected, seconds = undisturbed(task)
     for _ in range(chance.randint(1, 3)):
         status = worker.run(task, folder, number=number, after=chance.uniform(0, seconds))
-        assert status in (0, ENDED[number], -number)  # it had ended already, or it was killed
+        assert status in (0, *ENDED[number])  # it had ended already, or it was killed
     assert worker.run(task, folder) == 0
     found = {name: digest for name, digest in digests(folder).items() if not Path(name).name.startswith(".")}
     assert found == digests(expected)

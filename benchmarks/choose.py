@@ -1,7 +1,7 @@
 """Recipes side by side on validation images: what a default is chosen by. Many processes, one thread each.
 
     python benchmarks/choose.py --jobs 2 'resnet20,resnet32 W2A2,W2A4 0 fast steps=100 tuning=4'
-    python benchmarks/choose.py --jobs 14 --seconds 400 --plan benchmarks/choose.txt
+    python benchmarks/choose.py --jobs 14 --seconds 400 --plan benchmarks/choose_parts.txt
     python benchmarks/choose.py --pack FOLDER      # the data for a machine that has none; name it in BRECQ_DATA
     python benchmarks/choose.py --table
 

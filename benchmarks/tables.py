@@ -3,103 +3,23 @@
     python benchmarks/tables.py             # fills README.md and docs/*.md in
     python benchmarks/tables.py --check     # changes nothing; fails where a page says something else
 
-A page holds `<!-- table: NAME -->`, the table, and `<!-- end -->`; `TABLES` says what NAME is. A cell of a table is
-the newest record in benchmarks/results/ with that network, row and column; records that differ from it in nothing but
-their seed are averaged. So a page follows when a cell is measured again, and only then. What was measured before the
-recipe had the setting `SINCE` is left out of the tables of accuracy (`CURRENT`), and marked † in the others.
+A page holds `<!-- table: NAME -->`, the table, and `<!-- end -->`; `TABLES` says what NAME is, `measured.py` what a
+cell is. So a page follows when a cell is measured again, and only then.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+import chosen
+from measured import Lines, Show, cell, grid, name_of, newest, records, written
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n\n)(.*?)(\n\n<!-- end -->)", re.DOTALL)
-SINCE = "correction"
-CURRENT = ("cifar", "clock", "tasks")
-"""Results of which a page shows no earlier version's."""
-Record = dict[str, Any]
-Lines = list[list[str]]
-
-
-@dataclass(frozen=True)
-class Show:
-    """A number of a record: `row` as it is called there, the key of its value, its unit's factor, digits shown.
-
-    `where`: what its configuration has to be (`placement`, `target`, ...), beside the defaults of `newest`; `column`:
-    the record's, where that is not the table's.
-    """
-
-    row: str
-    key: str = "top1"
-    digits: int = 2
-    factor: float = 1.0
-    where: dict[str, Any] = field(default_factory=dict)
-    column: str | None = None
-
-
-@lru_cache
-def records(file: str) -> list[Record]:
-    """Lines of a results file, oldest first; the clock's cells are measured as those of the CIFAR table are."""
-    paths = [RESULTS / f"{name}.jsonl" for name in ((file, "clock") if file == "cifar" else (file,))]
-    lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def newest(file: str, network: str, column: str, show: Show) -> list[Record]:
-    """The newest record of every seed of the newest configuration; empty where nothing was measured.
-
-    A record without a column (the float network's, say) stands in all of them.
-    """
-    where = {"placement": "output", "target": None, **show.where}
-    wanted = column if show.column is None else show.column
-
-    def fits(record: Record) -> bool:
-        config = record["key"]["config"]
-        same = config is None or all(config.get(name) == value for name, value in where.items())
-        dated = file in CURRENT and _earlier(record)
-        named = (record["network"], record["row"]) == (network, show.row) and record["column"] in ("", wanted)
-        return named and same and not dated
-
-    found = [record for record in records(file) if fits(record) and show.key in record["values"]]
-    seeds = {_seed(record): record for record in found if _but_seed(record) == _but_seed(found[-1])}
-    return list(seeds.values())
-
-
-def cell(file: str, network: str, column: str, show: Show) -> str:
-    """`80.21`, or of several seeds `80.21 ± 0.13` (mean and sample standard deviation); empty without any."""
-    found = newest(file, network, column, show)
-    numbers = [show.factor * record["values"][show.key] for record in found]
-    if not numbers:
-        return ""
-    spread = f" ± {statistics.stdev(numbers):.{show.digits}f}" if len(numbers) > 1 else ""
-    shown = f"{statistics.mean(numbers):.{show.digits}f}"
-    if not show.digits and not spread:
-        shown = f"{int(shown):,}".replace(",", " ")
-    return shown + spread + (" †" if any(map(_earlier, found)) else "")
-
-
-def grid(file: str, network: str, columns: Sequence[str], rows: dict[str, Show], corner: str = "") -> Lines:
-    """A table with a row for each of `rows`, by the name it is given here. Rows without a number are left out."""
-    lines = [[name, *(cell(file, network, column, show) for column in columns)] for name, show in rows.items()]
-    return [[corner, *columns], *(line for line in lines if any(line[1:]))]
-
-
-def written(lines: Lines) -> str:
-    """Markdown; the first line is the head, numbers are on the right."""
-    head, *rest = lines
-    right = [all(re.match(r"[-−]?\d|$", line[i]) for line in rest) for i in range(len(head))]
-    rule = "|".join("---:" if number and i else "---" for i, number in enumerate(right))
-    return "\n".join([_line(head), f"|{rule}|", *map(_line, rest)])
 
 
 def filled(text: str) -> str:
@@ -130,28 +50,7 @@ def main() -> None:
     print("written:" if stale else "nothing to do", *stale)
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
-
-
-def _earlier(record: Record) -> bool:
-    config = record["key"]["config"]
-    if not config or config["method"] == "rtn":
-        return False
-    return SINCE not in config["recipe"]
-
-
-def _seed(record: Record) -> int:
-    return (record["key"]["config"] or {}).get("seed", 0)
-
-
-def _but_seed(record: Record) -> Record:
-    config = record["key"]["config"]
-    return {**record["key"], "config": config and {**config, "seed": 0}}
-
-
 FLOAT, NEAREST = Show("float"), Show("rounding to nearest")
-CIFAR = ("W4A32", "W3A32", "W2A32", "W4A4", "W2A4", "W3A3", "W2A2")
 CLOCK = ("W2A32", "W4A4", "W3A3", "W2A4", "W2A2")
 FAST = "fast (300 steps)"
 ON_GPU = f"{FAST}, on a GPU"
@@ -162,25 +61,9 @@ EXPORTED = {
 }  # fmt: skip
 """Rows of deploy.py, and the targets that their networks are initialized for."""
 SHORT = ("fast (25 steps)", "fast (100 steps)")
+THOROUGH = "thorough (1200 steps)"
 AUTHORS = {"W2A32": (78.95, 2103), "W2A4": (77.25, 3040)}
 """ResNet-20: top-1 and processor seconds of the authors' code, 20 000 steps a block on the weights, 5 000 on steps."""
-
-
-def cifar(network: str, recipes: Sequence[str]) -> Lines:
-    learned = {name: Show(name) for name in recipes}
-    return grid(
-        "cifar", network, CIFAR, {"float": FLOAT, "rounding to nearest": NEAREST, **learned}, corner=_name(network)
-    )
-
-
-def cifar_seconds() -> Lines:
-    head = ["", *CIFAR]
-    rows = [("resnet20", FAST), ("resnet20", "instant")]
-    lines = [
-        [f"{_name(network)}, {row}", *(cell("cifar", network, c, Show(row, "cpu_seconds", 0)) for c in CIFAR)]
-        for network, row in rows
-    ]
-    return [head, *lines]
 
 
 def clock(network: str, columns: Sequence[str], recipes: Sequence[str], authors: bool = False) -> Lines:
@@ -199,7 +82,7 @@ def clock(network: str, columns: Sequence[str], recipes: Sequence[str], authors:
     if authors:
         seconds = (f"{AUTHORS[c][1]:,}".replace(",", " ") if c in AUTHORS else "" for c in columns)
         lines.append(["processor seconds, the authors' code", *seconds])
-    return [[_name(network), *columns], *lines[1:]]
+    return [[name_of(network), *columns], *lines[1:]]
 
 
 def headline() -> Lines:
@@ -208,14 +91,14 @@ def headline() -> Lines:
     instant = "ResNet-20, CIFAR-10, `instant`"
     squeeze = "SqueezeNet 1.1, ImageNet subset, 45 steps a block"
     rows = [
-        *((lite, "clock", "efficientnet_lite0", bits, ON_GPU) for bits in ("W4A8", "W4A4", "W2A8")),
-        (squeeze, "clock", "squeezenet1_1", "W2A8", "fast (45 steps)"),
+        *((lite, "efficientnet_lite0", bits, ON_GPU) for bits in ("W4A8", "W4A4", "W2A8")),
+        (squeeze, "squeezenet1_1", "W2A8", "fast (45 steps)"),
     ]
-    rows += [(resnet, "cifar", "resnet20", bits, FAST) for bits in CLOCK]
-    rows += [(instant, "cifar", "resnet20", bits, "instant") for bits in ("W2A32", "W2A4")]
+    rows += [(resnet, "resnet20", bits, FAST) for bits in CLOCK]
+    rows += [(instant, "resnet20", bits, "instant") for bits in ("W2A32", "W2A4")]
     lines, last = [["network", "bits", "float", "rounding to nearest", "brecq"]], ""
-    for name, file, network, bits, row in rows:
-        shown = [cell(file, network, bits, show) for show in (FLOAT, NEAREST, Show(row))]
+    for name, network, bits, row in rows:
+        shown = [cell("clock", network, bits, show) for show in (FLOAT, NEAREST, Show(row))]
         lines.append(["" if name == last else name, bits, *shown])
         last = name
     return lines
@@ -255,7 +138,7 @@ def matrix() -> Lines:
     for network in EXPORTS:
         for number, (title, (key, digits)) in enumerate(keys.items()):
             cells = [_exported(network, target, key, digits, refused=not number) for target in EXPORTED]
-            lines += [[f"{_name(network)}: {title}", *cells]] if any(cells) else []
+            lines += [[f"{name_of(network)}: {title}", *cells]] if any(cells) else []
     return lines
 
 
@@ -278,14 +161,6 @@ def litert(network: str, columns: tuple[str, ...], more: Mapping[str, tuple[str,
     return grid("deploy", network, columns, shown)
 
 
-def _name(network: str) -> str:
-    names = {
-        "efficientnet_lite0": "EfficientNet-lite0", "squeezenet1_1": "SqueezeNet 1.1", "unet": "U-Net", "vit": "ViT",
-        "mobilenetv3_small": "MobileNetV3-small", "nanodet_m": "NanoDet-m",
-    }  # fmt: skip
-    return names.get(network) or network.replace("resnet", "ResNet-")
-
-
 DETECTED = {
     "AP": ("AP %", 2), "AP50": ("AP50 %", 2), "boxes that changed, percent": ("flips", 1),
     "SQNR of the worst output in dB": ("sqnr", 1), "processor seconds": ("cpu_seconds", 0),
@@ -295,17 +170,19 @@ RESTORED = {"PSNR in dB": ("PSNR dB", 2), "SQNR of the output in dB": ("sqnr", 1
 
 TABLES: dict[str, Callable[[], Lines]] = {
     "headline": headline,
-    "cifar-resnet20": partial(cifar, "resnet20", (FAST, "instant")),
-    "cifar-seconds": cifar_seconds,
-    "clock-resnet20": partial(clock, "resnet20", CLOCK, ("instant", *SHORT, FAST), authors=True),
+    "clock-resnet20": partial(clock, "resnet20", CLOCK, ("instant", *SHORT, FAST, THOROUGH), authors=True),
     "clock-efficientnet_lite0": partial(
         clock, "efficientnet_lite0", ("W4A8", "W4A4", "W2A8"), ("instant", "fast (75 steps)", ON_GPU)
     ),
+    "clock-resnet32": partial(clock, "resnet32", ("W2A32", "W2A2"), ("instant", FAST)),
     "clock-squeezenet1_1": partial(clock, "squeezenet1_1", ("W2A8", "W4A4"), ("fast (45 steps)",)),
     "tasks-nanodet_m": partial(tasks, "nanodet_m", DETECTED),
     "tasks-deeplabv3_mnv2": partial(tasks, "deeplabv3_mnv2", SEGMENTED),
     "tasks-in-parts": in_parts,
     "tasks-denoiser": partial(tasks, "denoiser", RESTORED),
+    "chosen-start": chosen.start,
+    "chosen-parts": chosen.parts,
+    "chosen-loss": chosen.losses,
     "deploy-matrix": matrix,
     "deploy-four-bits": partial(litert, "efficientnet_lite0", ("W4A8",)),
     "deploy-sixteen-bits": partial(

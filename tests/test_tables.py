@@ -13,6 +13,7 @@ if not BENCHMARKS.is_dir():
     pytest.skip("benchmarks/ is not part of the source distribution", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
 tables = pytest.importorskip("tables")
+import measured  # noqa: E402
 
 
 @pytest.mark.parametrize("page", tables.pages(), ids=lambda page: page.name)
@@ -39,13 +40,13 @@ def test_the_newest_cell_counts_and_its_seeds_are_averaged(monkeypatch: pytest.M
         key = {"network": "n", "config": config}
         return json.dumps({"network": "n", "row": "r", "column": "W2A2", "values": {"top1": top1}, "key": key})
 
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    tables.records.cache_clear()
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    measured.records.cache_clear()
     lines = [record(10, 0), record(20, 1), record(30, 0, correction=0), record(70, 0, correction=0)]
     (tmp_path / "old.jsonl").write_text("\n".join(lines[:2]))
     (tmp_path / "new.jsonl").write_text("\n".join([*lines, record(50, 1, correction=0)]))
-    assert tables.cell("old", "n", "W2A2", tables.Show("r")) == "15.00 ± 7.07 †"
-    assert tables.cell("new", "n", "W2A2", tables.Show("r")) == "60.00 ± 14.14"
-    assert tables.cell("new", "n", "W4A4", tables.Show("r")) == ""
-    assert tables.cell("new", "n", "W2A2", tables.Show("r", where={"placement": "input"})) == ""
-    tables.records.cache_clear()
+    assert measured.cell("old", "n", "W2A2", measured.Show("r")) == "15.00 ± 7.07 †"
+    assert measured.cell("new", "n", "W2A2", measured.Show("r")) == "60.00 ± 14.14"
+    assert measured.cell("new", "n", "W4A4", measured.Show("r")) == ""
+    assert measured.cell("new", "n", "W2A2", measured.Show("r", where={"placement": "input"})) == ""
+    measured.records.cache_clear()

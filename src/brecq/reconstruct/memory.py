@@ -11,7 +11,7 @@ import ctypes
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -51,7 +51,13 @@ def return_freed(device: torch.device) -> None:
 
 
 def _glibc(device: torch.device) -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if device.type == "cpu" and platform.libc_ver()[0] == "glibc" else None
+    return ctypes.CDLL(None) if device.type == "cpu" and _is_glibc() else None
+
+
+@cache
+def _is_glibc() -> bool:
+    """Asked once: the interpreter's file is read for it."""
+    return platform.libc_ver()[0] == "glibc"
 
 
 LARGEST_PART = 1 << 27

@@ -20,7 +20,7 @@ from torch import Tensor
 from brecq import ranks
 from brecq.config import Recipe
 from brecq.quant import adaround, kernels
-from brecq.quant.learners import Learner
+from brecq.quant.learners import Learner, PenalizedLearner
 from brecq.ranks import Part
 from brecq.reconstruct import choice
 from brecq.reconstruct.cache import Slot
@@ -137,7 +137,7 @@ class Reconstruction:
         """The regularizer, weighted; 0 while there is none."""
         recipe = self.recipe
         beta = adaround.beta_schedule(step, learning.steps, recipe.warmup, *recipe.beta)
-        penalized = [learner for learner in learning.learners if learner.penalized]
+        penalized = [each for each in learning.learners if isinstance(each, PenalizedLearner) and each.penalized]
         if beta is None or not penalized:
             return 0.0
         penalty = torch.stack([learner.penalty(beta) for learner in penalized]).sum()

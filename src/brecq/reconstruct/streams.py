@@ -71,6 +71,7 @@ class Streams:
         self.activation_bits = min(bits, default=FLOAT)
         self.quantizes_activations = self.activation_bits < WIDE
         self._last_use = network.last_use()
+        self._at_once: dict[str, int] = {}
         self._starts: dict[Stream, Kind] = {"float": "input", "quantized": "input"}
         self._keep("input", inputs)
 
@@ -101,7 +102,9 @@ class Streams:
     def slices(self, block: Block, rows: slice | None = None) -> Iterator[slice]:
         """Of all samples here, or of `rows`, the parts that the block is run on without gradients."""
         rows = slice(0, len(self.share)) if rows is None else rows
-        for part in even_slices(rows.stop - rows.start, at_once(block.module, self.cache.device)):
+        if block.name not in self._at_once:  # layers ask for each unit of samples, and it takes a walk over the graph
+            self._at_once[block.name] = at_once(block.module, self.cache.device)
+        for part in even_slices(rows.stop - rows.start, self._at_once[block.name]):
             yield slice(rows.start + part.start, rows.start + part.stop)
 
     def _run(self, block: Block, stream: Stream, part: slice) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ A new one is a file here, a line in `brecq.reconstruct.choice`, which says what 
 from __future__ import annotations
 
 from brecq.quant.learners.adaround import AdaRound
-from brecq.quant.learners.base import GridLearner, Learner, Rate
+from brecq.quant.learners.base import GridLearner, Learner, PenalizedLearner, Rate
 from brecq.quant.learners.codes import MovingCodes
 from brecq.quant.learners.given import GivenStep
 from brecq.quant.learners.scale import TunedScale
@@ -21,6 +21,7 @@ __all__ = [
     "GridLearner",
     "Learner",
     "MovingCodes",
+    "PenalizedLearner",
     "Rate",
     "StepSize",
     "TunedScale",

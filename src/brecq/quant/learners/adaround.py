@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from brecq.quant import adaround
 from brecq.quant.grid import Grid
-from brecq.quant.learners.base import GridLearner
+from brecq.quant.learners.base import PenalizedLearner
 
 
-class AdaRound(GridLearner):
+class AdaRound(PenalizedLearner):
     """Learns the rounding of `w` on a grid that stays, from rounding to nearest or from `codes`.
 
     Args:

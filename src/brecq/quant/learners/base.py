@@ -21,14 +21,12 @@ class Learner(nn.Module, ABC):
     Attributes:
         rate: of all its parameters; a learner with several overrides `groups`.
         random: whether `forward` draws at random, from `seed`, which changes in every step.
-        penalized: over how many values `penalty` sums; 0 where there is none.
         warm: whether it starts from something else than the fake-quantizer had settled on.
         rows: of the batch that `forward` gets a tensor of.
     """
 
     rate: ClassVar[Rate]
     random: ClassVar[bool] = False
-    penalized: int = 0
     warm: bool = False
     seed: int = 0
     rows: Rows = WHOLE
@@ -45,10 +43,6 @@ class Learner(nn.Module, ABC):
     def result(self) -> dict[str, Tensor]:
         """What the fake-quantizer settles on if learning stops now, by the names of its buffers. No gradient."""
 
-    def penalty(self, beta: float) -> Tensor:
-        """Regularizer at exponent β, 0-dim; asked of learners with `penalized` alone."""
-        raise NotImplementedError(f"{type(self).__name__} penalizes nothing")
-
 
 class GridLearner(Learner):
     """Learns a tensor whose values lie on a grid; `start` is that of the fake-quantizer."""
@@ -60,3 +54,17 @@ class GridLearner(Learner):
     def grid(self) -> Grid:
         """The grid as learned so far, differentiable: `start` unless a learner changes it."""
         return self.start
+
+
+class PenalizedLearner(GridLearner):
+    """Learns what a regularizer drives to its end.
+
+    Attributes:
+        penalized: over how many values `penalty` sums.
+    """
+
+    penalized: int
+
+    @abstractmethod
+    def penalty(self, beta: float) -> Tensor:
+        """The regularizer at exponent β, 0-dim."""

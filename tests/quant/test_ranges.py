@@ -76,7 +76,7 @@ def test_activations_get_the_error_of_the_loop(seed: int, range: IntRange, symme
     expected = search_by_loops(x, low, high, range, symmetric, 2.4, 20)
     assert lp_error(x, scale, zero_point, range, 2.4) == pytest.approx(expected, rel=1e-4)
     if side == "positive":
-        assert zero_point == range.low
+        assert zero_point == (0 if symmetric else range.low)
     elif side == "negative" and not symmetric:
         assert zero_point == range.high
 

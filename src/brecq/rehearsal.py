@@ -37,9 +37,11 @@ def refusal(quantize: Callable[..., Any], model: nn.Module, inputs: Inputs, conf
     assert config.target is not None
     format = find(load(config.target).format)
     try:
-        option_types(format.name)
+        known = option_types(format.name)
     except ExportError:
         return ""  # its packages are not here: it will be exported elsewhere
+    # where samples of a batch are mixed the export wants to know of how many, and is told then
+    options = {**({"batch": 2} if "batch" in known else {}), **load(config.target).options}
     rounded = replace(config, method="rtn", auto_high_precision=False)
     samples = like(inputs, [_varied(value) for value in tensors(inputs)])
     values = [samples] if isinstance(samples, dict) else [tuple(samples)]
@@ -47,7 +49,7 @@ def refusal(quantize: Callable[..., Any], model: nn.Module, inputs: Inputs, conf
         warnings.simplefilter("ignore")
         result = quantize(model, values, rounded, device="cpu")
         try:
-            export(result, Path(folder) / f"network{format.suffix}", format.name, **dict(load(config.target).options))
+            export(result, Path(folder) / f"network{format.suffix}", format.name, **options)
         except BrecqError as error:
             return str(error)
     return ""

@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 
 from brecq.converted.grids import Grid, grid_of
 from brecq.data.collect import stream
-from brecq.deploy.runtime import open_file, traceable
+from brecq.deploy.runtime import batches, open_file, traceable
+from brecq.deploy.samples import together
 from brecq.deploy.simulate import simulate
 from brecq.errors import ConfigError, DataError
 from brecq.graph import ops
@@ -73,12 +74,13 @@ def distances(
     if not hasattr(runner, "trace"):
         raise ConfigError(f"{runner.name} shows no tensors inside a {kind.name} file; give an ONNX file")
     completed = simulate(result, kind.arithmetic).completed
+    exactly = together(runner, completed)
     floating = capture(model, result.example_inputs)
     grids = {name: grid_of(node) for name, node in completed.quantizers().items()}
     places = _places(completed.quantizers(), completed.graph, floating)
     sums: dict[str, list[float]] = {}
     for part in stream(data, model=result.converted):
-        for inputs in (each for batch, _ in part.batches(batch_size) for each in traceable(runner, batch)):
+        for inputs in (each for batch in batches(part, batch_size, exactly) for each in traceable(runner, batch)):
             outputs, codes = runner.trace(*(value.numpy() for value in inputs))
             watched = _Watched(floating, set(places.values()))
             expected = pytree.tree_leaves(watched.run(*inputs, enable_io_processing=False))

@@ -111,7 +111,7 @@ def benchmark(
         if hasattr(module, "load_float"):
             runners.insert(0, module.load_float(reference, threads))
         elif hasattr(module, "float_of"):
-            runners.insert(0, module.float_of(result, threads))
+            runners.insert(0, module.float_of(result, runner, threads))
         measured = [_measure(runners, result, batch, runs, seconds) for batch in batches]
     return Benchmark(
         runner.name,

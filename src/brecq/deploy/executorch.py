@@ -23,6 +23,7 @@ from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Gri
 from brecq.deploy.complete import complete, require_activations
 from brecq.deploy.executorch_runtime import Session
 from brecq.deploy.formats import Exported, some
+from brecq.deploy.samples import fixed
 from brecq.errors import ExportError, first_line
 from brecq.graph import ops
 from brecq.graph.fold import add_constant
@@ -32,21 +33,23 @@ if TYPE_CHECKING:
     from brecq.result import QuantResult
 
 
-def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
+def write(result: QuantResult, path: Path, *, batch: int | None = None) -> Exported:
     """Write a result as a `.pte` file.
 
     Args:
-        batch: the batch size of the program, which is fixed.
+        batch: the batch size of the program, which is fixed: 1 by default, where samples do not know of each other.
 
     Raises:
-        ExportError: as `brecq.export`; also for results with float activations and for networks that XNNPACK does not
-            take as a whole; the message names the operators.
+        ConfigError: `batch` is below 1. ExportError: as `brecq.export`; also for results with float activations, for
+            networks that XNNPACK does not take as a whole (the message names the operators), and where the samples of
+            a batch are mixed and no `batch` says of how many.
     """
     require_activations(result, "XNNPACK computes on integer activations", "ONNX or OpenVINO")
     completed = complete(result, linear_outputs=True, fold_clamps=False)
     _refuse_narrow_activations(completed.graph)
+    size, mixed = fixed(completed, batch, "ExecuTorch")
     narrow, wide = prepare(completed.graph)
-    inputs = tuple(value[:1].repeat(batch, *[1] * (value.dim() - 1)) for value in completed.example_inputs)
+    inputs = tuple(value[:1].repeat(size, *[1] * (value.dim() - 1)) for value in completed.example_inputs)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable
@@ -67,7 +70,7 @@ def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
     except ExportError as error:
         raise ExportError(f"{error}, so XNNPACK does not take this network; export it to ONNX or OpenVINO") from error
     write_file(path, buffer, ExportError)
-    notes = [f"batch size {batch}", f"{narrow} linear layers at 4 bits, {wide} layers at 8 bits"]
+    notes = [f"batch size {size}", *mixed, f"{narrow} linear layers at 4 bits, {wide} layers at 8 bits"]
     if left:
         notes.append(f"outside XNNPACK, in ExecuTorch's portable kernels: {', '.join(sorted(left))}")
     return Exported(path, (path,), path.stat().st_size, tuple(notes))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from executorch.runtime import Runtime, Verification
 
-from brecq.deploy.runtime import Kernels
+from brecq.deploy.runtime import Kernels, run_in_batches
 from brecq.errors import ExportError
 
 
@@ -37,23 +37,15 @@ class Session:
         self.batch = int(self._method.metadata.input_tensor_meta(0).sizes()[0])
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        parts = [
-            self._batch(*(value[start : start + self.batch] for value in inputs)) for start in self._starts(inputs)
-        ]
-        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+        def run(values: list[np.ndarray]) -> list[np.ndarray]:
+            found = self._method.execute([torch.from_numpy(np.ascontiguousarray(value)) for value in values])
+            return [output.numpy().copy() for output in found]
+
+        return run_in_batches(run, inputs, self.batch)
 
     def kernels(self) -> Kernels | None:
         """`None`: the runtime does not tell."""
         return None
-
-    def _starts(self, inputs: tuple[np.ndarray, ...]) -> range:
-        return range(0, len(inputs[0]), self.batch)
-
-    def _batch(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        count = len(inputs[0])
-        full = [np.concatenate([value, *[value[-1:]] * (self.batch - count)]) for value in inputs]
-        found = self._method.execute([torch.from_numpy(np.ascontiguousarray(value)) for value in full])
-        return [output.numpy()[:count].copy() for output in found]
 
 
 def load(path: Path, threads: int = 1) -> Session:

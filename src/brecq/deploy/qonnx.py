@@ -22,6 +22,7 @@ from brecq.deploy.onnx.build import Builder, brecq_nodes, integer, value_of, wid
 from brecq.deploy.onnx.file import set_batch
 from brecq.deploy.onnx.names import unique_names
 from brecq.deploy.onnx.neutral import neutral
+from brecq.deploy.samples import fixed
 from brecq.errors import ConfigError, ExportError
 from brecq.storage.files import write as write_file
 from brecq.version import __version__
@@ -35,24 +36,26 @@ Preset = Literal["any", "finn"]
 _OPSET, _IR_VERSION = 18, 8
 
 
-def write(result: QuantResult, path: Path, *, preset: Preset = "any", batch: int = 1) -> Exported:
+def write(result: QuantResult, path: Path, *, preset: Preset = "any", batch: int | None = None) -> Exported:
     """Write a result as a QONNX file.
 
     Args:
         preset: `finn` refuses what FINN does not take: zero points other than 0, and float activations. Quantize with
             `--weight-scheme symmetric --activation-scheme symmetric` for it.
-        batch: the batch size of the file; the toolchains want a fixed one.
+        batch: the batch size of the file; the toolchains want a fixed one: 1 by default, where samples do not know of
+            each other.
 
     Raises:
         ConfigError: an unknown preset, or a batch size below 1.
-        ExportError: as `brecq.export`, and a result that the preset refuses.
+        ExportError: as `brecq.export`, a result that the preset refuses, and one that mixes the samples of a batch
+            where no `batch` says of how many.
     """
     if preset not in get_args(Preset):
         raise ConfigError(f"preset is {preset!r}; choose one of {', '.join(get_args(Preset))}")
-    if batch < 1:
-        raise ConfigError(f"batch is {batch!r}; it must be at least 1")
-    model = neutral(as_converted(result), _OPSET)
-    _fix_batch(model.graph, batch)
+    converted = as_converted(result)
+    size, mixed = fixed(converted, batch, "QONNX")
+    model = neutral(converted, _OPSET)
+    _fix_batch(model.graph, size)
     tidy.constant_weights(model.graph)
     tidy.fold_pads(model.graph)
     tidy.global_pools(model.graph)
@@ -69,6 +72,7 @@ def write(result: QuantResult, path: Path, *, preset: Preset = "any", batch: int
     write_file(path, proto.SerializeToString(), ExportError)
     notes = (
         "weights are stored in float32 on their grid, as QONNX has it: the file is as large as the float network",
+        *mixed,
     )
     return Exported(path, (path,), path.stat().st_size, notes)
 

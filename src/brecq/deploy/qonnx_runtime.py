@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from brecq.deploy.formats import needs
+from brecq.deploy.runtime import run_in_batches
 from brecq.errors import ConfigError, ExportError, first_line
 
 
@@ -44,12 +45,12 @@ class Session:
             raise ConfigError(
                 f"the file takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), got {len(inputs)}"
             )
-        count, parts = len(inputs[0]), []
-        for start in range(0, count, self.batch):
-            rows = [np.arange(start, start + self.batch).clip(max=count - 1)]
-            found = execute_onnx(self._model, {n: x[rows[0]] for n, x in zip(self.inputs, inputs, strict=True)})
-            parts.append([found[name][: count - start] for name in self.outputs])
-        return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+        def run(values: list[np.ndarray]) -> list[np.ndarray]:
+            found = execute_onnx(self._model, dict(zip(self.inputs, values, strict=True)))
+            return [found[name] for name in self.outputs]
+
+        return run_in_batches(run, inputs, self.batch)
 
     def kernels(self) -> None:
         """None: the nodes are computed in float."""

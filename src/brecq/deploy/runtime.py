@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brecq.data.dataset import Dataset
 from brecq.deploy.formats import Format, find, needs, of_file
-from brecq.errors import ConfigError, ExportError
+from brecq.errors import ConfigError, DataError, ExportError
 
 
 class Runner(Protocol):
     """A file loaded into its runtime. Call it with the network's inputs in order; it returns its outputs in order.
 
     `digest` is that of the result that the file was exported from (`QuantResult.digest`), `None` where it names none.
+    An attribute `batch` is of files that take a fixed number of samples; a call takes any, and runs several.
     An attribute `timed`, false, is of runners that stand for another machine, whose time says nothing.
     """
 
@@ -79,3 +81,47 @@ def traceable(runner: Runner, inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor
     for start in range(0, len(inputs[0]), size):
         part = [value[start : start + size] for value in inputs]
         yield tuple(torch.cat([each, *[each[-1:]] * (size - len(each))]) for each in part)
+
+
+def run_in_batches(
+    run: Callable[[list[np.ndarray]], list[np.ndarray]], inputs: Sequence[np.ndarray], batch: int
+) -> list[np.ndarray]:
+    """The outputs of any number of samples, by a file that takes `batch` of them; the last batch is filled up with its
+    last sample.
+
+    Raises:
+        ConfigError: several runs are needed, and an output has no samples in front to be put together by.
+    """
+    count = len(inputs[0])
+    if count == batch:
+        return run(list(inputs))
+    outputs: list[list[np.ndarray]] = []
+    for start in range(0, count, batch):
+        rows = np.arange(start, start + batch).clip(max=count - 1)
+        found = run([value[rows] for value in inputs])
+        for number, value in enumerate(found):
+            if not value.ndim or len(value) != batch:
+                raise ConfigError(
+                    f"output {number} of the file has shape {list(value.shape)}, without its {batch} samples in "
+                    f"front, so that several runs cannot be put together: give {batch} samples at a time, got {count}"
+                )
+        outputs.append([value[: count - start] for value in found])
+    return [np.concatenate(each) for each in zip(*outputs, strict=True)]
+
+
+def batches(part: Dataset, size: int, exactly: int | None) -> Iterator[tuple[Tensor, ...]]:
+    """Inputs in batches of at most `size` samples, or in batches of `exactly` so many, without the rest.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    if exactly is None:
+        yield from (inputs for inputs, _ in part.batches(size))
+        return
+    if len(part) < exactly:
+        raise DataError(
+            f"the file takes {exactly} samples, whose outputs are not those of single ones, and a batch of the data "
+            f"holds {len(part)}; give {exactly} or more"
+        )
+    for start in range(0, len(part) - exactly + 1, exactly):
+        yield part.subset(slice(start, start + exactly)).inputs

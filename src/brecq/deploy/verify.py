@@ -19,7 +19,8 @@ from brecq.deploy.compare import CodesCompared, CodesTally, Comparison, Tally
 from brecq.deploy.complete import Completed, as_converted
 from brecq.deploy.formats import Format, some
 from brecq.deploy.options import Tolerance
-from brecq.deploy.runtime import Kernels, Runner, open_file, traceable
+from brecq.deploy.runtime import Kernels, Runner, batches, open_file, traceable
+from brecq.deploy.samples import together
 from brecq.deploy.simulate import simulate
 from brecq.devices import on_cpu
 from brecq.errors import ConfigError, DataError, ExportError
@@ -107,8 +108,9 @@ def verify(
     loose = simulator.loose()
     exact, tolerance = kind.exact and not floats and not loose, tolerance or Tolerance()
     run = _Run(runner, simulator, result, always=bisect or not exact)
+    exactly = together(runner, simulator.completed)
     for part in stream(data, model=result.converted):
-        for inputs, _ in part.batches(batch_size):
+        for inputs in batches(part, batch_size, exactly):
             run.add(inputs)
     if not run.samples:
         raise DataError("there is nothing to verify on: the data holds no samples")
@@ -207,7 +209,7 @@ class _Run:
         if not self.steps:
             tallies = [Tally(list(named), self.class_axis) for _ in range(4)]
             self.simulator_tally, self.quantized_tally, self.completion_tally, self.followed_tally = tallies
-            self.steps = [max(float(value.max() - value.min()) / 255, 1e-12) for value in quantized]
+            self.steps = [_step(value) for value in quantized]
         self.simulator_tally.add(found, expected, self.steps)
         self.quantized_tally.add(found, quantized, self.steps)
         self.completion_tally.add(_outputs(self.simulator.graph(*inputs)), quantized, self.steps)
@@ -226,6 +228,12 @@ class _Run:
         for name, value in ours.items():
             self.codes.add(name, theirs[name], value, borders.get(name, 0.0))
         self.followed_tally.add([torch.from_numpy(each) for each in outputs], _outputs(expected), self.steps)
+
+
+def _step(output: Tensor) -> float:
+    """1/255 of the range of an output; a single number, or the same everywhere, ranges from 0."""
+    span = float(output.max() - output.min()) or float(output.abs().max())
+    return max(span / 255, 1e-12)
 
 
 def _outputs(value: Any) -> list[Tensor]:

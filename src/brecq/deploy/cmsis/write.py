@@ -17,6 +17,7 @@ from brecq.deploy.formats import Exported
 from brecq.deploy.lite.lower import lower
 from brecq.deploy.lite.lowering import Runtime
 from brecq.deploy.lite.program import Tensor
+from brecq.deploy.samples import fixed
 from brecq.errors import ConfigError, ExportError
 from brecq.storage.files import refuse_strangers
 from brecq.storage.files import write as write_file
@@ -37,7 +38,8 @@ def write(result: QuantResult, path: Path, *, name: str = "network") -> Exported
 
     Raises:
         ConfigError: `name` is no C identifier. ExportError: as `brecq.export`; also for what does not compute on
-            integers alone, and for operators that neither CMSIS-NN nor the file's own functions have a form of.
+            integers alone, for operators that neither CMSIS-NN nor the file's own functions have a form of, and where
+            the samples of a batch are mixed.
     """
     if identifier(name) != f"t_{name}" or not name or name[0].isdigit():
         raise ConfigError(f"name is {name!r}; choose a C identifier: letters, digits and underscores")
@@ -47,6 +49,7 @@ def write(result: QuantResult, path: Path, *, name: str = "network") -> Exported
         raise ExportError(f"{path} is a file, and C goes into a folder; choose another path")
     refuse_strangers(path, names, ExportError)
     completed = complete(result, linear_outputs=True)
+    fixed(completed, None, "a C function", only_one=True)
     found = integers(lower(completed, 1, CMSIS_NN), targeted=result.config.target == "cmsis-nn")
     fold_pads(found)
     texts, source, arena = generate(found, name, facts(result))

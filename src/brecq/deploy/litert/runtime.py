@@ -13,7 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from brecq.deploy.lite.lowering import Runtime as Lowered
-from brecq.deploy.runtime import Kernels
+from brecq.deploy.runtime import Kernels, run_in_batches
 from brecq.errors import ConfigError, ExportError, first_line
 
 if TYPE_CHECKING:
@@ -89,18 +89,15 @@ class Session:
             raise ConfigError(
                 f"the file takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), got {len(inputs)}"
             )
-        count = len(inputs[0])
-        outputs: list[list[np.ndarray]] = []
-        for start in range(0, count, self.batch):
-            rows = min(self.batch, count - start)
-            for details, value in zip(interpreter.get_input_details(), inputs, strict=True):
-                part = value[start : start + self.batch]
-                full = np.concatenate([part, *[part[-1:]] * (self.batch - rows)])
-                interpreter.set_tensor(details["index"], np.ascontiguousarray(_channels_last(full)))
+
+        def run(values: list[np.ndarray]) -> list[np.ndarray]:
+            for details, value in zip(interpreter.get_input_details(), values, strict=True):
+                interpreter.set_tensor(details["index"], np.ascontiguousarray(_channels_last(value)))
             interpreter.invoke()
             found = [interpreter.get_tensor(details["index"]) for details in interpreter.get_output_details()]
-            outputs.append([_channels_first(each)[:rows] for each in found])
-        return [np.concatenate(each) for each in zip(*outputs, strict=True)]
+            return [_channels_first(np.asarray(each)) for each in found]
+
+        return run_in_batches(run, inputs, self.batch)
 
     def kernels(self) -> Kernels:
         """Layers by the type of their outputs."""
@@ -122,15 +119,15 @@ def load(path: Path, threads: int = 1) -> Session:
     return Session(path, threads)
 
 
-def float_of(result: QuantResult, threads: int = 1) -> Session:
-    """The float network that a result came from, in LiteRT."""
+def float_of(result: QuantResult, beside: Session, threads: int = 1) -> Session:
+    """The float network that a result came from, in LiteRT, for as many samples as the file `beside` it."""
     from brecq.deploy.complete import Completed
     from brecq.deploy.floats import float_graph
     from brecq.deploy.lite.lower import lower
     from brecq.deploy.litert.flatbuffer import serialize
 
     completed = Completed(float_graph(result), (), result.example_inputs, ())
-    return Session(serialize(lower(completed, 1, LITERT), "float", {}), threads)
+    return Session(serialize(lower(completed, beside.batch, LITERT), "float", {}), threads)
 
 
 def _codes(tensor: np.ndarray, offset: int, layout: str) -> np.ndarray:

@@ -20,8 +20,9 @@ from brecq.deploy.lite.lower import lower
 from brecq.deploy.lite.program import Operator, Program
 from brecq.deploy.litert.flatbuffer import serialize
 from brecq.deploy.litert.runtime import LITERT, METADATA, Session
+from brecq.deploy.samples import fixed
 from brecq.deploy.simulate.kernels import fits_int4
-from brecq.errors import ConfigError, ExportError
+from brecq.errors import ExportError
 from brecq.storage.files import write as write_file
 from brecq.version import __version__
 
@@ -31,26 +32,26 @@ if TYPE_CHECKING:
 LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 
 
-def write(result: QuantResult, path: Path, *, batch: int = 1) -> Exported:
+def write(result: QuantResult, path: Path, *, batch: int | None = None) -> Exported:
     """Write a result as a `.tflite` file. Pictures go in and come out as [N, H, W, C], in float32.
 
     Args:
-        batch: the batch size of the file, which is fixed.
+        batch: the batch size of the file, which is fixed: 1 by default, where samples do not know of each other.
 
     Raises:
         ConfigError: `batch` is below 1. ExportError: as `brecq.export`; also for results with float activations, for
-            asymmetric 8-bit weights, and for operators that LiteRT has no form of.
+            asymmetric 8-bit weights, for operators that LiteRT has no form of, and where the samples of a batch are
+            mixed and no `batch` says of how many.
     """
-    if batch < 1:
-        raise ConfigError(f"batch is {batch}; choose 1 or more")
     require_activations(result, "LiteRT's integer kernels need quantized activations", "ONNX or OpenVINO")
     completed = complete(result, linear_outputs=True)
     check_wide(completed)
-    program = lower(completed, batch, LITERT)
+    size, mixed = fixed(completed, batch, "LiteRT")
+    program = lower(completed, size, LITERT)
     content = serialize(program, f"brecq {__version__}", {METADATA: facts(result, program)})
     Session(content)  # a file that does not load is not written
     write_file(path, content, ExportError)
-    found = (*notes(program, widened(result)), *added_note(completed, "litert"))
+    found = (*notes(program, widened(result)), *mixed, *added_note(completed, "litert"))
     return Exported(path, (path,), path.stat().st_size, found)
 
 

@@ -7,6 +7,9 @@ import onnx_ir as ir
 
 from brecq.errors import ConfigError, ExportError
 
+BATCH = "batch"
+"""What dimension 0 of inputs and outputs is called."""
+
 
 def check_batch(batch: int | None) -> None:
     """Raise `ConfigError` unless `batch` can be the size of dimension 0; `None` leaves it dynamic."""
@@ -15,9 +18,9 @@ def check_batch(batch: int | None) -> None:
 
 
 def set_batch(graph: ir.Graph, batch: int) -> None:
-    """Give dimension 0 of inputs and outputs its size."""
+    """Give the batch its size, wherever inputs and outputs have it in front."""
     for value in (*graph.inputs, *graph.outputs):
-        if value.shape is not None and len(value.shape):
+        if value.shape is not None and len(value.shape) and str(value.shape[0]) == BATCH:
             value.shape = ir.Shape([batch, *list(value.shape)[1:]])
 
 

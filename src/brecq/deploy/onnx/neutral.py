@@ -31,6 +31,7 @@ from torch.utils import _pytree as pytree
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
 from brecq.deploy.complete import Completed
 from brecq.deploy.onnx.attention import spell_out_attention
+from brecq.deploy.onnx.file import BATCH
 from brecq.deploy.onnx.names import name_nodes
 from brecq.errors import ExportError
 from brecq.graph.convert import to_program
@@ -127,17 +128,23 @@ def to_onnx(
             raise ExportError(_explain(error, program.graph)) from error
     assert exported is not None
     model: ir.Model = exported.model
-    fixed = _compute_constant_outputs(model.graph)
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.shape is not None and len(value.shape) and value not in fixed:
-            value.shape = ir.Shape(["batch", *list(value.shape)[1:]])
+    _compute_constant_outputs(model.graph)
+    _name_batch(model.graph)
     return model
 
 
-def _compute_constant_outputs(graph: ir.Graph) -> list[ir.Value]:
+def _name_batch(graph: ir.Graph) -> None:
+    """Dimension 0 of the inputs is the batch, and so is that of the outputs that have it in front."""
+    symbols = {str(value.shape[0]) for value in graph.inputs if value.shape is not None and len(value.shape)}
+    for value in (*graph.inputs, *graph.outputs):
+        shape = [] if value.shape is None else list(value.shape)
+        if shape and isinstance(shape[0], ir.SymbolicDim) and str(shape[0]) in symbols:
+            value.shape = ir.Shape([BATCH, *shape[1:]])
+
+
+def _compute_constant_outputs(graph: ir.Graph) -> None:
     """Let a node put out what the network returns of its parameters alone: an initializer that no node reads would be
-    dropped. Returns these outputs."""
-    found = []
+    dropped."""
     for index, value in enumerate(graph.outputs):
         if value.const_value is not None and value.name in graph.initializers:
             name = str(value.name)
@@ -149,8 +156,6 @@ def _compute_constant_outputs(graph: ir.Graph) -> list[ir.Value]:
             output.name, output.type, output.shape = name, value.type, value.shape
             graph.append(node)
             graph.outputs[index] = output
-            found.append(output)
-    return found
 
 
 def _name_codes(model: ir.Model, names: list[str]) -> None:

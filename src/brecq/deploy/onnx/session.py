@@ -14,7 +14,7 @@ import onnxruntime
 
 from brecq.deploy.onnx.packing import INT2_OPSET
 from brecq.deploy.onnx.weight_only import ACCURACY_LEVEL
-from brecq.deploy.runtime import Kernels
+from brecq.deploy.runtime import Kernels, run_in_batches
 from brecq.errors import ConfigError, ExportError, first_line
 
 _INTEGER = {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger", "MatMulNBits"}
@@ -23,7 +23,8 @@ _UNPACKING = {"DequantizeLinear", "Transpose", "Reshape", "Cast", "Mul", "Reorde
 
 
 class Session:
-    """An ONNX file in ONNX Runtime, on the CPU.
+    """An ONNX file in ONNX Runtime, on the CPU. One with a fixed batch size has it as `batch`, and runs inputs of any
+    number of samples in batches of it.
 
     Args:
         source: the path of a file, or a serialized model. digest: of the result that it was exported from.
@@ -49,14 +50,21 @@ class Session:
         self._session = self._load(self._options(threads))
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         self.outputs = tuple(value.name for value in self._session.get_outputs())
+        shape = self._session.get_inputs()[0].shape if self.inputs else []
+        if shape and isinstance(shape[0], int):
+            self.batch = shape[0]
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         if len(inputs) != len(self.inputs):
             raise ConfigError(
                 f"the file takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), got {len(inputs)}"
             )
-        found: list[np.ndarray] = self._session.run(None, dict(zip(self.inputs, inputs, strict=True)))
-        return found
+
+        def run(values: list[np.ndarray]) -> list[np.ndarray]:
+            found: list[np.ndarray] = self._session.run(None, dict(zip(self.inputs, values, strict=True)))
+            return found
+
+        return run_in_batches(run, inputs, self.batch) if hasattr(self, "batch") else run(list(inputs))
 
     def codes(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
         """The codes of every quantized activation by name, in order."""

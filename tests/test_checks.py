@@ -136,3 +136,18 @@ def test_the_network_is_tried_in_eval_mode_and_left_in_its_own() -> None:
     check_runs(model, Dataset((INPUTS,)))
     assert modes == [False]
     assert model.training
+
+
+class Dimmed(nn.Module):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(x * t, 2)
+
+
+def test_a_single_number_as_an_input_is_named() -> None:
+    batches = [(torch.randn(8, 3, 4, 6), torch.tensor(0.5)) for _ in range(2)]
+    with pytest.raises(
+        brecq.DataError, match=r"does not run .* t: a single number, so each element is taken for one sample"
+    ):
+        brecq.quantize(Dimmed(), batches)
+    with pytest.raises(brecq.CaptureError, match="input 1 is a single number"):
+        brecq.inspect(Dimmed(), batches[0])

@@ -101,7 +101,7 @@ _FITTING = "check that the inputs (shape, type, range of token ids) are those of
 def _advice(data: Dataset) -> str:
     pixels = [value for value in data.inputs if value.dtype == torch.uint8 and value.ndim > 2]
     if not pixels:
-        return _FITTING
+        return f"{_FITTING} ({data.origin})" if data.origin else _FITTING
     return (
         f"the data holds uint8 pixels of shape {list(pixels[0].shape[1:])}, and the network does not convert them "
         "itself: normalize them to float32 [N, 3, H, W] first (brecq.data.Preprocessing does), or give a "

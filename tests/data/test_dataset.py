@@ -51,7 +51,8 @@ def test_digest_depends_on_content_only() -> None:
     ("changes", "message"),
     [
         ({"inputs": ()}, "at least one input tensor"),
-        ({"inputs": (torch.tensor(1.0),)}, "at least one input tensor"),
+        ({"inputs": (torch.tensor(1.0),)}, "input 0 is a single number"),
+        ({"inputs": (torch.randn(5, 2), torch.tensor(1.0)), "keys": ("x", "scale")}, "scale is a single number"),
         ({"inputs": (torch.randn(0, 3),), "labels": None}, "holds no samples"),
         ({"labels": torch.arange(4)}, "5 inputs, 4 labels"),
         ({"labels": torch.rand(5)}, "labels are torch.float32"),

@@ -69,6 +69,25 @@ class Detector(nn.Module):
         return images
 
 
+class Scaled(nn.Module):
+    def forward(self, x: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        return x * scale
+
+
+class Steps(nn.Module):
+    """What it takes beside `x` is a number, but no tensor of several."""
+
+    def forward(self, x: Tensor, steps: int = 2) -> Tensor:
+        return torch.stack([x for _ in range(int(steps))]).sum(0)
+
+
+class Behind(nn.Module):
+    """The mask lies behind an option: no part of a tuple reaches it."""
+
+    def forward(self, x: Tensor, scale: float = 1.0, mask: Tensor | None = None) -> Tensor:
+        return x * scale if mask is None else x * mask
+
+
 class Scorer(nn.Module):
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         return source + target
@@ -120,6 +139,9 @@ def test_named_tuples_go_by_name_if_the_names_are_those_of_forward() -> None:
         (Image(), (FEATURES, LENGTHS), 1, True),
         (Image(), (FEATURES, torch.zeros(6, 4, 3) > 0, LENGTHS), 2, True),
         (Detector(), (FEATURES, LENGTHS), 1, True),
+        (Scaled(), (FEATURES, LENGTHS), 1, True),  # class indices, whatever else forward might do with them
+        (Steps(), (FEATURES, FEATURES[..., :2]), 1, False),
+        (Behind(), (FEATURES, LENGTHS), 1, True),
         (Scorer(), (FEATURES, FEATURES), 2, False),
         (Text(), (IDS, MASK, LENGTHS), 2, True),
     ],
@@ -152,6 +174,8 @@ def test_required_label_names_are_inputs() -> None:
         (Audio(), [FEATURES], "has 1 part, but .* needs 'lengths' too"),
         (nn.Linear(3, 2), [(FEATURES, FEATURES, LENGTHS)], "3 parts, but .* takes 1 and one label"),
         (MaybeLengths(), [(FEATURES, LENGTHS)], "also runs without the last one.*'features': …, 'lengths': …"),
+        (Scaled(), [(FEATURES, torch.rand(6, 1, 1))], "also runs without the last one.*'x': …, 'scale': …"),
+        (Behind(), [(FEATURES, FEATURES)], "also runs without the last one.*'x': …, 'scale': …"),
         (Text(), [{"input_ids": IDS, "label": LENGTHS, "labels": LENGTHS}], "several labels"),
         (Audio(), Dataset((FEATURES,)), "1 input by position, and .* takes 2"),
         (Text(), Dataset((IDS,), keys=("ids",)), "holds 'ids'"),
@@ -162,6 +186,19 @@ def test_required_label_names_are_inputs() -> None:
 def test_what_does_not_fit_is_refused(model: nn.Module, data: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         collect(data, None, model=model)
+
+
+def test_what_a_number_with_a_default_is_for_is_said_by_name() -> None:
+    found = collect([{"x": FEATURES, "scale": MASK[:, :1, None], "y": LENGTHS}], None, model=Scaled())
+    assert (found.keys, found.labels.tolist()) == (("x", "scale"), LENGTHS.tolist())
+
+
+def test_a_single_number_among_inputs_makes_an_element_one_sample_and_that_is_said() -> None:
+    found = collect([{"x": FEATURES, "scale": torch.tensor(0.5)}], None, model=Scaled())
+    assert [list(value.shape) for value in found.inputs] == [[1, *FEATURES.shape], [1]]
+    assert "scale: a single number, so each element is taken for one sample" in found.origin
+    found = collect([(FEATURES[0], 3), (FEATURES[1], 4)], None, model=Scaled())  # samples with labels
+    assert (found.labels.tolist(), "single number" in found.origin) == ([3, 4], False)
 
 
 def test_a_dataset_is_put_in_the_order_of_forward() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from brecq.data.dataset import Dataset, check
-from brecq.data.signature import LABEL_KEYS, Layout, Signature
+from brecq.data.signature import LABEL_KEYS, Layout, Signature, is_class_index
 from brecq.errors import DataError
 
 
@@ -28,9 +29,9 @@ def collect(
     such as a `DataLoader` or a list. Its elements are batches: tensors, tuples of tensors, or dictionaries. What of
     them is an input and what a label is decided by the signature of the `model`'s `forward`: dictionaries by their
     keys (labels under `label`, `labels`, `y`, `target` or `targets`), tuples by position, a part that `forward` has no
-    place for being the label. Elements are taken for single samples when a part of them is a single number, or when
-    they lack one dimension of `like`. An iterator is read only as far as needed. With fewer samples than asked for
-    all are used, with a warning.
+    place for being the label (a parameter with a number as its default is none: name it in a dictionary). Elements are
+    taken for single samples when a part of them is a single number, or when they lack one dimension of `like`. An
+    iterator is read only as far as needed. With fewer samples than asked for all are used, with a warning.
 
     Args:
         like: inputs that the network takes; their shapes after the first dimension must agree.
@@ -83,9 +84,11 @@ def stream(
             yield element if signature is None else signature.bind(element)
             continue
         name = f"element {position} of the data"
-        parts = _batched(_parts(element, signature, name), samples, like, name)
+        given = _parts(element, signature, name)
+        parts = _batched(given, samples, like, name)
         layout = layout or _layout(parts, signature, name)
-        yield _dataset(parts, layout, signature, name)
+        found = _dataset(parts, layout, signature, name)
+        yield found if samples else replace(found, origin=f"{found.origin}{_numbers(given, layout, signature)}")
 
 
 Parts = dict[str, Any] | dict[int, Any]
@@ -113,6 +116,20 @@ def _batched(parts: Parts, samples: bool, like: tuple[Tensor, ...] | None, name:
     if samples or lacking or not all(x.ndim for x in tensors):
         return {key: _alone(value) for key, value in parts.items()}  # type: ignore[return-value]
     return parts
+
+
+def _numbers(parts: Parts, layout: Layout, signature: Signature | None) -> str:
+    """What a single number among the inputs makes of an element that may have been meant as a batch; usually empty."""
+    values: dict[Any, Any] = dict(parts)
+    called = dict(zip(layout.inputs, layout.names(signature), strict=True))
+    numbers = [
+        called[place] for place in layout.inputs if isinstance(values[place], Tensor) and not values[place].ndim
+    ]
+    if not numbers:
+        return ""
+    return (
+        f"; {', '.join(numbers)}: a single number, so each element is taken for one sample (a batch has [B] numbers)"
+    )
 
 
 def _alone(value: Any) -> Any:
@@ -169,13 +186,6 @@ def _counts(values: Any, samples: int) -> bool:
     """Whether these are targets, one a sample."""
     many = isinstance(values, (tuple, list)) or (isinstance(values, Tensor) and values.ndim > 0)
     return many and len(values) == samples
-
-
-def is_class_index(value: Any) -> bool:
-    """True for integers, one a sample: what can be compared with the largest of the scores."""
-    if not isinstance(value, Tensor) or value.ndim != 1:
-        return False
-    return not value.is_floating_point() and value.dtype != torch.bool
 
 
 def _to_tensor(value: Any, name: str) -> Any:

@@ -38,8 +38,14 @@ class Dataset:
     targets: Tensor | Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
-        if not self.inputs or not all(isinstance(x, Tensor) and x.ndim for x in self.inputs):
+        if not self.inputs or not all(isinstance(x, Tensor) for x in self.inputs):
             raise DataError("a dataset needs at least one input tensor of shape [N, ...]")
+        single = [self.keys[i] if self.keys else f"input {i}" for i, x in enumerate(self.inputs) if not x.ndim]
+        if single:
+            raise DataError(
+                f"{single[0]} is a single number (shape []), where inputs have samples in front ([N, ...]); "
+                "repeat it for all samples, or fix it in the network's forward"
+            )
         if self.keys and len(self.keys) != len(self.inputs):
             raise DataError(f"there are {len(self.inputs)} inputs and {len(self.keys)} keys; give one of each")
         counts = {"inputs": len(self.inputs[0])}

@@ -1,7 +1,9 @@
 """What a network's `forward` takes, and which part of a batch is which of its inputs, or the labels.
 
 Batches that are dictionaries are matched by name. Of tuples the parts go by position, and only what `forward` has no
-place for can be a label; where it has room for a label that nobody asked it to take, the network itself is asked.
+place for can be a label; where it has room for a label that nobody asked it to take, the network itself is asked. A
+parameter with a default of its own (`scale=1.0`) is no place for a part; what is no class index, and what the network
+would take there, is refused, as it may be meant for it.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +37,16 @@ class Layout:
     inputs: tuple[str, ...] | tuple[int, ...]
     label: str | int | None = None
 
+    def names(self, signature: Signature | None) -> list[str]:
+        """What the inputs are called: as `forward` does where it is known, or by their places."""
+        names = list(map(str, self.inputs))
+        if isinstance(self.inputs[0], str) or signature is None:
+            return names
+        return [*signature.by_position, *names[len(signature.by_position) :]][: len(names)]
+
     def describe(self, signature: Signature | None, *, usable: bool = True) -> str:
         """What went where; empty for a single input that nothing lies beside. `usable`: the label is a class index."""
-        names = list(map(str, self.inputs))
-        named = isinstance(self.inputs[0], str)
-        if not named and signature is not None:
-            names = [*signature.by_position, *names[len(signature.by_position) :]][: len(names)]
+        names, named = self.names(signature), isinstance(self.inputs[0], str)
         found = f"{', '.join(names)} by {'name' if named else 'position'}" if named or len(names) > 1 else ""
         if self.label is None:
             return found
@@ -65,10 +72,12 @@ class Signature:
         self.names = [p.name for p in own]
         self.required = {p.name for p in own if p.default is p.empty}
         self.only_by_position = [p.name for p in own if p.kind is p.POSITIONAL_ONLY]
-        # an option such as `return_dict=True` is no place for a tensor
-        self.by_position = [
-            p.name for p in own if p.kind in _BY_POSITION and (p.default is p.empty or p.default is None)
-        ]
+        # an option such as `return_dict=True` is no place for a tensor, and none behind it can be reached
+        free = list(takewhile(lambda p: p.kind in _BY_POSITION and (p.default is p.empty or p.default is None), own))
+        self.by_position = [p.name for p in free]
+        option = next((p for p in own[len(free) :] if p.kind in _BY_POSITION), None)
+        takes_numbers = option is not None and isinstance(option.default, (int, float, Tensor))
+        self.numeric = [option.name] if option and takes_numbers and not isinstance(option.default, bool) else []
         text = ", ".join(f"{p}".partition(":")[0].partition("=")[0] + ("" if p.name in self.required or "*" in f"{p}"
                          else "=…") for p in parameters)  # fmt: skip
         self.text = f"{type(self.model).__name__}.forward({text})"
@@ -118,6 +127,8 @@ class Signature:
                 f"{where} has {_parts(count)}, but {self.text} takes {most} and one label; drop the others"
             )
         if count > most:
+            if self.numeric and not is_class_index(parts[-1]) and not self._changes_nothing(parts):
+                raise DataError(self._either(where, count))
             return Layout(tuple(range(count - 1)), count - 1)
         if count == 1 or count <= len(needed):
             return Layout(tuple(range(count)))
@@ -126,9 +137,14 @@ class Signature:
             return Layout(tuple(range(count - 1)), count - 1)
         if self.outputs(parts[:-1]) is None:
             return Layout(tuple(range(count)))
-        raise DataError(
-            f"{where} has {_parts(count)}, and {self.text} also runs without the last one: it may be an input or a "
-            f"label; give dictionaries ({{{', '.join(f'{n!r}: …' for n in self.by_position[:count]) or '…'}}}), "
+        raise DataError(self._either(where, count))
+
+    def _either(self, where: str, count: int) -> str:
+        """That the last of `count` parts may be two things."""
+        names = [*self.by_position, *self.numeric][:count]
+        return (
+            f"{where} has {_parts(count)}, and {self.text} also runs without the last one: it may be an input or "
+            f"a label; give dictionaries ({{{', '.join(f'{n!r}: …' for n in names) or '…'}}}; a label under 'label'), "
             "or a brecq.Dataset"
         )
 
@@ -199,6 +215,13 @@ class Signature:
                 return [x for x in pytree.tree_leaves(self.model(*few)) if isinstance(x, Tensor)]
         except Exception:  # the question is whether it runs; a network's code raises whatever it likes
             return None
+
+
+def is_class_index(value: object) -> bool:
+    """True for integers, one a sample: what can be compared with the largest of the scores."""
+    if not isinstance(value, Tensor) or value.ndim != 1:
+        return False
+    return not value.is_floating_point() and value.dtype != torch.bool
 
 
 def _quoted(names: Collection[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -70,8 +71,18 @@ def capture(model: nn.Module, example_inputs: Inputs, *, any_size: bool = False)
 
 
 def example_batch(inputs: Inputs) -> Inputs:
-    """A batch of two to capture with; a single sample is repeated."""
+    """A batch of two to capture with; a single sample is repeated.
+
+    Raises:
+        CaptureError: an input has no dimension that could be the batch.
+    """
     values = tensors(inputs)
+    for name, value in zip(inputs if isinstance(inputs, Mapping) else range(len(values)), values, strict=True):
+        if not value.dim():
+            raise CaptureError(
+                f"input {name!r} is a single number (shape []), where dimension 0 of every input is the batch; give "
+                "one number a sample ([N]), or fix it in the network's forward"
+            )
     few = [value[:2] if len(value) > 1 else value.repeat(2, *[1] * (value.dim() - 1)) for value in values]
     return like(inputs, few)
 

@@ -8,6 +8,7 @@ linear in their number: per block one float forward, one per knob and bit-width,
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from brecq.checks import check_request, check_runs, check_weights
 from brecq.config import FLOAT, QuantConfig
 from brecq.data.collect import collect
 from brecq.data.dataset import Dataset
+from brecq.data.extremes import unlike
 from brecq.devices import move
 from brecq.errors import ConfigError
 from brecq.graph.blocks import Network, extract
@@ -122,6 +124,9 @@ def _dissect(
         progress.note(f"inputs: {data.origin}")
     check_weights(model)
     check_runs(model, data)
+    doubt = unlike(data.arguments(), data)
+    if doubt is not None:
+        warnings.warn(doubt, stacklevel=3)
     progress.stage("capturing the network")
     quantizer = BrecqQuantizer(config)
     captured = capture(model, example_batch(data.arguments()))

@@ -14,6 +14,7 @@ from brecq import ranks
 from brecq.checkpoint import program
 from brecq.checkpoint.resume import RunState, agree, fingerprint
 from brecq.data.dataset import Dataset
+from brecq.data.extremes import unlike
 from brecq.devices import move
 from brecq.errors import CheckpointError, ConfigError
 from brecq.forward import Inputs, tensors
@@ -53,9 +54,10 @@ def make_plan(subject: Subject, request: Request) -> Plan:
     prepared, specs = prepared_blocks(subject.model, example_batch(arguments), request, arguments)
     _check_savable(prepared, tensors(example_batch(arguments)), request, subject.notes)
     few = evidence.few_values(prepared, min(len(subject.data), request.config.recipe.range_samples))
-    if few is not None:
-        subject.notes.append(few)
-        warnings.warn(few, stacklevel=3)
+    for doubt in (unlike(arguments, subject.data), few):
+        if doubt is not None:
+            subject.notes.append(doubt)
+            warnings.warn(doubt, stacklevel=3)
     move(prepared, device)
     started = start_from(prepared, request.learned)
     entries = scope(prepared, specs)

@@ -12,7 +12,7 @@ from brecq.forward import Inputs, even_slices, tensors
 
 LIMIT = 256
 """How many times the typical largest value of a sample is too much: on a grid of 8 bits that reaches so far, half of
-the samples are one code. In trained networks for pictures it is at most 4 (32 samples, inputs and every activation)."""
+the samples are one code. In trained networks for pictures it is at most 4 (32 samples, inputs and activations)."""
 
 
 def unlike(inputs: Inputs, data: Dataset) -> str | None:

@@ -21,6 +21,7 @@ from brecq.graph.convert import to_program
 from brecq.graph.fold import drop_guards
 from brecq.graph.integer import THREE
 from brecq.graph.quantizer import activation_scheme
+from brecq.graph.returned import return_inputs
 from brecq.quant import ranges
 from brecq.quant.affine import IntRange
 
@@ -121,6 +122,7 @@ def complete(
             "reconstruction leaves in float; quantize again with this version of brecq, which records them"
         )
     added = tuple(_insert(graph, node, grids[node]) for node in nodes if not _reuse(graph, node))
+    return_inputs(graph, lambda node: node.target in (QUANTIZE, DEQUANTIZE))
     rewrite.merge_equal(graph)
     rewrite.spell_pads(graph, ("circular",))
     rewrite.name_means(graph)

@@ -19,6 +19,7 @@ from brecq.graph import ops, pt2e
 from brecq.graph.dataflow import resolve
 from brecq.graph.fold import get_tensor
 from brecq.graph.quantizer import output_axis
+from brecq.graph.returned import return_inputs
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, WeightFakeQuantize
 
@@ -34,6 +35,7 @@ def prepare(captured: GraphModule, quantizer: Quantizer) -> GraphModule:
     _share_weight_quantizers(prepared)
     _share_with_tables(prepared)
     _add_bias_quantizers(prepared)
+    return_inputs(prepared, lambda node: fake_quantize_node(prepared, node) is not None)
     prepared.graph.lint()
     prepared.delete_all_unused_submodules()
     prepared.recompile()

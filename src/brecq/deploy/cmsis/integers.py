@@ -72,7 +72,7 @@ def _entrance(program: Program, tensor: Tensor, advice: str) -> Tensor:
     if len(readers) != 1 or readers[0].kind != "QUANTIZE":
         raise ExportError(
             f"the input {tensor.name} is read by {', '.join(each.kind for each in readers) or 'nobody'}, not "
-            f"quantized once; {advice}"
+            f"quantized once; leave it out of what forward returns, if it is there, or {advice}"
         )
     return readers[0].outputs[0]
 
@@ -80,9 +80,13 @@ def _entrance(program: Program, tensor: Tensor, advice: str) -> Tensor:
 def _exit(program: Program, tensor: Tensor, advice: str) -> Tensor:
     """The codes that an output is made of."""
     maker = next((each for each in program.operators if tensor in each.outputs), None)
-    if maker is None or maker.kind != "DEQUANTIZE":
-        kind = "nothing" if maker is None else maker.kind
-        raise ExportError(f"the output {tensor.name} is computed in float, by {kind}; {advice}")
+    if maker is None:
+        raise ExportError(
+            f"the output {tensor.name} is a constant in float, where C puts out codes; leave it out of what forward "
+            f"returns, or {_ELSEWHERE}"
+        )
+    if maker.kind != "DEQUANTIZE":
+        raise ExportError(f"the output {tensor.name} is computed in float, by {maker.kind}; {advice}")
     source = maker.inputs[0]
     assert source is not None
     return source

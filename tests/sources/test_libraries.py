@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -104,6 +105,39 @@ def test_torchvision_detector_of_other_classes(torchvision: Any, tmp_path: Path,
     torch.save(state, tmp_path / "w.pth")
     found = load_source(f"torchvision:{name}", tmp_path / "w.pth").model.state_dict()
     assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("file", "frozen", "eps", "doubt"),
+    [
+        ("retinanet_resnet50_fpn_coco-eeacb38b.pth", True, 0.0, False),  # as torchvision names it
+        ("published.pth", True, 0.0, False),  # known by its digest
+        ("mine.pth", True, 1e-5, True),
+        ("mine.pth", False, 1e-5, False),
+    ],
+)
+def test_torchvision_detectors_whose_published_weights_were_trained_without_eps(
+    torchvision: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, frozen: bool, eps: float, doubt: bool
+) -> None:
+    trained = torchvision.models.get_model("retinanet_resnet50_fpn", weights=None, weights_backbone=None).eval()
+    for module in trained.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = eps
+            module.running_var.uniform_(1e-6, 1e-4)
+    counted = "num_batches_tracked"
+    state = {key: value for key, value in trained.state_dict().items() if not (frozen and key.endswith(counted))}
+    torch.save(state, tmp_path / file)
+    if file == "published.pth":
+        digest = hashlib.sha256((tmp_path / file).read_bytes()).hexdigest()
+        published = torchvision.models.detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1.value
+        monkeypatch.setattr(published, "url", f"https://example.org/retinanet-{digest[:8]}.pth")
+    warned = pytest.warns(UserWarning, match="were frozen.*what eps") if doubt else nullcontext()
+    with warned:
+        source = load_source("torchvision:retinanet_resnet50_fpn", tmp_path / file)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(source.model.backbone.body.layer1(source.model.backbone.body.conv1(x)),
+                           trained.backbone.body.layer1(trained.backbone.body.conv1(x)))  # fmt: skip
 
 
 def test_torchvision_metadata(torchvision: Any) -> None:

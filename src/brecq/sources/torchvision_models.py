@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import SourceError
@@ -62,10 +65,38 @@ def load_torchvision(
             len(published.DEFAULT.meta["categories"]),
         )  # fmt: skip
         load_weights(model, state, weights)
+        if name in _WITHOUT_EPS:
+            _settle_eps(model, state, weights, published.COCO_V1.url)
     source = Source(name, model.eval(), preprocessing, (preprocessing.example(),), spec)
     if ".detection" in published.__module__:
         source = dataclasses.replace(source, submodules=detector_parts(model), task="detection")
     return source
+
+
+_WITHOUT_EPS = {
+    "fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn", "retinanet_resnet50_fpn",
+}  # fmt: skip
+"""Detectors that torchvision gives batch norms with eps 0 where it loads their weights `COCO_V1`, and only then."""
+
+
+def _settle_eps(model: nn.Module, state: Mapping[str, Tensor], file: Path, url: str) -> None:
+    """Give the batch norms eps 0 where the file is the one at `url`; say so where it may descend from that.
+
+    Weights do not tell their eps. What frozen batch norms save lacks the counters that others have: such a file was
+    fine-tuned from `COCO_V1`, with eps 0, or trained from a backbone alone, with 1e-5.
+    """
+    digest = Path(url).stem.rpartition("-")[2]
+    if file.stem == Path(url).stem or hashlib.sha256(file.read_bytes()).hexdigest().startswith(digest):
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = 0.0
+    elif not any(key.endswith("num_batches_tracked") for key in state):
+        warnings.warn(
+            f"the batch norms of {file.name} were frozen, and what eps they had it does not say: they get 1e-5, as "
+            "torchvision gives them; if it was fine-tuned from COCO_V1 they had 0: then build it in a function that "
+            "sets that, and give it as file.py:function",
+            stacklevel=2,
+        )
 
 
 _PARTS = (

@@ -22,6 +22,7 @@ from brecq.deploy.options import Tolerance
 from brecq.deploy.runtime import Kernels, Runner, batches, open_file, traceable
 from brecq.deploy.samples import together
 from brecq.deploy.simulate import simulate
+from brecq.deploy.simulate.choices import close_choices
 from brecq.devices import on_cpu
 from brecq.errors import ConfigError, DataError, ExportError
 from brecq.logits import named_outputs
@@ -129,6 +130,8 @@ def verify(
         tolerance=tolerance,
     )
     failures = [*_another_result(runner.digest, result.digest()), *_differences(found)]
+    if failures:
+        failures += [f"{each}: the runtime may have chosen others, behind which nothing is alike" for each in run.ties]
     notes = found.notes if runner.digest else (*found.notes, "the file does not name the result it was exported from")
     return replace(found, failures=tuple(failures), notes=notes)
 
@@ -195,6 +198,7 @@ class _Run:
         self.codes = CodesTally()
         self.samples = 0
         self.steps: list[float] = []
+        self.ties: list[str] = []  # of the first batch that differs
 
     @torch.no_grad()
     def add(self, inputs: tuple[Tensor, ...]) -> None:
@@ -213,6 +217,8 @@ class _Run:
         self.simulator_tally.add(found, expected, self.steps)
         self.quantized_tally.add(found, quantized, self.steps)
         self.completion_tally.add(_outputs(self.simulator.graph(*inputs)), quantized, self.steps)
+        if not self.ties and self.simulator_tally.result().identical < 100:
+            self.ties = close_choices(self.simulator.completed.graph, inputs)
         if hasattr(self.runner, "trace") and (self.always or self.simulator_tally.result().identical < 100):
             for part in traceable(self.runner, inputs):
                 self._follow(part, *self.runner.trace(*(value.numpy() for value in part)))

@@ -30,6 +30,7 @@ from brecq.converted.inputs import InputTypes
 from brecq.deploy.complete import Completed, complete, has_wide
 from brecq.deploy.simulate import kernels
 from brecq.deploy.simulate.arithmetic import Layer, OnnxRuntime
+from brecq.deploy.simulate.choices import CHOICES, chosen
 from brecq.deploy.simulate.runtimes import find
 from brecq.deploy.simulate.values import Codes, Constant, Pending, real
 from brecq.graph import ops
@@ -172,6 +173,8 @@ class _Integers(Interpreter):
             return Codes(args[0].codes, grid_of(n))
         if n.target is aten.clamp.default and n.args[0].target is QUANTIZE:  # type: ignore[union-attr]
             return Codes(args[0].codes.clamp(*args[1:]), args[0].grid)
+        if n.target in CHOICES:
+            return chosen(n.target, real(args), real(kwargs))
         result = _on_codes(self.arithmetic, n, args, kwargs)
         return n.target(*real(args), **real(kwargs)) if result is None else result  # type: ignore[operator]
 

@@ -128,7 +128,7 @@ class CompositeResult(QuantResult):
         refuse_strangers(path, (REPORT, TIMING, MANIFEST), CheckpointError)
         listed = []
         for number, (name, part) in enumerate(self.parts.items()):
-            folder = f"{PARTS}/{number}-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}"
+            folder = f"{PARTS}/{number}-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:100]}"
             part.save(path / folder)
             listed.append({
                 "name": name, "folder": folder, "sha256": sha256(path / folder / MANIFEST),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,14 +26,13 @@ from brecq.graph.convert import DEQUANTIZE
 from brecq.graph.fold import get_tensor
 from brecq.graph.ops import input_names
 from brecq.graph.quantized import Quantized
+from brecq.names import is_variable, unwritable
 from brecq.storage.operators import find_operator, operator_name
 
 FORMAT, VERSION = "brecq program", 1
 BATCH = "batch"
 """What stands for the batch size in the shape of an input."""
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_PATH = re.compile(r"[\w\-+/:@ ]+(\.[\w\-+/:@ ]+)*")
 _ENUMS = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
 
 
@@ -243,7 +241,10 @@ def _unflatten(spec: Any, leaves: Any) -> Any:
     if pytree.is_namedtuple_class(spec.type) or pytree.is_namedtuple_class(spec._context):
         kind = spec.type if hasattr(spec.type, "_fields") else spec._context
         return kind(*children)
-    for names in (spec._context, spec._context[0] if isinstance(spec._context, (list, tuple)) else None):
+    for names in (
+        spec._context,
+        spec._context[0] if spec._context and isinstance(spec._context, (list, tuple)) else None,
+    ):
         if isinstance(names, (list, tuple)) and len(names) == len(children):
             return dict(zip(names, children, strict=True))
     raise CheckpointError(f"the output: a {spec.type.__name__} cannot be saved; return tuples or dictionaries")
@@ -289,7 +290,7 @@ def _constant(name: str, entry: Any, tensors: Mapping[str, Stored]) -> Tensor:
 
 
 def _put(root: nn.Module, path: str, value: Tensor) -> None:
-    if not isinstance(path, str) or not _PATH.fullmatch(path):
+    if not isinstance(path, str) or unwritable(path) is not None:  # it becomes a part of the program's text
         raise CheckpointError(f"constants: {path!r} is no name")
     *owners, last = path.split(".")
     for owner in owners:
@@ -339,6 +340,6 @@ def _field(values: Mapping[str, Any], name: str, kind: Callable[..., Any]) -> An
 
 
 def _name(value: Any) -> str:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not isinstance(value, str) or not is_variable(value):
         raise CheckpointError(f"{str(value)[:80]!r} is no name")
     return value

@@ -30,6 +30,7 @@ from brecq.graph.randomness import check_deterministic
 from brecq.graph.repeated import fold_repeated
 from brecq.graph.shapes import arguments, batch_dim, dynamic_shapes, one_batch
 from brecq.graph.silence import silent_export
+from brecq.names import is_variable, unwritable
 
 
 def capture(model: nn.Module, example_inputs: Inputs, *, any_size: bool = False) -> GraphModule:
@@ -50,7 +51,7 @@ def capture(model: nn.Module, example_inputs: Inputs, *, any_size: bool = False)
         values = [value.clone() if isinstance(value, Tensor) else value for value in values]
     inputs = like(example_inputs, values)
     _check_inputs(tensors(inputs))
-    _check_names(model)
+    _check_names(model, inputs)
     with evaluating(model), one_batch(model), outputs.plain(model), symbolic_lengths(model):
         graph = _export(model, inputs, any_size)
     check_deterministic(graph)
@@ -105,8 +106,20 @@ def _check_inputs(inputs: tuple[Any, ...]) -> None:
         )
 
 
-def _check_names(model: nn.Module) -> None:
-    """A captured graph is a `GraphModule`: what is called like one of its own attributes would hide behind it."""
+def _check_names(model: nn.Module, inputs: Inputs) -> None:
+    """A captured graph is a `GraphModule`: what is called like one of its own attributes would hide behind it, and
+    names become parts of its program's text."""
+    tensors_of = itertools.chain(model.named_parameters(), model.named_buffers())
+    found = next(((path, part) for path, _ in tensors_of if (part := unwritable(path)) is not None), None)
+    if found:
+        raise CaptureError(
+            f"{type(model).__name__} has a part called {found[1]!r} ({found[0]!r}), a name that PyTorch cannot write "
+            "into a program: it is a word of Python's, or holds a quotation mark, a backslash, a line end or "
+            "characters that Python reads as others; rename it"
+        )
+    strange = [name for name in inputs if not is_variable(str(name))] if isinstance(inputs, Mapping) else []
+    if strange:
+        raise CaptureError(f"the input {strange[0]!r} has a name that PyTorch cannot write into a program; rename it")
     own = [*model._modules, *model._parameters, *model._buffers]
     taken = [name for name in own if name == "meta" or hasattr(GraphModule, name)]
     if taken:

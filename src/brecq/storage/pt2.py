@@ -16,6 +16,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveWriter
 
 from brecq.errors import BrecqError
+from brecq.names import is_variable, unwritable
 from brecq.storage.operators import find_operator
 
 _MODEL = "models/model.json"
@@ -36,14 +38,15 @@ _IGNORED = re.compile(
 )
 
 _MEMBER = re.compile(r"[\w.\-]+(/[\w.\-]+)*")
-_NAME = re.compile(r"[A-Za-z_]\w*|", re.ASCII)
-_PATH = re.compile(r"[\w.:/+\-@ ]*")
+_WORD = re.compile(r"[A-Za-z_]\w*|", re.ASCII)
+_TEXT = re.compile(r"[\w.:/+\-@ ]*")
 _SYMBOL = re.compile(r"[a-z]+\d+", re.ASCII)
 _LITERAL = re.compile(r"[a-z]+\d+|-?\d{1,20}(\.\d{0,20})?", re.ASCII)  # Symbol('s0'), Float('1.5')
 
 _HIGHER_ORDER = {"wrap_with_set_grad_enabled", "wrap_with_autocast", "cond", "while_loop"}
 _FORBIDDEN = {"as_custom_obj", "custom_obj", "as_operator", "as_opaque_obj"}
 _NAMES = {"name", "as_name"}
+_PATHS = {"parameter_name", "buffer_name", "tensor_constant_name"}
 _OF_NAMES = {"tensor_values", "sym_int_values", "sym_float_values", "sym_bool_values", "custom_obj_values"}
 _FREE_TEXT = {"as_string", "as_strings", "nn_module_stack"}  # never evaluated: literals, and names of modules
 _CONTAINERS = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
@@ -177,7 +180,7 @@ def _check_payloads(config: Any, name: str, members: dict[str, bytes]) -> None:
             raise Unsafe(f"pickled objects ({file})")
         if f"{folder}/{file}" not in members:
             raise ValueError(f"it has no {folder}/{file}")
-        _require(_PATH, path, "name")
+        _require(_is_path, path, "name")
         _check(entry["tensor_meta"], "tensor_meta")
 
 
@@ -190,10 +193,10 @@ def _checked_model(model: dict[str, Any]) -> dict[str, Any]:
     (call,) = (entry["signature"] for entry in graph["module_call_graph"] if entry["fqn"] == "")
     _check({key: value for key, value in call.items() if not key.endswith("_spec")}, "signature")
     for name in call.get("forward_arg_names") or []:
-        _require(_NAME, name, "name")
+        _require(_is_name, name, "name")
     specs = {key: _checked_spec(call[key], names=key == "in_spec") for key in ("in_spec", "out_spec")}
     for symbol, limits in model["range_constraints"].items():
-        _require(_SYMBOL, symbol, "symbol")
+        _require(_SYMBOL.fullmatch, symbol, "symbol")
         if not all(value is None or type(value) is int for value in limits.values()):
             raise Unsafe(f"the limits {limits!r}")
     versions = ("opset_version", "schema_version", "verifiers", "torch_version", "range_constraints")
@@ -224,7 +227,7 @@ def _check(value: Any, key: str) -> None:
             if name in _FORBIDDEN or (name == "custom_obj_values" and item):
                 raise Unsafe(f"an object of a custom class ({name})")
             if key in _OF_NAMES:
-                _require(_NAME, name, "name")
+                _require(_is_name, name, "name")
             if name == "target" and isinstance(item, str):
                 _check_operator(item)
             elif name == "expr_str":
@@ -235,11 +238,19 @@ def _check(value: Any, key: str) -> None:
         for item in value:
             _check(item, key)
     elif isinstance(value, str) and key not in _FREE_TEXT:
-        _require(_NAME if key in _NAMES else _PATH, value, "name")
+        _require(_is_name if key in _NAMES else _is_path if key in _PATHS else _TEXT.fullmatch, value, "name")
 
 
-def _require(pattern: re.Pattern[str], value: Any, what: str) -> None:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
+def _is_name(value: str) -> bool:
+    return bool(_WORD.fullmatch(value)) or is_variable(value)
+
+
+def _is_path(value: str) -> bool:
+    return unwritable(value) is None
+
+
+def _require(fits: Callable[[str], Any], value: Any, what: str) -> None:
+    if not isinstance(value, str) or not fits(value):
         raise Unsafe(f"the {what} {str(value)[:80]!r}")
 
 
@@ -301,5 +312,5 @@ def _checked_tree(tree: dict[str, Any], names: bool) -> dict[str, Any]:
         raise Unsafe(f"a structure with {context!r}")
     if names:
         for key in keys or []:
-            _require(_NAME, key, "name")
+            _require(_is_name, key, "name")
     return {"type": kind, "context": json.dumps(keys), "children_spec": children}

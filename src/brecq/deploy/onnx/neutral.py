@@ -16,6 +16,7 @@ import contextlib
 import io
 import logging
 import re
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -128,9 +129,18 @@ def to_onnx(
             raise ExportError(_explain(error, program.graph)) from error
     assert exported is not None
     model: ir.Model = exported.model
+    _keep_names_apart(model.graph)
     _compute_constant_outputs(model.graph)
     _name_batch(model.graph)
     return model
+
+
+def _keep_names_apart(graph: ir.Graph) -> None:
+    """The exporter lets a value keep its name where an output is given the same (`linear`)."""
+    outputs = {value.name: value for value in graph.outputs}
+    for value in [value for node in graph for value in node.outputs]:
+        if outputs.get(value.name, value) is not value:
+            value.name = f"{value.name}.inner"
 
 
 def _name_batch(graph: ir.Graph) -> None:
@@ -168,14 +178,21 @@ def _name_codes(model: ir.Model, names: list[str]) -> None:
 
 
 def output_names(completed: Completed) -> list[str]:
-    """`output`, or with several outputs the keys of the network's dictionary, or `output_0`, `output_1`, ..."""
+    """`output`; of several outputs the keys of the network's dictionary, or `output_0`, `output_1`, ... where ONNX
+    cannot tell values by them: one is empty, no text, the name of an input, or twice there (1 and "1")."""
     result = next(node for node in completed.graph.graph.nodes if node.op == "output").args[0]
     context = getattr(completed.graph, "_out_spec", None)
     count = len(pytree.tree_leaves(result, is_leaf=lambda leaf: isinstance(leaf, Node)))
     keys = context.context if context is not None and context.type is dict else None
     if keys is not None and len(keys) == count:
-        return [str(key) for key in keys]
+        names = [str(key) for key in keys]
+        if all(map(_is_text, names)) and len({*names, *completed.inputs}) == count + len(completed.inputs):
+            return names
     return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
+
+
+def _is_text(name: str) -> bool:
+    return bool(name) and not any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver
@@ -24,7 +25,8 @@ from brecq.config import QuantConfig, Recipe
 from brecq.converted.grids import QUANTIZE
 from brecq.errors import ConfigError
 from brecq.graph import ops
-from brecq.graph.prepare import fake_quantize_node, input_quantizer, prepare
+from brecq.graph.capture import capture
+from brecq.graph.prepare import fake_quantize_node, grid_of, input_quantizer, prepare
 from brecq.graph.quantizer import BrecqQuantizer
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct.learnables import learnables
@@ -207,3 +209,25 @@ def test_fixed_shared_and_derived_specs(captured, networks: ModuleType) -> None:
         result = brecq.quantize(model, networks.inputs(model, samples=8), config, quantizer=Shared())
     steps = {node.args[1] for node in result.converted.graph.nodes if node.target is QUANTIZE and node.args[2] == 3}
     assert 1 / 64 in steps
+
+
+class Token(nn.Module):
+    """Joins what a layer makes with a constant that capture computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.first, self.second = nn.Parameter(torch.randn(8)), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        token = self.token.reshape(1, 2, 4).expand(len(x), -1, -1)
+        return self.second(torch.cat([token, self.first(x).relu()], 1))
+
+
+def test_constants_that_capture_computed_are_quantized_with_what_they_are_joined_with() -> None:
+    quantizer = BrecqQuantizer(QuantConfig(8, 8))
+    prepared = prepare(capture(Token(), (torch.randn(2, 3, 4),)), quantizer)
+    assert quantizer.placement is not None
+    (joined,) = [node for node in prepared.graph.nodes if node.target in ops.CONCAT]
+    grids = [grid_of(prepared, part) for part in joined.args[0]]
+    assert grids[0] is not None
+    assert grids[0] is grids[1]

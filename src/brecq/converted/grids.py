@@ -77,29 +77,50 @@ def activations(graph: Graph) -> list[Node]:
     ]
 
 
-def quantized_as(node: Any) -> Grid | None:
-    """The grid that a tensor is on: dequantized right here, or moved about and joined since then."""
+def quantized_as(node: Any, *, constants: bool = True) -> Grid | None:
+    """The grid that a tensor is on: dequantized right here, or moved about and joined since then.
+
+    Args:
+        constants: what is stored as codes is on a grid, too; not every runtime joins it as such (`is_joined`).
+    """
     if not isinstance(node, Node) or node.op != "call_function":
         return None
     if node.target is DEQUANTIZE:
-        return grid_of(node)
+        return grid_of(node) if constants or not _is_stored(node) else None
     if ops.moves(node):
-        return quantized_as(node.args[0])
+        return quantized_as(node.args[0], constants=constants)
     if node.target in ops.CONCAT:
-        grids = [quantized_as(part) for part in node.args[0]]  # type: ignore[union-attr]
+        grids = [quantized_as(part, constants=constants) for part in node.args[0]]  # type: ignore[union-attr]
         first = grids[0]
         if first is not None and all(grid is not None and first.same_codes(grid) for grid in grids):
             return first
     return None
 
 
-def is_integer_layer(node: Node) -> bool:
-    """True for a convolution or linear layer with a quantized input and a constant integer weight."""
+def is_joined(node: Node) -> bool:
+    """True for a constant stored as codes that is only joined with other tensors, as a class token is with its tokens:
+    it is on their grid."""
+    return node.target is DEQUANTIZE and _is_stored(node) and _ends_in_joins(node)
+
+
+def _is_stored(dequantizer: Node) -> bool:
+    codes: Any = dequantizer.args[0]
+    return bool(codes.op == "get_attr")
+
+
+def _ends_in_joins(node: Node) -> bool:
+    return bool(node.users) and all(
+        user.target in ops.CONCAT or (ops.moves(user) and _ends_in_joins(user)) for user in node.users
+    )
+
+
+def is_integer_layer(node: Node, *, constants: bool = True) -> bool:
+    """True for a convolution or linear layer with a quantized input and a constant integer weight; `constants`: as for
+    `quantized_as`."""
     weight = node.args[1] if ops.kind(node) else None
     if not isinstance(weight, Node) or weight.target not in (DEQUANTIZE, DEQUANTIZE_CHANNELS):
         return False
-    codes: Any = weight.args[0]
-    return codes.op == "get_attr" and quantized_as(node.args[0]) is not None
+    return _is_stored(weight) and quantized_as(node.args[0], constants=constants) is not None
 
 
 def constant(graph: GraphModule, node: Any) -> torch.Tensor:

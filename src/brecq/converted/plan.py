@@ -9,6 +9,7 @@ operator without a weight becomes an integer one only if its own result is quant
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,25 +47,28 @@ def _is_float(node: Node) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def float_operators(graph: GraphModule, on_codes: Callable[[Node], bool] = lambda node: False) -> set[str]:
+def float_operators(
+    graph: GraphModule, on_codes: Callable[[Node], bool] = lambda node: False, *, constants: bool = False
+) -> set[str]:
     """Names of the operators that a completed program computes in float: the others compute on codes or move data.
 
     Args:
-        on_codes: of what one runtime computes on codes besides.
+        on_codes: of what one runtime computes on codes besides. constants: it joins constants as codes.
     """
+    on_grid = partial(quantized_as, constants=constants)
     found = set()
     for node in activations(graph.graph):
-        if node.op != "call_function" or ops.moves(node) or quantized_as(node) is not None:
+        if node.op != "call_function" or ops.moves(node) or on_grid(node) is not None:
             continue
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and not value.is_floating_point():
             continue  # of whole numbers and truth values, no bit is in doubt
         if on_codes(node):
             continue
-        if is_integer_layer(node) and not str(ops.kind(node)).startswith("conv_transpose"):
+        if is_integer_layer(node, constants=constants) and not str(ops.kind(node)).startswith("conv_transpose"):
             continue
         ends_in_codes = bool(node.users) and all(user.target is QUANTIZE for user in node.users)
-        if computes_on_codes(node) and ends_in_codes and all(quantized_as(operand) for operand in operands(node)):
+        if computes_on_codes(node) and ends_in_codes and all(map(on_grid, operands(node))):
             continue
         found.add(ops.op_name(node))
     return found

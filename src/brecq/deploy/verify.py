@@ -105,7 +105,7 @@ def verify(
     if bisect and not hasattr(runner, "trace"):
         raise ConfigError(f"{runner.name} shows no tensors inside a {kind.name} file; leave out bisect")
     simulator = simulate(result, kind.arithmetic) if kind.arithmetic else _Measured(result)
-    floats = float_operators(simulator.completed.graph, simulator.on_codes)
+    floats = float_operators(simulator.completed.graph, simulator.on_codes, constants=simulator.joins_constants)
     loose = simulator.loose()
     exact, tolerance = kind.exact and not floats and not loose, tolerance or Tolerance()
     run = _Run(runner, simulator, result, always=bisect or not exact)
@@ -174,6 +174,8 @@ def _differences(found: Verification) -> list[str]:
 
 class _Measured:
     """The program that was measured, in place of a simulator for files that say the same."""
+
+    joins_constants = False
 
     def __init__(self, result: QuantResult) -> None:
         self.completed = as_converted(result)

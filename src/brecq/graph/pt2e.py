@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase
 from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase
@@ -135,9 +136,32 @@ def insert_observers(graph: GraphModule, quantizer: Quantizer) -> GraphModule:
         graph = quantizer.transform_for_annotation(graph)
         quantizer.annotate(graph)
         quantizer.validate(graph)
+        _fake_values(graph)
+        wanted = [node.name for node in graph.graph.nodes if _is_output_annotated(node)]
         graph = prepare(graph, {}, is_qat=False, obs_or_fq_callback=quantizer.prepare_obs_or_fq_callback)
     graph.meta = meta  # without what torchao's own conversion would look for
+    observed = {place.args[0].name for place, _ in observers(graph)}  # type: ignore[union-attr]
+    lost = [name for name in wanted if name not in observed]
+    if lost:
+        raise BrecqError(
+            f"{lost[0]} should be quantized and has no observer; this is a fault of brecq: please report it"
+        )
     return graph
+
+
+def _fake_values(graph: GraphModule) -> None:
+    """Describe constants that capture computed as all other tensors are: without that torchao observes none of them,
+    and says nothing."""
+    values = [node.meta.get("val") for node in graph.graph.nodes]
+    mode = next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
+    for node, value in zip(graph.graph.nodes, values, strict=True):
+        if mode is not None and isinstance(value, Tensor) and not isinstance(value, FakeTensor):
+            node.meta["val"] = mode.from_tensor(value, static_shapes=True)
+
+
+def _is_output_annotated(node: Node) -> bool:
+    found = node.meta.get(_ANNOTATION)
+    return found is not None and found.output_qspec is not None and isinstance(node.meta.get("val"), Tensor)
 
 
 def observers(graph: GraphModule) -> Iterator[tuple[Node, Any]]:

@@ -84,6 +84,9 @@ def generate(found: Integers, name: str, origin: str) -> tuple[list[str], Source
                 owner = owners.get(tensor, tensor)
                 source.pointers[tensor] = pointers.get(owner) or f"(arena + {places[identifier(owner.name)]})"
     for operator in found.operators:
+        for tensor in operator.inputs if operator.kind == "CONCATENATION" else operator.inputs[:1]:
+            if tensor is not None and tensor.data is not None and tensor.dtype == "int8":
+                source.pointers[tensor] = source.array(tensor.name, "int8_t", tensor.data)
         emit(source, operator)
     scratch = -(-source.scratch // 16) * 16
     upper = name.upper()

@@ -27,9 +27,8 @@ def quantize(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str,
     source, name, grid = args[0], low.quantizers[node], placed(grid_of(node))
     name = low.build.free(name)
     if isinstance(source, torch.Tensor):
-        codes = low.env[node].to(torch.int16) + grid.offset
-        tensor = Tensor(name, tuple(codes.shape), grid.dtype, grid.quantization, codes.numpy().astype(grid.dtype))
-        return low.quantized(low.quantizers[node], tensor.shape, identity(codes.dim()), tensor, grid.offset)
+        tensor = _stored(name, low.env[node], grid)
+        return low.quantized(low.quantizers[node], tensor.shape, identity(len(tensor.shape)), tensor, grid.offset)
     if isinstance(source, Pending):
         found = source.on(grid, name)
         ((layout, tensor),) = found.codes.items()
@@ -62,8 +61,17 @@ def regrid(low: Lowering, value: Value, layout: Layout, grid: CodeGrid, name: st
 
 @lowers(DEQUANTIZE)
 def dequantize(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-    value: Value = args[0]
-    return value
+    source: Value | torch.Tensor = args[0]
+    if isinstance(source, Value):
+        return source
+    tensor = _stored(low.build.free(str(node.args[0])), source, placed(grid_of(node)))
+    return Value(low.build, tensor.name, tensor.shape, codes={identity(len(tensor.shape)): tensor})
+
+
+def _stored(name: str, codes: torch.Tensor, grid: CodeGrid) -> Tensor:
+    """Codes that are a constant of the file."""
+    data = (codes.to(torch.int16) + grid.offset).numpy().astype(grid.dtype)
+    return Tensor(name, data.shape, grid.dtype, grid.quantization, data)
 
 
 def _joined(low: Lowering, kind: str, operands: list[Any], float_options: dict[str, Any] | None = None) -> Any:

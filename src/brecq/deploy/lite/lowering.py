@@ -11,7 +11,7 @@ import torch
 from torch import Tensor as Numbers
 from torch.fx import Interpreter, Node
 
-from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS
+from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, is_joined
 from brecq.deploy.complete import Completed
 from brecq.deploy.lite.program import Codes, Tensor
 from brecq.deploy.lite.values import Builder, Layout, Pending, Value, identity, usual
@@ -65,11 +65,12 @@ class Lowering(Interpreter):
         self.computed = self._computed()
 
     def _computed(self) -> set[Node]:
-        """Nodes that depend on the network's inputs, or are quantized as if they did."""
+        """Nodes that depend on the network's inputs, or are quantized as if they did, or joined with what does."""
         found: set[Node] = set()
         for node in self.completed.graph.graph.nodes:
             depends = node.op == "placeholder" or any(source in found for source in node.all_input_nodes)
-            if (depends and node.op != "output" and not ops.is_size(node)) or node in self.quantizers:
+            depends = (depends and node.op != "output" and not ops.is_size(node)) or is_joined(node)
+            if depends or node in self.quantizers:
                 found.add(node)
         return found
 

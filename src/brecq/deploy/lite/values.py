@@ -188,6 +188,9 @@ def same_order(shape: Sequence[int], first: Layout, second: Layout) -> bool:
 
 def reshaped(build: Builder, source: Tensor, shape: Sequence[int]) -> Tensor:
     """`source` read with another shape."""
+    if source.data is not None:
+        name, data = build.free(source.name), source.data.reshape(shape)
+        return Tensor(name, tuple(shape), source.dtype, source.quantization, data)
     inputs = [source, constant("shape", list(shape))]
     return build.emit("RESHAPE", inputs, f"{source.name}_shaped", shape, source, newShape=list(shape))
 

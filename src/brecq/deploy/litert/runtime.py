@@ -103,15 +103,17 @@ class Session:
         """Layers by the type of their outputs."""
         details = {each["index"]: each for each in self._interpreter.get_tensor_details()}
         counts: Counter[str] = Counter()
-        integer = floating = 0
+        integer, floats = 0, list[str]()
         for each in self._interpreter._get_ops_details():
             if each["op_name"] == "DELEGATE":
                 continue
             counts[each["op_name"]] += 1
             if each["op_name"] in LAYERS:
-                is_integer = details[each["outputs"][0]]["dtype"] in (np.int8, np.int16)
-                integer, floating = integer + is_integer, floating + (not is_integer)
-        return Kernels(integer, floating, dict(counts))
+                if details[each["outputs"][0]]["dtype"] in (np.int8, np.int16):
+                    integer += 1
+                else:
+                    floats.append(str(details[each["inputs"][1]]["name"]).removesuffix(".weight"))
+        return Kernels(integer, len(floats), dict(counts), tuple(floats))
 
 
 def load(path: Path, threads: int = 1) -> Session:

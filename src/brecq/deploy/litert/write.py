@@ -101,12 +101,14 @@ def _integers(weight: PackedWeight) -> Tensor:
 def notes(program: Program, widened: Sequence[str] = ()) -> tuple[str, ...]:
     """What a user should know about the file."""
     widths: Counter[str] = Counter()
+    layers: list[str] = []
     for operator in program.operators:
         weight = operator.inputs[1] if operator.kind in LAYERS else None
         if weight is not None:
             widths[weight.dtype] += 1
+            layers += [operator.layer or weight.name] if weight.dtype == "float32" else []
     stored = [f"{widths[key]} layers at {bits} bits" for key, bits in (("int4", 4), ("int8", 8)) if widths[key]]
-    stored += [f"{widths['float32']} in float"] if widths["float32"] else []
+    stored += [f"{len(layers)} in float ({some(layers)})"] if layers else []
     floats = sorted({each.kind for each in program.operators if _is_float(each)})
     found = [", ".join(stored)] if stored else []
     if any(tensor.dtype == "int16" for tensor in program.tensors()):

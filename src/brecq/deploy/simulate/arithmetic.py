@@ -40,6 +40,9 @@ class OnnxRuntime:
     moves_codes = False
     """Whether codes of one grid are put on another as integers, not as float numbers."""
 
+    joins_constants = False
+    """Whether a constant that is joined with codes is codes, too."""
+
     products = True
     """Whether hardswish is a product of codes, for want of a kernel."""
 
@@ -91,7 +94,7 @@ class FixedPoint(OnnxRuntime):
     Numbers are quantized by division, halves away from zero.
     """
 
-    transposed = linear_outputs = moves_codes = True
+    transposed = linear_outputs = moves_codes = joins_constants = True
     products = False
 
     def looks_up(self, name: str, source: Grid, grid: Grid, slope: float) -> bool:

@@ -24,6 +24,7 @@ from brecq.converted.grids import (
     constant,
     grid_of,
     is_integer_layer,
+    is_joined,
     quantized_as,
 )
 from brecq.converted.inputs import InputTypes
@@ -81,9 +82,17 @@ class IntegerModel(nn.Module):
         self.completed, self.arithmetic = completed, arithmetic or OnnxRuntime()
         self.graph = completed.graph
         self._types = InputTypes(dict(zip(completed.inputs, (x.dtype for x in completed.example_inputs), strict=True)))
-        self._constants = {
-            node: read_constant(self.graph, node) for node in self.graph.graph.nodes if _is_stored(node)
-        }
+        self._constants = {node: self._read(node) for node in self.graph.graph.nodes if _is_stored(node)}
+
+    @property
+    def joins_constants(self) -> bool:
+        """Whether a constant that is joined with codes is codes, too."""
+        return self.arithmetic.joins_constants
+
+    def _read(self, node: Node) -> Constant | Codes:
+        if self.joins_constants and is_joined(node):
+            return Codes(constant(self.graph, node.args[0]), grid_of(node))
+        return read_constant(self.graph, node)
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:

@@ -25,6 +25,9 @@ from brecq import (
 from brecq.data import Dataset
 from brecq.graph import parts
 from brecq.graph.capture import capture, example_batch
+from brecq.page.compare import compare_page
+from brecq.page.record import Record
+from brecq.page.render import page
 from brecq.progress import Progress
 
 FAST = QuantConfig(recipe=Recipe.preset("fast").replace(steps=4, batch_size=4, range_samples=8, range_candidates=10))
@@ -170,6 +173,31 @@ def test_each_learns_behind_the_quantized_ones_before_it(two: nn.Module, batches
     entry = next(entry for entry in result.report.scope if entry.op == "forward")
     assert entry.parameters == 1
     assert "naming it" in entry.reason
+
+
+def test_the_noise_of_a_part_holds_that_of_the_parts_before_it(two: nn.Module, batches: Tensor) -> None:
+    """The output is what the whole quantized network gives."""
+    config = dataclasses.replace(NEAREST, weights=4, activations=4)
+    result = brecq.quantize(two, batches, config, submodules=["backbone", "head"])
+    with torch.no_grad():
+        exact, ours = two(batches)["y"].double(), result.model(batches)["y"].double()
+    last = result.report.outputs[-1]
+    assert last.name == "head"
+    assert last.signal == pytest.approx(exact.square().sum().item(), rel=1e-5)
+    assert last.noise == pytest.approx((exact - ours).square().sum().item(), rel=1e-3)
+    assert result.report.behind == {"head": ["backbone"]} == result.parts["head"].report.behind
+    assert result.report.alone(list(result.parts)) == []
+
+
+def test_parts_that_receive_other_regions_are_measured_alone(detectors: ModuleType) -> None:
+    result = brecq.quantize(detectors.faster_rcnn(), detectors.pictures(), NEAREST, submodules=FASTER)
+    assert result.report.behind == {"rpn.head": ["backbone"]}
+    assert result.report.alone(list(result.parts)) == FASTER[2:]
+    text = page(result, Record())
+    assert "What rpn.head loses includes what backbone lost before it." in text
+    assert "roi_heads.box_head, roi_heads.box_predictor: each part alone (hollow points)" in text
+    assert text.count("SQNR of the output, of its part alone") == 4  # fc6, fc7, cls_score, bbox_pred
+    assert "(part alone)" in compare_page([("a", result, Record()), ("b", result, Record())])
 
 
 def test_ends_are_those_of_the_whole_network(two: nn.Module, batches: Tensor) -> None:

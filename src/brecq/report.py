@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,6 +157,9 @@ class Report:
         allocation: the bits of each layer, as a search chose them (`BitAllocation.to_dict`); `None` without.
         tensors: how far each layer's output is from the float network's. outputs: the same of the network's outputs.
         measured: of each network of a run's final table, by name, what was measured: the task's metric, by name.
+        behind: of a network quantized in parts, the parts whose `tensors` and `outputs` hold the noise of parts before
+            them, too, and which those are. To any other part after the first both networks gave the same inputs: what
+            it received from the quantized one were other samples (regions).
     """
 
     scope: list[ScopeEntry]
@@ -172,6 +175,11 @@ class Report:
     tensors: list[TensorNoise] = field(default_factory=list)
     outputs: list[OutputNoise] = field(default_factory=list)
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
+    behind: dict[str, list[str]] = field(default_factory=dict)
+
+    def alone(self, parts: Sequence[str]) -> list[str]:
+        """Of the `parts`, in the order they are called in, those measured without the noise of the ones before."""
+        return [name for name in parts[1:] if name not in self.behind]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, ready for JSON."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import pytest
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 from brecq import Evaluation
 from brecq.cli.render import ResultRow, describe_evaluation, megabytes, result_table, scope_table, short_count
 from brecq.report import ScopeEntry
+from brecq.units import measure
 
 LABELED = Evaluation(samples=800, top1=82.125, top5=95.5, agreement=97.25, sqnr=21.04, seconds=3.0)
 UNLABELED = Evaluation(samples=24, top1=None, top5=None, agreement=97.25, sqnr=21.04, seconds=3.0)
@@ -111,3 +113,16 @@ def test_counts(number: float, text: str) -> None:
 @pytest.mark.parametrize(("size", "text"), [(18_600_000, "18.60"), (1_000_000, "1.00"), (10_680, "0.0107"), (0, "0")])
 def test_megabytes(size: int, text: str) -> None:
     assert megabytes(size) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("RMSE", 0.00045721, "0.00045721"), ("perplexity", 12.345678, "12.346"), ("top-1 %", 71.5, "71.50"),
+        ("flips %", 0.0, "0.00"), ("flips %", 0.004, "0.004"), ("agreement %", 99.996, "99.996"),
+        ("agreement %", 100.0, "100.00"), ("SQNR dB", 21.04, "21.0"), ("PSNR dB", 31.256, "31.26"),
+        ("SQNR dB", math.inf, "∞"), ("SQNR dB", -math.inf, "-∞"), ("AP %", math.nan, "NaN"), ("AP %", None, ""),
+    ],
+)  # fmt: skip
+def test_measures(name: str, value: float | None, text: str) -> None:
+    assert measure(name, value) == text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -195,7 +196,7 @@ def test_the_card(made: Path) -> None:
     assert front == {
         "library_name": "brecq", "license": "mit", "base_model": "somebody/mobilenet",
         "base_model_relation": "quantized", "pipeline_tag": "image-classification",
-        "tags": ["brecq", "quantized", "4-bit"],
+        "tags": ["brecq", "quantized", "4-bit", "8-bit"],
     }  # fmt: skip
     result = brecq.load(made)
     assert "| rounding to nearest | 71.50 | 200 B |" in text
@@ -210,6 +211,27 @@ def test_files_are_run_where_the_result_was_made_for(made: Path, target: str | N
     result = brecq.load(made)
     result.config = replace(result.config, target=target)
     assert how in card(result, Record(), "me/net", ["m.onnx", "notes.txt"])
+
+
+def test_files_of_other_results_are_left_out(made: Path, files: dict[str, bytes]) -> None:
+    """Also one whose name is that of a file of this result, in another format."""
+    digest = brecq.load(made).digest().encode()
+    contents = {"mine.onnx": b"x" + digest, "mine.encodings": b"", "other.onnx": b"x" + 64 * b"0", "other.bin": b"",
+                "empty.tflite": b""}  # fmt: skip
+    for name, content in contents.items():
+        (made / name).write_bytes(content)
+    try:
+        told = run("card", made)
+        text = (made / "README.md").read_text()
+        run("push", made, "me/net")
+    finally:
+        for name in contents:
+            (made / name).unlink()
+    for name in ("other.onnx", "other.bin", "empty.tflite"):
+        assert re.search(f"left out +{name}: exported from another result, or not by brecq", told)
+        assert name not in text
+    assert "`mine.onnx`" in text
+    assert {name for name in contents if name in files} == {"mine.onnx", "mine.encodings"}
 
 
 def test_a_card_of_somebody_else_is_kept(made: Path, tmp_path: Path) -> None:

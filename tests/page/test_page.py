@@ -115,7 +115,7 @@ def test_results_side_by_side(result: brecq.QuantResult, record: Record) -> None
 
 
 def test_what_is_best_is_on_the_front() -> None:
-    points = [(1, 30.0, "small"), (2, 20.0, "middle"), (3, 25.0, "large")]
+    points = [[(1, 30.0, "small"), (2, 20.0, "middle"), (3, 25.0, "large")]]
     more, fewer = size_against("top-1 %", points), size_against("perplexity", points, 10.0, fewer=True)
     assert (">float<" in more, ">float<" in fewer) == (False, True)
     lines = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 from brecq.cli.inputs import EvaluationData, tell, which_parts
@@ -27,6 +28,8 @@ def deliver(job: Job, ready: Prepared, result: QuantResult, floating: ResultRow,
     folder, source, preprocessing = job.output.output, ready.source, ready.preprocessing
     result.metadata.update(describe_source(job, source), preprocessing=preprocessing and preprocessing.to_dict())
     result.metadata.update(job.judged.remembered())
+    for part in result.parts.values():
+        part.metadata["part_of"] = job.spec
     result.save(folder)  # last: what is saved is finished
     if ready.made is not None:
         ready.made.forget_batches()
@@ -39,7 +42,11 @@ def deliver(job: Job, ready: Prepared, result: QuantResult, floating: ResultRow,
     # of plain class scores the table says it all
     if last is not None and (last.scored or last.outputs or last.metrics or not last.shown()):
         tell(console, "measured", describe_evaluation(last))
-    result.report.measured = {row.name: measured(row) for row in rows if row.evaluation is not None}
+    result.report.measured = {
+        row.name: {name: value for name, value in measured(row).items() if math.isfinite(value)}
+        for row in rows
+        if row.evaluation is not None
+    }
     if result.report.measured:
         result.save(folder)
     tell(console, "saved", str(folder))

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from brecq.cli.fitting import FittingTable
-from brecq.units import format_seconds, megabytes, short_count
+from brecq.units import format_seconds, measure, megabytes, short_count
 
 if TYPE_CHECKING:
     from brecq import Benchmark, Evaluation, Verification
@@ -80,7 +80,7 @@ def result_table(rows: Sequence[ResultRow]) -> Table:
     measured = [{} if row.evaluation is None else row.evaluation.shown() for row in rows]
     names = sorted({name: None for each in measured for name in each}, key=lambda name: name == "SQNR dB")
     columns = {
-        **{_heading(name): [_cell(name, each.get(name)) for each in measured] for name in names},
+        **{_heading(name): [measure(name, each.get(name)) for each in measured] for name in names},
         "weights\nMB": ["" if row.size is None else megabytes(row.size) for row in rows],
         "time": ["" if row.seconds is None else format_seconds(row.seconds) for row in rows],
     }
@@ -100,18 +100,18 @@ def describe_evaluation(evaluation: Evaluation) -> str:
         [_with_unit(name, value) for name, value in evaluation.shown().items()]
         if evaluation.task
         else [
-            f"{name} {value:.{digits}f} {unit}{note}"
-            for name, value, digits, unit, note in (
-                ("top-1", evaluation.top1, 2, "%", of),
-                ("top-5", evaluation.top5, 2, "%", ""),
-                ("agreement with float", evaluation.agreement, 2, "%", of),
-                ("SQNR", evaluation.sqnr, 1, "dB", ""),
+            f"{_with_unit(name, value)}{note}"
+            for name, value, note in (
+                ("top-1 %", evaluation.top1, of),
+                ("top-5 %", evaluation.top5, ""),
+                ("agreement with float %", evaluation.agreement, of),
+                ("SQNR dB", evaluation.sqnr, ""),
             )
             if value is not None
         ]
     )
     if evaluation.outputs and parts:
-        each = ", ".join(f"output {name} {value:.1f}" for name, value in evaluation.outputs.items())
+        each = ", ".join(f"output {name} {measure('SQNR dB', value)}" for name, value in evaluation.outputs.items())
         plain = evaluation.agreement is None and not evaluation.task
         parts[-1] += f" (the lowest of {each}{'; no class scores' if plain else ''})"
     if not parts:  # a detector that is sure of nothing
@@ -264,15 +264,7 @@ def _heading(name: str) -> str:
     return f"{what}\n{unit}" if what and unit in ("%", "dB") else name
 
 
-def _cell(name: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    if name == "SQNR dB":
-        return f"{value:.1f}"
-    return f"{value:.2f}" if name.endswith((" %", " dB")) else f"{value:.5g}"
-
-
 def _with_unit(name: str, value: float) -> str:
     """`AP50 41.60 %`"""
     what, _, unit = _heading(name).partition("\n")
-    return f"{what} {_cell(name, value)} {unit}".strip()
+    return f"{what} {measure(name, value)} {unit}".strip()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,9 +127,8 @@ def write_run_page(
 
 
 def measured(row: ResultRow) -> dict[str, float]:
-    """What was measured of a network, by the name it is shown under; infinite values are left out."""
-    found = {} if row.evaluation is None else row.evaluation.shown()
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    """What was measured of a network, by the name it is shown under."""
+    return {} if row.evaluation is None else row.evaluation.shown()
 
 
 def compare(

@@ -41,7 +41,8 @@ def card(
     brecq card out/ --license apache-2.0
     """
     require_path("RESULT", path)
-    tell(make_console(), "saved", str(_write(path, repository, license, base, task, force)))
+    file, _ = _write(path, repository, license, base, task, force)
+    tell(make_console(), "saved", str(file))
 
 
 def push(
@@ -73,15 +74,20 @@ def push(
         require_path("--report", path / PAGE)
     name, _ = hub.repository(repository)
     console = make_console()
-    tell(console, "saved", str(_write(path, name, license, base, task, force)))
-    files = [*FILES, CARD, *([PAGE] if report else []), *_exported(path)]
+    file, exported = _write(path, name, license, base, task, force)
+    tell(console, "saved", str(file))
+    files = [*FILES, CARD, *([PAGE] if report else []), *exported]
     address = hub.push(path, repository, files, private=private, message=f"{name}, quantized by brecq")
     tell(console, "pushed", f"{len(files)} files: {address}")
     tell(console, "load", f'brecq.load("hf:{repository}")')
 
 
-def _write(path: Path, repository: str, license: str | None, base: str | None, task: str | None, force: bool) -> Path:
+def _write(
+    path: Path, repository: str, license: str | None, base: str | None, task: str | None, force: bool
+) -> tuple[Path, list[str]]:
+    """The card's file, and the exported files that it names; others in the folder are told of and left alone."""
     import brecq
+    from brecq.deploy.whose import exported_files
     from brecq.errors import CheckpointError
     from brecq.page.card import CARD, MARK
     from brecq.page.card import card as make_card
@@ -99,14 +105,9 @@ def _write(path: Path, repository: str, license: str | None, base: str | None, t
     file = path / CARD
     if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace") and not force:
         raise ConfigError(f"{str(file)!r} is not brecq's; replace it with --force, or move it away")
-    text = make_card(result, Record.load(path), repository, _exported(path), license=license, base=base, task=task)
+    mine, others = exported_files(result, path)
+    for name in others:
+        tell(make_console(), "left out", f"{name}: exported from another result, or not by brecq")
+    text = make_card(result, Record.load(path), repository, mine, license=license, base=base, task=task)
     write(file, text.encode(), CheckpointError)
-    return file
-
-
-def _exported(path: Path) -> list[str]:
-    """Names of the files for other runtimes in the folder."""
-    from brecq.deploy.formats import FORMATS
-
-    suffixes = {suffix for each in FORMATS.values() for suffix in (each.suffix, *each.files) if suffix}
-    return sorted(file.name for file in path.iterdir() if file.is_file() and file.suffix in suffixes)
+    return file, mine

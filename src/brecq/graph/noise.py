@@ -25,18 +25,22 @@ _BATCH = 4
 
 
 @torch.no_grad()
-def tensor_noise(prepared: GraphModule, inputs: Sequence[Tensor]) -> tuple[list[TensorNoise], list[OutputNoise]]:
+def tensor_noise(
+    prepared: GraphModule, inputs: Sequence[Tensor], received: Sequence[Tensor]
+) -> tuple[list[TensorNoise], list[OutputNoise]]:
     """Compare the network's outputs, and every layer's behind its activation function, with the float network's.
 
     Args:
         prepared: its fake-quantizers in hard mode. inputs: each [N, ...], on the graph's device; the first 16 count.
+        received: what the quantized network gets in their place: the same, or what others quantized before it give.
     """
     flow = Dataflow(prepared)
     ends = {activation_end(node): layer for node, layer in zip(flow.ops, flow.layers, strict=True) if layer}
     outputs = _outputs(prepared)
     run = _Pairs(prepared, [*ends, *outputs.values()])
     for rows in even_slices(min(len(inputs[0]), SAMPLES), _BATCH):
-        run.run(*(value[rows] for value in inputs), enable_io_processing=False)
+        pairs = ((value[rows], other[rows]) for value, other in zip(inputs, received, strict=True))
+        run.run(*pairs, enable_io_processing=False)
     last = {node: flow.layers[flow.index[node]] for node in flow.ops if flow.layers[flow.index[node]]}
     found = [
         OutputNoise(name, _makers(prepared, node, last), run.tallies[node].signal, run.tallies[node].noise)
@@ -106,7 +110,8 @@ class _Tally:
 
 
 class _Pairs(Interpreter):
-    """Runs the float and the quantized network side by side: each node's value is a pair (float, quantized)."""
+    """Runs the float and the quantized network side by side: each node's value is a pair (float, quantized), and so is
+    each input."""
 
     def __init__(self, prepared: GraphModule, tallied: Sequence[Node] | dict[Node, str]) -> None:
         super().__init__(prepared)
@@ -115,8 +120,7 @@ class _Pairs(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         if n.op == "placeholder":
-            value = super().run_node(n)
-            return value, value
+            return super().run_node(n)
         pair = []
         for self.side in (0, 1):
             pair.append(super().run_node(n))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from brecq.checkpoint.directory import versions
+from brecq.page import words
 from brecq.page.facts import gather
 from brecq.page.record import Record
-from brecq.page.render import render, summary, title
+from brecq.page.render import render
 from brecq.result import QuantResult
 
 CARD = "README.md"
@@ -47,7 +48,6 @@ def card(
     facts = gather(result)
     metrics = list(dict.fromkeys(name for row in record.rows for name in row.metrics))
     quantized = sum(layer.bits <= 8 for layer in facts.layers)
-    name, bits = title(result)
     preprocessing = result.metadata.get("preprocessing")
     base = base or _base(result)
     front = {
@@ -56,22 +56,23 @@ def card(
         "base_model": base,
         "base_model_relation": "quantized" if base else None,
         "pipeline_tag": task or ("image-classification" if any("top-1" in name for name in metrics) else None),
-        "tags": ["brecq", "quantized", f"{result.config.weights}-bit"],
+        "tags": ["brecq", "quantized", *words.tags(facts)],
     }
     shown = {key: json.dumps(value) if isinstance(value, list) else value for key, value in front.items() if value}
     return render(
         "card.md.j2",
         plain=True,
         front="".join(f"{key}: {value}\n" for key, value in shown.items()),
-        title=f"{name} at {bits}",
-        summary=summary(result),
+        title=html.escape(words.title(facts), quote=False),
+        summary=words.summary(facts),
         versions=versions(),
         metrics=metrics,
-        rows=[row for row in record.rows if any(map(math.isfinite, row.metrics.values()))],
+        rows=[row for row in record.rows if row.metrics],
         samples=record.samples,
         float_bytes=facts.float_bytes,
         weight_bytes=facts.weight_bytes,
-        layers=f"{quantized} of {len(facts.layers)} layers with weights are quantized.",
+        layers=f"{facts.share:.1f} % of the parameters have quantized weights: {quantized} of {len(facts.layers)} "
+        "operators that hold any.",
         floats=facts.floats,
         repository=repository,
         inputs=", ".join(_shape(value) for value in result.example_inputs),

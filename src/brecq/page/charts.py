@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FIRST, SECOND, FAINT = "#010203", "#010204", "#010205", "#010206"
+INK, FIRST, SECOND, FAINT, PAPER = "#010203", "#010204", "#010205", "#010206", "#010207"
 """Stand-ins that become CSS variables in the SVG."""
 
 POINT = "brecq-point-"
@@ -27,7 +27,15 @@ WIDTH = 8.4
 LONGEST = 28
 """Letters of a layer's name beside an axis."""
 
-_VARIABLES = {INK: "var(--ink)", FIRST: "var(--first)", SECOND: "var(--second)", FAINT: "var(--faint)"}
+TALL = 30
+"""Rows of a chart from which its axis is written above it, too: the one below is out of sight."""
+
+_ZERO = "hollow: exactly 0"
+"""What has no place on a logarithmic axis stands at its edge."""
+
+_VARIABLES = {
+    INK: "var(--ink)", FIRST: "var(--first)", SECOND: "var(--second)", FAINT: "var(--faint)", PAPER: "var(--paper)",
+}  # fmt: skip
 
 _STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "brecq", "font.size": 8.5, "text.color": INK, "axes.labelcolor": INK,
@@ -42,18 +50,24 @@ def block_errors(blocks: Sequence[BlockReport], learned: bool = True) -> str:
     with _Chart(WIDTH, 0.9 + 0.23 * len(blocks)) as chart:
         axes = chart.axes
         rows = range(len(blocks))
-        before = [max(block.error_before, 1e-12) for block in blocks]
-        after = [max(block.error_after, 1e-12) for block in blocks]
-        axes.plot(before, rows, "o", color=SECOND, markersize=5, label="rounded to nearest")
+        series = [("rounded to nearest", SECOND, [block.error_before for block in blocks])]
         if learned:
+            series.append(("reconstructed", FIRST, [block.error_after for block in blocks]))
+        edge = _logarithmic(axes, "x", [value for _, _, values in series for value in values])
+        for name, color, values in series:
+            axes.plot([value or edge for value in values], rows, "o", color=color, markersize=5, label=name)
+            exact = [row for row in rows if values[row] == 0]
+            hollow: Any = {"color": PAPER, "markeredgecolor": color, "clip_on": False}
+            axes.plot([edge] * len(exact), exact, "o", markersize=5, label=_ZERO, **hollow)
+        if learned:
+            before, after = ([value or edge for value in values] for _, _, values in series)
             axes.hlines(rows, after, before, color=FAINT, linewidth=2, zorder=1)
-            axes.plot(after, rows, "o", color=FIRST, markersize=5, label="reconstructed")
-        _logarithmic(axes, "x", [*before, *after])
         axes.set_yticks(list(rows), [_short(block.name) for block in blocks])
         axes.set_ylim(len(blocks) - 0.5, -0.5)
         axes.set_xlabel("squared error ÷ mean square of the float output")
         axes.grid(axis="x")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+        axes.tick_params(top=len(blocks) > TALL, labeltop=len(blocks) > TALL)
+        chart.legend()
     return chart.svg("Error of each block" + (" before and after reconstruction" if learned else ""))
 
 
@@ -64,11 +78,16 @@ def sqnr_along(layers: Sequence[Layer], exported: Mapping[str, float] | None = N
         axes = chart.axes
         values = [layer.sqnr or 0.0 for layer in known]
         axes.plot(values, color=FIRST, marker="o", markersize=3, linewidth=1.2, label="quantized network")
+        alone = [position for position, layer in enumerate(known) if layer.alone]
+        if alone:
+            at_these = [values[position] for position in alone]
+            axes.plot(alone, at_these, "o", color=PAPER, markeredgecolor=FIRST, markersize=4, label="a part alone")
+            chart.legend()
         if exported:
             at = [position for position, layer in enumerate(known) if layer.name in exported]
             found = [exported[known[position].name] for position in at]
             axes.plot(at, found, color=SECOND, marker="s", markersize=3, linewidth=1, label="exported file")
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+            chart.legend()
         axes.set_ylabel("SQNR, dB")
         _names(axes, known)
         axes.grid(axis="y")
@@ -108,7 +127,7 @@ def histograms(layer: Layer) -> str:
             left.set_axis_off()
         noise = layer.noise
         if noise is not None:
-            width = max(noise.high - noise.low, 1e-12) / len(noise.counts)
+            width = (noise.high - noise.low or 1.0) / len(noise.counts)
             at = [noise.low + (i + 0.5) * width for i in range(len(noise.counts))]
             right.bar(at, [math.log10(1 + count) for count in noise.counts], width=width, color=SECOND)
             for bound in noise.grid or ():
@@ -118,38 +137,52 @@ def histograms(layer: Layer) -> str:
     return chart.svg(f"Histograms of {layer.name}: weight codes and output values")
 
 
+Point = tuple[int, float, str]
+"""A result's size in bytes, its metric, and its name."""
+
+
 def size_against(
-    metric: str, points: Sequence[tuple[int, float, str]], floating: float | None = None, fewer: bool = False
+    metric: str, networks: Sequence[Sequence[Point]], floating: float | None = None, fewer: bool = False
 ) -> str:
-    """Size of the weights against a metric, a point for each result; results that no other beats are joined.
+    """Size of the weights against a metric, a point for each result; of each network those that no other beats are
+    joined.
 
     `floating`: the metric of the float network, a dashed line. `fewer` of the metric is better.
     """
     from matplotlib.ticker import EngFormatter
 
-    sign = -1 if fewer else 1
     with _Chart(WIDTH, 4.0) as chart:
         axes = chart.axes
-        front = sorted(
-            p
-            for p in points
-            if not any(q[:2] != p[:2] and q[0] <= p[0] and sign * q[1] >= sign * p[1] for q in points)
-        )
         if floating is not None:
             axes.axhline(floating, color=INK, linewidth=0.8, linestyle="--", label="float")
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
-        axes.plot([size for size, *_ in front], [value for _, value, _ in front], color=FAINT)
-        axes.plot([size for size, *_ in points], [value for _, value, _ in points], "o", color=FIRST)
-        axes.margins(x=0.12, y=0.12)
+            chart.legend()
         named: dict[tuple[float, float], list[str]] = {}
-        for size, value, name in points:
-            named.setdefault((size, value), []).append(name)
+        for number, points in enumerate(networks):
+            front = _front(points, -1 if fewer else 1)
+            color, shape = (FIRST, SECOND)[number % 2], _SHAPES[number // 2 % len(_SHAPES)]
+            axes.plot([size for size, *_ in front], [value for _, value, _ in front], color=FAINT)
+            axes.plot(
+                [size for size, *_ in points], [value for _, value, _ in points], shape, color=color, clip_on=False
+            )
+            for size, value, name in points:
+                named.setdefault((size, value), []).append(name)
+        axes.margins(x=0.12, y=0.12)
+        low, high = axes.get_ylim()
+        least, most = _BOUNDS.get(metric.removesuffix(" vs float").rpartition(" ")[2], (-math.inf, math.inf))
+        axes.set_ylim(max(low, least), min(high, most))
+        axes.set_xlim(left=max(axes.get_xlim()[0], 0))
         chart.label({place: ", ".join(names) for place, names in named.items()})
         axes.xaxis.set_major_formatter(EngFormatter("B", sep=" "))
         axes.set_xlabel("weights")
         axes.set_ylabel(metric)
         axes.grid()
     return chart.svg(f"Size of the weights against {metric}")
+
+
+def _front(points: Sequence[Point], sign: int) -> list[Point]:
+    """Those that no other beats in size and metric, of which `sign` says what is better."""
+    beaten = (any(q[:2] != p[:2] and q[0] <= p[0] and sign * q[1] >= sign * p[1] for q in points) for p in points)
+    return sorted(point for point, worse in zip(points, beaten, strict=True) if not worse)
 
 
 def loss_against(cost: str, points: Sequence[tuple[float, float, str]]) -> str:
@@ -162,22 +195,22 @@ def loss_against(cost: str, points: Sequence[tuple[float, float, str]]) -> str:
     label = f"Predicted loss against {cost}"
     with _Chart(WIDTH, 4.0) as chart:
         axes = chart.axes
+        edge = _logarithmic(axes, "y", [loss for _, loss, _ in points])
         for number, (value, loss, name) in enumerate(points):
             of_front = number > 0 and name.startswith("point")
             shape, size, order = ("*", 13, 5) if number == 0 else ("o", 7, 4) if of_front else ("s", 9, 3)
-            loss = max(loss, 1e-12)
-            (line,) = axes.plot(
-                value, loss, shape, color=SECOND if shape == "s" else FIRST, markersize=size, zorder=order
-            )
+            color = SECOND if shape == "s" else FIRST
+            style: Any = {"color": color} if loss else {"color": PAPER, "markeredgecolor": color, "clip_on": False}
+            loss = loss or edge
+            (line,) = axes.plot(value, loss, shape, markersize=size, zorder=order, **style)
             line.set_gid(f"{POINT}{number}")
             offset, side = ((-5, -11), "right") if of_front else ((0, 8), "center")
             axes.annotate(name, (value, loss), textcoords="offset points", xytext=offset, ha=side, fontsize=7)
-        _logarithmic(axes, "y", [max(loss, 1e-12) for _, loss, _ in points])
         axes.margins(x=0.08, y=0.1)
         if cost in ("size", "bops"):
             axes.xaxis.set_major_formatter(EngFormatter("B" if cost == "size" else "", sep=" "))
         axes.set_xlabel({"size": "weights", "bops": "bit-operations a sample", "latency": "ms"}.get(cost, cost))
-        axes.set_ylabel("predicted loss")
+        axes.set_ylabel("predicted loss" + (f", {_ZERO}" if any(loss == 0 for _, loss, _ in points) else ""))
         axes.grid()
     return re.sub(rf'<g id="\w+-{POINT}(\d+)"', r'<g class="point" data-point="\1"', chart.svg(label))
 
@@ -188,12 +221,13 @@ def matches(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> str:
 
     with _Chart(WIDTH, 3.2) as chart:
         axes = chart.axes
+        edge = _logarithmic(axes, "y", [value for _, values in series for value in values])
         for (name, values), color in zip(series, (SECOND, FIRST), strict=False):
             places = range(1, len(values) + 1)
-            axes.plot(
-                places, [max(value, 1e-6) for value in values], color=color, marker="o", markersize=3, label=name
-            )
-        _logarithmic(axes, "y", [max(value, 1e-6) for _, values in series for value in values])
+            axes.plot(places, [value or edge for value in values], color=color, marker="o", markersize=3, label=name)
+            exact = [place for place in places if values[place - 1] == 0]
+            hollow: Any = {"color": PAPER, "markeredgecolor": color, "clip_on": False}
+            axes.plot(exact, [edge] * len(exact), "o", markersize=4, **hollow)
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.set_xlabel("batch norm, counted from the input")
         axes.set_ylabel("standard deviations")
@@ -229,6 +263,12 @@ class _Chart:
             self.text = stream.getvalue()
         self._style.__exit__(None, None, None)
 
+    def legend(self) -> None:
+        """Say above everything what the series are; those without a point are none."""
+        lines: dict[str, Any] = {str(line.get_label()): line for line in self.axes.get_lines()}
+        series = {label: line for label, line in lines.items() if label[:1] != "_" and len(line.get_xdata())}
+        self.figure.legend(series.values(), series.keys(), loc="outside upper center", ncols=3, frameon=False)
+
     def label(self, names: Mapping[tuple[float, float], str]) -> None:
         """Write names beside their points, where they cover no other name."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -261,6 +301,14 @@ class _Chart:
         return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
 
 
+_SHAPES = ("o", "s", "^", "D", "v")
+
+_BOUNDS = {
+    "%": (0.0, 100.0), "SSIM": (-1.0, 1.0), "cosine": (-1.0, 1.0), "correlation": (-1.0, 1.0),
+    "RMSE": (0.0, math.inf), "MAE": (0.0, math.inf), "perplexity": (1.0, math.inf),
+}  # fmt: skip
+"""Beyond which no metric can be, by the last word of its name."""
+
 _BESIDE = ((6, 4), (6, -4), (-6, 4), (-6, -4), (0, 14), (0, -14), (0, 26), (0, -26))
 """Where a name may stand, in points from its own point."""
 
@@ -277,15 +325,24 @@ def _short(name: str) -> str:
     return name if len(name) <= LONGEST else "…" + name[1 - LONGEST :]
 
 
-def _logarithmic(axes: Axes, which: str, values: Sequence[float]) -> None:
-    """A logarithmic axis whose labels do not crowd: 1, 2 and 5 of a power of ten where there are few, else powers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def _logarithmic(axes: Axes, which: str, values: Sequence[float]) -> float:
+    """A logarithmic axis for `values` whose labels do not crowd: 1, 2 and 5 of a power of ten where there are few,
+    else powers; it ends at such labels, so that there are two or more. Its lower end, where zeros have their place."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-    axes.set(**{f"{which}scale": "log"})
+    known = [math.log10(value) for value in values if 0 < value < math.inf] or [0.0]
+    few = max(known) - min(known) < 2.5
+    steps = [math.log10(step) for step in ((1, 2, 5) if few else (1,))]
+    first, last = math.floor(min(known)) - 1, math.ceil(max(known)) + 1
+    grid = [power + step for power in range(first, last + 1) for step in steps]
+    below = max(step for step in grid if step < min(known))
+    above = min(step for step in grid if step > max(known))
+    ticks = [10**step for step in grid if below <= step <= above]
+    every = -(-len(ticks) // 12)
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (10**below, 10**above)})
     axis = axes.xaxis if which == "x" else axes.yaxis
-    decades = math.log10(max(values) / min(values)) if values else 0.0
-    subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
-    if decades < 2.5:
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}" if value < 1e-4 else f"{value:g}"))
+    axis.set_major_locator(FixedLocator(ticks[::every]))
     axis.set_minor_formatter(NullFormatter())
+    if few:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    return float(10**below)

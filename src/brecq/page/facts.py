@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,18 +17,21 @@ from brecq.converted.layers import weighted_layers
 from brecq.graph.ops import WEIGHTED
 from brecq.report import BlockReport, ScopeEntry, TensorNoise
 from brecq.result import QuantResult
+from brecq.units import measure
 
-FLOAT_BITS = 32
+FLOAT_BITS, FLOAT_BYTES = 32, 4
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One weighted layer.
+    """One weighted layer, or another operator that holds parameters, such as a recurrent one.
 
     Attributes:
-        bits: of its weight, 32 in float. parameters: of the weight. bytes: of it in storage, 0 where an earlier layer
-            stores it. codes: how often each code of the grid is used, from the lowest `code_low` on; empty in float.
-        noise: of its output against the float network's; `None` where it was not recorded.
+        bits: of its weight, 32 in float. parameters: of the weight, or of the operator. bytes: of them in storage, 0
+            where an earlier layer stores them. codes: how often each code of the grid is used, from the lowest
+            `code_low` on; empty in float.
+        noise: of its output against the float network's; `None` where it was not recorded. able: brecq can quantize
+            such layers. alone: its noise is without that of the parts of the network before its own.
     """
 
     name: str
@@ -41,6 +47,14 @@ class Layer:
     codes: list[int]
     code_low: int
     noise: TensorNoise | None
+    able: bool = True
+    alone: bool = False
+
+    @property
+    def input_bits(self) -> int:
+        """Of its input, 32 in float."""
+        first = self.inputs.split(" ")[0]
+        return int(first) if first.isdecimal() else FLOAT_BITS
 
     @property
     def sqnr(self) -> float | None:
@@ -48,17 +62,24 @@ class Layer:
         value = math.inf if self.noise is None else self.noise.sqnr
         return value if math.isfinite(value) else None
 
+    @property
+    def shown_sqnr(self) -> str:
+        """In dB, `∞` without noise; empty where it was not recorded."""
+        return "" if self.noise is None else measure("SQNR dB", self.noise.sqnr)
+
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything about a result. `blocks` of its last stage that learned in blocks, `tuning` the pass after them."""
+    """Everything about a result. `blocks` of its last stage that learned in blocks, `tuning` the pass after them;
+    `floats`: see `left_in_float`; `share`: percent of the parameters whose layers have quantized weights."""
 
     layers: list[Layer]
     blocks: list[BlockReport]
     tuning: BlockReport | None
-    floats: list[tuple[str, str, int]]
+    floats: list[tuple[str, str, int, int]]
     weight_bytes: int
     float_bytes: int
+    share: float
     result: QuantResult
 
     def settings(self) -> list[tuple[str, str]]:
@@ -72,14 +93,23 @@ def gather(result: QuantResult) -> Facts:
     graphs = [part.converted for part in result.parts.values()] or [result.converted]
     programs = [graph for graph in graphs if isinstance(graph, GraphModule)]
     stored = {name: value for program in programs for name, value in collect_tensors(program).items()}
-    entries = [entry for entry in report.scope if entry.weights and entry.kind in WEIGHTED.values()]  # no look-ups
     noise = {each.layer: each for each in report.tensors}
+    alone = tuple(report.alone(list(result.parts)))
+    weighted = iter([layer for each in programs for layer in weighted_layers(each)])
+    holders = Counter(entry.layer for entry in report.scope if _holds(entry))
     seen: set[str] = set()
     layers = []
-    for entry, layer in zip(entries, (layer for each in programs for layer in weighted_layers(each)), strict=True):
-        value = stored.get(layer.weight or "")
-        layers.append(_layer(entry, value, noise.get(entry.layer), stored=layer.weight in seen))
-        seen.add(layer.weight or "")
+    for entry in report.scope:
+        if entry.weights and entry.kind in WEIGHTED.values():
+            layer = next(weighted)
+            value = stored.get(layer.weight or "")
+            found = _layer(entry, value, noise.get(entry.layer), stored=layer.weight in seen)
+            layers.append(replace(found, alone=within(entry.layer, alone)))
+            seen.add(layer.weight or "")
+        elif _holds(entry):
+            name = entry.layer if entry.layer and holders[entry.layer] == 1 else f"{entry.layer} ({entry.op})".strip()
+            layers.append(_holder(entry, name))
+    assert next(weighted, None) is None, "the scope names every layer of the program"
     blocks = [block for block in report.blocks if block.stage != "tuning"]
     last = blocks[-1].stage if blocks else ""
     return Facts(
@@ -89,18 +119,36 @@ def gather(result: QuantResult) -> Facts:
         left_in_float(report.scope),
         result.weight_bytes(),
         result.float_bytes(),
+        _quantized_share(report.scope),
         result,
     )
 
 
-def left_in_float(scope: list[ScopeEntry]) -> list[tuple[str, str, int]]:
-    """Kind of operator, reason, number: everything that computes in float, weighted layers first."""
-    found: dict[tuple[str, str], int] = {}
-    for entry in sorted(scope, key=lambda entry: not entry.weights):
+def within(name: str, parts: Sequence[str]) -> bool:
+    """Whether a layer or an output, by its whole name, is of one of these parts of the network."""
+    return any(re.match(rf"{re.escape(part)}(?:[.#]|$)", name) for part in parts)
+
+
+def _holds(entry: ScopeEntry) -> bool:
+    """Whether an operator that brecq does not quantize has parameters of its own, or shares them."""
+    weighted = entry.weights and entry.kind in WEIGHTED.values()
+    return not weighted and entry.weights in ("", "float") and entry.parameters > 0
+
+
+def _quantized_share(scope: Sequence[ScopeEntry]) -> float:
+    held = [(entry.parameters, entry.weights in ("", "float")) for entry in scope]
+    return 100 * sum(count for count, floating in held if not floating) / max(sum(count for count, _ in held), 1)
+
+
+def left_in_float(scope: list[ScopeEntry]) -> list[tuple[str, str, int, int]]:
+    """Kind of operator, reason, number, bytes: everything that computes in float, what holds most parameters first."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for entry in scope:
         if entry.weights == "float" or (not entry.weights and entry.reason):
-            key = (entry.kind, entry.reason)
-            found[key] = found.get(key, 0) + 1
-    return [(kind, reason, count) for (kind, reason), count in found.items()]
+            count, size = found.get((entry.kind, entry.reason), (0, 0))
+            found[entry.kind, entry.reason] = count + 1, size + FLOAT_BYTES * entry.parameters
+    ordered = sorted(found.items(), key=lambda each: -each[1][1])
+    return [(kind, reason, count, size) for (kind, reason), (count, size) in ordered]
 
 
 def _layer(entry: ScopeEntry, value: Stored | None, noise: TensorNoise | None, stored: bool) -> Layer:
@@ -119,6 +167,14 @@ def _layer(entry: ScopeEntry, value: Stored | None, noise: TensorNoise | None, s
     return Layer(
         entry.layer, entry.block, entry.kind, entry.weights, entry.inputs, entry.output, entry.reason,
         bits, parameters, size, codes, low, noise,
+    )  # fmt: skip
+
+
+def _holder(entry: ScopeEntry, name: str) -> Layer:
+    """An operator whose parameters are float32 in any result."""
+    return Layer(
+        name, entry.block, entry.kind, "float", entry.inputs, entry.output, entry.reason,
+        FLOAT_BITS, entry.parameters, FLOAT_BYTES * entry.parameters, [], 0, None, able=False,
     )  # fmt: skip
 
 

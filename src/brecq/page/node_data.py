@@ -28,11 +28,12 @@ def write_node_data(result: QuantResult, onnx_file: Path | str, folder: Path | s
     """Write `<file>.sqnr.json`, `.bits.json` and `.bytes.json` into `folder`; load them beside the file.
 
     Raises:
-        ExportError: the file cannot be read, or has no node of any of the layers. CheckpointError: the folder cannot
-            be written.
+        ExportError: the file cannot be read, is another result's, or has no node of any of the layers.
+            CheckpointError: the folder cannot be written.
     """
     onnx_file, layers = Path(onnx_file), gather(result).layers
-    graph, outputs = _outputs(onnx_file, [layer.name for layer in layers])
+    digests = {each.digest() for each in (result, *result.parts.values())}
+    graph, outputs = _outputs(onnx_file, [layer.name for layer in layers], digests)
     written = []
     for kind, (value, colors) in KINDS.items():
         found = {outputs[x.name]: {"value": v} for x in layers if x.name in outputs and (v := value(x)) is not None}
@@ -44,17 +45,21 @@ def write_node_data(result: QuantResult, onnx_file: Path | str, folder: Path | s
     return written
 
 
-def _outputs(file: Path, layers: list[str]) -> tuple[str, dict[str, str]]:
-    """The graph's name, and for each layer the output of the last node that carries its name."""
+def _outputs(file: Path, layers: list[str], digests: set[str]) -> tuple[str, dict[str, str]]:
+    """The graph's name, and for each layer the output of the last node that carries its name, of a file that names the
+    result it is of."""
     try:
         import onnx
 
-        graph = onnx.load(file, load_external_data=False).graph
+        model = onnx.load(file, load_external_data=False)
     except ImportError as error:
         raise ExportError("the package onnx is missing: pip install 'brecq[onnx]'") from error
     except Exception as error:  # of protobuf and the system
         raise ExportError(f"{file} cannot be read as an ONNX file: {error}") from error
-    known, found = set(layers), {}
+    facts = {each.key: each.value for each in model.metadata_props}
+    if facts.get("brecq.digest") not in digests:
+        raise ExportError(f"{file} is of another result, or not written by brecq export: export this one again")
+    graph, known, found = model.graph, set(layers), {}
     for node in graph.node:
         layer = node.name.rpartition("/")[0]
         if layer in known and node.output:

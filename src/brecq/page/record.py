@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class Origin:
 
 @dataclass(frozen=True)
 class Row:
-    """One network of the final table. `metrics`: by name, e.g. `top-1 %`; `size` in bytes, `seconds` wall time."""
+    """One network of the final table. `metrics`: by name, e.g. `top-1 %`, infinite ones too; `size` in bytes,
+    `seconds` wall time."""
 
     name: str
     metrics: dict[str, float]
@@ -95,7 +97,10 @@ class Record:
 
     def save(self, folder: Path) -> None:
         """Write it into `folder`."""
-        text = seal({"format": "brecq record", **dataclasses.asdict(self)})
+        values = dataclasses.asdict(self)
+        for row in values["rows"]:  # JSON has no infinity: it is the text "inf" there
+            row["metrics"] = {key: each if math.isfinite(each) else str(each) for key, each in row["metrics"].items()}
+        text = seal({"format": "brecq record", **values})
         write_file(folder / RECORD, text.encode(), CheckpointError)
 
     @classmethod
@@ -111,7 +116,10 @@ class Record:
         try:
             values: dict[str, Any] = unseal(file.read_bytes())
             values.pop("format")
-            rows = [Row(**row) for row in values.pop("rows")]
+            rows = [
+                Row(**{**row, "metrics": {key: float(each) for key, each in row["metrics"].items()}})
+                for row in values.pop("rows")
+            ]
             changed = [Changed(**each) for each in values.pop("changed")]
             detected = [Detected(**each) for each in values.pop("detected", [])]
             exported = [Exported(**each) for each in values.pop("exported", [])]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ from markupsafe import Markup
 
 from brecq.errors import CheckpointError
 from brecq.graph.noise import SAMPLES
-from brecq.page import charts
+from brecq.page import charts, words
 from brecq.page.boxes import compare
-from brecq.page.facts import Layer, gather
+from brecq.page.facts import Facts, Layer, gather, within
 from brecq.page.record import Record
 from brecq.result import QuantResult
 from brecq.storage.files import refuse_strangers
 from brecq.storage.files import write as write_file
-from brecq.units import format_seconds
+from brecq.units import format_seconds, measure
 
 PAGE = "report.html"
 WORST = 6
@@ -73,8 +72,8 @@ def page(result: QuantResult, record: Record) -> str:
     }  # fmt: skip
     return render(
         "report.html.j2",
-        title=" at ".join(title(result)),
-        summary=summary(result),
+        title=words.title(facts),
+        summary=words.summary(facts),
         sections=[(key, name) for key, name in _SECTIONS.items() if present.get(key, True)],
         facts=facts,
         report=result.report,
@@ -85,7 +84,8 @@ def page(result: QuantResult, record: Record) -> str:
         detected=[(each, compare(each)) for each in record.detected],
         metrics=list(dict.fromkeys(name for row in record.rows for name in row.metrics)),
         quantized=sum(layer.bits <= 8 for layer in facts.layers),
-        output_sqnr=facts.layers[-1].sqnr if facts.layers else None,
+        output=_output(facts),
+        alone=result.report.alone(list(result.parts)),
         groups=[(name, list(members)) for name, members in groupby(enumerate(facts.layers), lambda x: x[1].block)],
         levels=_levels(facts.layers),
         charts=drawn,
@@ -99,31 +99,26 @@ def render(template: str, *, plain: bool = False, **values: Any) -> str:
     """A template of this package: a page with its style and script, or with `plain` text that is not HTML."""
     loader = PackageLoader("brecq.page")
     environment = Environment(loader=loader, autoescape=not plain, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters.update(number=_number, bytes=_bytes, seconds=format_seconds, tail=_tail)
+    environment.filters.update(number=_number, measure=_measure, bytes=_bytes, seconds=format_seconds, tail=_tail)
     scripts = {name: Markup(loader.get_source(environment, f"{name}.js")[0]) for name in ("report", "search")}
     style = Markup(loader.get_source(environment, "style.css")[0])
     return environment.get_template(template).render(style=style, scripts=scripts, **values)
 
 
-def title(result: QuantResult) -> tuple[str, str]:
-    """The network's name, and its bits such as `W4A8`."""
-    source = (result.metadata.get("source") or {}).get("spec") or ""
-    if not source.startswith(("timm:", "torchvision:", "hf:")):
-        source = re.split(r"[/\\]", source)[-1]  # a file's folder says nothing to others
-    mixed = " mixed" if result.report.allocation is not None else ""
-    return source or "A network", f"W{result.config.weights}A{result.config.activations}{mixed}"
+def _output(facts: Facts) -> tuple[str, str, str] | None:
+    """What is said of the outputs on calibration samples: whose SQNR, its value, of which output; `None` without any.
 
-
-def summary(result: QuantResult) -> str:
-    """What was done, in a sentence."""
-    config = result.config
-    how = (
-        "rounded to nearest"
-        if config.method == "rtn"
-        else f"reconstructed {config.granularity} by {config.granularity}"
-    )
-    mixed = ", bits per layer from a search" if result.report.allocation is not None else ""
-    return f"Weights of {config.weights} bits, activations of {config.activations} bits{mixed}, {how}."
+    Of several outputs the worst one counts. A result of older brecqs knows of its layers only.
+    """
+    report = facts.result.report
+    outputs = [each for each in report.outputs if each.signal or each.noise]
+    if outputs:
+        worst = min(outputs, key=lambda each: each.sqnr)
+        what = "SQNR of the output" if len(outputs) == 1 else f"lowest SQNR of {len(outputs)} outputs"
+        alone = within(worst.name, report.alone(list(facts.result.parts)))
+        return what, measure("SQNR dB", worst.sqnr), worst.name + (" alone" if alone else "")
+    known = [layer for layer in facts.layers if layer.noise is not None]
+    return ("SQNR of the last layer", known[-1].shown_sqnr, known[-1].name) if known else None
 
 
 def _levels(layers: Sequence[Layer]) -> dict[str, list[int | str]]:
@@ -151,7 +146,8 @@ def _numbers(layer: Layer, in_file: float | None) -> dict[str, Any]:
         ("output", layer.output), ("parameters", f"{layer.parameters:,}"), ("stored", _bytes(layer.bytes)),
     ]  # fmt: skip
     if layer.noise is not None:
-        rows.append(("SQNR of the output", "no noise" if layer.sqnr is None else f"{layer.sqnr:.1f} dB"))
+        alone = ", of its part alone" if layer.alone else ""
+        rows.append((f"SQNR of the output{alone}", f"{layer.shown_sqnr} dB"))
         if in_file is not None:
             rows.append(("the same in the exported file", f"{in_file:.1f} dB"))
         rows.append(("float output", f"{layer.noise.low:.4g} to {layer.noise.high:.4g}"))
@@ -159,7 +155,7 @@ def _numbers(layer: Layer, in_file: float | None) -> dict[str, Any]:
             rows.append(("grid of the output", "{:.4g} to {:.4g}".format(*layer.noise.grid)))
     if layer.reason:
         rows.append(("why", layer.reason))
-    return {"name": layer.name, "numbers": rows, "codes": layer.codes}
+    return {"name": layer.name, "numbers": rows, "codes": layer.codes, "low": layer.code_low}
 
 
 def embedded(values: Any) -> str:
@@ -169,6 +165,10 @@ def embedded(values: Any) -> str:
 
 def _number(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "∞"
+
+
+def _measure(row: Mapping[str, float], name: str) -> str:
+    return measure(name, row.get(name))
 
 
 def _bytes(size: int) -> str:

@@ -47,7 +47,9 @@ def _convert(run: Run, subject: Subject, plan: Plan) -> QuantResult:
     set_mode(prepared, Mode.HARD)
     received, first = run.inputs if run.received is None else run.received, ranks.current().first
     everything = tensors(subject.arguments)  # of all processes: the first may have fewer samples than are looked at
-    noise, outputs = first(lambda: tensor_noise(prepared, [value[:SAMPLES].to(device) for value in everything]))
+    behind = everything if subject.received is None else subject.received
+    pair = [[value[:SAMPLES].to(device) for value in values] for values in (everything, behind)]
+    noise, outputs = first(lambda: tensor_noise(prepared, *pair))
     lossy = first(lambda: _most_lossy(prepared, run.config, [value[:2].to(device) for value in everything]))
     set_mode(prepared, Mode.HARD)
     converted = convert(prepared)

@@ -71,12 +71,16 @@ def quantize_parts(
         inputs, received = _received(model, part, programs, calls, request.device)
         cache = ActivationCache(request.device, rooms[number], request.run_dir)
         section = None if state is None else state.section(PASSES * number)
+        subject = replace(subject, received=received)
         share = ranks.current().share(len(inputs[0]))
         inputs = tuple(value[share.rows] for value in inputs)
         received = None if received is None else tuple(value[share.rows] for value in received)
         run = Run(plan.network, inputs, config, cache, None, section, request.progress, received, share)
         results[part.name] = carry_out(run, subject, plan)
         results[part.name].run_state = None
+        results[part.name].metadata["part"] = part.name
+        if received is not None:
+            results[part.name].report.behind = {part.name: list(programs)}
         _add(report, part.name, results[part.name].report)
     result = CompositeResult(results, interfaces, report, config, model)
     result.run_state = state
@@ -102,6 +106,7 @@ def _add(report: Report, name: str, part: Report) -> None:
     report.blocks += part.blocks
     report.block_forwards += part.block_forwards
     report.tensors += part.tensors
+    report.behind |= part.behind
     report.outputs += [replace(each, name=f"{name}.{each.name}".rstrip(".")) for each in part.outputs]
     report.notes += [f"{name}: {note}" for note in part.notes]
 

@@ -21,7 +21,8 @@ from brecq.progress import Progress
 @dataclass(frozen=True)
 class Subject:
     """What is quantized: a network, or a submodule of one, with the inputs that it receives. `notes`: on the way.
-    `copied`: bytes of a copy that had to be made of it, or of a part of the data."""
+    `copied`: bytes of a copy that had to be made of it, or of a part of the data. `received`: what the quantized one
+    gets in place of the arguments, each [N, ...], where something before it is quantized, too."""
 
     model: nn.Module
     arguments: Inputs
@@ -29,6 +30,7 @@ class Subject:
     wrapped: Submodule | None
     notes: list[str]
     copied: int = 0
+    received: tuple[Tensor, ...] | None = None
 
 
 def subject_of(

@@ -11,20 +11,29 @@ function color(key) {
   for (const cell of cells) cell.dataset.level = cell.dataset[key];
 }
 
-function bars(counts) {
+function bars(counts, low) {
   const largest = Math.max(...counts, 1), width = 300 / counts.length;
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("viewBox", "0 0 300 60");
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", "how often each weight code is used");
+  svg.setAttribute("aria-label", `how often each weight code from ${low} to ${low + counts.length - 1} is used`);
   counts.forEach((count, i) => {
     const rect = document.createElementNS(svg.namespaceURI, "rect");
     const height = 60 * count / largest;
     Object.entries({ x: i * width, y: 60 - height, width: Math.max(width - 0.5, 0.5), height }).forEach(([k, v]) => rect.setAttribute(k, v));
     svg.append(rect);
   });
-  return svg;
+  const figure = document.createElement("figure"), axis = document.createElement("p");
+  axis.className = "axis";
+  const most = counts.indexOf(largest);
+  for (const text of [low, `weight codes; most often ${low + most}: ${largest} times`, low + counts.length - 1]) {
+    const label = document.createElement("span");
+    label.textContent = text;
+    axis.append(label);
+  }
+  figure.append(svg, axis);
+  return figure;
 }
 
 function show(index) {
@@ -42,7 +51,7 @@ function show(index) {
     row.insertCell().textContent = value;
   }
   details.replaceChildren(title, table);
-  if (layer.codes.length) details.append(bars(layer.codes));
+  if (layer.codes.length) details.append(bars(layer.codes, layer.low));
   details.hidden = false;
   details.focus({ preventScroll: true });
   details.scrollIntoView({ block: "nearest" });

@@ -115,7 +115,8 @@ def test_a_file_for_eight_computes_what_the_network_does_of_eight(tmp_path: Path
     runner, _ = open_file(exported.path)
     found = torch.from_numpy(runner(x[:8].numpy())[0])
     torch.testing.assert_close(found, result.model(x[:8]), atol=0.05, rtol=0)
-    with pytest.raises(DataError, match="takes 8 samples"):
+    assert brecq.verify(result, exported.path, [x[:9], x[:3]]).samples == 8  # what is left over is left out
+    with pytest.raises(DataError, match="no batch with the 8 that the file takes together"):
         brecq.verify(result, exported.path, x[:6])
 
 

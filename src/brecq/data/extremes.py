@@ -46,6 +46,5 @@ def unlike(inputs: Inputs, data: Dataset) -> str | None:
 
 def _largest(rows: Tensor) -> Tensor:
     """The largest magnitude of each sample, float64 [N]."""
-    return (
-        rows.reshape(len(rows), -1).abs().amax(1).double() if rows[:1].numel() else rows.new_zeros(len(rows)).double()
-    )
+    values = rows.reshape(len(rows), -1) if rows.numel() else rows.new_zeros(len(rows), 1)
+    return values.abs().amax(1).double()

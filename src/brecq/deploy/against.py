@@ -15,10 +15,10 @@ from torch.utils import _pytree as pytree
 
 from brecq.converted.grids import Grid, grid_of
 from brecq.data.collect import stream
-from brecq.deploy.runtime import batches, open_file, traceable
+from brecq.deploy.runtime import batches, check_any, open_file, traceable
 from brecq.deploy.samples import together
 from brecq.deploy.simulate import simulate
-from brecq.errors import ConfigError, DataError
+from brecq.errors import ConfigError
 from brecq.graph import ops
 from brecq.graph.capture import capture
 from brecq.graph.reach import activation_end
@@ -94,8 +94,7 @@ def distances(
                     entry = sums.setdefault(name, [0.0, 0.0])
                     entry[0] += value.double().square().sum().item()
                     entry[1] += (value.double() - found.double()).square().sum().item()
-    if not sums:
-        raise DataError("there is nothing to compare on: the data holds no samples")
+    check_any(sums, exactly)
     return sorted((Distance(name, *both) for name, both in sums.items()), key=lambda each: each.sqnr)
 
 

@@ -110,18 +110,16 @@ def run_in_batches(
 
 
 def batches(part: Dataset, size: int, exactly: int | None) -> Iterator[tuple[Tensor, ...]]:
-    """Inputs in batches of at most `size` samples, or in batches of `exactly` so many, without the rest.
-
-    Raises:
-        DataError: there are fewer.
-    """
+    """Inputs in batches of at most `size` samples, or in batches of `exactly` so many, without the rest."""
     if exactly is None:
         yield from (inputs for inputs, _ in part.batches(size))
         return
-    if len(part) < exactly:
-        raise DataError(
-            f"the file takes {exactly} samples, whose outputs are not those of single ones, and a batch of the data "
-            f"holds {len(part)}; give {exactly} or more"
-        )
     for start in range(0, len(part) - exactly + 1, exactly):
         yield part.subset(slice(start, start + exactly)).inputs
+
+
+def check_any(found: object, exactly: int | None) -> None:
+    """Raise `DataError` where the data gave no `batches`, and so nothing was `found`."""
+    if not found:
+        few = "" if exactly is None else f", or no batch with the {exactly} that the file takes together"
+        raise DataError(f"there is nothing to run the file on: the data holds no samples{few}; give more")

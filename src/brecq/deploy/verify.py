@@ -19,12 +19,12 @@ from brecq.deploy.compare import CodesCompared, CodesTally, Comparison, Tally
 from brecq.deploy.complete import Completed, as_converted
 from brecq.deploy.formats import Format, some
 from brecq.deploy.options import Tolerance
-from brecq.deploy.runtime import Kernels, Runner, batches, open_file, traceable
+from brecq.deploy.runtime import Kernels, Runner, batches, check_any, open_file, traceable
 from brecq.deploy.samples import together
 from brecq.deploy.simulate import simulate
 from brecq.deploy.simulate.choices import close_choices
 from brecq.devices import on_cpu
-from brecq.errors import ConfigError, DataError, ExportError
+from brecq.errors import ConfigError, ExportError
 from brecq.logits import named_outputs
 from brecq.settings import BATCH_SIZE, checked
 
@@ -113,8 +113,7 @@ def verify(
     for part in stream(data, model=result.converted):
         for inputs in batches(part, batch_size, exactly):
             run.add(inputs)
-    if not run.samples:
-        raise DataError("there is nothing to verify on: the data holds no samples")
+    check_any(run.samples, exactly)
     kernels = runner.kernels()
     found = Verification(
         runner.name,

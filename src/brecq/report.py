@@ -31,6 +31,11 @@ class BlockReport:
     stage: str = "joint"
     resumed: bool = False
 
+    @property
+    def gained(self) -> bool:
+        """Whether the work on it was of use; a tuning of the whole network that was not is undone."""
+        return self.error_after < self.error_before
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> BlockReport:
         """The inverse of `dataclasses.asdict`, also after a round trip through JSON, with `changes`."""

@@ -87,6 +87,13 @@ def test_quantize_tells_what_it_does_and_what_came_out(
     events = [json.loads(line) for line in (out.parent / "log.jsonl").read_text().splitlines()]
     done = [event["name"] for event in events if event["event"] == "block_done"]
     assert done[:4] == ["stem", "body.0", "body.1", "head"]
+    told = {event["event"]: event for event in events}
+    assert events[0]["event"] == "command"
+    assert events[-1] == told["saved"]
+    assert told["saved"]["folder"] == str(out)
+    assert told["float"]["metrics"]["top-1 %"] == record.rows[0].metrics["top-1 %"]
+    assert [row["name"] for row in told["result"]["rows"]] == [row.name for row in record.rows]
+    assert told["result"]["rows"][2]["metrics"] == record.rows[2].metrics
 
 
 def test_the_report_of_a_result_is_written_again(invoke: Invoke, quantized: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import re
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+import brecq
 from brecq.cli import progress as module
-from brecq.cli.events import Both, JsonLog
+from brecq.cli.events import Both, JsonLog, log, logged
 from brecq.cli.progress import Clock, LiveProgress, PlainProgress, describe_block, make_progress, sparkline
 from brecq.errors import ConfigError
 from brecq.progress import Progress
@@ -109,7 +111,7 @@ def test_a_log_line_is_never_broken(clock: Time) -> None:
     progress.start(["a.very.long.name.of.a.block"], 100)
     progress.block(0, "a.very.long.name.of.a.block")
     progress.block_done(finished("a.very.long.name.of.a.block"))
-    assert text_of(target).count("\n") == 1
+    assert text_of(target).count("\n") == 2
 
 
 def test_the_live_line_tells_block_step_losses_and_time_left(clock: Time) -> None:
@@ -234,30 +236,47 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_events_are_one_json_object_a_line(tmp_path: Path) -> None:
-    progress = make_progress(Console(file=io.StringIO()), tmp_path / "log.jsonl")
-    progress.stage("capturing")
-    progress.start(["stem"], 20)
-    progress.block(0, "stem")
-    progress.step(10, 0.5, None)
-    progress.block_done(BlockReport("stem", ("conv",), 20, 0.5, 0.1, 1.0))
-    progress.close()
-    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["stage", "start", "block", "step", "block_done"]
-    assert events[1]["blocks"] == ["stem"]
-    assert events[3]["hard_loss"] is None
-    assert events[4]["error_after"] == 0.1
+    with logged(tmp_path / "log.jsonl"):
+        progress = make_progress(Console(file=io.StringIO()))
+        progress.stage("capturing")
+        progress.start(["stem"], 20)
+        progress.block(0, "stem")
+        progress.step(10, 0.5, None)
+        progress.step(20, math.nan, math.inf)
+        progress.block_done(BlockReport("stem", ("conv",), 20, 0.5, 0.1, 1.0))
+        progress.close()
+        log("result", rows=[{"metrics": {"SQNR dB": math.inf}}])
+    log("late")
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    events = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    told = ["command", "stage", "start", "block", "step", "step", "block_done", "result"]
+    assert [event["event"] for event in events] == told
+    assert events[0]["version"] == brecq.__version__
+    assert events[2]["blocks"] == ["stem"]
+    assert events[4]["hard_loss"] is None
+    assert (events[5]["soft_loss"], events[5]["hard_loss"]) == (None, None)
+    assert events[6]["error_after"] == 0.1
+    assert events[7]["rows"] == [{"metrics": {"SQNR dB": None}}]
     assert all(event["time"] > 1e9 for event in events)
 
 
 def test_a_log_tells_everything_that_a_progress_is_told() -> None:
     told = {name for name in vars(Progress) if not name.startswith("_")}
-    for kind in (JsonLog, Both):
-        assert told <= vars(kind).keys()
+    assert told <= vars(Both).keys()
+    assert told - {"close"} <= vars(JsonLog).keys()  # the file is closed by the command
 
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot write the log .*nowhere"):
-        JsonLog(tmp_path / "nowhere" / "log.jsonl")
+    nowhere = logged(tmp_path / "nowhere" / "log.jsonl")
+    with pytest.raises(ConfigError, match=r"cannot write the log .*nowhere"), nowhere:
+        pass
+
+
+def test_a_log_ends_with_what_ended_the_command(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError), logged(tmp_path / "log.jsonl"):
+        raise ConfigError("no\nroom")
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["kind"], last["text"]) == ("error", "ConfigError", "no room")
 
 
 def test_a_sparkline_is_logarithmic() -> None:

@@ -189,6 +189,19 @@ def test_a_hub_that_is_not_reached(made: Path, nobody: str) -> None:
     assert not hub.constants.HF_HUB_OFFLINE
 
 
+@pytest.mark.parametrize(("status", "advice"), [(501, "the hub answered with status 501: try again later"),
+                                                (403, "log in with `hf auth login`")])  # fmt: skip
+def test_a_hub_that_refuses(
+    made: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, status: int, advice: str
+) -> None:
+    monkeypatch.setattr(StandIn, "do_POST", lambda self: self.answer({"error": "no"}, status))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    done = CliRunner().invoke(app, ["push", str(made), "me/net"])
+    assert done.exit_code == 2
+    assert advice in " ".join(done.output.split())
+    assert ("HF_TOKEN" in done.output) == (status == 403)
+
+
 def test_the_card(made: Path) -> None:
     run("card", made, "--license", "mit")
     text = (made / "README.md").read_text()

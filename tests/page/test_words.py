@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import brecq
-from brecq.page import words
+from brecq.page import charts, words
 from brecq.page.card import card
 from brecq.page.compare import compare_page
 from brecq.page.facts import gather, left_in_float
@@ -130,11 +130,11 @@ def test_several_networks_share_neither_rows_nor_lines() -> None:
     record = Record("", [Row("float", {"RMSE": 1.0}), Row("quantized", {"RMSE": 2.0})])
     alike = compare_page([("a", small, record), ("b", small, record)])
     text = compare_page([("a", small, record), ("b", small, record), ("c", large, record)])
-    assert (alike.count('<th scope="row">float'), alike.count("Weight bits of each layer")) == (1, 1)
+    assert (alike.count('<th scope="row" class="whole">float'), alike.count("weight bits of each layer")) == (1, 1)
     assert "different networks" not in alike
     assert "2 different networks" in text
-    assert re.findall(r'<th scope="row">(float of [^<]*)', text) == ["float of a, b", "float of c"]
-    tables = text.split("Weight bits of each layer")[1:]
+    assert re.findall(r'<th scope="row" class="whole">(float of [^<]*)', text) == ["float of a, b", "float of c"]
+    tables = text.split("weight bits of each layer")[1:]
     assert [re.findall(r'<th scope="row">(\d)<', table) for table in tables] == [["0", "2"], ["0", "2", "3", "4"]]
 
 
@@ -143,3 +143,31 @@ def test_of_several_outputs_the_worst_is_named(mixed: brecq.QuantResult) -> None
     result = dataclasses.replace(mixed, report=dataclasses.replace(mixed.report, outputs=outputs))
     shown = 'lowest SQNR of 2 outputs</dt><dd>10.0 dB</dd><dd class="small">b, on 16 calibration samples'
     assert shown in page(result, Record())
+
+
+def ticks(svg: str, axis: str) -> list[str]:
+    """The labels of an axis."""
+    groups = re.split(rf'id="\w+-{axis}tick_', svg)[1:]
+    labels = [re.search("<text.*?>(.*?)</text>", group, re.DOTALL) for group in groups]
+    return [re.sub(r"<[^>]*>|\s", "", label.group(1)) for label in labels if label]
+
+
+def test_a_logarithmic_axis_has_several_different_labels() -> None:
+    """Also of values that are near each other, and of zeros alone; what is zero stands hollow at its edge."""
+    near = ticks(charts.loss_against("size", [(1, 4.2e-5, "chosen"), (2, 4.9e-5, "2 bits")]), "y")
+    assert near[:2] == ["4e-05", "5e-05"]
+    few = ticks(charts.loss_against("size", [(1, 2.2e-3, "chosen"), (2, 0.04, "2 bits")]), "y")
+    assert few[:5] == ["0.002", "0.005", "0.01", "0.02", "0.05"]
+    many = charts.loss_against("size", [(1, 0.0, "chosen"), (2, 0.4, "2 bits"), (3, 0.0004, "3 bits")])
+    assert ticks(many, "y")[0] != ticks(many, "y")[1]
+    assert "1e-12" not in many
+    assert "hollow: exactly 0" in many
+    assert many.count("fill: var(--paper)") == 1
+    assert "hollow" not in charts.matches("Mean", [("noise", [0.31, 0.33])])
+    assert "hollow" in charts.matches("Mean", [("noise", [0.0, 0.0])])
+
+
+@pytest.mark.parametrize(("metric", "value", "most"), [("agreement %", 100.0, 100), ("SSIM vs float", 1.0, 1.0)])
+def test_an_axis_ends_where_its_metric_does(metric: str, value: float, most: float) -> None:
+    labels = ticks(charts.size_against(metric, [[(1, value, "a"), (2, 0.97 * value, "b")]]), "y")
+    assert max(map(float, labels)) == most

@@ -21,6 +21,7 @@ from brecq.cli.benchmark import benchmark as _benchmark
 from brecq.cli.distill import distill as _distill
 from brecq.cli.doctor import doctor as _doctor
 from brecq.cli.evaluate import evaluate as _evaluate
+from brecq.cli.events import log
 from brecq.cli.export import export as _export
 from brecq.cli.inspect import inspect as _inspect
 from brecq.cli.output import Terminated, ending_like_interrupted
@@ -106,6 +107,7 @@ def _show_warning(otherwise: Callable[..., None]) -> Callable[..., None]:
 
     def show(message: Any, category: Any, filename: str, *rest: Any) -> None:
         if _is_ours(filename):
+            log("warning", text=str(message))
             make_console(stderr=True).print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
         else:
             otherwise(message, category, filename, *rest)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from brecq.cli.events import log
 from brecq.cli.inputs import EvaluationData, tell, which_parts
 from brecq.cli.job import Job
 from brecq.cli.prepare import Prepared
@@ -38,6 +39,8 @@ def deliver(job: Job, ready: Prepared, result: QuantResult, floating: ResultRow,
     with ranks.alone():
         rows += quantized_rows(job, source, ready.calibration, ready.evaluation, ready.metric, result)
     console.print(result_table(rows))
+    log("result", rows=[{"name": row.name, "metrics": measured(row), "bytes": row.size, "seconds": row.seconds}
+                        for row in rows])  # fmt: skip
     last = rows[-1].evaluation
     # of plain class scores the table says it all
     if last is not None and (last.scored or last.outputs or last.metrics or not last.shown()):
@@ -50,6 +53,7 @@ def deliver(job: Job, ready: Prepared, result: QuantResult, floating: ResultRow,
     if result.report.measured:
         result.save(folder)
     tell(console, "saved", str(folder))
+    log("saved", folder=str(folder))
     pictures = collect_pictures(
         (source.model, result.model), ready.calibration, ready.evaluation, preprocessing, job.machine.device,
         ready.metric, (job.calibration.calib, job.evaluation.eval),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from brecq.cli import options as o
 from brecq.cli.command import command
+from brecq.cli.events import log, logged
 from brecq.cli.inputs import (
     example_shape,
     override_preprocessing,
@@ -61,7 +62,8 @@ def distill(
     folder = output.output
     require_path("--weights", checkpoint.weights, file=True)
     console = make_console()
-    with output_folder(output, console, finished=lambda: _is_finished(folder), look="look at its contact_sheet.png"):
+    look = "look at its contact_sheet.png"
+    with output_folder(output, console, finished=lambda: _is_finished(folder), look=look), logged(output.log_json):
         from brecq.sources import load_source
 
         use_device(machine)
@@ -73,7 +75,6 @@ def distill(
         made = run(
             console, source.model, inputs.n, config, preprocessing, shape, folder,
             name=source.name, resume=output.resume, device=machine.device,
-            log=output.log_json,
         )  # fmt: skip
         made.forget_batches()
 
@@ -90,14 +91,13 @@ def run(
     name: str,
     resume: bool,
     device: str,
-    log: Path | None = None,
 ) -> Distilled:
     """Distill into `folder`, telling what is done and how well the statistics are met; finished batches stay there."""
     from brecq.synthesis.distill import synthesize
     from brecq.synthesis.output import save
 
     tell(console, "distillation", f"{n} inputs, {config.describe()}")
-    progress = make_progress(console, log)
+    progress = make_progress(console)
     try:
         made = synthesize(
             model, n, config, preprocessing=preprocessing, shape=shape, run_dir=folder, resume=resume,
@@ -113,6 +113,7 @@ def run(
         console.print(match_table(made.layers))
     tell(console, "distilled", f"{n} inputs in {format_seconds(made.seconds)}, saved in {folder}")
     tell(console, "report", str(page))
+    log("saved", folder=str(folder))
     return made
 
 
@@ -126,7 +127,7 @@ def write_page(folder: Path, made: Distilled, name: str) -> Path:
     sheet = folder / SHEET
     pictures = sheet.read_bytes() if sheet.is_file() else None
     text = distilled_page(
-        len(made.inputs), made.seconds, made.config.name, made.layers, pictures, Origin(name, typed())
+        len(made.inputs), made.seconds, made.config.describe(), made.layers, pictures, Origin(name, typed())
     )
     return write_text(folder / DISTILLED_PAGE, text)
 

@@ -109,7 +109,6 @@ def distilled_calibration(
     return run_distillation(
         console, source.model, count, config, preprocessing, shape, folder, name=source.name,
         resume=job.output.resume and os.path.exists(folder / "blocks"), device=job.machine.device,
-        log=job.output.log_json,
     )  # fmt: skip
 
 

@@ -6,13 +6,12 @@ import math
 import time
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.live import Live
 from rich.text import Text
 
-from brecq.cli.events import Both, JsonLog
+from brecq.cli.events import Both, current
 from brecq.cli.processes import is_first
 from brecq.cli.render import scope_table
 from brecq.progress import Progress
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 BARS = "▁▂▃▄▅▆▇█"
 SPARKLINE, WIDE = 16, 90
 """Characters of a sparkline, and the columns from which there is room for one."""
+
+UNIT = "errors are of a block's output: squared error ÷ mean square of the float output"
 
 REFRESH_SECONDS = 0.2
 """A live line is redrawn at most this often: drawing must not slow the run."""
@@ -69,8 +70,9 @@ def describe_block(report: BlockReport) -> str:
         effort = "from the earlier run" if report.resumed else format_seconds(report.seconds)
         return f"errors {report.error_after:.2g} to {report.error_before:.2g}  {effort}"
     stage = "" if report.stage == "joint" else f"{report.stage}  "
+    undone = ", no gain: undone" if report.stage == "tuning" and not report.gained else ""
     effort = "from the earlier run" if report.resumed else f"{report.steps} steps  {format_seconds(report.seconds)}"
-    return f"{stage}error {report.error_before:.3g} → {report.error_after:.3g}  {effort}"
+    return f"{stage}error {report.error_before:.3g} → {report.error_after:.3g}{undone}  {effort}"
 
 
 def sparkline(values: Sequence[float], width: int = SPARKLINE) -> str:
@@ -102,6 +104,8 @@ class ConsoleProgress(Progress):
         self.console.print(scope_table(entries))
 
     def start(self, blocks: Sequence[str], steps: int, later: int = 0, loss: str = "soft") -> None:
+        if not self._loss:
+            self._print(Text(UNIT))
         self._loss = loss
         self._clock = Clock(len(blocks), steps, time.monotonic(), later)
 
@@ -185,14 +189,11 @@ class LiveProgress(ConsoleProgress):
             self._live.update(line, refresh=True)
 
 
-def make_progress(console: Console, log: Path | None = None) -> Progress:
-    """The live progress where `console` is a terminal, otherwise the plain one; beside it a log of events.
-
-    Raises:
-        ConfigError: the log cannot be written.
-    """
+def make_progress(console: Console) -> Progress:
+    """The live progress where `console` is a terminal, otherwise the plain one; beside it the log that is kept."""
     if not is_first():
         return Progress()
     live = console.is_terminal and not console.is_dumb_terminal
     shown = LiveProgress(console) if live else PlainProgress(console)
-    return shown if log is None else Both(shown, JsonLog(log))
+    log = current()
+    return shown if log is None else Both(shown, log)

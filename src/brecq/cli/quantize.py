@@ -13,6 +13,7 @@ from brecq.cli import options as o
 from brecq.cli.bits import draw_bits, tell_allocation
 from brecq.cli.command import command
 from brecq.cli.deliver import deliver
+from brecq.cli.events import log, logged
 from brecq.cli.inputs import tell, use_device, which_parts
 from brecq.cli.job import WITHOUT_DATA, Calibration, Evaluated, Job, check_job, choose_distillation, settled
 from brecq.cli.output import output_folder
@@ -87,7 +88,7 @@ def run(job: Job, console: Console) -> None:
     with output_folder(
         job.output, console, look="look at it with brecq evaluate", states=("", WITHOUT_DATA),
         finished=lambda: os.path.exists(folder / "manifest.json") and not os.path.exists(folder / "blocks"),
-    ):  # fmt: skip
+    ), logged(job.output.log_json):  # fmt: skip
         work(job, console)
 
 
@@ -109,8 +110,9 @@ def work(job: Job, console: Console) -> None:
         found = brecq.evaluate(source.model, ready.evaluation, metric=ready.metric, device=job.machine.device)
         floating = dataclasses.replace(floating, evaluation=found)
         tell(console, "float", describe_evaluation(found))
+        log("float", samples=found.samples, metrics=found.shown())
 
-    progress = make_progress(console, job.output.log_json)
+    progress = make_progress(console)
     try:
         result = brecq.quantize(
             source.model, ready.calibration, job.config, allocation=allocation, learned=learned, run_dir=folder,

@@ -125,7 +125,8 @@ def scope_table(entries: Sequence[ScopeEntry], full: bool = False) -> Table:
     The share is that of all weights and other parameters, each counted where it is read first.
     """
     columns = ("ops", "share\n%", "weights", "inputs", "output", "why")
-    table = make_table("Quantization scope", columns, numeric=("share\n%",))
+    title = "Quantization scope (the output of a layer: behind its activation function)"
+    table = make_table(title, columns, numeric=("share\n%",))
     total = sum(entry.parameters for entry in entries)
     groups: dict[object, list[ScopeEntry]] = {}
     for entry in entries:

@@ -15,6 +15,7 @@ import typer
 from brecq.cli import options as o
 from brecq.cli.bits import costs_table, draw_bits, tell_allocation
 from brecq.cli.command import Without, command
+from brecq.cli.events import log, logged
 from brecq.cli.inputs import override_preprocessing, require_whole, tell, tell_data, tell_preprocessing, use_device
 from brecq.cli.output import output_folder
 from brecq.cli.parsing import given, require_data, require_path, typed
@@ -129,7 +130,7 @@ def search(
     with output_folder(
         output, console, look=f"take its sensitivities over (brecq search {folder} --budget … -o OTHER)",
         finished=lambda: os.path.exists(folder / "sensitivity.json") and not os.path.exists(folder / "blocks"),
-    ):  # fmt: skip
+    ), logged(output.log_json):  # fmt: skip
         from brecq.precision.allocation import ALLOCATION
         from brecq.precision.table import CODES, TABLE
 
@@ -148,6 +149,7 @@ def search(
         if not is_first():
             return
         deliver(table, request, machine_model, choosing, folder, console, name)
+        log("saved", folder=str(folder))
     spec = model if measuring else "MODEL"
     tell(console, "saved", f"{folder}; deliver it: brecq quantize {spec} --bits-from {folder} --calib DIR -o out/")
 
@@ -216,7 +218,7 @@ def measure(
     assert data.calib is not None
     calibration = load_data(data.calib, preprocessing, data.calib_size, job.config.seed, at_most=job.by_default)
     tell_data(console, "calibration", data.calib, calibration)
-    progress = make_progress(console, output.log_json)
+    progress = make_progress(console)
 
     def check(table: SensitivityTable) -> None:
         check_budgets(table, budgets, hardware)

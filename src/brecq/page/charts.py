@@ -230,7 +230,8 @@ def matches(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> str:
             axes.plot(exact, [edge] * len(exact), "o", markersize=4, **hollow)
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.set_xlabel("batch norm, counted from the input")
-        axes.set_ylabel("standard deviations")
+        zeros = any(value == 0 for _, values in series for value in values)
+        axes.set_ylabel("standard deviations" + (f", {_ZERO}" if zeros else ""))
         axes.grid(axis="y")
         axes.set_title(title, loc="left", fontsize=9)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
@@ -326,13 +327,14 @@ def _short(name: str) -> str:
 
 
 def _logarithmic(axes: Axes, which: str, values: Sequence[float]) -> float:
-    """A logarithmic axis for `values` whose labels do not crowd: 1, 2 and 5 of a power of ten where there are few,
-    else powers; it ends at such labels, so that there are two or more. Its lower end, where zeros have their place."""
+    """A logarithmic axis for `values` whose labels do not crowd: powers of ten, among few also 2 and 5, or
+    all digits. It ends at such labels, so that there are two or more. Its lower end: zeros have their place there."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     known = [math.log10(value) for value in values if 0 < value < math.inf] or [0.0]
-    few = max(known) - min(known) < 2.5
-    steps = [math.log10(step) for step in ((1, 2, 5) if few else (1,))]
+    decades = max(known) - min(known)
+    few = decades < 2.5
+    steps = [math.log10(step) for step in (range(1, 10) if decades < 0.7 else (1, 2, 5) if few else (1,))]
     first, last = math.floor(min(known)) - 1, math.ceil(max(known)) + 1
     grid = [power + step for power in range(first, last + 1) for step in steps]
     below = max(step for step in grid if step < min(known))

@@ -57,7 +57,7 @@ def compare_page(results: Sequence[tuple[str, QuantResult, Record]]) -> str:
         metrics=metrics,
         charts=drawn,
         different_data=len(digests) > 1,
-        networks=[([each.name for each in network], _layers(network)) for network in networks],
+        networks=[(network[0].model, [each.name for each in network], _layers(network)) for network in networks],
     )
 
 

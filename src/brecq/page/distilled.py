@@ -19,12 +19,13 @@ NOWHERE = Origin()
 def distilled_page(
     samples: int,
     seconds: float,
-    preset: str,
+    how: str,
     layers: Sequence[LayerMatch],
     sheet: bytes | None,
     origin: Origin = NOWHERE,
 ) -> str:
-    """The page as HTML; `sheet` is a contact sheet as PNG, `None` where inputs are no pictures."""
+    """The page as HTML; `how` the inputs were made, in words; `sheet` is a contact sheet as PNG, `None` where they are
+    no pictures."""
     drawn = [
         Markup(charts.matches(f"{what} of each batch norm's input", [("noise", before), ("distilled", after)]))
         for what, before, after in (
@@ -39,7 +40,7 @@ def distilled_page(
         command=origin.command,
         samples=samples,
         seconds=seconds,
-        preset=preset,
+        how=how,
         layers=layers,
         charts=drawn,
         sheet=None if sheet is None else base64.b64encode(sheet).decode(),

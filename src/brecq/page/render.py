@@ -143,7 +143,8 @@ def _numbers(layer: Layer, in_file: float | None) -> dict[str, Any]:
     """What a click on a layer shows. `in_file`: SQNR of its output in an exported file, in dB."""
     rows = [
         ("kind", layer.kind), ("block", layer.block), ("weights", layer.weights), ("inputs", layer.inputs),
-        ("output", layer.output), ("parameters", f"{layer.parameters:,}"), ("stored", _bytes(layer.bytes)),
+        ("output, behind the activation function", layer.output), ("parameters", f"{layer.parameters:,}"),
+        ("stored", _bytes(layer.bytes)),
     ]  # fmt: skip
     if layer.noise is not None:
         alone = ", of its part alone" if layer.alone else ""

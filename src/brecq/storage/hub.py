@@ -91,10 +91,19 @@ def push(folder: Path, name: str, files: Sequence[str], *, private: bool, messag
                 repo_id=repo, folder_path=folder, allow_patterns=list(files), revision=revision, commit_message=message
             )
         except Exception as error:  # the hub's answers are kinds of OSError and ValueError; without one, any
-            answered = isinstance(error, (OSError, ValueError)) and not isinstance(error, ConnectionError)
-            advice = "log in with `hf auth login`, or set HF_TOKEN" if answered else "the hub was not reached"
-            raise CheckpointError(f"cannot push to {repo}: {first_line(error).rstrip('. ')}; {advice}") from error
+            reason = first_line(error).rstrip(". ")
+            raise CheckpointError(f"cannot push to {repo}: {reason}; {_advice(error)}") from error
     return str(done.commit_url)
+
+
+def _advice(error: Exception) -> str:
+    """What to do about a push that failed, by the status that the hub answered with, if it did."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None and not (isinstance(error, (OSError, ValueError)) and not isinstance(error, ConnectionError)):
+        return "the hub was not reached"
+    if status in (None, 401, 403, 404):  # without a token the client refuses by itself; 404 hides what is private
+        return "log in with `hf auth login`, or set HF_TOKEN"
+    return f"the hub answered with status {status}" + (": try again later" if status >= 500 else "")
 
 
 def _package() -> Any:

@@ -277,3 +277,40 @@ def test_from_the_same_moments_cuda_chooses_the_same_codes(name: str) -> None:
         other = compensate(w.cuda(), geometry, there, moved, symmetric=False)
         equal, total = equal + int((one.codes == other.codes.cpu()).sum()), total + w.numel()
     assert equal >= 0.999 * total
+
+
+def grid_of(weight: Tensor) -> Grid:
+    bits = IntRange.weights(4, symmetric=False)
+    return Grid(*weight_range(weight.flatten(1), bits), bits, 0)
+
+
+@pytest.mark.parametrize("name", ["conv", "depthwise", "linear"])
+@pytest.mark.parametrize("exponent", [-120, -100, -75, -70, 10, 60, 120])
+@pytest.mark.parametrize("central", [False, True])
+def test_codes_do_not_depend_on_the_unit_of_the_inputs(name: str, exponent: int, central: bool) -> None:
+    """From 1e-36 to 1e36, whose squares float32 cannot hold: the same codes, steps and start to the last bit."""
+    x_f, x_q, weight = example(name, seed=3)
+    geometry, solutions = LAYERS[name][0], []
+    for unit in (1.0, 2.0**exponent):
+        moments = moments_of(geometry, x_f * unit, x_q * unit)
+        moments = moments.central() if central else moments
+        solutions.append(compensate(weight, geometry, moments, grid_of(weight), symmetric=False))
+    first, second = solutions
+    assert torch.equal(first.codes, second.codes)
+    assert torch.equal(first.grid.scale, second.grid.scale)
+    assert torch.equal(first.weight, second.weight)
+
+
+@pytest.mark.parametrize("size", [64, 512])
+@pytest.mark.parametrize("central", [False, True])
+def test_inputs_that_depend_on_each_other_need_no_damping_of_the_users(size: int, central: bool) -> None:
+    """Errors of products in float32 are larger than the least damping that may be asked for."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(400, 1, generator=generator) @ torch.randn(1, size, generator=generator)).abs()
+    total, weight = MomentSum(), torch.randn(8, size, generator=generator)
+    for part in x.split(100):
+        total.add(Geometry.linear(), part)
+    moments = total.moments().central() if central else total.moments()
+    found = compensate(weight, Geometry.linear(), moments, grid_of(weight), symmetric=False, damping=1e-6)
+    error = x @ (found.weight - weight).T
+    assert error.square().mean() < 1e-3 * (x @ weight.T).square().mean()

@@ -8,6 +8,7 @@ of the error upon itself; what is left depends on the central moments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -80,24 +81,27 @@ class MomentSum:
         """One batch: the layer's input in the quantized network and, where it differs, in the float network.
 
         `every` and `offset` choose output positions, see `Geometry.patches`. Products are accumulated in float32
-        within a block of patches, in float64 over blocks.
+        within a block of patches, in units of a power of two, whatever size the inputs have; in float64 over blocks.
         """
         reference = None if x_f is None else geometry.patches(x_f, every, offset)
         for q in geometry.patches(x_q, every, offset):
             f = q if reference is None else next(reference)
             if self._about is None:
-                about = q.mean(2, keepdim=True)
-                self._about = about, about if f is q else f.mean(2, keepdim=True)
+                about = _mean(q)
+                self._about = about, about if f is q else _mean(f)
             same = f is q and self._about[0] is self._about[1]
-            q, f = q - self._about[0], f - self._about[1]
-            gram = q @ q.mT
-            cross = gram if same else f @ q.mT
-            mean = q.sum(2)
-            parts = [gram, cross, mean, mean if same else f.sum(2)]
+            unit = _unit(q)
+            q_unit, f_unit = unit, unit if same else _unit(f)
+            q, f = q / q_unit - self._about[0] / q_unit, f / f_unit - self._about[1] / f_unit
+            gram, mean = q @ q.mT, q.sum(2)
+            parts = [
+                (gram, q_unit**2), (gram if same else f @ q.mT, f_unit * q_unit),
+                (mean, q_unit), (mean if same else f.sum(2), f_unit),
+            ]  # fmt: skip
             if not self._sums:
-                self._sums = [torch.zeros_like(part, dtype=torch.float64) for part in parts]
-            for total, part in zip(self._sums, parts, strict=True):
-                total += part
+                self._sums = [torch.zeros_like(part, dtype=torch.float64) for part, _ in parts]
+            for total, (part, unit) in zip(self._sums, parts, strict=True):
+                total.add_(part, alpha=unit)
             self.count += q.shape[2]
 
     def moments(self) -> Moments:
@@ -111,6 +115,19 @@ class MomentSum:
         gram += at * whole[:, None]
         cross += float_at * whole[:, None]
         return Moments(gram, cross, whole, float_whole)
+
+
+def _unit(values: Tensor) -> float:
+    """The power of two near the largest value, by which dividing is exact: numbers of float32 have squares that float32
+    cannot hold."""
+    low, high = (float(value) for value in values.aminmax())
+    return 2.0 ** min(max(math.frexp(max(-low, high))[1], -126), 126)
+
+
+def _mean(patches: Tensor) -> Tensor:
+    """[G, K, 1]; the sum may be more than float32 holds."""
+    unit = _unit(patches)
+    return (patches / unit).mean(2, keepdim=True) * unit
 
 
 def mixed(parts: Sequence[tuple[int, Moments]]) -> Moments:

@@ -33,6 +33,9 @@ PASSES = 3
 _PRECISION = 1e-12
 """Relative error of central moments, which are differences in float64, with room; an eigenvalue's grows with K."""
 
+_SUMS = 4 * 2.0**-24
+"""Relative error of sums of products in float32, with room; an eigenvalue's grows with K."""
+
 _INSIDE = 0.49
 """How far from its code a weight may be, in steps: it rounds to this code."""
 
@@ -119,11 +122,13 @@ def _damped(gram: Tensor, pull: Tensor) -> Iterator[None]:
 
 
 def _pull(moments: Moments, damping: float) -> Tensor:
-    """What is added to H's diagonal, [G]: at least what rounding errors can take from its eigenvalues, where an input
-    hardly varies around a large mean and central moments are nothing but such errors."""
+    """What is added to H's diagonal, [G]: at least what rounding errors can take from its eigenvalues, where inputs
+    depend on each other, or where an input hardly varies around a large mean and central moments are nothing but such
+    errors."""
     diagonal = moments.gram.diagonal(dim1=1, dim2=2)
     power = (diagonal.clamp(min=0) + moments.mean.square()).mean(1)
-    pull = torch.maximum(damping * diagonal.mean(1), _PRECISION * diagonal.shape[1] * power)
+    size = diagonal.shape[1]
+    pull = torch.maximum(max(damping, _SUMS * size) * diagonal.mean(1), _PRECISION * size * power)
     return torch.where(pull > 0, pull, 1.0)
 
 

@@ -19,6 +19,7 @@ from brecq.float32 import in_float32
 from brecq.forward import Inputs
 from brecq.graph import ops
 from brecq.graph.capture import capture, example_batch
+from brecq.graph.counts import macs, of_one
 from brecq.graph.environment import learning
 from brecq.graph.integer import CLAMPS, operands, operator_of
 from brecq.graph.prepare import fake_quantize_node, grid_of, prepare
@@ -122,7 +123,7 @@ def check(model: nn.Module, example_inputs: Inputs, config: QuantConfig, *, rehe
                 "float" if kernel is None else kernel.computes,
                 placement.reasons.get(node, ""),
                 _weight(node).numel(),
-                ops.macs(node),
+                macs(node),
             )
         )
     return Legality(target.name, layers, _floats(prepared, target), refused)
@@ -143,7 +144,7 @@ def _floats(prepared: GraphModule, target: Target) -> list[FloatOperator]:
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             continue
         if not _on_codes(prepared, node, target):
-            counts[ops.op_name(node)].append(math.prod(int(size) for size in value.shape[1:]))
+            counts[ops.op_name(node)].append(math.prod(of_one(node)))
     return [FloatOperator(name, len(sizes), sum(sizes)) for name, sizes in counts.items()]
 
 

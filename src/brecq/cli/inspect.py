@@ -26,6 +26,12 @@ SHOWN = 20
 """Tensors in the table of losses, without --full."""
 
 
+PRODUCTS = {
+    "matmul", "mm", "bmm", "baddbmm", "einsum", "dot", "scaled_dot_product_attention", "bilinear", "lstm", "gru",
+    "rnn_tanh", "rnn_relu",
+}  # fmt: skip
+"""Operators that multiply and accumulate besides: of activations with each other, or step by step."""
+
 OF_RUNS = ("method", "recipe", "autocast", "memory_budget", "class_axis", "outputs", "auto_high_precision", "seed")
 """Settings of how a network is learned, which change nothing of what is shown here."""
 
@@ -76,7 +82,10 @@ def inspect(
     tell(console, "input", describe_inputs(inputs))
     parameters = sum(block.parameters for block in inspection.blocks)
     macs = sum(block.macs for block in inspection.blocks)
-    tell(console, "in all", f"{short_count(parameters)} parameters, {short_count(macs)} multiply-accumulates a sample")
+    others = sorted({entry.kind for entry in inspection.scope} & PRODUCTS)
+    beside = f" (not counted: {', '.join(others)})" if others else ""
+    counts = f"{short_count(macs)} multiply-accumulates a sample in convolutions and linear layers{beside}"
+    tell(console, "in all", f"{short_count(parameters)} parameters, {counts}")
     console.print(block_table(inspection.blocks))
     console.print(scope_table(inspection.scope, full=full))
     if sensitivity:

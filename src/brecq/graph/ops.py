@@ -109,14 +109,6 @@ def input_names(graph: GraphModule) -> list[str]:
     return given if len(given) == len(inputs) else [str(node.target) for node in inputs]
 
 
-def macs(node: Node) -> int:
-    """Multiply-accumulates of a weighted operator per sample."""
-    weight, output = node.args[1].meta["val"], node.meta["val"]  # type: ignore[union-attr]
-    if str(kind(node)).startswith("conv_transpose"):  # each input element meets its whole kernel
-        output = node.args[0].meta["val"]  # type: ignore[union-attr]
-    return int(math.prod(output.shape[1:]) * weight[0].numel())
-
-
 def op_name(node: Node) -> str:
     """A short name of the operator, e.g. `conv2d`, `add`, `layer_norm`."""
     name = getattr(node.target, "__name__", str(node.target))

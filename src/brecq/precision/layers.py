@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from brecq.config import FLOAT
 from brecq.errors import ConfigError
 from brecq.graph import ops
+from brecq.graph.counts import macs, of_one, sample_shape
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.partition import BlockSpec
 from brecq.graph.placement import Placement
@@ -49,13 +50,14 @@ class Knob:
 
 @dataclass(frozen=True)
 class Layer:
-    """A weighted operator as a cost model sees it. Shapes are of one sample.
+    """A weighted operator as a cost model sees it. Shapes are of one sample, or of a part of it, such as a frame.
 
     Attributes:
         kind: `conv2d`, `linear`, ... weight_shape: [out, in / groups, ...] ([in, out / groups, ...] transposed).
         weight, input: names of its knobs. macs: multiply-accumulates per sample.
         weight_bytes: of the packed weight with its scales and zero points, per bit-width of a free knob; empty for
             the second and later layers that share a weight, and where the width is settled.
+        runs: how many such parts a sample has; 1 if shapes are of all of it.
     """
 
     name: str
@@ -71,10 +73,11 @@ class Layer:
     weight: str
     input: str
     weight_bytes: Mapping[int, int] = field(default_factory=dict)
+    runs: int = 1
 
     def __post_init__(self) -> None:
         shapes = (self.weight_shape, self.input_shape, self.output_shape, self.stride, self.dilation)
-        numbers = [self.groups, *(size for shape in shapes for size in shape)]
+        numbers = [self.groups, self.runs, *(size for shape in shapes for size in shape)]
         if not self.weight_shape or not self.output_shape or min(numbers) < 1 or self.macs < 0:
             raise ConfigError(f"layer {self.name!r} has a size below 1: {shown(self)}")
 
@@ -86,13 +89,13 @@ class Layer:
     @property
     def reduction(self) -> int:
         """Products that one output element sums up (for a transposed convolution: on average over its outputs)."""
-        return max(1, self.macs // math.prod(self.output_shape))
+        return max(1, self.macs // (self.runs * math.prod(self.output_shape)))
 
     @property
     def positions(self) -> int:
         """Output elements per channel."""
         channels = self.output_shape[-1] if self.kind == "linear" else self.output_shape[0]
-        return math.prod(self.output_shape) // channels
+        return self.runs * math.prod(self.output_shape) // channels
 
     @property
     def channels(self) -> int:
@@ -171,7 +174,10 @@ def _bits(module: Any) -> int:
 
 
 def _layer(node: Node, name: str, block: str, weight: str, inputs: str) -> Layer:
-    source: Any = node.args[0]
+    input_shape, output_shape = sample_shape(node.args[0]), sample_shape(node)  # type: ignore[arg-type]
+    runs = 1
+    if ops.kind(node) != "linear" and len(of_one(node)) == len(output_shape):  # frames are among the samples
+        (runs, *_), input_shape, output_shape = output_shape, input_shape[1:], output_shape[1:]
     weight_shape = tuple(int(size) for size in node.args[1].meta["val"].shape)  # type: ignore[union-attr]
     stride, dilation, groups = _geometry(node, len(weight_shape) - 2)
     return Layer(
@@ -179,14 +185,15 @@ def _layer(node: Node, name: str, block: str, weight: str, inputs: str) -> Layer
         kind=str(ops.kind(node)),
         block=block,
         weight_shape=weight_shape,
-        input_shape=tuple(int(size) for size in source.meta["val"].shape[1:]),
-        output_shape=tuple(int(size) for size in node.meta["val"].shape[1:]),
+        input_shape=input_shape,
+        output_shape=output_shape,
         stride=stride,
         dilation=dilation,
         groups=groups,
-        macs=ops.macs(node),
+        macs=macs(node),
         weight=weight,
         input=inputs,
+        runs=runs,
     )
 
 

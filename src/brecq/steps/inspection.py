@@ -17,6 +17,7 @@ from brecq.forward import Inputs, tensors
 from brecq.graph import ops, parts
 from brecq.graph.blocks import extract
 from brecq.graph.capture import example_batch
+from brecq.graph.counts import macs
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.environment import learning
 from brecq.graph.outside import outside
@@ -30,7 +31,7 @@ from brecq.steps.request import Request
 
 @dataclass(frozen=True)
 class BlockSummary:
-    """One block as `inspect` shows it. `macs` are multiply-accumulates per sample."""
+    """One block as `inspect` shows it. `macs` are multiply-accumulates a sample of its layers with weights."""
 
     name: str
     layers: tuple[str, ...]
@@ -101,8 +102,8 @@ def _inspect(model: nn.Module, inputs: Inputs, request: Request, sensitivity: bo
     summaries = []
     for spec, block in zip(specs, network.blocks, strict=True):
         parameters = sum(value.numel() for value in block.module.parameters())
-        macs = sum(ops.macs(node) for node in flow.ops[spec.start : spec.stop] if ops.kind(node))
-        summaries.append(BlockSummary(block.name, block.layers, block.inputs, block.outputs, parameters, macs))
+        work = sum(macs(node) for node in flow.ops[spec.start : spec.stop] if ops.kind(node))
+        summaries.append(BlockSummary(block.name, block.layers, block.inputs, block.outputs, parameters, work))
     entries, cpu = scope(prepared, specs), torch.device("cpu")
     losses = alone.losses(network, tensors(inputs), request.config, cpu) if sensitivity else []
     return Inspection(summaries, entries, losses)

@@ -108,8 +108,8 @@ class Accelerator:
     def memory_cycles(self, layer: Layer, w_bits: int, a_bits: int) -> float:
         """Cycles that the memory is busy."""
         weights = math.prod(layer.weight_shape) * w_bits / 8
-        inputs = math.prod(layer.input_shape) * a_bits / 8
-        outputs = math.prod(layer.output_shape) * a_bits / 8
+        inputs = layer.runs * math.prod(layer.input_shape) * a_bits / 8
+        outputs = layer.runs * math.prod(layer.output_shape) * a_bits / 8
         weight_parts = math.ceil(weights / (self.weight_buffer_kib * 1024))
         input_parts = math.ceil(inputs / (self.input_buffer_kib * 1024))
         moved = min(weights + weight_parts * inputs, inputs + input_parts * weights) + outputs

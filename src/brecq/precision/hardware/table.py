@@ -56,7 +56,7 @@ def signature(layer: Layer) -> Signature:
 
 @dataclass(frozen=True)
 class Entry:
-    """One measurement: milliseconds per sample of a layer whose kernel takes such weights and inputs."""
+    """One measurement: milliseconds of a layer whose kernel takes such weights and inputs, for such shapes."""
 
     signature: Signature
     w_bits: int
@@ -102,7 +102,7 @@ class LatencyTable:
                 f"the latency table {self.name!r} says nothing about the layer {layer.name!r}: {wanted} "
                 f"with {w_bits}-bit weights and {a_bits}-bit inputs; {known}: add a row, or measure it (brecq profile)"
             )
-        return min(fitting, key=lambda entry: (entry.w_bits, entry.a_bits)).milliseconds
+        return layer.runs * min(fitting, key=lambda entry: (entry.w_bits, entry.a_bits)).milliseconds
 
     def save(self, file: Path | str) -> Path:
         """Write `.json` or `.csv`, by the file's ending (CSV keeps the entries alone)."""

@@ -118,8 +118,8 @@ class MomentSum:
 
 
 def _unit(values: Tensor) -> float:
-    """The power of two near the largest value, by which dividing is exact: numbers of float32 have squares that float32
-    cannot hold."""
+    """The power of two near the largest value, by which dividing is exact: squares of float32 numbers may be more, or
+    less, than float32 holds."""
     low, high = (float(value) for value in values.aminmax())
     return 2.0 ** min(max(math.frexp(max(-low, high))[1], -126), 126)
 

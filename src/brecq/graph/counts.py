@@ -37,8 +37,9 @@ def _batch(graph: Graph) -> Any:
     """The symbol of the batch size; `None` in a graph of fixed sizes."""
     for node in graph.nodes:
         value = node.meta.get("val") if node.op == "placeholder" else None
-        if isinstance(value, torch.Tensor) and value.dim() and isinstance(value.shape[0], torch.SymInt):
-            return _expression(value.shape[0])
+        samples: Any = value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else None
+        if isinstance(samples, torch.SymInt):
+            return _expression(samples)
     return None
 
 

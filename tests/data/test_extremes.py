@@ -68,3 +68,27 @@ def test_quantize_says_so_before_any_work(submodule: str | None) -> None:
     assert any("sample 9 reaches 1e+10" in note for note in result.report.notes)
     with pytest.warns(UserWarning, match=r"sample 9 reaches 1e\+10"):
         brecq.measure_sensitivity(model, x, QuantConfig(first_last=None))
+
+
+class Inverse(nn.Module):
+    """Divides by how much a sample varies: one that hardly does takes the range of what follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(17, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.cat([self.first(x).relu(), 1 / (x.std(1, keepdim=True) + 1e-9)], 1))
+
+
+@pytest.mark.parametrize("method", ["rtn", "reconstruct"])
+def test_an_activation_that_one_sample_takes_the_range_of_is_named_with_it(method: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(128, 8)
+    config = QuantConfig(8, 8, method=method, recipe=brecq.Recipe(steps=2))  # type: ignore[arg-type]
+    result = brecq.quantize(Inverse().eval(), x, config)
+    assert not any("where samples typically reach" in note for note in result.report.notes)
+    x[77] = 0.5
+    result = brecq.quantize(Inverse().eval(), x, config)
+    (said,) = [note for note in result.report.notes if "where samples typically reach" in note]
+    assert "of sample 77 reaches 1e+09, where samples typically reach" in said

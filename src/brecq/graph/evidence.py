@@ -47,6 +47,17 @@ def few_values(prepared: GraphModule, samples: int) -> str | None:
     return None
 
 
+def outliers(prepared: GraphModule) -> list[str]:
+    """What to say of the first activation whose range one sample takes from the others, of those chosen here."""
+    found = {
+        _named(place.args[0]): module.outlier  # type: ignore[arg-type]
+        for place, module in pt2e.observers(prepared)
+        if isinstance(module, ActivationFakeQuantize) and module.outlier is not None
+    }
+    more = f" ({len(found)} activations have such samples)" if len(found) > 1 else ""
+    return [f"{name} of sample {each.sample} {each.describe()}{more}" for name, each in list(found.items())[:1]]
+
+
 def _outside(count: int) -> str:
     return f"{200 / (count + 1):.0f} %"
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from brecq.outliers import Outlier, outlier
 
 OBSERVED_VALUES = 1 << 16
 """How many values of an activation are drawn to initialize its range."""
@@ -55,15 +58,23 @@ class Observer:
         self.low, self.high = math.inf, -math.inf
         self.parts: dict[tuple[int, int], Part] = {}
         self._batch, self._call = -1, 0
+        self._samples: range | None = None
+        self._largest: dict[int, tuple[range, Tensor]] = {}
 
-    def begin(self, batch: int) -> None:
-        """What is added now belongs to the batch of this number."""
-        self._batch, self._call = batch, 0
+    def begin(self, batch: int, samples: range | None = None) -> None:
+        """What is added now belongs to the batch of this number, with these of all samples."""
+        self._batch, self._call, self._samples = batch, 0, samples
 
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
-        low, high = torch.aminmax(x)
-        self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
+        rows = x.detach().reshape(len(x), -1) if x.dim() > 1 else x.detach().reshape(1, -1)
+        low, high = rows.amin(1), rows.amax(1)  # aminmax takes five times as long
+        self.low, self.high = min(self.low, low.min().item()), max(self.high, high.max().item())
+        if self._samples is not None and len(rows) == len(self._samples):
+            largest = torch.maximum(low.abs(), high.abs()).double().cpu()
+            if self._batch in self._largest:  # one of several tensors on one grid
+                largest = torch.maximum(largest, self._largest[self._batch][1])
+            self._largest[self._batch] = self._samples, largest
         generator = torch.Generator().manual_seed(self._batch + 1 + (self._call << 32))
         self.parts[self._batch, self._call] = _part(x.detach().reshape(-1), generator)
         self._call += 1
@@ -74,7 +85,18 @@ class Observer:
         for other in others:
             self.low, self.high = min(self.low, other.low), max(self.high, other.high)
             self.parts.update(other.parts)
+            self._largest.update(other._largest)
         self._thin_out()
+
+    def outlier(self) -> Outlier | None:
+        """A sample whose largest value lies far beyond the others', as far as rows of what was added were samples."""
+        if not self._largest:
+            return None
+        batches = [self._largest[batch] for batch in sorted(self._largest)]
+        found = outlier(torch.cat([largest for _, largest in batches]))
+        if found is None:
+            return None
+        return replace(found, sample=[sample for samples, _ in batches for sample in samples][found.sample])
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """The values that are kept, float32 [n], and how many each stands for, float32 [n]."""

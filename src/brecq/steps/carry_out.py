@@ -13,7 +13,7 @@ from brecq.config import QuantConfig
 from brecq.converted import ranges
 from brecq.devices import device_of, move
 from brecq.forward import tensors
-from brecq.graph import check, returned
+from brecq.graph import check, evidence, returned
 from brecq.graph.capture import example_batch
 from brecq.graph.convert import convert
 from brecq.graph.losses import output_loss, tensor_losses
@@ -66,7 +66,10 @@ def _convert(run: Run, subject: Subject, plan: Plan) -> QuantResult:
         run.progress.note(note)
     notes += lossy
     notes += [spec.joined for spec in plan.specs if spec.joined]
-    notes += [*weakest(outputs, plan.scope), *returned.describe(prepared)]
+    far = evidence.outliers(prepared)
+    for note in far:
+        run.progress.note(note)
+    notes += [*far, *weakest(outputs, plan.scope), *returned.describe(prepared)]
     if plan.started:
         notes.append(f"{len(plan.started)} weights started from the codes that the sensitivity table learned")
     report = Report(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from brecq.outliers import Outlier
 from brecq.quant import kernels, ranges
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant.base import GridFakeQuantize, Mode
@@ -18,6 +19,7 @@ class ActivationFakeQuantize(GridFakeQuantize):
     Attributes:
         observer: what was seen in mode `OBSERVE`. fixed: its grid is neither searched nor learned.
         divides: a number that its step has to divide, so that it is not learned (`ranges.dividing`).
+        outlier: of the samples that its range was chosen from.
     """
 
     def __init__(
@@ -27,6 +29,7 @@ class ActivationFakeQuantize(GridFakeQuantize):
         self.observer = Observer()
         self.fixed = False
         self.divides: float | None = None
+        self.outlier: Outlier | None = None
 
     def fix(self, scale: float, zero_point: int) -> None:
         """Give it a grid that is neither searched nor learned: a back end's operator writes on this one only."""
@@ -37,6 +40,7 @@ class ActivationFakeQuantize(GridFakeQuantize):
     def initialize(self, p: float, candidates: int) -> None:
         """Choose the grid from what was observed, and forget it."""
         seen, self.observer = self.observer, Observer()
+        self.outlier = seen.outlier()
         values, counts = seen.samples()
         found = ranges.activation_range(
             values, seen.low, seen.high, self.range, self.symmetric, p, candidates, counts=counts

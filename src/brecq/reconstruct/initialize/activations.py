@@ -42,7 +42,8 @@ def ranges_of_run(
         quantizer.mode = Mode.OBSERVE
     for unit in share.units(recipe.range_samples):
         for quantizer in waiting:
-            quantizer.observer.begin(unit.number)
+            samples = range(share.start + unit.rows.start, share.start + unit.rows.stop)
+            quantizer.observer.begin(unit.number, samples)
         run(unit.rows)
     set_mode(module, Mode.FLOAT)
     for seen in ranks.current().gather([quantizer.observer for quantizer in waiting]):

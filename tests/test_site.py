@@ -77,6 +77,22 @@ def test_nothing_of_the_site_is_loaded_from_elsewhere(site: Path) -> None:
     assert architecture.count("<line ") > 20
 
 
+def test_nothing_of_a_page_is_cut_off(site: Path, browser: str) -> None:
+    """On a screen of 1280 pixels no table and no code is wider than its place: that it scrolls is not seen."""
+    program = pytest.importorskip("playwright.sync_api").sync_playwright()
+    wider = """[...document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset pre > code")]
+      .filter(each => each.scrollWidth > each.clientWidth + 1).map(each => each.innerText.slice(0, 60))"""
+    found = {}
+    with program as started:
+        chromium = started.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        tab = chromium.new_page(viewport={"width": 1280, "height": 900})
+        for page in sorted(site.glob("**/*.html")):
+            tab.goto(page.as_uri())
+            found[str(page.relative_to(site))] = tab.evaluate(wider)
+        chromium.close()
+    assert {page: texts for page, texts in found.items() if texts} == {}
+
+
 def links_of(text: str) -> Iterator[str]:
     """Targets of a Markdown page's links and pictures, its code left out."""
     text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", text, flags=re.MULTILINE | re.DOTALL)

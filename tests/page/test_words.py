@@ -18,7 +18,7 @@ from brecq.page.compare import compare_page
 from brecq.page.facts import gather, left_in_float
 from brecq.page.record import Record, Row
 from brecq.page.render import page
-from brecq.report import OutputNoise
+from brecq.report import BlockReport, OutputNoise
 
 
 class Mixed(nn.Module):
@@ -143,6 +143,17 @@ def test_of_several_outputs_the_worst_is_named(mixed: brecq.QuantResult) -> None
     result = dataclasses.replace(mixed, report=dataclasses.replace(mixed.report, outputs=outputs))
     shown = 'lowest SQNR of 2 outputs</dt><dd>10.0 dB</dd><dd class="small">b, on 16 calibration samples'
     assert shown in page(result, Record())
+
+
+def test_a_tuning_that_was_undone_says_so(mixed: brecq.QuantResult) -> None:
+    before = mixed.report.blocks
+    for after, shown in ((2e-6, "3.56e-06 → 2e-06 at the outputs."), (3.56e-6, "3.56e-06 at the outputs: it gained")):
+        tuning = BlockReport("end to end", (), 10, 3.56e-6, after, 1.0, "tuning")
+        report = dataclasses.replace(mixed.report, blocks=[*before, tuning])
+        result = dataclasses.replace(
+            mixed, report=report, config=dataclasses.replace(mixed.config, method="reconstruct")
+        )
+        assert shown in page(result, Record())
 
 
 def ticks(svg: str, axis: str) -> list[str]:

@@ -70,12 +70,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything about a result. `blocks` of its last stage that learned in blocks, `tuning` the pass after them;
-    `floats`: see `left_in_float`; `share`: percent of the parameters whose layers have quantized weights."""
+    """Everything about a result. `blocks` of its last stage that learned in blocks, `tunings` the passes after
+    them, one a part; `floats`: see `left_in_float`; `share`: percent of the parameters whose layers have quantized
+    weights."""
 
     layers: list[Layer]
     blocks: list[BlockReport]
-    tuning: BlockReport | None
+    tunings: list[BlockReport]
     floats: list[tuple[str, str, int, int]]
     weight_bytes: int
     float_bytes: int
@@ -115,7 +116,7 @@ def gather(result: QuantResult) -> Facts:
     return Facts(
         layers,
         [block for block in blocks if block.stage == last],
-        next((block for block in report.blocks if block.stage == "tuning"), None),
+        [block for block in report.blocks if block.stage == "tuning"],
         left_in_float(report.scope),
         result.weight_bytes(),
         result.float_bytes(),

@@ -86,6 +86,7 @@ def page(result: QuantResult, record: Record) -> str:
         quantized=sum(layer.bits <= 8 for layer in facts.layers),
         output=_output(facts),
         alone=result.report.alone(list(result.parts)),
+        parts=list(result.parts),
         groups=[(name, list(members)) for name, members in groupby(enumerate(facts.layers), lambda x: x[1].block)],
         levels=_levels(facts.layers),
         charts=drawn,
@@ -114,7 +115,8 @@ def _output(facts: Facts) -> tuple[str, str, str] | None:
     outputs = [each for each in report.outputs if each.signal or each.noise]
     if outputs:
         worst = min(outputs, key=lambda each: each.sqnr)
-        what = "SQNR of the output" if len(outputs) == 1 else f"lowest SQNR of {len(outputs)} outputs"
+        several = "the parts' outputs" if facts.result.parts else f"{len(outputs)} outputs"
+        what = "SQNR of the output" if len(outputs) == 1 else f"lowest SQNR of {several}"
         alone = within(worst.name, report.alone(list(facts.result.parts)))
         return what, measure("SQNR dB", worst.sqnr), worst.name + (" alone" if alone else "")
     known = [layer for layer in facts.layers if layer.noise is not None]

@@ -98,7 +98,7 @@ def activation_range(
     if not bool(torch.isfinite(low) & torch.isfinite(high) & (low <= high)):
         raise DataError(
             f"an activation ranges from {low.item()} to {high.item()}: its values are NaN or infinite, or none were "
-            "observed; check the calibration data and that the network gives finite outputs on it"
+            "observed; check the calibration data and what the network computes from it there (float32 ends at 3.4e38)"
         )
     scales, zero_points = _candidates(low, high, range, symmetric, candidates)
     unit = _unit(low, high)

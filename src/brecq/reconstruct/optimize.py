@@ -19,6 +19,7 @@ from torch import Tensor
 
 from brecq import ranks
 from brecq.config import Recipe
+from brecq.errors import DataError
 from brecq.quant import adaround, kernels
 from brecq.quant.learners import Learner, PenalizedLearner
 from brecq.ranks import Part
@@ -30,6 +31,9 @@ from brecq.reconstruct.readout import Readout
 from brecq.reconstruct.sampler import NONE, Sampler, measured_on, rows_of
 from brecq.reconstruct.site import Site, Stage
 from brecq.reconstruct.streams import Stream
+
+LEAST = 1e-90
+"""Least power of a target: that of one number that float32 just holds."""
 
 HARD_CHECKS = 3
 """How often per block it is measured while learning."""
@@ -65,10 +69,19 @@ class Reconstruction:
         self.weights = self._weights()
 
     def run(self, steps: int, on_step: StepHook) -> Outcome:
-        """Learn for `steps` steps, leaving the block in hard mode with the best state found."""
+        """Learn for `steps` steps, leaving the block in hard mode with the best state found.
+
+        Raises:
+            DataError: the loss before it is not finite: nothing could be learned from its gradients.
+        """
         before = self.hard_error()
         if not self.mine.named():
             return Outcome(before.relative, before.relative, 0)
+        if steps and not math.isfinite(before.loss):
+            raise DataError(
+                "the squared error of its outputs, by which it is learned, is more than float32 holds (3.4e38): scale "
+                "the weights or the inputs of the network, or learn nothing (recipe instant)"
+            )
         best = (before, self.mine.state())
         learning = self._begin(steps, before.loss or 1.0)
         if self.recipe.keep_best and any(learner.warm for learner in learning.learners):
@@ -216,7 +229,7 @@ class Reconstruction:
             sums += with_room(self.streams.cache, self._sums, mine[rows])
         ranks.current().sum([sums])
         loss, error, power = sums.tolist()
-        return _Error(loss / len(self.checked), error / max(power, 1e-30))
+        return _Error(loss / len(self.checked), error / max(power, LEAST))
 
     def _sums(self, index: Tensor) -> Tensor:
         """Loss times samples, squared error, and square of the target, of some samples: float64 [3]."""
@@ -225,8 +238,9 @@ class Reconstruction:
         error, power = torch.zeros_like(loss), torch.zeros_like(loss)
         targets = self.streams.read("float", self.block.targets, index)
         for name, output, target in zip(self.block.targets, self.block.compared(outputs), targets, strict=True):
-            error += F.mse_loss(output.float(), target, reduction="sum").double() * self.weights[name]
-            power += target.square().sum().double() * self.weights[name]
+            wanted = target.double()  # squares of float32 numbers may be more, or less, than float32 holds
+            error += F.mse_loss(output.double(), wanted, reduction="sum") * self.weights[name]
+            power += wanted.square().sum() * self.weights[name]
         return torch.stack([loss, error, power])
 
     def _check(self) -> _Error:

@@ -14,6 +14,7 @@ from torch import nn
 from brecq.checkpoint.resume import BlockState, RunState
 from brecq.checkpoint.walk import finished, walk
 from brecq.config import QuantConfig
+from brecq.errors import DataError
 from brecq.graph.blocks import Block
 from brecq.quant.fake_quant import Mode
 from brecq.reconstruct import fisher
@@ -152,11 +153,18 @@ class _Pass:
 
     def work(self, index: int) -> BlockState:
         assert self.streams is not None, "every block is finished"
-        block, run = self.blocks[index], self.run
+        block = self.blocks[index]
+        try:
+            return self._work(block, self.run.seed(self.number, index))
+        except DataError as error:
+            raise DataError(f"block {block.name!r} cannot be quantized: {error}") from error
+
+    def _work(self, block: Block, seed: int) -> BlockState:
+        assert self.streams is not None
+        run = self.run
         began = time.perf_counter()
         site = Site(block, self.mine, self.streams, run.config.recipe, run.held)
         initialize(site, self.stage)
-        seed = run.seed(self.number, index)
         learner = Reconstruction(site, self.stage, seed, autocast=run.autocast, held=run.held)
         nearest = learner.hard_error()
         if self.stage == "rtn":

@@ -84,7 +84,7 @@ def compensate(
     if not bool(torch.isfinite(moments.gram).all() & torch.isfinite(moments.cross).all()):
         raise DataError(
             f"the inputs of a layer with a weight of shape {tuple(weight.shape)} hold NaN or infinite values; check "
-            "the calibration data and that the network gives finite outputs on it"
+            "the calibration data and what the network computes from it there (float32 ends at 3.4e38)"
         )
     owner = _owner(geometry, weight, grid)
     start = RowGrid(grid.scale.double().flatten(), grid.zero_point.double().flatten(), owner, grid.range, least)

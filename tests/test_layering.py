@@ -18,6 +18,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "version": "",
     "tasks": "",
     "names": "",
+    "notice": "",
     "pairing": "",
     "storage": "errors names",
     "report": "",
@@ -46,7 +47,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "reconstruct": "checkpoint config errors forward graph logits progress quant ranks report storage",
     "result": "checkpoint config converted errors graph ranks report storage",
     "composite": "checkpoint config errors graph ranks report result storage",
-    "precision": "checkpoint checks config data devices errors forward graph plain progress quant ranks "
+    "precision": "checkpoint checks config data devices errors forward graph notice plain progress quant ranks "
     "reading reconstruct report settings storage text",
     "synthesis": "checkpoint checks config data devices errors evaluation forward logits progress ranks "
     "reconstruct report settings storage",
@@ -54,15 +55,15 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "settings storage text version",
     "page": "checkpoint converted data devices errors forward graph pairing precision synthesis report result "
     "storage units",
-    "steps": "checkpoint checks composite config converted data devices errors float32 forward graph precision "
+    "steps": "checkpoint checks composite config converted data devices errors float32 forward graph notice precision "
     "progress quant ranks reconstruct report result",
     "rehearsal": "config deploy errors forward ranks targets",
     "pipeline": "checkpoint checks config data errors forward graph precision progress ranks reconstruct rehearsal "
     "result steps",
     "legality": "checks config data devices errors float32 forward graph pipeline rehearsal targets",
-    "cli": "brecq checkpoint checks config data deploy effects errors forward graph legality metrics page pipeline "
-    "precision progress quant ranks reconstruct report result settings sources steps storage synthesis targets tasks "
-    "text units version",
+    "cli": "brecq checkpoint checks config data deploy effects errors forward graph legality metrics notice page "
+    "pipeline precision progress quant ranks reconstruct report result settings sources steps storage synthesis "
+    "targets tasks text units version",
     "__main__": "cli",
 }
 

@@ -6,6 +6,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from brecq.notice import without_kernel_preference
 from brecq.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 # Huge pages for large CPU tensors: fake-quantized activations are new memory in every step, and most of the time of
 # a fused kernel goes into page faults without them (benchmarks/fake_quant.py). Read by PyTorch at its first use.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+without_kernel_preference()
 
 _HOMES = {
     "BrecqError": "errors",

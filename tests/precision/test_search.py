@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import brecq
 from brecq.config import LayerRule, QuantConfig
 from brecq.errors import BudgetError, CheckpointError, ConfigError, HardwareError
 from brecq.precision.allocation import BitAllocation, LayerBits
+from brecq.precision.charts import plot_front
 from brecq.precision.hardware.accelerator import Accelerator
 from brecq.precision.search import check_budgets, pareto, search, uniform
 
@@ -178,3 +180,12 @@ def test_an_allocation_of_another_network_is_an_error(bench, table) -> None:
     other = dataclasses.replace(found, layers={**found.layers, "more": LayerBits(4, 8)})
     with pytest.raises(ConfigError, match="names 'more', which the network does not have"):
         brecq.quantize(bench.model("ResNet"), bench.inputs("ResNet"), bench.config(), allocation=other)
+
+
+def test_sensitivities_that_are_all_zero_are_told_as_such(table, tmp_path: Path) -> None:
+    """A last layer of zeros passes no gradient: the least bits everywhere would be told as the best in silence."""
+    nothing = dataclasses.replace(table, terms=tuple(dataclasses.replace(term, fisher=0.0) for term in table.terms))
+    with pytest.warns(
+        UserWarning, match="every sensitivity is 0 by the metric fisher: .* or take the metric relative"
+    ):
+        search(nothing, "size=1MB")

@@ -39,6 +39,7 @@ from brecq.cli.targets import check as _check
 from brecq.cli.targets import targets as _targets
 from brecq.cli.verify import verify as _verify
 from brecq.errors import BrecqError
+from brecq.notice import BrecqWarning
 from brecq.version import __version__
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _show_warning(otherwise: Callable[..., None]) -> Callable[..., None]:
     """Print warnings that brecq raises as one line, and all others as `otherwise` does."""
 
     def show(message: Any, category: Any, filename: str, *rest: Any) -> None:
-        if _is_ours(filename):
+        if issubclass(category, BrecqWarning) or _is_ours(filename):
             log("warning", text=str(message))
             make_console(stderr=True).print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
         else:

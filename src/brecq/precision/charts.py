@@ -68,7 +68,8 @@ def plot_front(
     if chosen is not None:
         axes.plot(chosen.costs[cost] / unit, chosen.loss, color=CHOSEN, marker="*", markersize=13, linestyle="none",
                   label="chosen")  # fmt: skip
-    axes.set_yscale("log")
+    if any(point.loss > 0 for point in front):
+        axes.set_yscale("log")
     axes.set_xlabel(_AXIS[cost])
     axes.set_ylabel(f"predicted loss ({front[0].metric})")
     axes.grid(alpha=0.3, which="both")

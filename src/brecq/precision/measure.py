@@ -8,7 +8,6 @@ linear in their number: per block one float forward, one per knob and bit-width,
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from brecq.graph.environment import learning
 from brecq.graph.partition import partition
 from brecq.graph.prepare import prepare
 from brecq.graph.quantizer import BrecqQuantizer
+from brecq.notice import warn
 from brecq.precision.layers import Anatomy, dissect
 from brecq.precision.options import Cross, Quality, SurveyConfig
 from brecq.precision.sizes import other_bytes, preview_bytes, with_bytes
@@ -126,7 +126,7 @@ def _dissect(
     check_runs(model, data)
     doubt = unlike(data.arguments(), data)
     if doubt is not None:
-        warnings.warn(doubt, stacklevel=3)
+        warn(doubt)
     progress.stage("capturing the network")
     quantizer = BrecqQuantizer(config)
     captured = capture(model, example_batch(data.arguments()))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from brecq.errors import BudgetError, ConfigError
+from brecq.notice import warn
 from brecq.precision import moves
 from brecq.precision import problem as problems
 from brecq.precision.allocation import BitAllocation
@@ -46,6 +47,13 @@ def search(
     """
     parsed = parse_budgets([budgets] if isinstance(budgets, (str, Budget)) else budgets)
     SearchConfig(algorithm, metric, seed)  # validates
+    losses = table.diagonal(metric).values()
+    if losses and not any(losses):
+        warn(
+            f"every sensitivity is 0 by the metric {metric}: no width seems to cost anything, and the bits that are "
+            "chosen mean nothing. A layer of zeros, such as a last layer that was not trained, passes no gradient: "
+            + ("load trained weights, or take the metric relative" if metric != "relative" else "load trained weights")
+        )
     problem = problems.build(table, parsed, hardware, metric, cross=cross)
     choices = solve(problem, algorithm, seed)
     return problems.allocation(problem, choices, table, algorithm, metric, hardware.name if hardware else "")

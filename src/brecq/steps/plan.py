@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +24,7 @@ from brecq.graph.partition import BlockSpec, partition
 from brecq.graph.prepare import prepare
 from brecq.graph.quantizer import BrecqQuantizer
 from brecq.graph.scope import scope
+from brecq.notice import warn
 from brecq.precision.delivery import check_layers, start_from
 from brecq.reconstruct import alone
 from brecq.report import ScopeEntry
@@ -57,7 +57,7 @@ def make_plan(subject: Subject, request: Request) -> Plan:
     for doubt in (unlike(arguments, subject.data), few):
         if doubt is not None:
             subject.notes.append(doubt)
-            warnings.warn(doubt, stacklevel=3)
+            warn(doubt)
     move(prepared, device)
     started = start_from(prepared, request.learned)
     entries = scope(prepared, specs)
@@ -114,7 +114,7 @@ def prepared_blocks(
     specs = partition(prepared, config.granularity, config.blocks, part=request.part is not None)
     for spec in specs:
         if spec.joined:
-            warnings.warn(f"{spec.joined}: they are learned together, with more memory and time", stacklevel=3)
+            warn(f"{spec.joined}: they are learned together, with more memory and time")
     return prepared, specs
 
 

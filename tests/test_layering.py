@@ -41,7 +41,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "ranks": "errors",
     "metrics": "errors logits pairing sources tasks",
     "evaluation": "checks data devices errors float32 forward logits metrics report settings",
-    "graph": "config devices errors float32 forward logits names quant report targets",
+    "graph": "config devices errors float32 forward logits names quant report targets text",
     "converted": "errors forward graph quant ranks",
     "checkpoint": "errors graph names progress ranks report storage version",
     "reconstruct": "checkpoint config errors forward graph logits progress quant ranks report storage",

@@ -296,7 +296,7 @@ class _Tally:
             several = len(found) > 1 and name is None
             raise DataError(
                 f"there is one label a sample, and the model returns {_listed(found)}: labels go with scores "
-                f"[N, classes] only; {'say which output they are (output=...), or ' if several else ''}"
+                f"[N, classes] only; {'say which output they are (output=... of brecq.evaluate, brecq evaluate --output), or ' if several else ''}"
                 "give the data without labels"
             )
         scores = found[name]

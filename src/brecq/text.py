@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -143,3 +143,9 @@ def parse_blocks(option: str, texts: Sequence[str]) -> dict[str, list[str]] | No
             raise ConfigError(f"{option} names {name!r} twice; list all its patterns in one {option}")
         blocks[name] = patterns
     return blocks or None
+
+
+def some(names: Iterable[str], most: int) -> str:
+    """The first names, and dots where there are more: `a, b, ...`."""
+    every = list(names)
+    return ", ".join([*every[:most], *(["..."] if len(every) > most else [])])

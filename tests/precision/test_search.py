@@ -184,8 +184,12 @@ def test_an_allocation_of_another_network_is_an_error(bench, table) -> None:
 
 def test_sensitivities_that_are_all_zero_are_told_as_such(table, tmp_path: Path) -> None:
     """A last layer of zeros passes no gradient: the least bits everywhere would be told as the best in silence."""
-    nothing = dataclasses.replace(table, terms=tuple(dataclasses.replace(term, fisher=0.0) for term in table.terms))
+    terms = [dataclasses.replace(term, losses=dict.fromkeys(term.losses, 0.0)) for term in table.terms]
+    nothing = dataclasses.replace(table, terms=tuple(terms))
     with pytest.warns(
         UserWarning, match="every sensitivity is 0 by the metric fisher: .* or take the metric relative"
     ):
-        search(nothing, "size=1MB")
+        chosen = search(nothing, "size=1MB")
+    with warnings.catch_warnings():  # of matplotlib: a logarithm of nothing but zeros
+        warnings.simplefilter("error")
+        plot_front([chosen], "size", chosen, [tmp_path / "front.png"])

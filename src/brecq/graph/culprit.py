@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import traceback
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def _by_name(parts: list[str]) -> str:
     """How to quantize these parts alone."""
     if not parts:
         return ""
-    python, options = repr(parts), [f"--submodule {part}" for part in parts]
+    python, options = repr(parts), [f"--submodule {shlex.quote(part)}" for part in parts]
     if len(parts) > SHOWN:
         python = f"[{parts[0]!r}, {parts[1]!r}, ..., {parts[-1]!r}]"
         options = [*options[:2], "...", options[-1]]

@@ -23,6 +23,7 @@ from brecq.errors import PartitionError
 from brecq.graph import ops
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.tree import parent, units_of
+from brecq.text import some
 
 _STICKY = ops.ELEMENTWISE | {ops.aten.max_pool2d.default, ops.aten.max_pool1d.default}
 
@@ -192,7 +193,7 @@ def _apply_names(flow: Dataflow, units: list[str | None], named: Mapping[str, Se
             if not hits:
                 raise PartitionError(
                     f"block {name!r}: {pattern!r} matches no module or layer; there are "
-                    f"{', '.join(sorted({layer for layer in flow.layers if layer})[:8])}, ..."
+                    f"{some(sorted({layer for layer in flow.layers if layer}), 8)}"
                 )
             matched += hits
         first, last = min(matched), max(matched)

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from brecq.errors import ConfigError, DataError
 from brecq.forward import call, evaluating, tensors
 from brecq.graph.placement import End
+from brecq.text import some
 
 REGIONS = 16
 """Rows that are kept for each sample of the network where a submodule receives more (regions, windows)."""
@@ -316,4 +317,4 @@ def _sizes(shapes: Sequence[tuple[int, ...]]) -> str:
 
 
 def _some(modules: Mapping[str, nn.Module]) -> str:
-    return f"choose of {', '.join(list(modules)[1:12])}, ..."
+    return f"choose of {some(list(modules)[1:], 11)}"

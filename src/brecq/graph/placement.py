@@ -40,6 +40,7 @@ from brecq.graph.reach import (
     users_through_scaling,
 )
 from brecq.targets import WIDE, Kernel, Target
+from brecq.text import some
 
 END = "brecq_end"
 """Marks a layer whose width is that of the `first` or `last` layers."""
@@ -142,7 +143,7 @@ def unmatched(rule: LayerRule, layers: Sequence[str]) -> str:
     """What to say of a rule for none of the layers of these names."""
     inside = any(layer.startswith(f"{rule.pattern}.") for layer in layers)
     hint = f"; {rule.pattern + '.*'!r} is all of {rule.pattern}" if inside else ""
-    return f"no layer matches {rule.pattern!r}; there are {', '.join(layers[:8])}, ...{hint}"
+    return f"no layer matches {rule.pattern!r}; there are {some(layers, 8)}{hint}"
 
 
 def _readers_of_first(ends: dict[Node, str], weighted: dict[Node, str]) -> set[Node]:

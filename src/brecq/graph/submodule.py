@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from brecq.devices import device_of
 from brecq.errors import ConfigError
 from brecq.forward import Inputs, call, evaluating, even_slices, like, tensors
+from brecq.text import some
 
 
 class Submodule:
@@ -30,7 +31,7 @@ class Submodule:
         self.model, self.name = model, name
         modules = dict(model.named_modules())
         if name not in modules or not name:
-            raise ConfigError(f"there is no submodule {name!r}; choose one of {', '.join(list(modules)[1:12])}, ...")
+            raise ConfigError(f"there is no submodule {name!r}; choose one of {some(list(modules)[1:], 11)}")
         self.module = modules[name]
         self._defaults = _defaults(self.module)
         self._plain = True  # called with nothing but tensors

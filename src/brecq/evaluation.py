@@ -294,9 +294,10 @@ class _Tally:
     ) -> None:
         if name is None or axis is None or found[name].ndim != 2:
             several = len(found) > 1 and name is None
+            which = "say which output they are (output=... of brecq.evaluate, brecq evaluate --output), or "
             raise DataError(
                 f"there is one label a sample, and the model returns {_listed(found)}: labels go with scores "
-                f"[N, classes] only; {'say which output they are (output=... of brecq.evaluate, brecq evaluate --output), or ' if several else ''}"
+                f"[N, classes] only; {which if several else ''}"
                 "give the data without labels"
             )
         scores = found[name]

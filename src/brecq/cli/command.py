@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
+from brecq.cli.completion import names_of
 from brecq.errors import ConfigError
 from brecq.settings import Presets, Setting, flags_of, setting_of
 from brecq.text import is_optional, parse_settings, parse_value, without_none
@@ -103,7 +104,9 @@ def _option(entry: Field[Any], kind: Any, known: Setting, presets: Presets | Non
         kind = kind | None if default is None else kind
     flags = flags_of(entry, known)
     flag = max(flags, key=len).partition("/")[0]
-    made = typer.Option(*flags, metavar=known.metavar, help=_sentence(help, kind), rich_help_panel=panel)
+    made = typer.Option(
+        *flags, metavar=known.metavar, help=_sentence(help, kind), rich_help_panel=panel, autocompletion=names_of(flag)
+    )
     parameter = _parameter(flag, kind, made, default)
 
     def build(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +125,10 @@ def _presets(cls: Any, presets: Presets, optional: bool) -> Options:
     fields = {
         "preset": _parameter(
             presets.option, str | None if optional else str,
-            typer.Option(presets.option, metavar="NAME", help=names, rich_help_panel=presets.panel),
+            typer.Option(
+                presets.option, metavar="NAME", help=names, rich_help_panel=presets.panel,
+                autocompletion=names_of(presets.option),
+            ),
             None if optional else presets.default,
         ),
         "settings": _parameter(

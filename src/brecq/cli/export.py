@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from brecq.cli import options as o
+from brecq.cli.completion import names_of
 from brecq.cli.inputs import tell
 from brecq.cli.parsing import parse_format_options, require_path
 from brecq.cli.render import make_console, megabytes
@@ -21,7 +22,8 @@ def export(
     format: Annotated[
         str | None,
         typer.Option(
-            "-f", "--format", metavar="NAME", help="The format (brecq export --formats); by default as FILE ends."
+            "-f", "--format", metavar="NAME", help="The format (brecq export --formats); by default as FILE ends.",
+            autocompletion=names_of("--format"),
         ),
     ] = None,
     pack: Annotated[

@@ -10,6 +10,7 @@ import typer
 
 from brecq.cli import options as o
 from brecq.cli.command import Without, command
+from brecq.cli.completion import names_of
 from brecq.cli.inputs import require_whole, tell
 from brecq.cli.inspect import choose_inputs, describe_inputs
 from brecq.cli.parsing import require_data, require_path
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 
 def targets(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the whole table of one.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Show the whole table of one.", autocompletion=names_of("--target")),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the targets, or show what one accepts.

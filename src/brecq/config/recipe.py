@@ -191,9 +191,9 @@ class Recipe:
     def preset(cls, name: str) -> Recipe:
         """`instant` (no gradient), `fast` (default), `thorough`; `official` (what the code of Li et al. 2021 does) or
         `paper` (the same with the loss of their paper)."""
-        if name not in _PRESETS:
-            raise ConfigError(f"recipe is {name!r}; choose one of {', '.join(_PRESETS)}")
-        return _PRESETS[name]
+        if name not in PRESETS:
+            raise ConfigError(f"recipe is {name!r}; choose one of {', '.join(PRESETS)}")
+        return PRESETS[name]
 
 
 _OFFICIAL = Recipe(
@@ -203,7 +203,7 @@ _OFFICIAL = Recipe(
     held_out=0.0, tuning=0.0, range_samples=64,
 )  # fmt: skip
 
-_PRESETS = {
+PRESETS = {
     "instant": Recipe(name="instant", steps=0, tuning=0.0),
     "fast": Recipe(name="fast"),
     "paper": _OFFICIAL.replace(name="paper", loss="fisher", activation_norm=2.0),

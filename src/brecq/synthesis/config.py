@@ -113,9 +113,9 @@ class DistillConfig:
     @classmethod
     def preset(cls, name: str) -> DistillConfig:
         """`fast` (default; what a CPU can do), `full`, or `leaves`: pictures drawn without looking at the network."""
-        if name not in _PRESETS:
-            raise ConfigError(f"distillation preset is {name!r}; choose one of {', '.join(_PRESETS)}")
-        return _PRESETS[name]
+        if name not in PRESETS:
+            raise ConfigError(f"distillation preset is {name!r}; choose one of {', '.join(PRESETS)}")
+        return PRESETS[name]
 
     def describe(self) -> str:
         """One line for people."""
@@ -130,7 +130,7 @@ class DistillConfig:
         return dataclasses.asdict(self)
 
 
-_PRESETS = {
+PRESETS = {
     "fast": DistillConfig(name="fast"),
     "full": DistillConfig(name="full", steps=500, coarse=0.5),
     "leaves": DistillConfig(name="leaves", steps=0),

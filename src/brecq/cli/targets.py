@@ -116,7 +116,10 @@ def show(target: Target, model: str, found: Legality) -> None:
     else:
         tell(console, "in float", "nothing without a weight")
     tell(
-        console, "in all", f"{megabytes(found.weight_bytes)} MB of weights, {found.float_macs:.1f} % of MACs in float"
+        console,
+        "in all",
+        f"{megabytes(found.weight_bytes)} MB of weights, without scales and biases, "
+        f"{found.float_macs:.1f} % of MACs in float",
     )
     if found.refused:
         tell(console, "refused", found.refused)

@@ -62,7 +62,7 @@ def scope(prepared: GraphModule, specs: Sequence[BlockSpec]) -> list[ScopeEntry]
                 op=node.name,
                 layer=layer or flow.paths[position],
                 block=block_of[position],
-                kind=ops.kind(node) or ops.op_name(node),
+                kind=ops.kind(node) or _written(node),
                 weights=weights,
                 inputs=inputs,
                 output=output,
@@ -216,3 +216,13 @@ def _reason(flow: Dataflow, node: Node, inputs: str, output: str) -> str:
     if node.target in ops.ELEMENTWISE:
         return "computed in float, element by element"
     return f"computed in float: brecq has no integer form of {name}"
+
+
+def _written(node: Node) -> str:
+    """The operator as the network's author wrote it, where the program computes it by another."""
+    name, types = ops.op_name(node), ops.module_types(node)
+    if node.target is ops.aten.hardtanh.default and tuple(map(float, node.args[1:3])) == (0.0, 6.0):  # type: ignore[arg-type]
+        return "relu6"
+    if name.endswith("pool2d") and types and list(types.values())[-1].endswith("Pool1d"):
+        return name.replace("2d", "1d")
+    return name

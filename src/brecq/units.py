@@ -38,8 +38,10 @@ def measure(name: str, value: float | None) -> str:
 
 
 def megabytes(size: int) -> str:
-    """`18.60`, `0.0107`: two decimals, or three digits of what is smaller."""
-    return f"{size / 1e6:.2f}" if size >= 1e6 else f"{size / 1e6:.3g}"
+    """`18.60`, `0.0107`, `0.000084`: two decimals, or three digits of what is smaller, to a byte."""
+    if size >= 1e6:
+        return f"{size / 1e6:.2f}"
+    return f"{size / 1e6:.3g}" if size >= 100 or not size else f"{size / 1e6:.6f}"
 
 
 def short_count(number: float) -> str:

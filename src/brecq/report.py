@@ -39,7 +39,7 @@ class BlockReport:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> BlockReport:
         """The inverse of `dataclasses.asdict`, also after a round trip through JSON, with `changes`."""
-        return cls(**{**values, "layers": tuple(values["layers"]), **changes})
+        return cls(**{**_known(values, "error_before", "error_after"), "layers": tuple(values["layers"]), **changes})
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,15 @@ class ScopeEntry:
     parameters: int = 0
 
 
+def _known(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Of values out of JSON, which has no NaN, those of these names as numbers again."""
+    return {key: math.nan if value is None and key in names else value for key, value in values.items()}
+
+
 def sqnr(signal: float, noise: float) -> float:
-    """10·log10(signal / noise) in dB, of sums of squares; infinite without noise."""
+    """10·log10(signal / noise) in dB, of sums of squares; infinite without noise, NaN where they are not known."""
+    if math.isnan(signal) or math.isnan(noise) or math.isinf(noise):
+        return math.nan
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
@@ -197,11 +204,18 @@ class Report:
         scope = [ScopeEntry(**entry) for entry in values.pop("scope")]
         blocks = [BlockReport.from_dict(entry) for entry in values.pop("blocks")]
         tensors = [
-            TensorNoise(**{**entry, "grid": None if entry["grid"] is None else tuple(entry["grid"])})
+            TensorNoise(
+                **{
+                    **_known(entry, "signal", "noise", "low", "high"),
+                    "grid": None
+                    if entry["grid"] is None
+                    else tuple(math.nan if x is None else x for x in entry["grid"]),
+                }
+            )
             for entry in values.pop("tensors", [])  # results of brecq 0.1.0 have none
         ]
         outputs = [
-            OutputNoise(**{**entry, "layers": tuple(entry["layers"])})
+            OutputNoise(**{**_known(entry, "signal", "noise"), "layers": tuple(entry["layers"])})
             for entry in values.pop("outputs", [])  # results of older brecqs have none
         ]
         return cls(scope=scope, blocks=blocks, tensors=tensors, outputs=outputs, **values)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +156,24 @@ def test_a_tuning_that_was_undone_says_so(mixed: brecq.QuantResult) -> None:
             mixed, report=report, config=dataclasses.replace(mixed.config, method="reconstruct")
         )
         assert shown in page(result, Record())
+
+
+def test_a_result_that_overflowed_has_a_page_again_after_loading(tmp_path: Path) -> None:
+    """JSON has no NaN: what was not known comes back as that."""
+    model = chain(3)
+    with torch.no_grad():
+        model[2].weight.mul_(1e30)
+    result = quantized(model, torch.randn(16, 6))
+    assert any(math.isnan(block.error_after) for block in result.report.blocks)
+    result.report.outputs = [OutputNoise("", (), math.inf, math.nan)]
+    result.report.tensors = [dataclasses.replace(each, noise=math.inf) for each in result.report.tensors]
+    loaded = brecq.load(result.save(tmp_path / "out"))
+    assert math.isnan(loaded.report.outputs[0].sqnr)
+    record = Record()
+    text = page(loaded, record)
+    assert "NaN dB" in text
+    assert card(loaded, record, "me/net").startswith("---")
+    assert "NaN" in compare_page([("a", loaded, record), ("b", result, record)])
 
 
 def ticks(svg: str, axis: str) -> list[str]:

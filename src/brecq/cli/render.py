@@ -150,11 +150,11 @@ def losses_table(losses: Sequence[TensorLoss], most: int | None) -> Table:
     title = f"What each tensor loses alone: the worst {len(shown)} of {len(losses)}"
     table = make_table(title, ["tensor", "kind", *numbers, "read by"], numeric=numbers)
     for each in shown:
-        output = f"{each.output_sqnr:.1f}"
+        output = measure("SQNR dB", each.output_sqnr)
         if len(each.outputs) > 1:
             output = f"{max(each.outputs, key=each.outputs.__getitem__)}: {output}"
         readers = ", ".join(each.layers[:2]) + (", …" if len(each.layers) > 2 else "")
-        table.add_row(each.tensor, each.kind, str(each.bits), f"{each.sqnr:.1f}", output, readers)
+        table.add_row(each.tensor, each.kind, str(each.bits), measure("SQNR dB", each.sqnr), output, readers)
     return table
 
 
@@ -183,7 +183,7 @@ def comparison_table(found: Verification) -> Table:
         ("file against the fake-quantized network", found.quantized),
         ("of that, by completing the program", found.completion),
     ):
-        agreement = "" if row.agreement is None else f"{row.agreement:.2f}"
+        agreement = measure("agreement %", row.agreement)
         table.add_row(name, _percent(row.identical), f"{row.largest:.3g}", f"{row.mean:.3g}", agreement)
     return table
 
@@ -218,7 +218,7 @@ def distances_table(far: Sequence[Distance], most: int) -> Table:
     title = f"Against the float network: the worst {min(most, len(far))} of {len(far)} tensors"
     table = make_table(title, ["tensor", "SQNR\ndB"], numeric=("SQNR\ndB",))
     for each in far[:most]:
-        table.add_row(each.tensor, f"{each.sqnr:.1f}")
+        table.add_row(each.tensor, measure("SQNR dB", each.sqnr))
     return table
 
 

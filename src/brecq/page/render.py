@@ -114,7 +114,7 @@ def _output(facts: Facts) -> tuple[str, str, str] | None:
     report = facts.result.report
     outputs = [each for each in report.outputs if each.signal or each.noise]
     if outputs:
-        worst = min(outputs, key=lambda each: each.sqnr)
+        worst = min(outputs, key=lambda each: -math.inf if math.isnan(each.sqnr) else each.sqnr)
         several = "the parts' outputs" if facts.result.parts else f"{len(outputs)} outputs"
         what = "SQNR of the output" if len(outputs) == 1 else f"lowest SQNR of {several}"
         alone = within(worst.name, report.alone(list(facts.result.parts)))

@@ -173,7 +173,9 @@ def test_several_outputs_have_a_ratio_each_and_no_agreement() -> None:
     assert found.sqnr == min(found.outputs.values())
     assert found.agreement is None
     assert found.scored == ""
-    with pytest.raises(DataError, match=r"returns 0 \[6, 4, 5\], .*say which output they are \(output=\.\.\.\)"):
+    with pytest.raises(
+        DataError, match=r"returns 0 \[6, 4, 5\], .*say which output they are \(output=\.\.\. of brecq\.evaluate, "
+    ):
         evaluate(Detector(0.1), data)
     chosen = evaluate(Detector(0.1), Dataset(data.inputs), reference=Detector(0.0), output=1)
     assert chosen.agreement == 100.0

@@ -26,7 +26,7 @@ from brecq.graph.prepare import fake_quantize_node
 from brecq.quant.fake_quant import WeightFakeQuantize
 from brecq.ranks import UNIT
 from brecq.reconstruct.memory import LARGEST_PART
-from brecq.reconstruct.sizes import activations, alive, at_once
+from brecq.reconstruct.sizes import activations, alive, at_once, batch_size
 
 FIXED = 400_000_000
 """Bytes that capturing, compiling and running any network take."""
@@ -60,12 +60,13 @@ class Need:
 def need(network: Network, config: QuantConfig, device: torch.device) -> Need:
     """What a run over the network needs without its caches."""
     recipe, learns = config.recipe, config.method == "reconstruct"
-    work = {block.name: _block(block.module, recipe, learns, device) for block in network.blocks}
+    batch = batch_size(recipe, network.graph)
+    work = {block.name: _block(block.module, recipe, batch, learns, device) for block in network.blocks}
     whole = [activations(block.module) for block in network.blocks]
     if learns and recipe.loss == "fisher":
         work["the Fisher information of all blocks"] = SAVED * BATCH * sum(whole)
     if learns and recipe.tuning_steps and network.returns_learned:
-        work["the tuning of all blocks"] = _step(recipe, sum(whole)) + 4 * _weights(network.graph)
+        work["the tuning of all blocks"] = _step(batch, sum(whole)) + 4 * _weights(network.graph)
     name = max(work, key=lambda key: work[key])
     return Need(name, work[name], 2 * _weights(network.graph))
 
@@ -96,20 +97,20 @@ def left_for_caches(network: Network, config: QuantConfig, device: torch.device,
     return left
 
 
-def _block(graph: GraphModule, recipe: Recipe, learns: bool, device: torch.device) -> int:
+def _block(graph: GraphModule, recipe: Recipe, batch: int, learns: bool, device: torch.device) -> int:
     """The most that one of the things takes that are done to a block."""
     samples = at_once(graph, device)
     steps = [samples * alive(graph)]
     if learns and recipe.compensate:
         steps.append(2 * min(samples, UNIT) * alive(graph) + _closed_form(graph))
     if learns and (recipe.steps or recipe.activation_steps):
-        steps.append(_step(recipe, activations(graph)) + LEARNED * _weights(graph))
+        steps.append(_step(batch, activations(graph)) + LEARNED * _weights(graph))
     return max(steps) + 4 * _weights(graph)
 
 
-def _step(recipe: Recipe, sample: int) -> int:
+def _step(batch: int, sample: int) -> int:
     """Activations of a gradient step, `sample` bytes for each sample: large batches are learned in parts."""
-    return min(SAVED * recipe.batch_size * sample, max(2 * LARGEST_PART, 2 * SAVED * sample))
+    return min(SAVED * batch * sample, max(2 * LARGEST_PART, 2 * SAVED * sample))
 
 
 def _weights(graph: GraphModule) -> int:

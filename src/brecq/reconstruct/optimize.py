@@ -30,6 +30,7 @@ from brecq.reconstruct.memory import parts_of, with_room
 from brecq.reconstruct.readout import Readout
 from brecq.reconstruct.sampler import NONE, Sampler, measured_on, rows_of
 from brecq.reconstruct.site import Site, Stage
+from brecq.reconstruct.sizes import batch_size
 from brecq.reconstruct.streams import Stream
 
 LEAST = 1e-90
@@ -64,6 +65,7 @@ class Reconstruction:
         self.norm = self.recipe.activation_norm if stage == "activations" else 2.0
         self.learned_on: Stream = self.recipe.activation_inputs if stage == "activations" else "quantized"
         self.held = held
+        self.batch_size = batch_size(self.recipe, site.streams.network.graph)
         self.parts = 1  # into how many a batch is cut, for want of memory
         self.checked = measured_on(site.streams.samples, held, seed)
         self.weights = self._weights()
@@ -90,9 +92,7 @@ class Reconstruction:
                 best = (started, self.mine.state())
         checks = {round(steps * (i + 1) / HARD_CHECKS) - 1 for i in range(HARD_CHECKS)}
         hard: float | None = None
-        batches = Sampler(
-            self.streams.samples, self.recipe.batch_size, torch.Generator().manual_seed(self.seed), self.held
-        )
+        batches = Sampler(self.streams.samples, self.batch_size, torch.Generator().manual_seed(self.seed), self.held)
         told = Readout()
         for step in range(steps):
             part = self.streams.share.part(next(batches))
@@ -114,7 +114,7 @@ class Reconstruction:
         groups = choice.parameter_groups(learners, self.recipe)
         learning = _Learning(learners, choice.adam(groups, self.device), steps, scale)
         if self.device.type == "cpu" and steps:
-            batch = min(self.recipe.batch_size, len(self.streams.share))
+            batch = min(self.batch_size, len(self.streams.share))
             self.parts = parts_of(batch, partial(self._first, learning))
         return learning
 
@@ -160,12 +160,12 @@ class Reconstruction:
 
     def _cut(self) -> bool:
         """Learn from batches in twice as many parts, whose gradients are added up; False for single samples."""
-        if 2 * self.parts > self.recipe.batch_size:
+        if 2 * self.parts > self.batch_size:
             return False
         self.parts *= 2
         self.streams.cache.say(
             f"{self.device} ran out of memory: block {self.block.name!r} was learned with batches of "
-            f"{self.recipe.batch_size} in {self.parts} parts"
+            f"{self.batch_size} in {self.parts} parts"
         )
         return True
 

@@ -1,4 +1,5 @@
-"""Bytes of the activations in a graph, read off it before it runs; how many samples it is run on at a time."""
+"""Bytes of the activations in a graph, read off it before it runs; how many samples it is run on, or learned from,
+at a time."""
 
 from __future__ import annotations
 
@@ -7,11 +8,19 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from brecq.config import Recipe
 from brecq.forward import BATCH
 from brecq.graph.shapes import numel_of_sample, samples_of
 
 LARGEST_RUN = 1 << 26
 """Bytes of activations that may be alive at once where a graph runs without gradients."""
+
+BATCHES = (8, 32)
+"""Samples a step, at least and at most, where the recipe does not say how many."""
+
+BATCH_NUMBERS = BATCHES[0] * 3 * 224 * 224
+"""Numbers in the inputs of such a batch. On pictures of 224 × 224 and more, 300 steps of 8 samples gave what 300 steps
+of 32 give and far more than 75 of them; on 32 × 32 they lose to steps of 32 (docs/results.md, "Samples a step")."""
 
 _FEWEST = 3
 """Samples at a time, so that even slices of any number of them have two or more: see `brecq.forward.even_slices`."""
@@ -23,6 +32,16 @@ def at_once(graph: GraphModule, device: torch.device) -> int:
     if device.type == "cuda":
         return BATCH
     return max(_FEWEST, min(BATCH, LARGEST_RUN // max(1, alive(graph))))
+
+
+def batch_size(recipe: Recipe, graph: GraphModule) -> int:
+    """`Recipe.batch_size`, or what it is by default, of a network as a graph."""
+    if recipe.batch_size is not None:
+        return recipe.batch_size
+    samples = samples_of(graph.graph)
+    inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+    numbers = sum(numel_of_sample(value, samples) for value in inputs if isinstance(value, Tensor))
+    return min(max(BATCH_NUMBERS // max(1, numbers), BATCHES[0]), BATCHES[1])
 
 
 def alive(graph: GraphModule) -> int:

@@ -36,7 +36,7 @@ from brecq.reconstruct.optimize import Outcome, StepHook
 from brecq.reconstruct.readout import Readout
 from brecq.reconstruct.run import Run
 from brecq.reconstruct.sampler import Sampler, measured_on, rows_of
-from brecq.reconstruct.sizes import at_once
+from brecq.reconstruct.sizes import at_once, batch_size
 
 
 class Cycle(NamedTuple):
@@ -94,7 +94,8 @@ class Tuning:
         self.share, samples, seed = run.share, run.share.samples, run.seed("tuning")
         self.checked = measured_on(samples, run.held, seed)
         self.inputs = [Slot("tuned", i) for i in range(len(run.inputs))]
-        self.batches = Sampler(samples, self.recipe.batch_size, torch.Generator().manual_seed(seed), run.held)
+        self.batch_size = batch_size(self.recipe, run.network.graph)
+        self.batches = Sampler(samples, self.batch_size, torch.Generator().manual_seed(seed), run.held)
         self.draws = torch.Generator().manual_seed(seed)
         self.units: Errors = {}
         self.learners: list[Learner] = []
@@ -173,7 +174,7 @@ class Tuning:
         """Learn from step `start` to step `end`."""
         optimizer = choice.adam(self._parameters(rates), self.cache.device)
         if self.cache.device.type == "cpu":
-            batch = min(self.recipe.batch_size, len(self.share))
+            batch = min(self.batch_size, len(self.share))
             self.parts = parts_of(batch, lambda count: self._outputs(slice(0, count)))
         told = Readout()
         for step in range(start, end):
@@ -215,7 +216,7 @@ class Tuning:
         Raises:
             BrecqError: they are single samples.
         """
-        if 2 * self.parts > self.recipe.batch_size:
+        if 2 * self.parts > self.batch_size:
             raise BrecqError(
                 "no memory to tune the whole network on a single sample; the blocks are finished: resume the run "
                 "without tuning (--recipe-set tuning=0)"
@@ -223,7 +224,7 @@ class Tuning:
         self.parts *= 2
         self.cache.say(
             f"{self.cache.device} ran out of memory: the network was tuned with batches of "
-            f"{self.recipe.batch_size} in {self.parts} parts"
+            f"{self.batch_size} in {self.parts} parts"
         )
         return True
 

@@ -25,6 +25,7 @@ from brecq.quant import kernels
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct import alone, passes
 from brecq.reconstruct.run import Run
+from brecq.reconstruct.sizes import batch_size
 from brecq.report import Report
 from brecq.result import QuantResult
 from brecq.steps.plan import Plan
@@ -60,6 +61,8 @@ def _convert(run: Run, subject: Subject, plan: Plan) -> QuantResult:
     move(converted, device_of(subject.model))
     left_in_float = float_weights(plan.scope)
     notes = [f"fake quantization kernels: {kernels.backend(device)}", *([differs] if differs else []), *subject.notes]
+    if run.config.method == "reconstruct" and recipe.steps and recipe.batch_size is None:
+        notes.append(f"learned from {batch_size(recipe, prepared)} samples a step")
     notes += [f"parameters in float: {left_in_float}"] if left_in_float else []
     notes += dict.fromkeys(run.cache.notes)
     for note in lossy:

@@ -31,6 +31,10 @@ from brecq.text import parse_settings
 RESULTS = Path(__file__).resolve().parent / "results"
 BEFORE = {"correction": 1.0}
 """What settings of a recipe that came later were before they could be set, where their default is another now."""
+SMALL = ("resnet20", "resnet32", "denoiser", "unet")
+"""Networks of small samples, whose steps are of more of them."""
+BATCHES = (32, 8)
+"""Samples a step by default, of these and of all others."""
 Values = dict[str, float]
 VALIDATION = "validation"
 """The `detail` of cells that are measured on data to choose by, which no table shows."""
@@ -56,6 +60,8 @@ class Cell:
     def key(self) -> dict[str, Any]:
         """What determines the result, as JSON gives it back."""
         config = None if self.config is None else _settings(self.config)
+        if config is not None and "batch_size" in config["recipe"] and config["recipe"]["batch_size"] is None:
+            config["recipe"]["batch_size"] = BATCHES[self.network not in SMALL]
         calibration = 0 if config is None else self.calibration
         key = {"network": self.network, "calibration": calibration, "samples": self.samples, "config": config}
         if self.detail:

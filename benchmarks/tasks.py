@@ -56,7 +56,7 @@ NANODET, DEEPLAB, DENOISER = "nanodet_m", "deeplabv3_mnv2", "denoiser"
 IN_PARTS = ("retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn")
 CALIBRATION = {NANODET: 126, DEEPLAB: 16, DENOISER: 128, **dict.fromkeys(IN_PARTS, 8)}
 SAMPLES = {NANODET: 128, DEEPLAB: 24, DENOISER: 100, **dict.fromkeys(IN_PARTS, 4)}
-BATCH = {NANODET: 32, DEEPLAB: 8, DENOISER: 32, **dict.fromkeys(IN_PARTS, 4)}
+BATCH = {NANODET: 8, DEEPLAB: 8, DENOISER: 32, **dict.fromkeys(IN_PARTS, 4)}
 MEASURES = {
     "AP %": ("AP (IoU 0.5 to 0.95) in percent", 1.0, 2),
     "AP50 %": ("AP50 in percent", 1.0, 2),
@@ -96,7 +96,7 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--networks", nargs="+", choices=tuple(SAMPLES), default=tuple(SAMPLES))
     found.add_argument("--settings", nargs="+", default=["W8A8", "W4A8", "W4A4"], metavar="WxAy")
     found.add_argument("--methods", nargs="+", choices=("nearest", "fast"), default=["nearest", "fast"])
-    found.add_argument("--batch-size", type=int, metavar="N", help="in place of 32 (DeepLabV3: 8)")
+    found.add_argument("--batch-size", type=int, metavar="N", help="in place of 8 (denoiser: 32, in parts: 4)")
     found.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change the recipe")
     found.add_argument("--validation", action="store_true", help="measure on pictures to choose by")
     found.set_defaults(steps=80)

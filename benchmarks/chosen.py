@@ -86,6 +86,20 @@ def parts() -> Lines:
     return [list(line) for line in lines if not line[0] or any(line[1:])]
 
 
+def batches() -> Lines:
+    """How many samples a step is of; `75 of 32` looks at as many as `300 of 8`."""
+    known = "correction=0.5", "correction=0"  # what is the default at these settings, under which they were measured
+    rows = {
+        Compared("efficientnet_lite0", "W2A8"): ("", "", "batch_size=8", "steps=75 batch_size=32"),
+        Compared("efficientnet_lite0", "W4A4"): ("", "", "batch_size=8", "steps=75 batch_size=32"),
+        Compared("squeezenet1_1", "W2A8"): ("", "", "batch_size=8", "steps=75 batch_size=32"),
+        Compared("resnet20", "W2A2"): (known[0], "batch_size=16", "batch_size=8", ""),
+        Compared("resnet20", "W4A4"): (known[1], "batch_size=16", "batch_size=8", ""),
+    }
+    cells = [row.line(["none" if not change else change for change in changes]) for row, changes in rows.items()]
+    return [["", "300 steps of 32", "300 of 16", "300 of 8", "75 of 32"], *cells]
+
+
 def losses() -> Lines:
     """Squared error, and weighted by Fisher information in three ways; the last two are gone from the code."""
     rows = [

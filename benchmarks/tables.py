@@ -53,7 +53,7 @@ def main() -> None:
 FLOAT, NEAREST = Show("float"), Show("rounding to nearest")
 CLOCK = ("W2A32", "W4A4", "W3A3", "W2A4", "W2A2")
 FAST = "fast (300 steps)"
-ON_GPU = f"{FAST}, on a GPU"
+ON_GPU = "fast (300 steps of 32), on a GPU"
 EXPORTS = ("efficientnet_lite0", "resnet20", "mobilenetv3_small", "unet", "nanodet_m", "vit")
 EXPORTED = {
     "ONNX Runtime": "onnxruntime", "OpenVINO": "openvino", "LiteRT": "litert", "TensorRT": "tensorrt",
@@ -89,10 +89,10 @@ def headline() -> Lines:
     """The README's table: a row for each network and width."""
     lite, resnet = "EfficientNet-lite0, ImageNet subset, `fast`", "ResNet-20, CIFAR-10, `fast`"
     instant = "ResNet-20, CIFAR-10, `instant`"
-    squeeze = "SqueezeNet 1.1, ImageNet subset, 45 steps a block"
+    squeeze = "SqueezeNet 1.1, ImageNet subset, `fast`"
     rows = [
-        *((lite, "efficientnet_lite0", bits, ON_GPU) for bits in ("W4A8", "W4A4", "W2A8")),
-        (squeeze, "squeezenet1_1", "W2A8", "fast (45 steps)"),
+        *((lite, "efficientnet_lite0", bits, FAST) for bits in ("W4A8", "W4A4", "W2A8")),
+        (squeeze, "squeezenet1_1", "W2A8", FAST),
     ]
     rows += [(resnet, "resnet20", bits, FAST) for bits in CLOCK]
     rows += [(instant, "resnet20", bits, "instant") for bits in ("W2A32", "W2A4")]
@@ -172,10 +172,10 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "headline": headline,
     "clock-resnet20": partial(clock, "resnet20", CLOCK, ("instant", *SHORT, FAST, THOROUGH), authors=True),
     "clock-efficientnet_lite0": partial(
-        clock, "efficientnet_lite0", ("W4A8", "W4A4", "W2A8"), ("instant", "fast (75 steps)", ON_GPU)
+        clock, "efficientnet_lite0", ("W4A8", "W4A4", "W2A8"), ("instant", FAST, ON_GPU)
     ),
     "clock-resnet32": partial(clock, "resnet32", ("W2A32", "W2A2"), ("instant", FAST)),
-    "clock-squeezenet1_1": partial(clock, "squeezenet1_1", ("W2A8", "W4A4"), ("fast (45 steps)",)),
+    "clock-squeezenet1_1": partial(clock, "squeezenet1_1", ("W2A8", "W4A4"), (FAST,)),
     "tasks-nanodet_m": partial(tasks, "nanodet_m", DETECTED),
     "tasks-deeplabv3_mnv2": partial(tasks, "deeplabv3_mnv2", SEGMENTED),
     "tasks-in-parts": in_parts,
@@ -183,6 +183,7 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "chosen-start": chosen.start,
     "chosen-parts": chosen.parts,
     "chosen-loss": chosen.losses,
+    "chosen-batch": chosen.batches,
     "deploy-matrix": matrix,
     "deploy-four-bits": partial(litert, "efficientnet_lite0", ("W4A8",)),
     "deploy-sixteen-bits": partial(

@@ -34,7 +34,7 @@ BEFORE = {"correction": 1.0}
 SMALL = ("resnet20", "resnet32", "denoiser", "unet")
 """Networks of small samples, whose steps are of more of them."""
 BATCHES = (32, 8)
-"""Samples a step by default, of these and of all others."""
+"""Samples a step by default, of these (and of all on a GPU) and of all others."""
 Values = dict[str, float]
 VALIDATION = "validation"
 """The `detail` of cells that are measured on data to choose by, which no table shows."""
@@ -61,7 +61,8 @@ class Cell:
         """What determines the result, as JSON gives it back."""
         config = None if self.config is None else _settings(self.config)
         if config is not None and "batch_size" in config["recipe"] and config["recipe"]["batch_size"] is None:
-            config["recipe"]["batch_size"] = BATCHES[self.network not in SMALL]
+            small = self.network in SMALL or "cuda" in self.detail
+            config["recipe"]["batch_size"] = BATCHES[0 if small else 1]
         calibration = 0 if config is None else self.calibration
         key = {"network": self.network, "calibration": calibration, "samples": self.samples, "config": config}
         if self.detail:

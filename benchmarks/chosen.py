@@ -96,7 +96,7 @@ def batches() -> Lines:
         Compared("resnet20", "W2A2"): (known[0], "batch_size=16", "batch_size=8", ""),
         Compared("resnet20", "W4A4"): (known[1], "batch_size=16", "batch_size=8", ""),
     }
-    cells = [row.line(["none" if not change else change for change in changes]) for row, changes in rows.items()]
+    cells = [row.line([change or "none" for change in changes]) for row, changes in rows.items()]
     return [["", "300 steps of 32", "300 of 16", "300 of 8", "75 of 32"], *cells]
 
 

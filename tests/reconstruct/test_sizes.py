@@ -8,6 +8,8 @@ from brecq.config import Recipe
 from brecq.graph.capture import capture
 from brecq.reconstruct.sizes import batch_size
 
+CPU = torch.device("cpu")
+
 
 class Shrinks(nn.Module):
     """Any number of pictures of any size, added up at the smallest."""
@@ -27,11 +29,12 @@ class Shrinks(nn.Module):
 )
 def test_large_samples_are_learned_from_a_few_at_a_time(sides: list[int], expected: int) -> None:
     graph = capture(Shrinks().eval(), tuple(torch.zeros(2, 3, side, side) for side in sides))
-    assert batch_size(Recipe.preset("fast"), graph) == expected
-    assert batch_size(Recipe(batch_size=5), graph) == 5
-    assert {batch_size(Recipe.preset(name), graph) for name in ("thorough", "paper", "official")} == {32}
+    assert batch_size(Recipe.preset("fast"), graph, CPU) == expected
+    assert batch_size(Recipe.preset("fast"), graph, torch.device("cuda")) == 32
+    assert batch_size(Recipe(batch_size=5), graph, CPU) == 5
+    assert {batch_size(Recipe.preset(name), graph, CPU) for name in ("thorough", "paper", "official")} == {32}
 
 
 def test_text_is_small() -> None:
     graph = capture(nn.Sequential(nn.Embedding(10, 512), nn.Linear(512, 4)).eval(), (torch.zeros(2, 300).long(),))
-    assert batch_size(Recipe.preset("fast"), graph) == 32
+    assert batch_size(Recipe.preset("fast"), graph, CPU) == 32

@@ -66,8 +66,8 @@ class Recipe:
     )
     batch_size: int | None = _count(
         None,
-        "samples a step. By default 32, and fewer where samples are large, down to 8 for three channels of 224 × 224 "
-        "and more: steps are worth more than samples there",
+        "samples a step. By default 32; on a CPU fewer where samples are large, down to 8 for three channels of "
+        "224 × 224 and more: steps are worth more than samples there",
         flags=("--batch-size",), metavar="N",
     )
     rounding_lr: float = _rate(3e-2, "Adam learning rate of the rounding logits v (AdaRound)")

@@ -60,7 +60,7 @@ class Need:
 def need(network: Network, config: QuantConfig, device: torch.device) -> Need:
     """What a run over the network needs without its caches."""
     recipe, learns = config.recipe, config.method == "reconstruct"
-    batch = batch_size(recipe, network.graph)
+    batch = batch_size(recipe, network.graph, device)
     work = {block.name: _block(block.module, recipe, batch, learns, device) for block in network.blocks}
     whole = [activations(block.module) for block in network.blocks]
     if learns and recipe.loss == "fisher":

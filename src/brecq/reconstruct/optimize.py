@@ -65,7 +65,7 @@ class Reconstruction:
         self.norm = self.recipe.activation_norm if stage == "activations" else 2.0
         self.learned_on: Stream = self.recipe.activation_inputs if stage == "activations" else "quantized"
         self.held = held
-        self.batch_size = batch_size(self.recipe, site.streams.network.graph)
+        self.batch_size = batch_size(self.recipe, site.streams.network.graph, self.device)
         self.parts = 1  # into how many a batch is cut, for want of memory
         self.checked = measured_on(site.streams.samples, held, seed)
         self.weights = self._weights()

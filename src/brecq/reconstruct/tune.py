@@ -94,7 +94,7 @@ class Tuning:
         self.share, samples, seed = run.share, run.share.samples, run.seed("tuning")
         self.checked = measured_on(samples, run.held, seed)
         self.inputs = [Slot("tuned", i) for i in range(len(run.inputs))]
-        self.batch_size = batch_size(self.recipe, run.network.graph)
+        self.batch_size = batch_size(self.recipe, run.network.graph, run.cache.device)
         self.batches = Sampler(samples, self.batch_size, torch.Generator().manual_seed(seed), run.held)
         self.draws = torch.Generator().manual_seed(seed)
         self.units: Errors = {}

@@ -62,7 +62,7 @@ def _convert(run: Run, subject: Subject, plan: Plan) -> QuantResult:
     left_in_float = float_weights(plan.scope)
     notes = [f"fake quantization kernels: {kernels.backend(device)}", *([differs] if differs else []), *subject.notes]
     if run.config.method == "reconstruct" and recipe.steps and recipe.batch_size is None:
-        notes.append(f"learned from {batch_size(recipe, prepared)} samples a step")
+        notes.append(f"learned from {batch_size(recipe, prepared, device)} samples a step")
     notes += [f"parameters in float: {left_in_float}"] if left_in_float else []
     notes += dict.fromkeys(run.cache.notes)
     for note in lossy:

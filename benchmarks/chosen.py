@@ -91,7 +91,6 @@ def batches() -> Lines:
     known = "correction=0.5", "correction=0"  # what is the default at these settings, under which they were measured
     rows = {
         Compared("efficientnet_lite0", "W2A8"): ("", "", "batch_size=8", "steps=75 batch_size=32"),
-        Compared("efficientnet_lite0", "W4A4"): ("", "", "batch_size=8", "steps=75 batch_size=32"),
         Compared("squeezenet1_1", "W2A8"): ("", "", "batch_size=8", "steps=75 batch_size=32"),
         Compared("resnet20", "W2A2"): (known[0], "batch_size=16", "batch_size=8", ""),
         Compared("resnet20", "W4A4"): (known[1], "batch_size=16", "batch_size=8", ""),

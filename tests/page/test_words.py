@@ -160,11 +160,9 @@ def test_a_tuning_that_was_undone_says_so(mixed: brecq.QuantResult) -> None:
 
 def test_a_result_that_overflowed_has_a_page_again_after_loading(tmp_path: Path) -> None:
     """JSON has no NaN: what was not known comes back as that."""
-    model = chain(3)
-    with torch.no_grad():
-        model[2].weight.mul_(1e30)
-    result = quantized(model, torch.randn(16, 6))
-    assert any(math.isnan(block.error_after) for block in result.report.blocks)
+    result = quantized(chain(3), torch.randn(16, 6))
+    first, *others = result.report.blocks
+    result.report.blocks = [dataclasses.replace(first, error_after=math.nan), *others]
     result.report.outputs = [OutputNoise("", (), math.inf, math.nan)]
     result.report.tensors = [dataclasses.replace(each, noise=math.inf) for each in result.report.tensors]
     loaded = brecq.load(result.save(tmp_path / "out"))

@@ -91,7 +91,7 @@ def headline() -> Lines:
     instant = "ResNet-20, CIFAR-10, `instant`"
     squeeze = "SqueezeNet 1.1, ImageNet subset, 45 steps of 32"
     rows = [
-        *((lite, "efficientnet_lite0", bits, FAST if bits != "W2A8" else ON_GPU) for bits in ("W4A8", "W4A4", "W2A8")),
+        *((lite, "efficientnet_lite0", bits, FAST) for bits in ("W4A8", "W4A4", "W2A8")),
         (squeeze, "squeezenet1_1", "W2A8", "fast (45 steps of 32)"),
     ]
     rows += [(resnet, "resnet20", bits, FAST) for bits in CLOCK]

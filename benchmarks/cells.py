@@ -26,6 +26,7 @@ import torch
 
 from brecq import QuantConfig, Recipe
 from brecq.cli.render import format_seconds
+from brecq.reconstruct.sizes import BATCHES
 from brecq.text import parse_settings
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -33,8 +34,6 @@ BEFORE = {"correction": 1.0}
 """What settings of a recipe that came later were before they could be set, where their default is another now."""
 SMALL = ("resnet20", "resnet32", "denoiser", "unet")
 """Networks of small samples, whose steps are of more of them."""
-BATCHES = (32, 8)
-"""Samples a step by default, of these (and of all on a GPU) and of all others."""
 Values = dict[str, float]
 VALIDATION = "validation"
 """The `detail` of cells that are measured on data to choose by, which no table shows."""
@@ -62,7 +61,7 @@ class Cell:
         config = None if self.config is None else _settings(self.config)
         if config is not None and "batch_size" in config["recipe"] and config["recipe"]["batch_size"] is None:
             small = self.network in SMALL or "cuda" in self.detail
-            config["recipe"]["batch_size"] = BATCHES[0 if small else 1]
+            config["recipe"]["batch_size"] = BATCHES[small]
         calibration = 0 if config is None else self.calibration
         key = {"network": self.network, "calibration": calibration, "samples": self.samples, "config": config}
         if self.detail:

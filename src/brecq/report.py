@@ -66,6 +66,10 @@ class ScopeEntry:
     parameters: int = 0
 
 
+def _grid(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    return None if values is None else tuple(math.nan if value is None else value for value in values)
+
+
 def _known(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Of values out of JSON, which has no NaN, those of these names as numbers again."""
     return {key: math.nan if value is None and key in names else value for key, value in values.items()}
@@ -204,14 +208,7 @@ class Report:
         scope = [ScopeEntry(**entry) for entry in values.pop("scope")]
         blocks = [BlockReport.from_dict(entry) for entry in values.pop("blocks")]
         tensors = [
-            TensorNoise(
-                **{
-                    **_known(entry, "signal", "noise", "low", "high"),
-                    "grid": None
-                    if entry["grid"] is None
-                    else tuple(math.nan if x is None else x for x in entry["grid"]),
-                }
-            )
+            TensorNoise(**{**_known(entry, "signal", "noise", "low", "high"), "grid": _grid(entry["grid"])})
             for entry in values.pop("tensors", [])  # results of brecq 0.1.0 have none
         ]
         outputs = [

@@ -241,10 +241,8 @@ def _unflatten(spec: Any, leaves: Any) -> Any:
     if pytree.is_namedtuple_class(spec.type) or pytree.is_namedtuple_class(spec._context):
         kind = spec.type if hasattr(spec.type, "_fields") else spec._context
         return kind(*children)
-    for names in (
-        spec._context,
-        spec._context[0] if spec._context and isinstance(spec._context, (list, tuple)) else None,
-    ):
+    context = spec._context
+    for names in (context, next(iter(context), None) if isinstance(context, (list, tuple)) else None):
         if isinstance(names, (list, tuple)) and len(names) == len(children):
             return dict(zip(names, children, strict=True))
     raise CheckpointError(f"the output: a {spec.type.__name__} cannot be saved; return tuples or dictionaries")

@@ -90,14 +90,11 @@ class MomentSum:
                 about = _mean(q)
                 self._about = about, about if f is q else _mean(f)
             same = f is q and self._about[0] is self._about[1]
-            unit = _unit(q)
-            q_unit, f_unit = unit, unit if same else _unit(f)
-            q, f = q / q_unit - self._about[0] / q_unit, f / f_unit - self._about[1] / f_unit
+            q, q_unit = _central(q, self._about[0])
+            f, f_unit = (q, q_unit) if same else _central(f, self._about[1])
             gram, mean = q @ q.mT, q.sum(2)
-            parts = [
-                (gram, q_unit**2), (gram if same else f @ q.mT, f_unit * q_unit),
-                (mean, q_unit), (mean if same else f.sum(2), f_unit),
-            ]  # fmt: skip
+            cross, float_mean = (gram, mean) if same else (f @ q.mT, f.sum(2))
+            parts = [(gram, q_unit**2), (cross, f_unit * q_unit), (mean, q_unit), (float_mean, f_unit)]
             if not self._sums:
                 self._sums = [torch.zeros_like(part, dtype=torch.float64) for part, _ in parts]
             for total, (part, unit) in zip(self._sums, parts, strict=True):
@@ -122,6 +119,12 @@ def _unit(values: Tensor) -> float:
     less, than float32 holds."""
     low, high = (float(value) for value in values.aminmax())
     return 2.0 ** min(max(math.frexp(max(-low, high))[1], -126), 126)
+
+
+def _central(patches: Tensor, about: Tensor) -> tuple[Tensor, float]:
+    """Patches [G, K, L] less a value of each row, in the unit that comes with them."""
+    unit = _unit(patches)
+    return (patches / unit).sub_(about / unit), unit
 
 
 def _mean(patches: Tensor) -> Tensor:

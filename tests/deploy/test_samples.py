@@ -15,7 +15,7 @@ import brecq
 from brecq import QuantConfig, QuantResult
 from brecq.deploy.complete import complete
 from brecq.deploy.runtime import open_file, run_in_batches
-from brecq.deploy.samples import samples_of
+from brecq.deploy.samples import probe_batches
 from brecq.errors import ConfigError, DataError, ExportError
 
 
@@ -83,7 +83,7 @@ def quantized(kind: type[Base]) -> tuple[QuantResult, Tensor]:
 
 @pytest.mark.parametrize("kind", [Plain, *MIXED, Constants])
 def test_what_a_network_does_with_its_batch(kind: type[Base]) -> None:
-    found = samples_of(complete(quantized(kind)[0]))
+    found = probe_batches(complete(quantized(kind)[0]))
     assert found.mixed.startswith(MIXED[kind]) if kind in MIXED else not found.mixed
     assert found.bare == {Flat: (0,), Constants: (1, 2)}.get(kind, ())
 
@@ -91,7 +91,7 @@ def test_what_a_network_does_with_its_batch(kind: type[Base]) -> None:
 def test_one_sample_twice_as_example_hides_nothing() -> None:
     torch.manual_seed(0)
     result = brecq.quantize(BatchMean().eval(), torch.randn(1, 3, 6, 6), QuantConfig(8, 8, method="rtn"))
-    assert samples_of(complete(result)).mixed
+    assert probe_batches(complete(result)).mixed
 
 
 @pytest.mark.parametrize("format", ["tflite", "cmsis-nn", "executorch", "qonnx"])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from brecq.graph.capture import capture
-from brecq.graph.shapes import numel_of_sample, samples_of
+from brecq.graph.shapes import captured_samples, numel_of_sample
 from brecq.reconstruct.need import alive
 
 
@@ -24,7 +24,7 @@ def test_sizes_of_a_sample_are_those_it_was_captured_with() -> None:
     x = torch.randn(2, 3, 37, 50)
     fixed, free = (capture(Shifted(), (x,), any_size=free) for free in (False, True))
     for graph in (fixed, free):
-        assert samples_of(graph.graph) == 2
+        assert captured_samples(graph.graph) == 2
         found = {node.name: numel_of_sample(node.meta["val"], 2) for node in graph.graph.nodes if node.op != "output"}
         assert found["x" if "x" in found else "input_1"] == 3 * 37 * 50
         assert found["conv2d"] == 8 * 19 * 25

@@ -35,7 +35,7 @@ class Samples:
 
 
 @torch.no_grad()
-def samples_of(completed: Completed) -> Samples:
+def probe_batches(completed: Completed) -> Samples:
     """Run the program on batches of two, and look whether a sample's values change with the other.
 
     Of batches of one size all arithmetic on a sample is the same, down to the last bit.
@@ -66,7 +66,7 @@ def fixed(
     """
     if batch is not None and batch < 1:
         raise ConfigError(f"batch is {batch}; choose 1 or more")
-    mixed = samples_of(completed).mixed
+    mixed = probe_batches(completed).mixed
     if not mixed:
         return batch or 1, ()
     if batch is None:
@@ -88,7 +88,7 @@ def together(runner: Any, completed: Completed) -> int | None:
     batch: int | None = getattr(runner, "batch", None)
     if batch is None:
         return None
-    found = samples_of(completed)
+    found = probe_batches(completed)
     return batch if found.mixed or found.bare else None
 
 

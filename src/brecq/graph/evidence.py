@@ -7,7 +7,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from brecq.graph import ops, pt2e
-from brecq.graph.shapes import numel_of_sample, samples_of
+from brecq.graph.shapes import captured_samples, numel_of_sample
 from brecq.quant.fake_quant import ActivationFakeQuantize
 
 VALUES = 200
@@ -24,7 +24,7 @@ def few_values(prepared: GraphModule, samples: int) -> str | None:
         samples: that ranges are taken from.
     """
     counts: dict[Node, int] = {}
-    captured = samples_of(prepared.graph)
+    captured = captured_samples(prepared.graph)
     for place, module in pt2e.observers(prepared):
         source: Any = place.args[0]
         watched = isinstance(module, ActivationFakeQuantize) and module.enabled and not module.fixed

@@ -64,7 +64,7 @@ def one_batch(model: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def samples_of(graph: Graph) -> int:
+def captured_samples(graph: Graph) -> int:
     """How many samples a graph was captured with."""
     values = (node.meta.get("val") for node in graph.nodes if node.op == "placeholder")
     sizes: Iterator[Any] = (value.shape[0] for value in values if isinstance(value, Tensor) and value.dim())

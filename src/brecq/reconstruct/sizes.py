@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from brecq.config import Recipe
 from brecq.forward import BATCH
-from brecq.graph.shapes import numel_of_sample, samples_of
+from brecq.graph.shapes import captured_samples, numel_of_sample
 
 LARGEST_RUN = 1 << 26
 """Bytes of activations that may be alive at once where a graph runs without gradients."""
@@ -41,7 +41,7 @@ def batch_size(recipe: Recipe, graph: GraphModule, device: torch.device) -> int:
         return recipe.batch_size
     if device.type == "cuda":
         return BATCHES[1]
-    samples = samples_of(graph.graph)
+    samples = captured_samples(graph.graph)
     inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     numbers = sum(numel_of_sample(value, samples) for value in inputs if isinstance(value, Tensor))
     return min(max(BATCH_NUMBERS // max(1, numbers), BATCHES[0]), BATCHES[1])
@@ -50,7 +50,7 @@ def batch_size(recipe: Recipe, graph: GraphModule, device: torch.device) -> int:
 def alive(graph: GraphModule) -> int:
     """Bytes of the activations that are alive at once when the graph runs, for one sample; views count as copies."""
     last: dict[Node, Node] = {}
-    samples = samples_of(graph.graph)
+    samples = captured_samples(graph.graph)
     for node in graph.graph.nodes:
         for source in node.all_input_nodes:
             last[source] = node
@@ -64,7 +64,7 @@ def alive(graph: GraphModule) -> int:
 
 def activations(graph: GraphModule) -> int:
     """Bytes of all activations, for one sample."""
-    samples = samples_of(graph.graph)
+    samples = captured_samples(graph.graph)
     return sum(_bytes(node, samples) for node in graph.graph.nodes)
 
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import brecq
 from brecq import Dataset, DistillConfig, QuantConfig, Recipe
+from brecq.checkpoint.resume import has_run
 from brecq.cli.progress import PlainProgress
 from brecq.data import Preprocessing, load_data, random_crops
 from brecq.synthesis.distill import synthesize
@@ -209,7 +210,13 @@ def distilled(name: str, config: DistillConfig, count: int, preprocessing: Prepr
     if not (folder / REPORT).exists():
         progress = PlainProgress(Console(stderr=True))
         made = synthesize(
-            model, count, config, preprocessing=preprocessing, run_dir=folder, resume=True, progress=progress
+            model,
+            count,
+            config,
+            preprocessing=preprocessing,
+            run_dir=folder,
+            resume=has_run(folder),
+            progress=progress,
         )
         save(folder, made, preprocessing)
         made.forget_batches()

@@ -27,8 +27,9 @@ from torchvision.models import SqueezeNet1_1_Weights
 
 import brecq
 from brecq.cli.progress import make_progress
-from brecq.cli.render import format_seconds, make_table, megabytes
+from brecq.cli.render import make_table
 from brecq.data import Dataset, Preprocessing, load_data, random_crops, read_image
+from brecq.units import format_bytes, format_seconds
 
 CROPS = 256  # calibration inputs
 STEPS = 100  # gradient steps per block; more of both gets closer to float
@@ -147,7 +148,7 @@ def compare(console: Console, entries: list[Entry], held_out: Dataset, imagenet:
 def show_comparison(console: Console, entries: list[Entry]) -> None:
     """The networks side by side, and what the columns mean."""
     console.print("[bold]3. The three networks side by side[/]\n")
-    columns: dict[str, list[str]] = {"weights\nMB": [megabytes(entry.size) for entry in entries]}
+    columns: dict[str, list[str]] = {"weights": [format_bytes(entry.size) for entry in entries]}
     held_out = [entry.held_out for entry in entries if entry.held_out is not None]
     columns["agreement\n%"] = [f"{each.agreement:.1f}" for each in held_out]
     columns["SQNR\ndB"] = ["∞" if each.sqnr == math.inf else f"{each.sqnr:.1f}" for each in held_out]
@@ -194,7 +195,7 @@ def show_folder(console: Console) -> None:
     console.print(f"[bold]5. Saved in {folder}/[/]\n")
     for name, meaning in FILES.items():
         size = (OUT / name).stat().st_size
-        console.print(f"{name:20} {megabytes(size):>7} MB   {meaning}", soft_wrap=True)
+        console.print(f"{name:20} {format_bytes(size):>8}   {meaning}", soft_wrap=True)
     console.print(
         f"\nTo use it:    import brecq; network = brecq.load({str(folder)!r}).model\n"
         f"To test it:   brecq evaluate {folder} --data YOUR_PICTURES "

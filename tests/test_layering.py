@@ -44,11 +44,11 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "graph": "config devices errors float32 forward logits names quant report targets text",
     "converted": "errors forward graph quant ranks",
     "checkpoint": "errors graph names progress ranks report storage version",
-    "reconstruct": "checkpoint config errors forward graph logits progress quant ranks report storage",
+    "reconstruct": "checkpoint config errors forward graph logits progress quant ranks report storage units",
     "result": "checkpoint config converted errors graph ranks report storage",
     "composite": "checkpoint config errors graph ranks report result storage",
     "precision": "checkpoint checks config data devices errors forward graph notice plain progress quant ranks "
-    "reading reconstruct report settings storage text",
+    "reading reconstruct report settings storage text units",
     "synthesis": "checkpoint checks config data devices errors evaluation forward logits progress ranks "
     "reconstruct report settings storage",
     "deploy": "checkpoint converted data devices errors evaluation graph logits plain quant reading report result "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def format_seconds(seconds: float) -> str:
@@ -37,17 +38,20 @@ def measure(name: str, value: float | None) -> str:
     return f"{value:.{digits}f}"
 
 
-def megabytes(size: int) -> str:
-    """`18.60`, `0.0107`, `0.000084`: two decimals, or three digits of what is smaller, to a byte."""
-    if size >= 1e6:
-        return f"{size / 1e6:.2f}"
-    return f"{size / 1e6:.3g}" if size >= 100 or not size else f"{size / 1e6:.6f}"
+def format_bytes(size: float) -> str:
+    """`84 B`, `10.68 kB`, `18.6 MB`: four digits, in decimal units."""
+    return _scaled(size, (" B", " kB", " MB", " GB"), digits=4)
 
 
 def short_count(number: float) -> str:
     """`812`, `8.13 k`, `11.7 M`, `1.81 G`."""
-    for unit in ("", " k", " M", " G"):
-        if abs(number) < 999.5 or unit == " G":
-            break
+    return _scaled(number, ("", " k", " M", " G"), digits=3)
+
+
+def _scaled(number: float, units: Sequence[str], digits: int) -> str:
+    """In the first of the units, each a thousand of the one before, in which it is below 1000 once it is rounded."""
+    for unit in units[:-1]:
+        if abs(float(f"{number:.{digits}g}")) < 1000:
+            return f"{number:.{digits}g}{unit}"
         number /= 1000
-    return f"{number:.3g}{unit}"
+    return f"{number:.{digits}g}{units[-1]}"

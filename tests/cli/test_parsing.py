@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import Result
 
 from brecq import text
 from brecq.cli import parsing
@@ -60,3 +62,20 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
         parsing.require_path("--eval", tmp_path / "missing")
     with pytest.raises(DataError, match="not a file"):
         parsing.require_path("--weights", tmp_path, file=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("distill", "net.py:build", "--steps", "3"), "--distill-set steps=…"),
+        (("quantize", "net.py:build", "--held-out=0.1"), "--recipe-set held_out=…"),
+        (("quantize", "net.py:build", "--smoothness", "1"), "--distill-set smoothness=…"),
+        (("distill", "net.py:build", "--name", "x"), "--mean"),  # a preset's name is not set
+    ],
+)
+def test_a_setting_typed_as_an_option_is_told_how_it_is_set(
+    invoke: Callable[..., Result], arguments: tuple[str, ...], hint: str
+) -> None:
+    found = invoke(*arguments)
+    assert found.exit_code == 2
+    assert hint in found.output

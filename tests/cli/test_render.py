@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from brecq import Evaluation
-from brecq.cli.render import ResultRow, describe_evaluation, megabytes, result_table, scope_table, short_count
+from brecq.cli.render import ResultRow, describe_evaluation, result_table, scope_table
 from brecq.report import ScopeEntry
-from brecq.units import measure
+from brecq.units import format_bytes, measure, short_count
 
 LABELED = Evaluation(samples=800, top1=82.125, top5=95.5, agreement=97.25, sqnr=21.04, seconds=3.0)
 UNLABELED = Evaluation(samples=24, top1=None, top5=None, agreement=97.25, sqnr=21.04, seconds=3.0)
@@ -41,11 +41,35 @@ def test_float_nearest_and_reconstructed_side_by_side() -> None:
     ]
     printed = lines(result_table(rows))
     assert printed[0] == "Result on 800 samples"
-    assert printed[1].split() == ["top-1", "top-5", "agreement", "SQNR", "weights"]
-    assert printed[2].split() == ["%", "%", "%", "dB", "MB", "time"]
-    assert printed[4].split() == ["float", "83.00", "96.00", "18.60"]
-    assert printed[5].split() == ["rounding", "to", "nearest", "82.12", "95.50", "97.25", "21.0", "2.40", "1.5", "s"]
-    assert printed[6].split() == ["reconstructed", "82.12", "95.50", "97.25", "21.0", "2.40", "3", "min", "05", "s"]
+    assert printed[1].split() == ["top-1", "top-5", "agreement", "SQNR"]
+    assert printed[2].split() == ["%", "%", "%", "dB", "weights", "time"]
+    assert printed[4].split() == ["float", "83.00", "96.00", "18.6", "MB"]
+    assert printed[5].split() == [
+        "rounding",
+        "to",
+        "nearest",
+        "82.12",
+        "95.50",
+        "97.25",
+        "21.0",
+        "2.4",
+        "MB",
+        "1.5",
+        "s",
+    ]
+    assert printed[6].split() == [
+        "reconstructed",
+        "82.12",
+        "95.50",
+        "97.25",
+        "21.0",
+        "2.4",
+        "MB",
+        "3",
+        "min",
+        "05",
+        "s",
+    ]
     assert max(map(len, printed)) <= 80
 
 
@@ -54,7 +78,7 @@ def test_columns_that_nothing_fills_are_left_out() -> None:
     assert "top-1" not in printed
     assert "agreement" in printed
     bare = " ".join(lines(result_table([ResultRow("float", None, 100, None)])))
-    assert bare.split()[:3] == ["Result", "weights", "MB"]
+    assert bare.split()[:2] == ["Result", "weights"]
 
 
 def test_an_evaluation_on_one_line() -> None:
@@ -96,7 +120,7 @@ def test_on_a_narrow_terminal_no_number_is_cut_off() -> None:
     narrow = lines(result_table(rows), width=40)
     text = " ".join(" ".join(narrow).split())
     assert text.startswith("Result on ")
-    assert "float weights MB: 123" in text
+    assert "float weights: 123 MB" in text
     assert "time: 1 min 01 s" in text
     assert max(map(len, narrow)) <= 40
 
@@ -110,9 +134,13 @@ def test_counts(number: float, text: str) -> None:
     assert short_count(number) == text
 
 
-@pytest.mark.parametrize(("size", "text"), [(18_600_000, "18.60"), (1_000_000, "1.00"), (10_680, "0.0107"), (0, "0")])
-def test_megabytes(size: int, text: str) -> None:
-    assert megabytes(size) == text
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (84, "84 B"), (999, "999 B"), (10_684, "10.68 kB"), (999_960, "1 MB"), (18_600_000, "18.6 MB"),
+     (2_047_000_000, "2.047 GB")],
+)  # fmt: skip
+def test_bytes(size: int, text: str) -> None:
+    assert format_bytes(size) == text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -24,3 +26,13 @@ def test_charts(bench, tmp_path: Path) -> None:
         assert layer in drawn
     for name in ("bits.svg", "front.svg"):
         assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
+
+
+def test_a_point_that_loses_nothing_is_drawn(bench, tmp_path: Path) -> None:
+    front = pareto(bench.table("ResNet", bits=(2, 3, 4, 8)), "size", 5)
+    front[-1] = replace(front[-1], loss=0.0)
+    plot_front(front, "size", front[-1], [tmp_path / "front.svg"])
+    drawn = (tmp_path / "front.svg").read_text()
+    assert "<!-- loss exactly 0 -->" in drawn
+    marks = re.findall(r'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)" style="fill: #2b6cb0', drawn)
+    assert len(marks) == len(front) + 1  # and the one of the legend

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from brecq.cli.benchmark import benchmark as _benchmark
 from brecq.cli.distill import distill as _distill
@@ -23,9 +23,9 @@ from brecq.cli.doctor import doctor as _doctor
 from brecq.cli.evaluate import evaluate as _evaluate
 from brecq.cli.events import log
 from brecq.cli.export import export as _export
+from brecq.cli.hints import PairsCommand, SettingsCommand
 from brecq.cli.inspect import inspect as _inspect
 from brecq.cli.output import Terminated, ending_like_interrupted
-from brecq.cli.parsing import join_pairs
 from brecq.cli.processes import first_only, print_error, silence, together
 from brecq.cli.profile import profile as _profile
 from brecq.cli.quantize import quantize as _quantize
@@ -116,13 +116,6 @@ def _show_warning(otherwise: Callable[..., None]) -> Callable[..., None]:
     return show
 
 
-class PairsCommand(TyperCommand):
-    """A command whose `--set` takes two values."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, join_pairs(args))
-
-
 app = typer.Typer(
     name="brecq",
     cls=_Group,
@@ -133,7 +126,7 @@ app = typer.Typer(
 )
 app.command("quantize", cls=PairsCommand)(_quantize)
 app.command("evaluate")(first_only(_evaluate))
-app.command("distill")(_distill)
+app.command("distill", cls=SettingsCommand)(_distill)
 app.command("inspect", cls=PairsCommand)(first_only(_inspect))
 app.command("report")(first_only(_report))
 app.command("compare")(first_only(_compare))

@@ -11,8 +11,9 @@ from brecq.cli import options as o
 from brecq.cli.command import command
 from brecq.cli.inputs import tell
 from brecq.cli.parsing import require_path
-from brecq.cli.render import describe_kernels, latency_table, make_console, megabytes
+from brecq.cli.render import describe_kernels, latency_table, make_console
 from brecq.deploy.options import BenchmarkConfig
+from brecq.units import format_bytes
 
 
 @command
@@ -38,8 +39,8 @@ def benchmark(
         return
     over = 100 * (measured.size / measured.ideal - 1)
     tell(
-        console, "size", f"{megabytes(measured.size)} MB, {over:.1f} % over the {megabytes(measured.ideal)} MB of its "
-        f"weights, biases and scales; float {megabytes(measured.float_size)} MB",
+        console, "size", f"{format_bytes(measured.size)}, {over:.1f} % over the {format_bytes(measured.ideal)} of its "
+        f"weights, biases and scales; float {format_bytes(measured.float_size)}",
     )  # fmt: skip
     if measured.kernels is not None:
         tell(console, "kernels", describe_kernels(measured.kernels))

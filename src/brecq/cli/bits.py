@@ -14,7 +14,7 @@ from brecq.cli.inputs import tell
 from brecq.cli.render import make_table
 from brecq.config import FLOAT
 from brecq.errors import ConfigError
-from brecq.precision.budget import Cost, describe
+from brecq.precision.budget import Cost, readable
 
 if TYPE_CHECKING:
     from brecq.precision.allocation import BitAllocation
@@ -38,8 +38,8 @@ def costs_table(title: str, points: Mapping[str, BitAllocation], first: Cost) ->
     columns = ["", *costs, "predicted loss"]
     table = make_table(title, columns, numeric=columns[1:])
     for name, point in points.items():
-        shown = [describe(cost, point.costs[cost]) for cost in costs]
-        table.add_row(name, *shown, f"{point.loss:.4g}")
+        shown = [readable(cost, point.costs[cost]) for cost in costs]
+        table.add_row(name, *shown, f"{point.loss:.3g}")
     return table
 
 
@@ -48,10 +48,10 @@ def tell_allocation(console: Console, allocation: BitAllocation) -> None:
     console.print(bits_table(allocation))
     for cost, value in allocation.costs.items():
         limit = allocation.budgets.get(cost)
-        within = "" if limit is None else f" of {describe(cost, limit)}"
+        within = "" if limit is None else f" of {readable(cost, limit)}"
         model = f" on {allocation.hardware}" if cost == "latency" else ""
-        tell(console, cost, f"{describe(cost, value)}{within}{model}")
-    tell(console, "loss", f"{allocation.loss:.4g} predicted ({allocation.metric}, {allocation.algorithm})")
+        tell(console, cost, f"{readable(cost, value)}{within}{model}")
+    tell(console, "loss", f"{allocation.loss:.3g} predicted ({allocation.metric}, {allocation.algorithm})")
 
 
 def draw_bits(console: Console, allocation: BitAllocation, folder: Path) -> None:

@@ -13,7 +13,8 @@ from brecq.cli import options as o
 from brecq.cli.completion import names_of
 from brecq.cli.inputs import tell
 from brecq.cli.parsing import parse_format_options, require_path
-from brecq.cli.render import make_console, megabytes
+from brecq.cli.render import make_console
+from brecq.units import format_bytes
 
 
 def export(
@@ -66,8 +67,8 @@ def export(
     exported = brecq.export(result, output, format, **chosen)
     for note in exported.notes:
         tell(console, "note", note)
-    ideal = megabytes(sum(map(ideal_bytes, result.parts.values() or [result])))
-    tell(console, "saved", f"{output}, {megabytes(exported.size)} MB ({ideal} MB of weights, biases and scales)")
+    ideal = format_bytes(sum(map(ideal_bytes, result.parts.values() or [result])))
+    tell(console, "saved", f"{output}, {format_bytes(exported.size)} ({ideal} of weights, biases and scales)")
 
 
 def show_formats() -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from brecq.cli.fitting import FittingTable
-from brecq.units import format_seconds, measure, megabytes, short_count
+from brecq.units import format_bytes, format_seconds, measure, short_count
 
 if TYPE_CHECKING:
     from brecq import Benchmark, Evaluation, Verification
@@ -81,7 +81,7 @@ def result_table(rows: Sequence[ResultRow]) -> Table:
     names = sorted({name: None for each in measured for name in each}, key=lambda name: name == "SQNR dB")
     columns = {
         **{_heading(name): [measure(name, each.get(name)) for each in measured] for name in names},
-        "weights\nMB": ["" if row.size is None else megabytes(row.size) for row in rows],
+        "weights": ["" if row.size is None else format_bytes(row.size) for row in rows],
         "time": ["" if row.seconds is None else format_seconds(row.seconds) for row in rows],
     }
     shown = {name: cells for name, cells in columns.items() if any(cells)}
@@ -253,9 +253,9 @@ def match_table(layers: Sequence[LayerMatch], most: int = 12) -> Table:
     columns = [[layer.mean_before, layer.mean_after, layer.std_before, layer.std_after] for layer in layers]
     for layer in shown:
         cells = (layer.mean_before, layer.mean_after, layer.std_before, layer.std_after)
-        table.add_row(layer.layer, *(f"{value:.3f}" for value in cells))
+        table.add_row(layer.layer, *(f"{value:.3g}" for value in cells))
     mean = [sum(column) / len(layers) for column in zip(*columns, strict=True)]
-    table.add_row(f"mean of all {len(layers)}", *(f"{value:.3f}" for value in mean), style="bold")
+    table.add_row(f"mean of all {len(layers)}", *(f"{value:.3g}" for value in mean), style="bold")
     return table
 
 

@@ -18,7 +18,7 @@ from brecq.cli.render import make_console, make_table
 from brecq.config import FLOAT, QuantConfig
 from brecq.errors import ConfigError
 from brecq.targets import WIDE, Target, load, names
-from brecq.units import megabytes, short_count
+from brecq.units import format_bytes, short_count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,7 +118,7 @@ def show(target: Target, model: str, found: Legality) -> None:
     tell(
         console,
         "in all",
-        f"{megabytes(found.weight_bytes)} MB of weights, without scales and biases, "
+        f"{format_bytes(found.weight_bytes)} of weights, without scales and biases, "
         f"{found.float_macs:.1f} % of MACs in float",
     )
     if found.refused:

@@ -21,7 +21,7 @@ from brecq.page.record import Record
 from brecq.result import QuantResult
 from brecq.storage.files import refuse_strangers
 from brecq.storage.files import write as write_file
-from brecq.units import format_seconds, measure
+from brecq.units import format_bytes, format_seconds, measure
 
 PAGE = "report.html"
 WORST = 6
@@ -100,7 +100,9 @@ def render(template: str, *, plain: bool = False, **values: Any) -> str:
     """A template of this package: a page with its style and script, or with `plain` text that is not HTML."""
     loader = PackageLoader("brecq.page")
     environment = Environment(loader=loader, autoescape=not plain, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters.update(number=_number, measure=_measure, bytes=_bytes, seconds=format_seconds, tail=_tail)
+    environment.filters.update(
+        number=_number, measure=_measure, bytes=format_bytes, seconds=format_seconds, tail=_tail
+    )
     scripts = {name: Markup(loader.get_source(environment, f"{name}.js")[0]) for name in ("report", "search")}
     style = Markup(loader.get_source(environment, "style.css")[0])
     return environment.get_template(template).render(style=style, scripts=scripts, **values)
@@ -146,7 +148,7 @@ def _numbers(layer: Layer, in_file: float | None) -> dict[str, Any]:
     rows = [
         ("kind", layer.kind), ("block", layer.block), ("weights", layer.weights), ("inputs", layer.inputs),
         ("output, behind the activation function", layer.output), ("parameters", f"{layer.parameters:,}"),
-        ("stored", _bytes(layer.bytes)),
+        ("stored", format_bytes(layer.bytes)),
     ]  # fmt: skip
     if layer.noise is not None:
         alone = ", of its part alone" if layer.alone else ""
@@ -172,12 +174,6 @@ def _number(value: float, digits: int = 2) -> str:
 
 def _measure(row: Mapping[str, float], name: str) -> str:
     return measure(name, row.get(name))
-
-
-def _bytes(size: int) -> str:
-    if size < 10_000:
-        return f"{size:,} B"
-    return f"{size / 1000:.0f} kB" if size < 1_000_000 else f"{size / 1e6:.2f} MB"
 
 
 def _tail(name: str, block: str) -> str:

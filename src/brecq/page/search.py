@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -11,7 +10,7 @@ from brecq.page import charts
 from brecq.page.record import Origin
 from brecq.page.render import bits_level, embedded, ranked, render
 from brecq.precision.allocation import BitAllocation
-from brecq.precision.budget import Cost, describe
+from brecq.precision.budget import Cost, readable
 from brecq.precision.options import Metric
 from brecq.precision.table import SensitivityTable
 
@@ -52,7 +51,7 @@ def search_page(
     """
     points = [("chosen", chosen), *((f"point {number}", point) for number, point in enumerate(front, 1)), *uniform]
     shown = [
-        (name, point, {each: _readable(each, value) for each, value in point.costs.items()}) for name, point in points
+        (name, point, {each: readable(each, value) for each, value in point.costs.items()}) for name, point in points
     ]
     widths, rows = _heat(table, metric)
     return render(
@@ -60,7 +59,7 @@ def search_page(
         title=origin.title("Bits per layer"),
         command=origin.command,
         chosen=chosen,
-        budgets=[f"{COSTS[name]} ≤ {_readable(name, value)}" for name, value in chosen.budgets.items()],
+        budgets=[f"{COSTS[name]} ≤ {readable(name, value)}" for name, value in chosen.budgets.items()],
         loss=LOSSES[metric],
         found=ALGORITHMS[chosen.algorithm],
         costs={name: COSTS[name] for name in chosen.costs},
@@ -72,11 +71,6 @@ def search_page(
         table=table,
         points_json=Markup(embedded([_bits(point) for _, point in points])),
     )
-
-
-def _readable(cost: Cost, value: float) -> str:
-    """`1.96 MB`, `9.87 G`."""
-    return re.sub(r"(?<=\d)(?=[a-zA-Z])", " ", describe(cost, value)).replace("KB", "kB")
 
 
 def _bits(point: BitAllocation) -> list[list[int]]:

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from brecq.errors import ConfigError
 from brecq.text import shown
+from brecq.units import format_bytes
 
 Cost = Literal["size", "bops", "latency"]
 COSTS: tuple[Cost, ...] = get_args(Cost)
@@ -88,3 +89,8 @@ def describe(cost: Cost, value: float) -> str:
     units = _SHOWN[cost]
     unit = next((u for u in units if abs(value) >= UNITS[cost][u]), units[-1])
     return f"{value / UNITS[cost][unit]:.4g}{unit}"
+
+
+def readable(cost: Cost, value: float) -> str:
+    """`1.96 MB`, `9.87 G`, `3.41 ms`: the same for people."""
+    return format_bytes(value) if cost == "size" else re.sub(r"(?<=\d)(?=[a-zA-Z])", " ", describe(cost, value))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from brecq.errors import CheckpointError, ConfigError
 from brecq.precision.allocation import BitAllocation
-from brecq.precision.budget import UNITS, Cost, describe
+from brecq.precision.budget import UNITS, Cost, readable
 from brecq.storage.files import write as write_file
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def plot_bits(allocation: BitAllocation, files: Sequence[Path | str]) -> None:
     axes.set_xlim(-0.7, len(names) - 0.3)
     axes.set_xticks(list(positions), names, rotation=90, fontsize=7)
     axes.set_ylabel("bits")
-    costs = ", ".join(f"{cost} {describe(cost, value)}" for cost, value in allocation.costs.items())
+    costs = ", ".join(f"{cost} {readable(cost, value)}" for cost, value in allocation.costs.items())
     axes.set_title(f"{costs}; predicted loss {allocation.loss:.3g}", fontsize=9, loc="left")
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
@@ -50,9 +50,7 @@ def plot_bits(allocation: BitAllocation, files: Sequence[Path | str]) -> None:
     _save(figure, files)
 
 
-def plot_front(
-    front: Sequence[BitAllocation], cost: Cost, chosen: BitAllocation | None, files: Sequence[Path | str]
-) -> None:
+def plot_front(front: Sequence[BitAllocation], cost: Cost, chosen: BitAllocation, files: Sequence[Path | str]) -> None:
     """Predicted loss (logarithmic) against a cost, with the chosen point.
 
     Raises:
@@ -61,15 +59,21 @@ def plot_front(
     unit = UNITS[cost][_UNIT[cost]]
     figure = _figure(6.4, 4.2)
     axes = figure.add_subplot()
-    axes.plot([p.costs[cost] / unit for p in front], [p.loss for p in front], color=WEIGHTS, marker="o", label="front")
-    for number, point in enumerate(front, 1):
-        axes.annotate(str(number), (point.costs[cost] / unit, point.loss), textcoords="offset points", xytext=(5, 5),
-                      fontsize=7)  # fmt: skip
-    if chosen is not None:
-        axes.plot(chosen.costs[cost] / unit, chosen.loss, color=CHOSEN, marker="*", markersize=13, linestyle="none",
-                  label="chosen")  # fmt: skip
-    if any(point.loss > 0 for point in front):
+    places = [(point.costs[cost] / unit, point.loss) for point in front]
+    places.append((chosen.costs[cost] / unit, chosen.loss))
+    if known := [loss for _, loss in places if loss > 0]:
         axes.set_yscale("log")
+        if exact := [at for at, loss in places if loss == 0]:  # there is no 0 on this axis: they stand at its edge
+            edge = min(known) / 10
+            axes.set_ylim(bottom=edge)
+            axes.plot(exact, [edge] * len(exact), "o", color="white", markeredgecolor=WEIGHTS, clip_on=False, zorder=3,
+                      label="loss exactly 0")  # fmt: skip
+            places = [(at, loss or edge) for at, loss in places]
+    *along, star = places
+    axes.plot(*zip(*along, strict=True), color=WEIGHTS, marker="o", label="front", clip_on=False)
+    for number, place in enumerate(along, 1):
+        axes.annotate(str(number), place, textcoords="offset points", xytext=(5, 5), fontsize=7)
+    axes.plot(*star, color=CHOSEN, marker="*", markersize=13, linestyle="none", label="chosen", clip_on=False)
     axes.set_xlabel(_AXIS[cost])
     axes.set_ylabel(f"predicted loss ({front[0].metric})")
     axes.grid(alpha=0.3, which="both")

@@ -27,6 +27,7 @@ from brecq.quant.fake_quant import WeightFakeQuantize
 from brecq.ranks import UNIT
 from brecq.reconstruct.memory import LARGEST_PART
 from brecq.reconstruct.sizes import activations, alive, at_once, batch_size
+from brecq.units import format_bytes
 
 FIXED = 400_000_000
 """Bytes that capturing, compiling and running any network take."""
@@ -86,7 +87,7 @@ def left_for_caches(network: Network, config: QuantConfig, device: torch.device,
     left = config.memory_budget - least.total - other
     if left < 0:
         budget, total, work, result, fixed = (
-            f"{size / 1e6:.0f} MB" for size in (config.memory_budget, config.memory_budget - left, least.work,
+            format_bytes(size) for size in (config.memory_budget, config.memory_budget - left, least.work,
                                                 least.result, FIXED + other)
         )  # fmt: skip
         raise ConfigError(

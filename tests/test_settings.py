@@ -19,6 +19,7 @@ from brecq.converted.grids import grid_of
 from brecq.converted.layers import quantized_activations
 from brecq.data.dataset import Dataset
 from brecq.effects import IDLE, without_effect
+from brecq.errors import ConfigError
 from brecq.graph.capture import capture
 from brecq.plain import build
 
@@ -278,3 +279,12 @@ def test_configurations_of_earlier_versions_are_read(written: object, read: bool
     values["recipe"]["compensate"] = written
     assert QuantConfig.from_dict(values).recipe.compensate == read
     assert build(Nested, {"config": values}, "a table").config.recipe.compensate == read
+
+
+def test_a_configuration_is_changed_by_names_that_it_has() -> None:
+    config = QuantConfig(4, 8)
+    assert config.replace(weights=2) == QuantConfig(2, 8)
+    with pytest.raises(ConfigError, match="unknown configuration setting 'wieghts'; choose from activation_scheme"):
+        config.replace(wieghts=2)
+    with pytest.raises(ConfigError, match="weights"):
+        config.replace(weights=64)

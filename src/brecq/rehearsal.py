@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,7 +41,7 @@ def refusal(quantize: Callable[..., Any], model: nn.Module, inputs: Inputs, conf
         return ""  # its packages are not here: it will be exported elsewhere
     # where samples of a batch are mixed the export wants to know of how many, and is told then
     options = {**({"batch": 2} if "batch" in known else {}), **load(config.target).options}
-    rounded = replace(config, method="rtn", auto_high_precision=False)
+    rounded = config.replace(method="rtn", auto_high_precision=False)
     samples = like(inputs, [_varied(value) for value in tensors(inputs)])
     values = [samples] if isinstance(samples, dict) else [tuple(samples)]
     with ranks.alone(), warnings.catch_warnings(), TemporaryDirectory() as folder:

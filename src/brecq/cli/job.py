@@ -107,7 +107,7 @@ def settled(job: Job, source: Source) -> Job:
     if judged.task is None and judged.metric is None:
         judged = dataclasses.replace(judged, task=source.task)
     if judged.task in VALUES and config.outputs == "auto":
-        config = dataclasses.replace(config, outputs="values")
+        config = config.replace(outputs="values")
     if calibration.calib_size is None:
         detector = "detection" in (judged.task, source.task)
         calibration = dataclasses.replace(calibration, calib_size=OF_DETECTORS if detector else SAMPLES)

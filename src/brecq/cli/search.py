@@ -122,8 +122,8 @@ def search(
     check_source(ctx, model, folder, measuring)
     if measuring:
         learns = survey.quality == "reconstructed"  # blocks alone, without the tuning at the end
-        method = dataclasses.replace(config, method="reconstruct" if learns else "rtn")
-        refuse_vain(ctx, dataclasses.replace(method, recipe=config.recipe.replace(tuning=0.0)), kept=USED)
+        method = config.replace(method="reconstruct" if learns else "rtn")
+        refuse_vain(ctx, method.replace(recipe=config.recipe.replace(tuning=0.0)), kept=USED)
     require_data("--calib", calibration.calib)
     require_path("--weights", checkpoint.weights, file=True)
     console = make_console()
@@ -139,7 +139,7 @@ def search(
         use_device(machine)
         machine_model = None if request.hardware is None else load_hardware(request.hardware)
         if measuring:
-            config = dataclasses.replace(config, weights=max(survey.bits))
+            config = config.replace(weights=max(survey.bits))
             by_default = given(ctx, ["calib_size"]) is None
             job = Measurement(model, checkpoint, calibration, changes, config, survey, by_default)
             table, name = measure(job, request.budgets, machine_model, output, machine.device, console)

@@ -11,7 +11,7 @@ from brecq.config.recipe import Recipe
 from brecq.config.rules import FLOAT, LayerRule, check_activation_bits, check_bits, parse_rule
 from brecq.errors import ConfigError
 from brecq.plain import build
-from brecq.settings import HOW, MODEL, RUN, WHAT, check, documented, seed, setting
+from brecq.settings import HOW, MODEL, RUN, WHAT, changed, check, documented, seed, setting
 from brecq.targets import Target, load
 from brecq.text import parse_blocks, parse_bytes, shown
 
@@ -165,6 +165,10 @@ class QuantConfig:
                 f"weight_scheme is 'asymmetric', but {target.name} takes symmetric weights of {widths} bits; leave it "
                 "at auto"
             )
+
+    def replace(self, **changes: Any) -> QuantConfig:
+        """A copy with `changes`; unknown names raise `ConfigError`."""
+        return changed(self, "configuration", changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, ready for JSON."""

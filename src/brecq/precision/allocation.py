@@ -66,7 +66,7 @@ class BitAllocation:
         """
         own = tuple(LayerRule(glob.escape(name), *bits) for name, bits in self.layers.items())
         settled = {name: getattr(self.config, name) for name in SETTLED if name != "rules"}
-        return dataclasses.replace(config, **settled, rules=own + config.rules)
+        return config.replace(**settled, rules=own + config.rules)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, ready for JSON."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Sequence
 
@@ -39,7 +38,7 @@ def losses(network: Network, inputs: Sequence[Tensor], config: QuantConfig, devi
     """
     few = tuple(value[:RANGES] for value in inputs)
     cache = ActivationCache(device, config.memory_budget, None, exact=True)
-    run = Run(network, few, dataclasses.replace(config, method="rtn"), cache)
+    run = Run(network, few, config.replace(method="rtn"), cache)
     with ranks.alone(), run.working():
         passes.run(run)
     numbers = sum(value[0].numel() for value in few)

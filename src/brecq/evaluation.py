@@ -294,7 +294,10 @@ class _Tally:
     ) -> None:
         if name is None or axis is None or found[name].ndim != 2:
             several = len(found) > 1 and name is None
-            which = "say which output they are (output=... of brecq.evaluate, brecq evaluate --output), or "
+            which = (
+                "say which output they are (output=... of brecq.evaluate, brecq evaluate --output; or pick it in a "
+                "function: --task classification --decode FILE.py:FUNCTION), or "
+            )
             raise DataError(
                 f"there is one label a sample, and the model returns {_listed(found)}: labels go with scores "
                 f"[N, classes] only; {which if several else ''}"

@@ -28,7 +28,8 @@ class Progress:
 
     def start(self, blocks: Sequence[str], steps: int, later: int = 0, loss: str = "soft") -> None:
         """The blocks named `blocks` follow, `steps` gradient steps each; passes after this one cost about as much as
-        `later` such steps. `loss` names what `step` tells of them."""
+        `later` such steps. `loss` names what `step` tells of them: `soft`, a block's error, or `loss`, that of
+        distilled inputs."""
 
     def block(self, index: int, name: str) -> None:
         """Work on the block at `index` (from 0) begins."""

@@ -38,20 +38,27 @@ def measure(name: str, value: float | None) -> str:
     return f"{value:.{digits}f}"
 
 
+def significant(value: float) -> str:
+    """`0.120`, `1.00`, `250`, `0.000513`: three digits that count."""
+    return f"{value:#.3g}".rstrip(".")
+
+
 def format_bytes(size: float) -> str:
-    """`84 B`, `10.68 kB`, `18.6 MB`: four digits, in decimal units."""
-    return _scaled(size, (" B", " kB", " MB", " GB"), digits=4)
+    """`84 B`, `10.68 kB`, `18.60 MB`: four digits, in decimal units."""
+    number, unit = _scaled(size, ("B", "kB", "MB", "GB"), digits=4)
+    return f"{number:{'.4g' if unit == 'B' else '#.4g'}} {unit}"
 
 
 def short_count(number: float) -> str:
     """`812`, `8.13 k`, `11.7 M`, `1.81 G`."""
-    return _scaled(number, ("", " k", " M", " G"), digits=3)
+    scaled, unit = _scaled(number, ("", " k", " M", " G"), digits=3)
+    return f"{scaled:.3g}{unit}"
 
 
-def _scaled(number: float, units: Sequence[str], digits: int) -> str:
+def _scaled(number: float, units: Sequence[str], digits: int) -> tuple[float, str]:
     """In the first of the units, each a thousand of the one before, in which it is below 1000 once it is rounded."""
     for unit in units[:-1]:
         if abs(float(f"{number:.{digits}g}")) < 1000:
-            return f"{number:.{digits}g}{unit}"
+            return number, unit
         number /= 1000
-    return f"{number:.{digits}g}{units[-1]}"
+    return number, units[-1]

@@ -12,7 +12,7 @@ from rich.table import Table
 from brecq import Evaluation
 from brecq.cli.render import ResultRow, describe_evaluation, result_table, scope_table
 from brecq.report import ScopeEntry
-from brecq.units import format_bytes, measure, short_count
+from brecq.units import format_bytes, measure, short_count, significant
 
 LABELED = Evaluation(samples=800, top1=82.125, top5=95.5, agreement=97.25, sqnr=21.04, seconds=3.0)
 UNLABELED = Evaluation(samples=24, top1=None, top5=None, agreement=97.25, sqnr=21.04, seconds=3.0)
@@ -43,7 +43,7 @@ def test_float_nearest_and_reconstructed_side_by_side() -> None:
     assert printed[0] == "Result on 800 samples"
     assert printed[1].split() == ["top-1", "top-5", "agreement", "SQNR"]
     assert printed[2].split() == ["%", "%", "%", "dB", "weights", "time"]
-    assert printed[4].split() == ["float", "83.00", "96.00", "18.6", "MB"]
+    assert printed[4].split() == ["float", "83.00", "96.00", "18.60", "MB"]
     assert printed[5].split() == [
         "rounding",
         "to",
@@ -52,7 +52,7 @@ def test_float_nearest_and_reconstructed_side_by_side() -> None:
         "95.50",
         "97.25",
         "21.0",
-        "2.4",
+        "2.400",
         "MB",
         "1.5",
         "s",
@@ -63,7 +63,7 @@ def test_float_nearest_and_reconstructed_side_by_side() -> None:
         "95.50",
         "97.25",
         "21.0",
-        "2.4",
+        "2.400",
         "MB",
         "3",
         "min",
@@ -120,7 +120,7 @@ def test_on_a_narrow_terminal_no_number_is_cut_off() -> None:
     narrow = lines(result_table(rows), width=40)
     text = " ".join(" ".join(narrow).split())
     assert text.startswith("Result on ")
-    assert "float weights: 123 MB" in text
+    assert "float weights: 123.0 MB" in text
     assert "time: 1 min 01 s" in text
     assert max(map(len, narrow)) <= 40
 
@@ -136,7 +136,7 @@ def test_counts(number: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (84, "84 B"), (999, "999 B"), (10_684, "10.68 kB"), (999_960, "1 MB"), (18_600_000, "18.6 MB"),
+    [(0, "0 B"), (84, "84 B"), (999, "999 B"), (10_684, "10.68 kB"), (999_960, "1.000 MB"), (18_600_000, "18.60 MB"),
      (2_047_000_000, "2.047 GB")],
 )  # fmt: skip
 def test_bytes(size: int, text: str) -> None:
@@ -154,3 +154,11 @@ def test_bytes(size: int, text: str) -> None:
 )  # fmt: skip
 def test_measures(name: str, value: float | None, text: str) -> None:
     assert measure(name, value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.12, "0.120"), (1.0, "1.00"), (250.4, "250"), (0.000513, "0.000513"), (5.13e-7, "5.13e-07"), (0.0, "0.00")],
+)
+def test_digits_that_count(value: float, text: str) -> None:
+    assert significant(value) == text

@@ -48,8 +48,8 @@ def test_a_search_shows_and_keeps_what_it_found(searched: tuple[Path, str]) -> N
     for name in found.layers:
         assert name in text
     assert "Bits per layer" in text
-    assert "of 1.9 kB" in text
-    assert "of 1 ms on bitfusion" in text
+    assert "of 1.900 kB" in text
+    assert "of 1.000 ms on bitfusion" in text
     front = json.loads((folder / "front.json").read_text())
     assert front["cost"] == "size"
     assert len(list((folder / "points").iterdir())) == len(front["points"]) >= 3

@@ -49,13 +49,13 @@ def test_a_search_is_on_its_page(
 def test_distilled_inputs_are_on_their_page() -> None:
     layers = [LayerMatch("bn1", 1.5, 0.25, 2.5, 0.125), LayerMatch("bn<2>", 3.5, 0.5, 4.5, 0.375)]
     text = distilled_page(64, 12.0, "fast: spectrum", layers, b"picture")
-    for number in (">1.5<", ">0.25<", ">2.5<", ">0.125<", ">3.5<", ">0.375<"):
+    for number in (">1.50<", ">0.250<", ">2.50<", ">0.125<", ">3.50<", ">0.375<"):
         assert number in text
     assert "bn&lt;2&gt;" in text
     assert "data:image/png;base64,cGljdHVyZQ==" in text
     leaves = distilled_page(64, 1.0, DistillConfig.preset("leaves").describe(), [], None)
     assert "no batch norm" in leaves
-    assert "made without data: leaves: pictures of dead leaves, drawn without looking at the network" in leaves
+    assert "Settings: leaves: pictures of dead leaves, drawn without looking at the network" in leaves
 
 
 def test_node_data_name_tensors_of_the_file(networks: ModuleType, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from brecq.cli.render import make_table
 from brecq.config import FLOAT
 from brecq.errors import ConfigError
 from brecq.precision.budget import Cost, readable
+from brecq.units import significant
 
 if TYPE_CHECKING:
     from brecq.precision.allocation import BitAllocation
@@ -39,7 +40,7 @@ def costs_table(title: str, points: Mapping[str, BitAllocation], first: Cost) ->
     table = make_table(title, columns, numeric=columns[1:])
     for name, point in points.items():
         shown = [readable(cost, point.costs[cost]) for cost in costs]
-        table.add_row(name, *shown, f"{point.loss:.3g}")
+        table.add_row(name, *shown, significant(point.loss))
     return table
 
 
@@ -51,7 +52,7 @@ def tell_allocation(console: Console, allocation: BitAllocation) -> None:
         within = "" if limit is None else f" of {readable(cost, limit)}"
         model = f" on {allocation.hardware}" if cost == "latency" else ""
         tell(console, cost, f"{readable(cost, value)}{within}{model}")
-    tell(console, "loss", f"{allocation.loss:.3g} predicted ({allocation.metric}, {allocation.algorithm})")
+    tell(console, "loss", f"{significant(allocation.loss)} predicted ({allocation.metric}, {allocation.algorithm})")
 
 
 def draw_bits(console: Console, allocation: BitAllocation, folder: Path) -> None:

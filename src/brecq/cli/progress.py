@@ -26,7 +26,11 @@ BARS = "▁▂▃▄▅▆▇█"
 SPARKLINE, WIDE = 16, 90
 """Characters of a sparkline, and the columns from which there is room for one."""
 
-UNIT = "errors are of a block's output: squared error ÷ mean square of the float output"
+UNITS = {
+    "soft": "errors are of a block's output: squared error ÷ mean square of the float output",
+    "loss": "errors are of a batch's statistics: squared distance from those that batch norms stored, in deviations",
+}
+"""What errors are, by what steps tell of the loss."""
 
 REFRESH_SECONDS = 0.2
 """A live line is redrawn at most this often: drawing must not slow the run."""
@@ -105,7 +109,7 @@ class ConsoleProgress(Progress):
 
     def start(self, blocks: Sequence[str], steps: int, later: int = 0, loss: str = "soft") -> None:
         if not self._loss:
-            self._print(Text(UNIT))
+            self._print(Text(UNITS[loss]))
         self._loss = loss
         self._clock = Clock(len(blocks), steps, time.monotonic(), later)
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from brecq.cli.fitting import FittingTable
-from brecq.units import format_bytes, format_seconds, measure, short_count
+from brecq.units import format_bytes, format_seconds, measure, short_count, significant
 
 if TYPE_CHECKING:
     from brecq import Benchmark, Evaluation, Verification
@@ -253,9 +253,9 @@ def match_table(layers: Sequence[LayerMatch], most: int = 12) -> Table:
     columns = [[layer.mean_before, layer.mean_after, layer.std_before, layer.std_after] for layer in layers]
     for layer in shown:
         cells = (layer.mean_before, layer.mean_after, layer.std_before, layer.std_after)
-        table.add_row(layer.layer, *(f"{value:.3g}" for value in cells))
+        table.add_row(layer.layer, *(significant(value) for value in cells))
     mean = [sum(column) / len(layers) for column in zip(*columns, strict=True)]
-    table.add_row(f"mean of all {len(layers)}", *(f"{value:.3g}" for value in mean), style="bold")
+    table.add_row(f"mean of all {len(layers)}", *(significant(value) for value in mean), style="bold")
     return table
 
 

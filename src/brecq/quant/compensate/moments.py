@@ -84,14 +84,16 @@ class MomentSum:
         within a block of patches, in units of a power of two, whatever size the inputs have; in float64 over blocks.
         """
         reference = None if x_f is None else geometry.patches(x_f, every, offset)
+        q_unit = _unit(x_q)
+        f_unit = q_unit if x_f is None else _unit(x_f)
         for q in geometry.patches(x_q, every, offset):
             f = q if reference is None else next(reference)
             if self._about is None:
-                about = _mean(q)
-                self._about = about, about if f is q else _mean(f)
+                about = _mean(q, q_unit)
+                self._about = about, about if f is q else _mean(f, f_unit)
             same = f is q and self._about[0] is self._about[1]
-            q, q_unit = _central(q, self._about[0])
-            f, f_unit = (q, q_unit) if same else _central(f, self._about[1])
+            q = _central(q, self._about[0], q_unit)
+            f = q if same else _central(f, self._about[1], f_unit)
             gram, mean = q @ q.mT, q.sum(2)
             cross, float_mean = (gram, mean) if same else (f @ q.mT, f.sum(2))
             parts = [(gram, q_unit**2), (cross, f_unit * q_unit), (mean, q_unit), (float_mean, f_unit)]
@@ -121,15 +123,13 @@ def _unit(values: Tensor) -> float:
     return 2.0 ** min(max(math.frexp(max(-low, high))[1], -126), 126)
 
 
-def _central(patches: Tensor, about: Tensor) -> tuple[Tensor, float]:
-    """Patches [G, K, L] less a value of each row, in the unit that comes with them."""
-    unit = _unit(patches)
-    return (patches / unit).sub_(about / unit), unit
+def _central(patches: Tensor, about: Tensor, unit: float) -> Tensor:
+    """Patches [G, K, L] less a value of each row, in this unit."""
+    return torch.add(-about / unit, patches, alpha=1 / unit)
 
 
-def _mean(patches: Tensor) -> Tensor:
-    """[G, K, 1]; the sum may be more than float32 holds."""
-    unit = _unit(patches)
+def _mean(patches: Tensor, unit: float) -> Tensor:
+    """[G, K, 1]; the sum may be more than float32 holds, in this unit it is not."""
     return (patches / unit).mean(2, keepdim=True) * unit
 
 

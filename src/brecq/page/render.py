@@ -17,6 +17,7 @@ from brecq.graph.noise import SAMPLES
 from brecq.page import charts, words
 from brecq.page.boxes import compare
 from brecq.page.facts import Facts, Layer, gather, within
+from brecq.page.pictures import SHOWN
 from brecq.page.record import Record
 from brecq.result import QuantResult
 from brecq.storage.files import refuse_strangers
@@ -90,6 +91,7 @@ def page(result: QuantResult, record: Record) -> str:
         groups=[(name, list(members)) for name, members in groupby(enumerate(facts.layers), lambda x: x[1].block)],
         levels=_levels(facts.layers),
         charts=drawn,
+        most_changed=SHOWN,
         noise_samples=min(SAMPLES, result.report.samples),
         worst=[(layer, Markup(charts.histograms(layer))) for layer in worst[:WORST]],
         layers_json=Markup(embedded([_numbers(layer, in_file.get(layer.name)) for layer in facts.layers])),

@@ -219,6 +219,27 @@ def test_the_card(made: Path) -> None:
     assert "\n\n\n\n" not in text
 
 
+@pytest.mark.parametrize(
+    ("shapes", "task", "tag", "call"),
+    [
+        ([(2, 3, 8, 8)], None, "pipeline_tag: image-classification\n", "result.model(inputs)  # float32 [N, 3, 8, 8]"),
+        ([(2, 1, 900)], None, "", "result.model(inputs)"),  # sound, say
+        ([(2, 3, 8, 8), (2, 5)], None, "pipeline_tag: image-classification\n", "result.model(*inputs)"),
+        ([(2, 3, 8, 8)], "segmentation", "pipeline_tag: image-segmentation\n", "result.model(inputs)"),
+    ],
+)
+def test_the_card_says_what_goes_in(
+    made: Path, shapes: list[tuple[int, ...]], task: str | None, tag: str, call: str
+) -> None:
+    result = brecq.load(made)
+    result.example_inputs = tuple(torch.zeros(shape) for shape in shapes)
+    result.metadata["task"] = task
+    text = card(result, Record("", [Row("float", {"top-1 %": 80.0}, 1000)], 64), "me/net")
+    assert f"outputs = {call}" in text
+    assert ("pipeline_tag" in text) == bool(tag)
+    assert tag in text
+
+
 @pytest.mark.parametrize(("target", "how"), [(None, "InferenceSession"), ("tensorrt", "trtexec --onnx=m.onnx")])
 def test_files_are_run_where_the_result_was_made_for(made: Path, target: str | None, how: str) -> None:
     result = brecq.load(made)

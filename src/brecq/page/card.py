@@ -27,6 +27,12 @@ RUNNERS = {
 }
 """How each exported file is run, by its ending."""
 
+TASKS = {
+    "detection": "object-detection", "segmentation": "image-segmentation", "restoration": "image-to-image",
+    "embeddings": "feature-extraction", "language": "text-generation",
+}  # fmt: skip
+"""What the hub calls tasks; of classifiers only those of pictures have a name there that is known to be right."""
+
 FOR_TARGET = {
     ("tensorrt", ".onnx"): "TensorRT: `trtexec --onnx={name}`",
     ("qualcomm", ".onnx"): "Qualcomm's converters, with the encodings that lie beside it",
@@ -43,7 +49,8 @@ def card(
     Args:
         record: what the run measured. repository: `USER/NAME`, where it will be. files: names of exported files.
         license: an identifier of the hub such as `apache-2.0`. base: the repository of the float network, by default
-            that of a `hf:` source. task: of the hub, e.g. `image-classification`; by default known from the metrics.
+            that of a `hf:` source. task: of the hub, e.g. `image-classification`; by default known from the task of
+            the run, or from metrics and inputs.
     """
     facts = gather(result)
     metrics = list(dict.fromkeys(name for row in record.rows for name in row.metrics))
@@ -55,7 +62,7 @@ def card(
         "license": license,
         "base_model": base,
         "base_model_relation": "quantized" if base else None,
-        "pipeline_tag": task or ("image-classification" if any("top-1" in name for name in metrics) else None),
+        "pipeline_tag": task or _task(result, metrics),
         "tags": ["brecq", "quantized", *words.tags(facts)],
     }
     shown = {key: json.dumps(value) if isinstance(value, list) else value for key, value in front.items() if value}
@@ -75,8 +82,9 @@ def card(
         "operators that hold any.",
         floats=facts.floats,
         repository=repository,
+        call="inputs" if len(result.example_inputs) == 1 else "*inputs",
         inputs=", ".join(_shape(value) for value in result.example_inputs),
-        preprocessing=json.dumps(preprocessing, indent=2) if preprocessing else "",
+        preprocessing=_lines(preprocessing) if preprocessing else "",
         exported=[(file, how.format(name=file)) for file in files if (how := _runner(file, result.config.target))],
         command=record.command,
         calibration=result.report.samples,
@@ -85,6 +93,16 @@ def card(
         numbers=result.digest(),
         license=license,
     )
+
+
+def _task(result: QuantResult, metrics: Sequence[str]) -> str | None:
+    classifier = any("top-1" in name for name in metrics) and any(value.ndim == 4 for value in result.example_inputs)
+    return TASKS.get(result.metadata.get("task") or "") or ("image-classification" if classifier else None)
+
+
+def _lines(values: dict[str, Any]) -> str:
+    """JSON with a line for each entry."""
+    return "{\n" + ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items()) + "\n}"
 
 
 def _runner(file: str, target: str | None) -> str | None:

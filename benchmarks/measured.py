@@ -18,7 +18,7 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SINCE = "correction"
-CURRENT = ("choose", "clock", "tasks")
+CURRENT = ("choose", "clock", "data_free", "mixed_precision", "tasks")
 """Results of which a page shows no earlier version's."""
 Record = dict[str, Any]
 Lines = list[list[str]]

@@ -113,6 +113,47 @@ def tasks(network: str, keys: dict[str, tuple[str, int]]) -> Lines:
     return grid("tasks", network, ("W8A8", "W4A8", "W4A4"), rows)
 
 
+def mixed() -> Lines:
+    """Allocations of equal size; those that chose the bits of another one were not measured again."""
+    chosen_by = {
+        "exact": "exact", "no cross terms": "exact, without cross terms",
+        "diagonal Fisher": "exact, the paper's diagonal", "random": "random",
+    }  # fmt: skip
+    rows = [
+        ("size ≤ 84.81KB", {"uniform": "2 bits everywhere"}, "76.43 kB"),
+        ("size ≤ 84.81KB", {"exact": "exact"}, "84.81 kB"),
+        ("size ≤ 93.18KB", chosen_by, "93.18 kB"),
+        ("size ≤ 109.9KB", {"uniform": "3 bits everywhere", **chosen_by}, "109.9 kB"),
+        ("uniform 4: 143.4KB", {"uniform": "4 bits everywhere"}, "143.4 kB"),
+    ]
+    shown = (("top1", 2), ("agreement", 2), ("sqnr", 1))
+    lines = [["weights", "bits", "top-1, %", "agreement, %", "SQNR, dB"]]
+    for column, names, size in rows:
+        for row, name in names.items():
+            cells = [cell("mixed_precision", "resnet20", column, Show(row, *each)) for each in shown]
+            lines.append([size, name, *cells])
+    return lines
+
+
+def calibrated() -> Lines:
+    """What calibration data is worth: a row a source."""
+    sources = {
+        "real images": "real images", "`fast`": "distilled: `fast`",
+        "pixels, from noise (ZeroQ)": "distilled: pixels, from noise, without coarse steps, swing, shifts and flips "
+        "(ZeroQ)", "`leaves`": "`leaves`: dead leaves, not distilled",
+        "ImageNet photographs, resized": "out-of-domain images, resized",
+        "crops of twelve photographs": "crops of twelve photographs",
+        "Gaussian noise": "Gaussian noise of the right mean and variance",
+    }  # fmt: skip
+    shown = (("W4A4", "top1", 2), ("W4A4", "agreement", 2), ("W2A4", "top1", 2), ("W2A4", "agreement", 2),
+             ("", "statistics", 2), ("", "tail", 1))  # fmt: skip
+    lines = [["calibrated on", "W4A4: top-1, %", "agreement, %", "W2A4: top-1, %", "agreement, %",
+              "statistics off", "largest input"]]  # fmt: skip
+    for name, row in sources.items():
+        lines.append([name, *(cell("data_free", "resnet20", bits, Show(row, *key)) for bits, *key in shown)])
+    return lines
+
+
 def in_parts() -> Lines:
     """Detectors of torchvision: their captured parts in float, and rounded."""
     names = {"RetinaNet": "retinanet_resnet50_fpn", "Faster R-CNN": "fasterrcnn_resnet50_fpn"}
@@ -169,6 +210,8 @@ SEGMENTED = {"pixels of the same class, percent": ("pixel accuracy %", 2), "mIoU
 RESTORED = {"PSNR in dB": ("PSNR dB", 2), "SQNR of the output in dB": ("sqnr", 1)}
 
 TABLES: dict[str, Callable[[], Lines]] = {
+    "data-free": calibrated,
+    "mixed-precision": mixed,
     "headline": headline,
     "clock-resnet20": partial(clock, "resnet20", CLOCK, ("instant", *SHORT, FAST, THOROUGH), authors=True),
     "clock-efficientnet_lite0": partial(

@@ -7,7 +7,8 @@
 Every measurement is a process of its own (`fast` with few steps, random weights and inputs, one thread, kernels not
 compiled): processor seconds of capturing with partitioning and checks, of learning, of converting; peak resident
 memory less that of the imported libraries. `graphs` does the same for networks with many nodes. An exponent is the
-slope of the line through the logarithms of the two largest halves of a series: 1 is linear.
+slope of the line through the logarithms of the two largest halves of a series: 1 is linear. `wide`: linear layers with
+thousands of inputs, those behind the convolutions of AlexNet and VGG-16.
 """
 
 from __future__ import annotations
@@ -39,8 +40,12 @@ SERIES: dict[str, list[dict[str, Any]]] = {
     "graphs": [{"network": f"timm:{n}", "samples": 2, "recipe": "rtn"} for n in ("densenet121", "densenet169",
                "densenet201", "inception_v3", "inception_v4")]
     + [{"network": f"transformer:{n}", "samples": 2, "recipe": "rtn"} for n in (6, 12, 24, 48)],
+    "wide": [{"network": f"wide:{n}", "samples": 64, "recipe": r} for n, r in (("alexnet", "instant"),
+             ("alexnet", "fast"), ("vgg16", "instant"))],
     "ranks": [{"processes": n, "depth": 3, "width": 64, "size": 32, "samples": 256, "steps": 60} for n in (1, 2)],
 }  # fmt: skip
+NETWORKS = ("graphs", "wide")
+"""Series of networks that have a name."""
 DEFAULTS = {"depth": 4, "width": 16, "samples": 64, "size": 8, "steps": 10, "recipe": "fast", "processes": 1}
 
 
@@ -88,6 +93,11 @@ def network(name: str | None, depth: int, width: int, size: int) -> tuple[nn.Mod
 
         model = timm.create_model(which, pretrained=False)
         return model, tuple(model.pretrained_cfg["input_size"])
+    if kind == "wide":
+        import torchvision
+
+        size = {"alexnet": (256, 6, 6), "vgg16": (512, 7, 7)}[which]
+        return nn.Sequential(nn.ReLU(), nn.Flatten(), *torchvision.models.get_model(which).classifier), size
     if kind == "transformer":
         from timm.models.vision_transformer import VisionTransformer
 
@@ -151,14 +161,14 @@ def table(name: str, rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown, the exponents below them."""
     along = {"depth": "depth", "width": "width", "samples": "samples", "ranks": "processes"}.get(name, "nodes")
     columns = ("capture", "learn", "convert", "processor", "wall")
-    lines = [f"| {'network' if name == 'graphs' else along} | nodes | " + " | ".join(f"{c}, s" for c in columns)
+    lines = [f"| {'network' if name in NETWORKS else along} | nodes | " + " | ".join(f"{c}, s" for c in columns)
              + " | memory, MB | block forwards |", "|---|" + "---:|" * (len(columns) + 3)]  # fmt: skip
     for row in rows:
         seconds = " | ".join(f"{row[c]:.1f}" for c in columns)
-        first = row.get("network", row[along]) if name == "graphs" else row[along]
+        first = f"{row['network']}, {row['recipe']}" if name in NETWORKS else row[along]
         lines.append(f"| {first} | {row['nodes']} | {seconds} | {row['memory'] / 1e6:.0f} | {row['forwards']} |")
     families = [[r for r in rows if str(r.get("network")).startswith(p)] for p in ("timm:dense", "transformer")]
-    for part in families if name == "graphs" else [rows] if len(rows) > 2 else []:
+    for part in {"graphs": families, "wide": []}.get(name, [rows]):
         xs = [float(row[along]) for row in part]
         if len(part) > 2:
             slopes = ", ".join(f"{c} {exponent(xs, [r[c] for r in part]):.2f}" for c in (*columns[:4], "memory"))

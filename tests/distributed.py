@@ -80,6 +80,7 @@ JOBS: dict[str, Any] = {
     "tuned": lambda folder: quantized("fast", steps=4, activations=32, first_last=None),
     # activations in float: one whose code is another by a rounding error moves the moments behind it by much more
     "instant": lambda folder: quantized("instant", activations=32),
+    "wide": lambda folder: quantized("instant", "Wide", activations=32),  # patches are gathered, not summed
     "paper": lambda folder: quantized("paper", steps=4, activation_steps=4),
     # from rounding to nearest: of two steps that are nearly as good the closed form takes one by the last bits
     "shared": lambda folder: quantized("fast", "UNet", steps=3, batch_size=1, compensate=False),

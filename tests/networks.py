@@ -319,6 +319,18 @@ class Spotter(nn.Module):
         return self.head(self.pool(F.relu(self.pointwise(F.relu(self.depthwise(x))))).flatten(1))
 
 
+class Wide(nn.Module):
+    """A linear layer on all of a feature map, as in AlexNet and VGG: more inputs than there are samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, 2, 1)
+        self.hidden, self.head = nn.Linear(6 * 8 * 8, 24), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.hidden(F.relu(self.stem(x)).flatten(1))))
+
+
 class StandardizedConv(nn.Conv2d):
     """Weight standardization: the weight used is computed from the parameter in every call."""
 

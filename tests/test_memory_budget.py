@@ -72,14 +72,25 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src"), "BRECQ_KERNELS": "eager"}
 
 
-def test_what_cannot_fit_is_refused_with_the_number(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Linear(512, 2048), nn.ReLU(), nn.Linear(2048, 512)).eval()
+def needed(model: nn.Module, x: torch.Tensor, folder: Path) -> int:
+    """Bytes, as the refusal says."""
     config = brecq.QuantConfig(memory_budget=100_000_000, recipe=brecq.Recipe.preset("instant"))
     with pytest.raises(
         ConfigError, match=r"memory_budget is 100.0 MB, but the run needs [\d.]+ MB besides the model"
     ) as e:
-        brecq.quantize(model, torch.randn(32, 512), config, run_dir=tmp_path)
-    assert not (tmp_path / "blocks").exists()
-    needed = float(re.findall(r"[\d.]+(?= MB)", str(e.value))[1]) * 1e6
+        brecq.quantize(model, x, config, run_dir=folder)
+    assert not (folder / "blocks").exists()
+    return round(float(re.findall(r"[\d.]+(?= MB)", str(e.value))[1]) * 1e6)
+
+
+def test_what_cannot_fit_is_refused_with_the_number(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(512, 2048), nn.ReLU(), nn.Linear(2048, 512)).eval()
     moments = 7 * 8 * 2048**2
-    assert FIXED + moments < needed < FIXED + 3 * moments
+    assert FIXED + moments < needed(model, torch.randn(32, 8, 512), tmp_path) < FIXED + 3 * moments
+
+
+def test_layers_that_see_few_patches_need_less(tmp_path: Path) -> None:
+    """256 samples of one patch each: the patches of the widest layer, not its second moments."""
+    model = nn.Sequential(nn.Linear(64, 12_000), nn.ReLU(), nn.Linear(12_000, 64)).eval()
+    patches = 256 * 12_000 * 4
+    assert FIXED + 4 * patches < needed(model, torch.randn(32, 64), tmp_path) < FIXED + 20 * patches

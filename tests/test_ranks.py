@@ -19,7 +19,7 @@ from brecq.errors import DataError
 from brecq.ranks import UNIT, Share
 
 SCRIPT = Path(__file__).parent / "distributed.py"
-ALIKE = ("fast", "tuned", "instant", "paper", "shared", "survey", "distill")
+ALIKE = ("fast", "tuned", "instant", "wide", "paper", "shared", "survey", "distill")
 
 TOLERANCE = 1e-3
 """Of scales, biases and errors, relative to the largest of a tensor: Adam's first steps have the size of the learning

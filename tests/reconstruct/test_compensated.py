@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from brecq.quant.compensate import Moments
+from brecq.quant.compensate import Inputs, Moments, Samples, form
 from brecq.quant.fake_quant import Start
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.initialize import compensated, initialize
 from brecq.reconstruct.initialize.compensated import compensated_weights
+from brecq.reconstruct.initialize.layer_inputs import layer_inputs
 from brecq.reconstruct.learnables import learnables
 from brecq.reconstruct.optimize import Reconstruction
 from brecq.reconstruct.sampler import hold_out
@@ -50,6 +51,7 @@ def error(site: Site) -> float:
         ("MobileNet", 1, (2, 32), 0.85),
         ("ViT", 1, (3, 8), 0.85),
         ("Signal", 0, (2, 8), 0.95),
+        ("Wide", 1, (2, 8), 0.85),
     ],
 )
 def test_below_rounding_to_nearest(lab, name: str, index: int, bits: tuple[int, int], most: float) -> None:
@@ -72,10 +74,44 @@ def test_each_layer_sees_what_those_before_it_make(lab, monkeypatch: pytest.Monk
     compensated_weights(site)
     _, (second, weight) = site.mine.weights.values()
     uses = compensated._layers(site.block.module)[second]
-    ((_, again),) = compensated._moments(site, uses, weight.flatten(1)[None]).values()
+    (again,) = layer_inputs(site, uses, weight.flatten(1)[None]).values()
     assert torch.equal(again.central().gram, seen[1].gram)
     assert torch.equal(again.central().cross, seen[1].cross)
     assert not torch.equal(seen[1].gram, seen[1].cross)
+
+
+def inputs_of(site: Site, name: str) -> Inputs:
+    """What the closed form of a weight sees, where one bias is beside all of its uses."""
+    module, weight = next(value for key, value in site.mine.weights.items() if name in key)
+    uses = compensated._layers(site.block.module)[module]
+    (found,) = layer_inputs(site, uses, weight.flatten(1)[None]).values()
+    return found
+
+
+def weights_of(site: Site) -> list[str]:
+    return list(site.mine.weights)
+
+
+def test_patches_are_kept_where_they_are_few(lab) -> None:
+    site = site_of(lab, "Wide", 1)
+    found = inputs_of(site, weights_of(site)[0])
+    assert isinstance(found, Samples)
+    assert found.count == 64 - len(site.held)  # all that is learned from
+
+
+@pytest.mark.parametrize("name", ["ViT", "ResNet"])
+def test_of_too_many_patches_some_of_every_sample_are_kept(lab, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(form, "WIDEST", 1)
+    monkeypatch.setattr(form, "FEW", 1)
+    monkeypatch.setattr(form, "MOST", 200)
+    site = site_of(lab, name, 1)
+    nearest = error(site)
+    for weight in weights_of(site):
+        found = inputs_of(site, weight)
+        assert isinstance(found, Samples)
+        assert 100 < found.count < 260
+    compensated_weights(site)
+    assert error(site) < nearest
 
 
 def test_samples_held_out_are_not_looked_at(lab) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from torch.fx import Node
 
 from brecq.graph import ops
+from brecq.graph.shapes import numel_of_sample
 from brecq.quant.compensate import Geometry
 
 
@@ -21,3 +22,15 @@ def geometry_of(layer: Node) -> Geometry:
         names = ("stride", "padding", "output_padding", "groups", "dilation")
         return Geometry.conv_transpose(kernel, *(values[name] for name in names))
     return Geometry.conv(kernel, *(values[name] for name in ("stride", "padding", "dilation", "groups")))
+
+
+def patches_of_sample(layer: Node, samples: int) -> int:
+    """How many patches of its input a weighted operator multiplies its weight with, for each sample; 0 where they are
+    the same for all.
+
+    Args:
+        samples: the graph was captured with, see `brecq.graph.shapes.captured_samples`.
+    """
+    value, kind = layer.meta["val"], ops.kind(layer)
+    channels = value.shape[-1] if kind == "linear" else value.shape[-1 - len(geometry_of(layer).kernel)]
+    return numel_of_sample(value, samples) // int(channels)

@@ -23,20 +23,16 @@ from brecq.graph.blocks import Network
 from brecq.graph.fold import get_tensor
 from brecq.graph.geometry import geometry_of
 from brecq.graph.prepare import fake_quantize_node
+from brecq.quant.compensate import form
 from brecq.quant.fake_quant import WeightFakeQuantize
 from brecq.ranks import UNIT
+from brecq.reconstruct.initialize.layer_inputs import patches_of
 from brecq.reconstruct.memory import LARGEST_PART
 from brecq.reconstruct.sizes import activations, alive, at_once, batch_size
 from brecq.units import format_bytes
 
 FIXED = 400_000_000
 """Bytes that capturing, compiling and running any network take."""
-
-SQUARES = 7
-"""Tensors of the size of a layer's second moments, float64, that the closed form holds at once."""
-
-ROWS = 12
-"""Tensors of the size of the weight, float64, that it holds beside them."""
 
 LEARNED = 32
 """Bytes for each weight that is learned: logits, gradient, Adam's moments, soft weight, its gradient, best codes."""
@@ -103,7 +99,7 @@ def _block(graph: GraphModule, recipe: Recipe, batch: int, learns: bool, device:
     samples = at_once(graph, device)
     steps = [samples * alive(graph)]
     if learns and recipe.compensate:
-        steps.append(2 * min(samples, UNIT) * alive(graph) + _closed_form(graph))
+        steps.append(2 * min(samples, UNIT) * alive(graph) + _closed_form(graph, recipe.range_samples))
     if learns and (recipe.steps or recipe.activation_steps):
         steps.append(_step(batch, activations(graph)) + LEARNED * _weights(graph))
     return max(steps) + 4 * _weights(graph)
@@ -128,12 +124,13 @@ def _quantized(graph: GraphModule) -> dict[WeightFakeQuantize, Tensor]:
     return found
 
 
-def _closed_form(graph: GraphModule) -> int:
-    """Of the layer that needs most."""
-    weights, most = _quantized(graph), 0
-    for node in graph.graph.nodes:
-        module = fake_quantize_node(graph, node.args[1]) if ops.kind(node) else None
-        if isinstance(module, WeightFakeQuantize) and module in weights:
-            groups, rows, size = geometry_of(node).rows(weights[module]).shape
-            most = max(most, 8 * groups * (SQUARES * size * size + ROWS * rows * size))
+def _closed_form(graph: GraphModule, samples: int) -> int:
+    """Of the layer that needs most, from the inputs of so many samples."""
+    most = 0
+    for module, weight in _quantized(graph).items():
+        uses = [n for n in graph.graph.nodes if ops.kind(n) and fake_quantize_node(graph, n.args[1]) is module]
+        if uses:
+            groups, rows, size = geometry_of(uses[0]).rows(weight).shape
+            count = samples * patches_of(graph, uses)
+            most = max(most, form.bytes_of(groups, rows, size, count, apart=module.per_channel))
     return most

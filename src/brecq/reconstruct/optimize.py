@@ -77,9 +77,10 @@ class Reconstruction:
             DataError: the loss before it is not finite: nothing could be learned from its gradients.
         """
         before = self.hard_error()
-        if not self.mine.named():
+        if not steps or not self.mine.named():
+            self.mine.restore(self.mine.state())
             return Outcome(before.relative, before.relative, 0)
-        if steps and not math.isfinite(before.loss):
+        if not math.isfinite(before.loss):
             raise DataError(
                 "the squared error of its outputs, by which it is learned, is more than float32 holds (3.4e38): scale "
                 "the weights or the inputs of the network, or learn nothing (recipe instant)"

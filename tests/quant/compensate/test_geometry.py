@@ -125,7 +125,17 @@ def test_fewer_positions_than_steps_leave_one(every: int, offset: int) -> None:
 @pytest.mark.parametrize("wanted", [1, 100, 400, 10_000])
 def test_positions_are_left_out_while_enough_remain(wanted: int) -> None:
     x, layer = torch.randn(3, 2, 20, 20), Geometry.conv((3, 3), padding=1)
-    every = layer.every(x, samples=3, wanted=wanted)
+    every = layer.every(layer.total(x, 3, 3), wanted)
     counts = [sum(block.shape[2] for block in layer.patches(x, step)) for step in (every, every + 1)]
     assert counts[0] >= min(wanted, 1200)
     assert every == 1 or counts[1] < 1.3 * wanted or counts[1] == 3  # one a sample is the least
+
+
+def test_lines_of_a_linear_layer_are_left_out_evenly() -> None:
+    x, layer = torch.arange(120.0).view(6, 10, 2), Geometry.linear()
+    assert layer.total(x, 6, 12) == 120
+    assert layer.every(120, 50, most=True) == 3
+    assert layer.every(120, 50) == 2
+    parts = [block for offset in range(3) for block in layer.patches(x, 3, offset)]
+    assert [part.shape[2] for part in parts] == [20, 20, 20]
+    assert torch.equal(torch.cat(parts, dim=2)[0].T.sort(0).values, x.reshape(-1, 2))

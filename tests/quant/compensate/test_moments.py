@@ -28,7 +28,7 @@ def test_moments_are_means_of_products(layer: Geometry, monkeypatch: pytest.Monk
     total = MomentSum()
     for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
         total.add(layer, x_q[part], x_f[part])
-    found = total.moments()
+    found = total.found()
     for value, wanted in zip((found.gram, found.cross, found.mean, found.float_mean), expected, strict=True):
         torch.testing.assert_close(value, wanted, atol=1e-5, rtol=1e-5)
     central = found.central()
@@ -44,8 +44,8 @@ def test_uses_of_a_layer_add_up() -> None:
     apart.add(Geometry.linear(), y)
     together.add(Geometry.linear(), torch.cat([x, y], dim=1))
     # products are float32
-    torch.testing.assert_close(apart.moments().gram, together.moments().gram, rtol=1e-6, atol=1e-6)
-    assert torch.equal(apart.moments().gram, apart.moments().cross)
+    torch.testing.assert_close(apart.found().gram, together.found().gram, rtol=1e-6, atol=1e-6)
+    assert torch.equal(apart.found().gram, apart.found().cross)
 
 
 def test_a_convolution_has_the_moments_of_the_linear_layer_on_its_patches() -> None:
@@ -53,7 +53,7 @@ def test_a_convolution_has_the_moments_of_the_linear_layer_on_its_patches() -> N
     conv, linear = MomentSum(), MomentSum()
     conv.add(Geometry.conv((3, 3), padding=1), x)
     linear.add(Geometry.linear(), F.unfold(x, 3, padding=1).transpose(1, 2))
-    torch.testing.assert_close(conv.moments().gram, linear.moments().gram, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(conv.found().gram, linear.found().gram, rtol=1e-6, atol=1e-6)
 
 
 def test_a_bias_takes_the_mean_error() -> None:
@@ -61,7 +61,7 @@ def test_a_bias_takes_the_mean_error() -> None:
     x_q, x_f = torch.randn(3, 4, 8, 8) + 1, torch.randn(3, 4, 8, 8)
     total = MomentSum()
     total.add(layer, x_q, x_f)
-    shift = total.moments().bias_shift(layer.rows(w), layer.rows(q))
+    shift = total.found().bias_shift(layer.rows(w), layer.rows(q))
     missing = F.conv2d(x_f, w, None, 2, 1, 1, 2) - F.conv2d(x_q, q, None, 2, 1, 1, 2)
     torch.testing.assert_close(shift.float(), missing.mean((0, 2, 3)), atol=1e-4, rtol=1e-4)
 
@@ -73,7 +73,7 @@ def test_moments_on_cuda(layer: Geometry) -> None:
     x_q, x_f = torch.randn(6, 4, 8, 9), torch.randn(6, 4, 8, 9)
     total = MomentSum()
     total.add(layer, x_q.cuda(), x_f.cuda())
-    torch.testing.assert_close(total.moments().cross.cpu(), naive(layer, x_q, x_f)[1], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(total.found().cross.cpu(), naive(layer, x_q, x_f)[1], atol=1e-3, rtol=1e-3)
 
 
 def test_uses_with_and_without_a_float_input_of_their_own_add_up() -> None:
@@ -83,6 +83,4 @@ def test_uses_with_and_without_a_float_input_of_their_own_add_up() -> None:
     apart.add(Geometry.linear(), x[20:])
     together.add(Geometry.linear(), x, torch.cat([x[:20] + 1, x[20:]]))
     for name in ("gram", "cross", "mean", "float_mean"):
-        torch.testing.assert_close(
-            getattr(apart.moments(), name), getattr(together.moments(), name), rtol=1e-6, atol=1e-5
-        )
+        torch.testing.assert_close(getattr(apart.found(), name), getattr(together.found(), name), rtol=1e-6, atol=1e-5)

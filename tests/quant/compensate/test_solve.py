@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def example(name: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 def moments_of(geometry: Geometry, x_f: Tensor, x_q: Tensor) -> Moments:
     total = MomentSum()
     total.add(geometry, x_q, x_f)
-    return total.moments()
+    return total.found()
 
 
 def value(solution: Solution) -> Tensor:
@@ -247,7 +248,7 @@ def shaken(moments: Moments, by: float) -> Moments:
         return 1 + by * torch.randn(value.shape, generator=generator, dtype=value.dtype)
 
     gram = moments.gram * noise(moments.gram)
-    return Moments((gram + gram.mT) / 2, moments.cross * noise(moments.cross), moments.mean, moments.float_mean)
+    return replace(moments, gram=(gram + gram.mT) / 2, cross=moments.cross * noise(moments.cross))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -271,7 +272,7 @@ def test_from_the_same_moments_cuda_chooses_the_same_codes(name: str) -> None:
     for seed in range(3):
         x_f, x_q, w = example(name, seed)
         grid, moments = start(w, IntRange(-8, 7), axis), moments_of(geometry, x_f, x_q)
-        there = Moments(*(getattr(moments, field).cuda() for field in ("gram", "cross", "mean", "float_mean")))
+        there = replace(moments, **{n: getattr(moments, n).cuda() for n in ("gram", "cross", "mean", "float_mean")})
         moved = Grid(grid.scale.cuda(), grid.zero_point.cuda(), grid.range, grid.axis)
         one = compensate(w, geometry, moments, grid, symmetric=False)
         other = compensate(w.cuda(), geometry, there, moved, symmetric=False)
@@ -310,7 +311,7 @@ def test_inputs_that_depend_on_each_other_need_no_damping_of_the_users(size: int
     total, weight = MomentSum(), torch.randn(8, size, generator=generator)
     for part in x.split(100):
         total.add(Geometry.linear(), part)
-    moments = total.moments().central() if central else total.moments()
+    moments = total.found().central() if central else total.found()
     found = compensate(weight, Geometry.linear(), moments, grid_of(weight), symmetric=False, damping=1e-6)
     error = x @ (found.weight - weight).T
     assert error.square().mean() < 1e-3 * (x @ weight.T).square().mean()

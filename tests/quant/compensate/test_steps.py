@@ -8,7 +8,7 @@ import torch
 from brecq.quant.compensate import columns
 from brecq.quant.compensate.descent import descend, optimum
 from brecq.quant.compensate.rounding import Factor
-from brecq.quant.compensate.row_grid import RowGrid, fit
+from brecq.quant.compensate.row_grid import RowGrid, fit, products
 from brecq.quant.compensate.search import search
 
 from .problems import error, problem
@@ -88,27 +88,27 @@ def test_the_fitted_step_is_the_best(shared: str) -> None:
     grid = RowGrid(grid.scale[:steps] * 1.3, grid.zero_point[:steps], owner, grid.range)
     codes, wanted = grid.codes(target), target @ gram
     before = grid.sums(error(codes, target, gram, grid))
-    scaled = fit(codes, wanted, gram, grid, shift=False)
+    scaled = fit(products(codes, wanted, gram, grid), grid, shift=False)
     after = scaled.sums(error(codes, target, gram, scaled))
     assert torch.equal(scaled.zero_point, grid.zero_point)
     assert (after <= before + 1e-12).all()
     for factor in (0.99, 1.01):
         other = RowGrid(scaled.scale * factor, scaled.zero_point, owner, grid.range)
         assert (after <= other.sums(error(codes, target, gram, other)) + 1e-12).all()
-    shifted = fit(codes, wanted, gram, grid, shift=True)
+    shifted = fit(products(codes, wanted, gram, grid), grid, shift=True)
     best = shifted.sums(error(codes, target, gram, shifted))
     for offset in (-1, 0, 1):
         moved = RowGrid(
             grid.scale, (grid.zero_point + offset).clamp(grid.range.low, grid.range.high), owner, grid.range
         )
-        other = fit(codes, wanted, gram, moved, shift=False)
+        other = fit(products(codes, wanted, gram, moved), moved, shift=False)
         assert (best <= other.sums(error(codes, target, gram, other)) + 1e-9).all()
 
 
 def test_codes_that_nothing_points_along_keep_their_step() -> None:
     target, gram, grid = problem(5, 1, 2, 4, bits=2)
     codes = grid.zero_point[grid.owner].expand_as(target)  # all values are zero
-    kept = fit(codes, target @ gram, gram, grid, shift=False)
+    kept = fit(products(codes, target @ gram, gram, grid), grid, shift=False)
     assert torch.equal(kept.scale, grid.scale)
 
 
@@ -116,7 +116,7 @@ def test_search_beats_descent_from_one_step() -> None:
     target, gram, grid = problem(6, 8, 1, 9, bits=2)
     codes = grid.codes(target)
     for _ in range(3):
-        grid = fit(codes, target @ gram, gram, grid, shift=True)
+        grid = fit(products(codes, target @ gram, gram, grid), grid, shift=True)
         codes = descend(codes, target, gram, grid)
     found, searched = search(target, gram, grid, shift=True)
     assert (error(found, target, gram, searched) <= error(codes, target, gram, grid) * 1.01).all()

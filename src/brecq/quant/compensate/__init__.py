@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from brecq.quant.compensate.geometry import Geometry
-from brecq.quant.compensate.moments import Moments, MomentSum, mixed
+from brecq.quant.compensate.inputs import Inputs, together
+from brecq.quant.compensate.moments import Moments, MomentSum
+from brecq.quant.compensate.samples import Samples, SampleSum
 from brecq.quant.compensate.solve import Solution, compensate
 
-__all__ = ["Geometry", "MomentSum", "Moments", "Solution", "compensate", "mixed"]
+__all__ = [
+    "Geometry", "Inputs", "MomentSum", "Moments", "SampleSum", "Samples", "Solution", "compensate", "together",
+]  # fmt: skip

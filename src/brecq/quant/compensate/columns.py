@@ -76,5 +76,5 @@ def _one_by_one(
         code = ((value / s).round() + z).clamp(range.low, range.high)
         step = (code - before) * s
         decided[:, :, j], moved[:, :, j] = code, step
-        local[:, :, j + 1 :] -= step[:, :, None] * matrix[:, None, j, j + 1 :]
+        local[:, :, j + 1 :].addcmul_(step[:, :, None], matrix[:, None, j, j + 1 :], value=-1)
     return decided, moved

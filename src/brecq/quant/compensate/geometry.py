@@ -7,6 +7,7 @@ is a convolution with the flipped kernel over its input with zeros in between.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -100,12 +101,12 @@ class Geometry:
 
         Args:
             x: the layer's input, as the operator takes it (a batch dimension may be missing).
-            every: take of so many positions along each spatial dimension one. offset: which; 0 to every^dims − 1
-                together visit every position once.
+            every: take of so many positions along each spatial dimension one, of a linear layer of so many lines.
+                offset: which; 0 to every^dims − 1 together visit every position once.
         """
         x = x.detach().to(torch.float32)
         if not self.kernel:
-            yield from _lines(x)
+            yield from _lines(x.reshape(-1, x.shape[-1])[offset % every :: every])
             return
         if x.dim() == len(self.kernel) + 1:
             x = x[None]
@@ -113,7 +114,7 @@ class Geometry:
         if self._pointwise:
             at = (slice(place.start, place.stop, place.step) for place in places)
             picked = x[(slice(None), slice(None), *at)]
-            yield from _lines(picked.movedim(1, -1))
+            yield from _lines(picked.movedim(1, -1).reshape(-1, x.shape[1]))
             return
         samples = max(1, BLOCK // max(1, x.shape[1] * prod(self.kernel) * prod(len(place) for place in places)))
         for part in x.split(samples):
@@ -141,13 +142,18 @@ class Geometry:
                 block[:, tap][(..., *here)] = x[(..., *there)]
             yield block.view(self.groups, channels // self.groups * taps, -1)
 
-    def every(self, x: Tensor, samples: int, wanted: int) -> int:
-        """The largest distance at which inputs like x, `samples` of them in all, give `wanted` patches; at least 1."""
+    def total(self, x: Tensor, of: int, samples: int) -> int:
+        """How many patches `samples` inputs give, of which x holds `of`."""
         if not self.kernel:
-            return 1
+            return x.numel() // x.shape[-1] * samples // of
         spatial = x.shape[-len(self.kernel) :]
-        total = samples * prod(len(self._places(extent, i, 1, 0)) for i, extent in enumerate(spatial))
-        return max(1, int((total / wanted) ** (1 / len(spatial))))
+        return samples * prod(len(self._places(extent, i, 1, 0)) for i, extent in enumerate(spatial))
+
+    def every(self, total: int, wanted: int, *, most: bool = False) -> int:
+        """The largest distance at which of `total` patches at least `wanted` remain, with `most` the smallest at which
+        about so many do and no more; at least 1."""
+        distance = (total / wanted) ** (1 / max(1, len(self.kernel)))
+        return max(1, math.ceil(distance) if most else int(distance))
 
     def _places(self, extent: int, i: int, every: int, offset: int) -> range:
         """Where patches begin along spatial dimension i of `extent` input elements, padded."""
@@ -173,9 +179,8 @@ def _inside(places: range, shift: int, extent: int) -> tuple[slice, slice]:
     return slice(first, first + len(inside)), slice(inside.start + shift, inside.stop + shift, inside.step)
 
 
-def _lines(x: Tensor) -> Iterator[Tensor]:
-    """What lies along the last dimension of x: [1, K, n] in blocks."""
-    rows = x.reshape(-1, x.shape[-1])
+def _lines(rows: Tensor) -> Iterator[Tensor]:
+    """Rows [n, K] as columns: [1, K, n] in blocks."""
     for part in rows.split(max(1, BLOCK // max(1, rows.shape[1]))):
         yield part.T[None]
 

@@ -10,6 +10,18 @@ from torch import Tensor
 from brecq.quant.affine import IntRange
 from brecq.quant.ranges import MIN_SCALE
 
+Columns = slice | Tensor
+"""Some columns of rows [G, R, K]: a slice of them, or an index [G, W]."""
+
+ALL = slice(None)
+
+
+def columns(values: Tensor, at: Columns) -> Tensor:
+    """Those columns of `values` [G, R, K]."""
+    if isinstance(at, slice):
+        return values[:, :, at]
+    return values.gather(2, at[:, None].expand(-1, values.shape[1], -1))
+
 
 @dataclass(frozen=True)
 class RowGrid:
@@ -32,17 +44,19 @@ class RowGrid:
         """True if each row has one step."""
         return self.owner.shape[2] == 1
 
-    def steps(self) -> tuple[Tensor, Tensor]:
-        """Step and zero point of each element: broadcastable with [G, R, K]."""
-        return self.scale[self.owner], self.zero_point[self.owner]
+    def steps(self, at: Columns = ALL) -> tuple[Tensor, Tensor]:
+        """Step and zero point of each element: broadcastable with [G, R, K], or with those columns of it."""
+        owner = self.owner if self.by_row else columns(self.owner, at)
+        return self.scale[owner], self.zero_point[owner]
 
-    def codes(self, rows: Tensor) -> Tensor:
-        """Rounded to nearest: codes as float64, [G, R, K]."""
-        scale, zero_point = self.steps()
+    def codes(self, rows: Tensor, at: Columns = ALL) -> Tensor:
+        """Rounded to nearest: codes as float64, [G, R, K], or columns `at` of them, of these columns of the rows."""
+        scale, zero_point = self.steps(at)
         return ((rows / scale).round() + zero_point).clamp(self.range.low, self.range.high)
 
-    def values(self, codes: Tensor) -> Tensor:
-        scale, zero_point = self.steps()
+    def values(self, codes: Tensor, at: Columns = ALL) -> Tensor:
+        """What codes, or those of columns `at`, are worth."""
+        scale, zero_point = self.steps(at)
         return (codes - zero_point) * scale
 
     def sums(self, per_row: Tensor) -> Tensor:
@@ -55,26 +69,39 @@ class RowGrid:
         return replace(self, scale=scale, zero_point=torch.where(better, other.zero_point, self.zero_point))
 
 
-def fit(codes: Tensor, wanted: Tensor, gram: Tensor, grid: RowGrid, shift: bool) -> RowGrid:
+@dataclass(frozen=True)
+class Products:
+    """Of each row's weights w, its codes less their zero point k, and ones: ⟨a, b⟩ = a·H·bᵀ, float64 [G, R]. In place
+    of w it may be the target w* that is meant: what is fitted is the same."""
+
+    wk: Tensor
+    w1: Tensor
+    kk: Tensor
+    k1: Tensor
+    one: Tensor
+
+
+def products(codes: Tensor, wanted: Tensor, gram: Tensor, grid: RowGrid) -> Products:
+    """Args:
+    codes: [G, R, K]. wanted: w·H, [G, R, K]. gram: H, [G, K, K]. All float64.
+    """
+    k = codes - grid.steps()[1]
+    pressed = k @ gram
+    one = gram.sum(1).sum(1, keepdim=True).expand(codes.shape[:2])
+    return Products((wanted * k).sum(2), wanted.sum(2), (pressed * k).sum(2), pressed.sum(2), one)
+
+
+def fit(of: Products, grid: RowGrid, shift: bool) -> RowGrid:
     """The best step for given codes, with `shift` also the best of the zero points z − 1, z, z + 1.
 
     With k = code − z, the error of s·k towards w is smallest at s = ⟨w, k⟩/⟨k, k⟩, by ⟨w, k⟩²/⟨k, k⟩ below that of 0,
-    where ⟨a, b⟩ = a·H·bᵀ summed over the rows that share the step.
-
-    Args:
-        codes: [G, R, K]. wanted: w·H, [G, R, K]. gram: H, [G, K, K]. All float64.
+    the products summed over the rows that share the step.
     """
     assert grid.by_row, "steps that vary within a row have no closed form"
-    k = codes - grid.zero_point[grid.owner]
-    pressed = k @ gram
-    ones = gram.sum(1)[:, None]  # 1·H
-    wk, kk = grid.sums((wanted * k).sum(2)), grid.sums((pressed * k).sum(2))
-    offsets = (0, -1, 1) if shift else (0,)
-    w1 = grid.sums(wanted.sum(2))
-    k1, one = grid.sums(pressed.sum(2)), grid.sums(ones.sum(2).expand(codes.shape[:2]))
+    wk, w1, kk, k1, one = (grid.sums(each) for each in (of.wk, of.w1, of.kk, of.k1, of.one))
     best = torch.full_like(grid.scale, -1.0)
     scale, zero_point = grid.scale, grid.zero_point
-    for offset in offsets:  # k + offset, from a zero point that much lower
+    for offset in (0, -1, 1) if shift else (0,):  # k + offset, from a zero point that much lower
         along, norm = wk + offset * w1, kk + 2 * offset * k1 + offset**2 * one
         lowered = grid.zero_point - offset
         inside = (lowered >= grid.range.low) & (lowered <= grid.range.high)

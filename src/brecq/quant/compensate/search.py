@@ -12,7 +12,7 @@ from torch import Tensor
 
 from brecq.quant.compensate.descent import descend
 from brecq.quant.compensate.exact import FEWEST, best_codes
-from brecq.quant.compensate.row_grid import RowGrid, fit
+from brecq.quant.compensate.row_grid import RowGrid, fit, products
 
 FEW = 32
 """Most weights a row may have to be searched."""
@@ -65,6 +65,6 @@ def search(target: Tensor, gram: Tensor, grid: RowGrid, shift: bool) -> tuple[Te
     best = RowGrid(scale.flatten(), zero_point.flatten(), owner, grid.range, grid.least)
     wanted = target @ gram
     for _ in range(ROUNDS):
-        best = fit(codes, wanted, gram, best, shift)
+        best = fit(products(codes, wanted, gram, best), best, shift)
         codes = best_codes(codes, target, gram, best) if size <= FEWEST else descend(codes, target, gram, best)
-    return codes, fit(codes, wanted, gram, best, shift=False)
+    return codes, fit(products(codes, wanted, gram, best), best, shift=False)

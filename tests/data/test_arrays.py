@@ -60,6 +60,8 @@ def test_floats_and_tokens_are_inputs_as_they_are(tmp_path: Path) -> None:
     assert data.labels.tolist() == [0, 1, 2, 3]
     tokens = load(save(tmp_path, x=np.arange(12, dtype=np.int32).reshape(4, 3)), None)
     assert tokens.inputs[0].dtype == torch.int64
+    mask = np.eye(4, dtype=bool)
+    assert torch.equal(load(save(tmp_path, x=mask), None).inputs[0], torch.eye(4, dtype=torch.bool))
 
 
 def test_sample_draws_inputs_and_labels_alike(tmp_path: Path) -> None:

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import brecq
 from brecq import metrics
+from brecq.data import Dataset
 from brecq.errors import BrecqError, ConfigError, DataError
+from brecq.metrics.base import stacked
 
 SOURCE = """
 def mae(outputs, targets):
@@ -63,3 +66,19 @@ def test_what_is_no_metric(file: Path) -> None:
         metrics.load_metric(f"{file}:number")
     with pytest.raises(DataError, match=r"broken\(outputs, targets\) fails: KeyError: 'weight'; outputs are \[2\]"):
         metrics.load_metric(f"{file}:broken").update(torch.zeros(2), torch.zeros(2))
+
+
+def test_targets_of_one_shape_come_as_a_tensor(file: Path) -> None:
+    outputs = [torch.rand(2, 3, 4, 4), torch.rand(1, 3, 4, 4)]
+    right = torch.rand(3, 3, 4, 4)
+    data = Dataset((torch.cat(outputs),), targets=list(right))  # as folders of pairs are read
+    found = brecq.evaluate(torch.nn.Identity(), data, metric=metrics.load_metric(f"{file}:mae"), batch_size=2)
+    assert found.metrics["mae"] == pytest.approx(float((torch.cat(outputs) - right).abs().mean()), rel=1e-6)
+
+
+def test_targets_of_several_shapes_come_as_a_list() -> None:
+    masks = [torch.zeros(2, 3), torch.zeros(4, 5), torch.zeros(1, 1)]
+    assert stacked(masks) is masks
+    boxes = [{"boxes": torch.zeros(1, 4)}]
+    assert stacked(boxes) is boxes
+    assert stacked(masks[:1]).shape == (1, 2, 3)

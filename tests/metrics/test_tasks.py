@@ -77,6 +77,17 @@ def test_restoration_is_what_scikit_image_computes() -> None:
     assert metric.flips() == 0.0
 
 
+def test_targets_are_not_compared_in_another_order() -> None:
+    found = torch.rand(2, 3, 4, 4)
+    metric = metrics.Regression()
+    metric.update(found, found.reshape(2, 3, 1, 4, 4))
+    assert metric.compute()["RMSE"] == 0
+    with pytest.raises(DataError, match=r"the targets \[2, 4, 4, 3\]; they must be equal"):
+        metric.update(found, found.permute(0, 2, 3, 1))  # as many numbers, in another order
+    with pytest.raises(DataError, match="the targets hold NaN"):
+        metric.update(found, found * float("nan"))
+
+
 def test_regression() -> None:
     metric = metrics.Regression()
     metric.update(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0]))

@@ -40,7 +40,7 @@ def load_npz(path: Path, names: list[str], preprocessing: Preprocessing | None, 
     uint8 arrays [N, H, W, 3] (or 1, 4 or no channels) are pixels and go through `preprocessing`; where they have
     the network's size already they are only normalized. Without a preprocessing they are taken as they are, for
     networks that convert pixels themselves. Floating-point arrays are taken as the network's inputs
-    (float32, already normalized), integer arrays of other types too (token ids).
+    (float32, already normalized), integer arrays of other types too (token ids, as int64), and bool (masks).
 
     Args:
         names: the arrays to use, labels among them (`y...`, `label...`, `target...`), or one split (`train` for
@@ -170,6 +170,8 @@ def _to_input(name: str, array: np.ndarray, preprocessing: Preprocessing | None)
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if array.dtype.kind in "iu" and array.dtype.itemsize > 1:
         return torch.from_numpy(array.astype(np.int64))
+    if array.dtype == np.bool_:
+        return torch.from_numpy(np.ascontiguousarray(array))
     raise DataError(f"{name} is {array.dtype}; give uint8 pixels [N, H, W, 3] or float32 network inputs [N, ...]")
 
 

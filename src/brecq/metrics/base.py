@@ -21,7 +21,8 @@ class Metric(Protocol):
     """Anything with these two methods can be given to `brecq.evaluate`; the metrics of torchmetrics have them."""
 
     def update(self, outputs: Any, targets: Any, /) -> None:
-        """Take a batch: what the network returned, and what is right: a tensor [N, ...] or a list of N."""
+        """Take a batch: what the network returned, and what is right: a tensor [N, ...], or a list of N where these
+        are no tensors of one shape (masks of several sizes, dictionaries of boxes)."""
 
     def compute(self) -> Any:
         """Numbers by name, the most telling first (or one number)."""
@@ -111,6 +112,13 @@ def batched(targets: Any, what: str) -> Tensor:
         return torch.stack([torch.as_tensor(target) for target in targets])
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"the targets are no {what}: {error}") from error
+
+
+def stacked(targets: Any) -> Any:
+    """Targets as a tensor [N, ...] where they are a list of N tensors of one shape and dtype; others as they are."""
+    if not isinstance(targets, (list, tuple)) or not all(isinstance(target, Tensor) for target in targets):
+        return targets
+    return torch.stack(list(targets)) if len({(t.shape, t.dtype) for t in targets}) == 1 else targets
 
 
 def describe(outputs: Any) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from brecq.errors import BrecqError, ConfigError, DataError
-from brecq.metrics.base import Metric, Task, describe, plain
+from brecq.metrics.base import Metric, Task, describe, plain, stacked
 from brecq.metrics.custom import Function
 from brecq.metrics.names import task_metric
 
@@ -54,6 +54,8 @@ class Judge:
         if self._targets not in (None, targets is not None):
             raise DataError("some of the data has targets, some has not; give all or none")
         self._targets = targets is not None
+        if not isinstance(self.model, Task):
+            targets = stacked(targets)
         if targets is not None:
             self._update(self.model, found, targets)
             if expected is not None:

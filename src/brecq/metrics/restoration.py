@@ -35,11 +35,16 @@ class Regression(Task):
 
     def _both(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         found, expected = self._found(outputs), batched(targets, "outputs of one shape").float().cpu()
-        if expected.shape != found.shape and expected.numel() == found.numel():
-            expected = expected.view_as(found)  # [N] for [N, 1]
+        if len(expected) == len(found) and _sides(expected) == _sides(found):
+            expected = expected.reshape(found.shape)  # [N] for [N, 1]
         if expected.shape != found.shape:
             raise DataError(
                 f"the output has shape {list(found.shape)}, the targets {list(expected.shape)}; they must be equal"
+            )
+        if not torch.isfinite(expected).all():
+            raise DataError(
+                "the targets hold NaN or infinite values; repair them or, where they mark what does not count, "
+                "write a metric that leaves it out (--metric)"
             )
         return found, expected
 
@@ -60,6 +65,12 @@ class Regression(Task):
 
     def compare(self, outputs: Any, reference: Any, targets: Any = None) -> None:
         """Nothing: values are no decisions."""
+
+
+def _sides(value: Tensor) -> list[int]:
+    """The axes of a batch that hold more than one number: shapes that agree in these hold the same in the same order,
+    which as many numbers alone do not ([N, H, W, 2] and [N, 2, H, W])."""
+    return [side for side in value.shape[1:] if side != 1]
 
 
 class Restoration(Regression):

@@ -40,7 +40,10 @@ class Segmentation(Task):
             return decoded
         scores = one_tensor(decoded, self.output, "class scores [N, classes, h, w]")
         if scores.ndim != 4 or scores.shape[1] < 2:
-            raise DataError(f"the output has shape {list(scores.shape)}; segmentation needs [N, classes, h, w]")
+            raise DataError(
+                f"the output has shape {list(scores.shape)}; segmentation needs [N, classes, h, w] of two classes or "
+                "more: give a function that makes scores, or class indices [N, h, w] (decode=..., --decode)"
+            )
         return scores
 
     def update(self, outputs: Any, targets: Any, /) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import brecq
+import brecq.data
 from brecq.errors import SourceError
 from brecq.graph.capture import capture
 from brecq.sources import load_source
@@ -206,3 +208,42 @@ def test_what_onnx_runtime_does_not_take_is_said(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(ORT, "InferenceSession", refuse)
     with pytest.raises(SourceError, match=r"ONNX Runtime does not take it \(no kernel for it\)$"):
         load_source(str(path))
+
+
+def test_inputs_of_several_names_and_types_go_to_their_places(tmp_path: Path) -> None:
+    nodes = [
+        onnx.helper.make_node("Gather", ["table", "token.ids"], ["words"], axis=0),
+        onnx.helper.make_node("Where", ["mask", "words", "zero"], ["shown"]),
+        onnx.helper.make_node("Add", ["shown", "words:0"], ["sum"]),
+        onnx.helper.make_node("MatMul", ["sum", "weight"], ["y"]),
+    ]
+    rng = np.random.default_rng(0)
+    constants = {
+        "table": rng.normal(size=(10, 4)).astype(np.float32),
+        "weight": rng.normal(size=(4, 3)).astype(np.float32),
+        "zero": np.zeros((), np.float32),
+    }
+    kinds = {"token.ids": (7, 6), "mask": (9, (6, 1)), "words:0": (1, (6, 4))}
+    sides = {name: [side] if isinstance(side, int) else list(side) for name, (_, side) in kinds.items()}
+    graph = onnx.helper.make_graph(
+        nodes, "g",
+        [onnx.helper.make_tensor_value_info(name, kind, ["N", *sides[name]]) for name, (kind, _) in kinds.items()],
+        [onnx.helper.make_tensor_value_info("y", 1, ["N", 6, 3])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    path = tmp_path / "several.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    ids, mask = rng.integers(0, 10, (8, 6)), rng.random((8, 6, 1)) > 0.4
+    words = rng.normal(size=(8, 6, 4)).astype(np.float32)
+    expected = (np.where(mask, constants["table"][ids], 0) + words) @ constants["weight"]
+
+    source = load_source(str(path))
+    np.savez(tmp_path / "calib.npz", words_0=words, mask=mask, token_ids=ids)  # in another order than the file's
+    data = brecq.data.load_data(tmp_path / "calib.npz", None, None, 0)
+    result = brecq.quantize(source.model, data, brecq.QuantConfig(weights=8, activations=32, method="rtn"))
+    named = {name: torch.from_numpy(value) for name, value in (("mask", mask), ("token_ids", ids), ("words_0", words))}
+    for model, tolerance in ((source.model, 1e-5), (copy.deepcopy(source.model), 1e-5), (result.model, 0.05)):
+        assert torch.allclose(model(**named), torch.from_numpy(expected), atol=tolerance)
+    measured = brecq.evaluate(result.model, data, reference=source.model)
+    assert measured.sqnr is not None
+    assert measured.sqnr > 35

@@ -50,6 +50,8 @@ def _example(entry: Input) -> Tensor:
     sizes = [2, *(size for size in entry.sizes[1:] if size is not None)]
     if entry.dtype == torch.int64:
         return torch.zeros(sizes, dtype=torch.int64)
+    if entry.dtype in (torch.bool, torch.uint8):
+        return torch.randint(256 if entry.dtype == torch.uint8 else 2, sizes, generator=generator).to(entry.dtype)
     return torch.rand(sizes, generator=generator)
 
 

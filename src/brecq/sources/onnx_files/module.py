@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import keyword
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,9 +35,34 @@ class Operator(nn.Module):
             self.call.inputs = []
 
 
+def _parameters(inputs: Sequence[str]) -> list[str]:
+    """What `forward` calls the inputs: their names in the file where Python allows these."""
+    found: list[str] = []
+    for name in inputs:
+        plain = re.sub(r"\W", "_", name, flags=re.ASCII)
+        plain = plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"input_{plain}"
+        while plain in found or plain == "self":
+            plain += "_"
+        found.append(plain)
+    return found
+
+
+def _forward(names: Sequence[str]) -> Callable[..., Any]:
+    """A method with the parameters `names`, as `inspect` sees it too."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in ("self", *names)])
+
+    def forward(self: OnnxModule, *inputs: Tensor, **named: Tensor) -> Any:
+        return self.run(signature.bind(self, *inputs, **named).args[1:])
+
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    return forward
+
+
 class OnnxModule(nn.Module):
-    """A network read from an ONNX file. It takes its inputs by position and returns one tensor, or a dictionary by the
-    names of the file's outputs.
+    """A network read from an ONNX file. It takes its inputs in the file's order or by their names, which are made ones
+    that Python allows (`images:0` is `images_0`), and returns one tensor, or a dictionary by the names of the file's
+    outputs.
 
     Attributes:
         steps: for each operator its module's path, the names of what it reads, and of what it makes.
@@ -47,6 +74,12 @@ class OnnxModule(nn.Module):
         self.steps: list[tuple[str, list[str], list[str]]] = []
         self.hosts: dict[str, np.ndarray[Any, Any]] = {}
         self.places: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, inputs: Sequence[str], outputs: Sequence[str]) -> OnnxModule:
+        """A module of a class of its own: what a network takes is read off its class's `forward`."""
+        made: type[OnnxModule] = type(cls.__name__, (cls,), {"forward": _forward(_parameters(inputs))})
+        return made(inputs, outputs)
 
     def add(self, path: str, operator: Operator, inputs: Sequence[str], outputs: Sequence[str]) -> str:
         """Append an operator; returns its path, made unique."""
@@ -73,7 +106,8 @@ class OnnxModule(nn.Module):
             owner.register_buffer(attribute, tensor)
         self.places[name] = f"{path}.{attribute}"
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def run(self, inputs: Sequence[Tensor]) -> Any:
+        """What `forward` computes of the inputs in the file's order."""
         values: dict[str, Value] = dict(zip(self.inputs, inputs, strict=True))
         values[""] = None
         for path, reads, makes in self.steps:

@@ -40,6 +40,10 @@ class Input:
     sizes: tuple[int | None, ...]
 
 
+_DTYPES = {2: torch.uint8, 6: torch.int64, 7: torch.int64, 9: torch.bool}
+"""By ONNX's number of a type (uint8, int32, int64, bool): what it is read as; floating point is float32."""
+
+
 @dataclass
 class _Node:
     kind: str
@@ -105,7 +109,7 @@ def _node(onnx: Any, node: Any, path: Path) -> _Node:
 def _input(value: Any) -> Input:
     kind = value.type.tensor_type
     sizes = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in kind.shape.dim)
-    return Input(value.name, torch.int64 if kind.elem_type in (6, 7) else torch.float32, sizes)
+    return Input(value.name, _DTYPES.get(kind.elem_type, torch.float32), sizes)
 
 
 def _needed(nodes: list[_Node], wanted: Sequence[str]) -> list[_Node]:
@@ -225,7 +229,7 @@ def _build(
     opset: int,
     batch: int | None,
 ) -> OnnxModule:
-    module = OnnxModule([each.name for each in inputs], wanted)
+    module = OnnxModule.of([each.name for each in inputs], wanted)
     for node in nodes:
         call = Call(node.kind, node.attributes, opset, len(node.outputs))
         call.batch = batch

@@ -293,7 +293,8 @@ def with_steps(recipe: Recipe, steps: int | None, scale: float = 1.0) -> Recipe:
     if steps is not None:
         return recipe.replace(steps=steps, activation_steps=0 if recipe.joint else steps)
     return recipe.replace(
-        steps=max(1, round(scale * recipe.steps)), activation_steps=round(scale * recipe.activation_steps)
+        steps=recipe.steps and max(1, round(scale * recipe.steps)),
+        activation_steps=round(scale * recipe.activation_steps),
     )
 
 

@@ -62,6 +62,8 @@ EXPORTED = {
 """Rows of deploy.py, and the targets that their networks are initialized for."""
 SHORT = ("fast (25 steps)", "fast (100 steps)")
 THOROUGH = "thorough (1200 steps)"
+PUBLISHED = [f"{name} ({steps} + {steps} steps)" for name in ("official", "paper") for steps in (1000, 4000)]
+"""The published method in brecq, steps on weights and on step sizes."""
 AUTHORS = {"W2A32": (78.95, 2103), "W2A4": (77.25, 3040)}
 """ResNet-20: top-1 and processor seconds of the authors' code, 20 000 steps a block on the weights, 5 000 on steps."""
 
@@ -89,10 +91,10 @@ def headline() -> Lines:
     """The README's table: a row for each network and width."""
     lite, resnet = "EfficientNet-lite0, ImageNet subset, `fast`", "ResNet-20, CIFAR-10, `fast`"
     instant = "ResNet-20, CIFAR-10, `instant`"
-    squeeze = "SqueezeNet 1.1, ImageNet subset, 45 steps of 32"
+    squeeze = "SqueezeNet 1.1, ImageNet subset, `fast`"
     rows = [
         *((lite, "efficientnet_lite0", bits, FAST) for bits in ("W4A8", "W4A4", "W2A8")),
-        (squeeze, "squeezenet1_1", "W2A8", "fast (45 steps of 32)"),
+        (squeeze, "squeezenet1_1", "W2A8", FAST),
     ]
     rows += [(resnet, "resnet20", bits, FAST) for bits in CLOCK]
     rows += [(instant, "resnet20", bits, "instant") for bits in ("W2A32", "W2A4")]
@@ -213,12 +215,12 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "data-free": calibrated,
     "mixed-precision": mixed,
     "headline": headline,
-    "clock-resnet20": partial(clock, "resnet20", CLOCK, ("instant", *SHORT, FAST, THOROUGH), authors=True),
+    "clock-resnet20": partial(clock, "resnet20", CLOCK, ("instant", *SHORT, FAST, THOROUGH, *PUBLISHED), authors=True),
     "clock-efficientnet_lite0": partial(
         clock, "efficientnet_lite0", ("W4A8", "W4A4", "W2A8"), ("instant", "fast (75 steps of 32)", FAST, ON_GPU)
     ),
     "clock-resnet32": partial(clock, "resnet32", ("W2A32", "W2A2"), ("instant", FAST)),
-    "clock-squeezenet1_1": partial(clock, "squeezenet1_1", ("W2A8", "W4A4"), ("fast (45 steps of 32)", FAST)),
+    "clock-squeezenet1_1": partial(clock, "squeezenet1_1", ("W2A8", "W4A4"), ("instant", FAST)),
     "tasks-nanodet_m": partial(tasks, "nanodet_m", DETECTED),
     "tasks-deeplabv3_mnv2": partial(tasks, "deeplabv3_mnv2", SEGMENTED),
     "tasks-in-parts": in_parts,

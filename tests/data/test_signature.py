@@ -126,6 +126,20 @@ def test_named_tuples_go_by_name_if_the_names_are_those_of_forward() -> None:
     assert collect([other], None, model=nn.Identity()).labels.tolist() == LENGTHS.tolist()
 
 
+def test_a_dictionary_of_inputs_and_the_label_beside_it() -> None:
+    inputs = {"attention_mask": MASK, "input_ids": IDS}
+    samples = [({name: value[i] for name, value in inputs.items()}, LENGTHS[i]) for i in range(6)]
+    for data in ([(inputs, LENGTHS)], [[inputs, LENGTHS]], DataLoader(samples, batch_size=4)):
+        found = collect(data, None, model=Text())
+        assert found.keys == ("input_ids", "attention_mask")
+        assert torch.equal(found.inputs[0], IDS)
+        assert found.labels.tolist() == LENGTHS.tolist()
+    with pytest.raises(DataError, match="several labels"):
+        collect([({**inputs, "label": LENGTHS}, LENGTHS)], None, model=Text())
+    with pytest.raises(DataError, match="is a dict"):
+        collect([[inputs, inputs]], None, model=Text())
+
+
 @pytest.mark.parametrize(
     ("model", "parts", "inputs", "labelled"),
     [

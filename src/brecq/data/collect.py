@@ -26,12 +26,13 @@ def collect(
     """The first `size` samples of `data` (`None`: all), in order, on the CPU, floating point as float32.
 
     `data` is a `Dataset`, a tensor [N, ...], a dictionary, a `torch.utils.data.Dataset` (of samples), or an iterable
-    such as a `DataLoader` or a list. Its elements are batches: tensors, tuples of tensors, or dictionaries. What of
-    them is an input and what a label is decided by the signature of the `model`'s `forward`: dictionaries by their
-    keys (labels under `label`, `labels`, `y`, `target` or `targets`), tuples by position, a part that `forward` has no
-    place for being the label (a parameter with a number as its default is none: name it in a dictionary). Elements are
-    taken for single samples when a part of them is a single number, or when they lack one dimension of `like`. An
-    iterator is read only as far as needed. With fewer samples than asked for all are used, with a warning.
+    such as a `DataLoader` or a list. Its elements are batches: tensors, tuples of tensors, dictionaries, or a
+    dictionary of inputs and the label beside it. What of them is an input and what a label is decided by the signature
+    of the `model`'s `forward`: dictionaries by their keys (labels under `label`, `labels`, `y`, `target` or
+    `targets`), tuples by position, a part that `forward` has no place for being the label (a parameter with a number
+    as its default is none: name it in a dictionary). Elements are taken for single samples when a part of them is a
+    single number, or when they lack one dimension of `like`. An iterator is read only as far as needed. With fewer
+    samples than asked for all are used, with a warning.
 
     Args:
         like: inputs that the network takes; their shapes after the first dimension must agree.
@@ -98,6 +99,10 @@ Parts = dict[str, Any] | dict[int, Any]
 def _parts(element: Any, signature: Signature | None, name: str) -> Parts:
     if hasattr(element, "_asdict") and signature is not None and signature.knows(element._fields):
         element = element._asdict()  # a named tuple whose names are those of `forward`
+    elif isinstance(element, (tuple, list)) and [isinstance(part, Mapping) for part in element] == [True, False]:
+        inputs, label = element
+        known = () if signature is None else signature.names
+        element = {**inputs, next(key for key in (*LABEL_KEYS, "") if key not in (*inputs, *known)): label}
     if isinstance(element, Mapping):
         found: Parts = {key: value for key, value in element.items() if value is not None}
     else:

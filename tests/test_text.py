@@ -4,7 +4,6 @@ import shlex
 
 from brecq.graph.culprit import _by_name
 from brecq.text import some
-from brecq.units import megabytes
 
 
 def test_dots_stand_for_names_that_are_left_out() -> None:
@@ -16,8 +15,3 @@ def test_dots_stand_for_names_that_are_left_out() -> None:
 def test_a_suggested_command_means_its_names_to_a_shell() -> None:
     command = _by_name(["<b>stem</b>", "a b"]).partition(" in Python, ")[2].partition(" on the command line")[0]
     assert shlex.split(command) == ["--submodule", "<b>stem</b>", "--submodule", "a b"]
-
-
-def test_megabytes_have_no_exponent() -> None:
-    sizes = (0, 54, 84, 100, 10_700, 18_600_000)
-    assert [megabytes(size) for size in sizes] == ["0", "0.000054", "0.000084", "0.0001", "0.0107", "18.60"]

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from brecq.cli import app
 from brecq.page.record import Record
+from brecq.units import format_bytes
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -50,7 +51,8 @@ def test_export_tells_what_it_wrote(invoke: Invoke, saved: Path, tmp_path: Path)
     text = " ".join(result.stdout.split())
     assert "opset 21" in text
     assert "the outputs of body.0.conv2, body.1.conv2" in text
-    assert f"saved {tmp_path / 'model.onnx'}, 0.0" in text
+    size = format_bytes((tmp_path / "model.onnx").stat().st_size)
+    assert f"saved {tmp_path / 'model.onnx'}, {size} (" in text
     assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == 21
 
 

@@ -74,7 +74,8 @@ def test_quantize_tells_what_it_does_and_what_came_out(
     for block in ("stem", "body.0", "body.1", "head"):
         assert f"] {block}  error " in text
     table = text[text.index("Result on 24 samples") :].splitlines()
-    assert table[2].split() == ["top-1", "top-5", "agreement", "SQNR", "weights"]
+    assert table[2].split() == ["top-1", "top-5", "agreement", "SQNR"]
+    assert table[3].split() == ["%", "%", "%", "dB", "weights", "time"]
     assert [line.split()[0] for line in table[5:8]] == ["float", "rounding", "reconstructed"]
     assert str(out) in text
     record = Record.load(out)

@@ -11,7 +11,7 @@ from brecq.quant.fake_quant import Start
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.initialize import compensated, initialize
 from brecq.reconstruct.initialize.compensated import compensated_weights
-from brecq.reconstruct.initialize.layer_inputs import layer_inputs
+from brecq.reconstruct.initialize.layer_inputs import layer_inputs, readers
 from brecq.reconstruct.learnables import learnables
 from brecq.reconstruct.optimize import Reconstruction
 from brecq.reconstruct.sampler import hold_out
@@ -73,7 +73,7 @@ def test_each_layer_sees_what_those_before_it_make(lab, monkeypatch: pytest.Monk
     site = site_of(lab, "ResNet", 1, correction=1.0)
     compensated_weights(site)
     _, (second, weight) = site.mine.weights.values()
-    uses = compensated._layers(site.block.module)[second]
+    uses = readers(site.block.module)[second]
     (again,) = layer_inputs(site, uses, weight.flatten(1)[None]).values()
     assert torch.equal(again.central().gram, seen[1].gram)
     assert torch.equal(again.central().cross, seen[1].cross)
@@ -83,7 +83,7 @@ def test_each_layer_sees_what_those_before_it_make(lab, monkeypatch: pytest.Monk
 def inputs_of(site: Site, name: str) -> Inputs:
     """What the closed form of a weight sees, where one bias is beside all of its uses."""
     module, weight = next(value for key, value in site.mine.weights.items() if name in key)
-    uses = compensated._layers(site.block.module)[module]
+    uses = readers(site.block.module)[module]
     (found,) = layer_inputs(site, uses, weight.flatten(1)[None]).values()
     return found
 

@@ -18,7 +18,6 @@ from torch.fx import GraphModule, Node
 from brecq.config import QuantConfig, Recipe
 from brecq.errors import ConfigError
 from brecq.forward import BATCH
-from brecq.graph import ops
 from brecq.graph.blocks import Network
 from brecq.graph.fold import get_tensor
 from brecq.graph.geometry import geometry_of
@@ -26,7 +25,7 @@ from brecq.graph.prepare import fake_quantize_node
 from brecq.quant.compensate import form
 from brecq.quant.fake_quant import WeightFakeQuantize
 from brecq.ranks import UNIT
-from brecq.reconstruct.initialize.layer_inputs import patches_of
+from brecq.reconstruct.initialize.layer_inputs import patches_of, readers
 from brecq.reconstruct.memory import LARGEST_PART
 from brecq.reconstruct.sizes import activations, alive, at_once, batch_size
 from brecq.units import format_bytes
@@ -126,11 +125,10 @@ def _quantized(graph: GraphModule) -> dict[WeightFakeQuantize, Tensor]:
 
 def _closed_form(graph: GraphModule, samples: int) -> int:
     """Of the layer that needs most, from the inputs of so many samples."""
-    most = 0
-    for module, weight in _quantized(graph).items():
-        uses = [n for n in graph.graph.nodes if ops.kind(n) and fake_quantize_node(graph, n.args[1]) is module]
-        if uses:
-            groups, rows, size = geometry_of(uses[0]).rows(weight).shape
+    weights, most = _quantized(graph), 0
+    for module, uses in readers(graph).items():
+        if module in weights:
+            groups, rows, size = geometry_of(uses[0]).rows(weights[module]).shape
             count = samples * patches_of(graph, uses)
             most = max(most, form.bytes_of(groups, rows, size, count, apart=module.per_channel))
     return most

@@ -49,7 +49,7 @@ def grid_of(weight: Tensor, bits: int, symmetric: bool, axis: int | None) -> Gri
 
 
 def error(samples: Samples, weight: Tensor, solution: Solution, geometry: Geometry) -> float:
-    """Of the outputs, relative to rounding to nearest."""
+    """Of the outputs, squared."""
     q = geometry.rows(solution.grid.dequantize(solution.codes)).double()
     x, f = (value.double() * samples.root for value in (samples.patches, samples.reference))
     return float((geometry.rows(weight).double() @ f - q @ x).square().sum())

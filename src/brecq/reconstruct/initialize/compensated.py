@@ -5,17 +5,12 @@ The layers are done in the order of the program, each on the input that it gets 
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import torch
-from torch.fx import GraphModule, Node
 
-from brecq.graph import ops
 from brecq.graph.geometry import geometry_of
-from brecq.graph.prepare import fake_quantize_node
 from brecq.quant.compensate import compensate, together
-from brecq.quant.fake_quant import Start, WeightFakeQuantize
-from brecq.reconstruct.initialize.layer_inputs import layer_inputs
+from brecq.quant.fake_quant import Start
+from brecq.reconstruct.initialize.layer_inputs import layer_inputs, readers
 from brecq.reconstruct.learnables import make_room
 from brecq.reconstruct.site import Site
 
@@ -33,7 +28,7 @@ ENOUGH = 50
 @torch.no_grad()
 def compensated_weights(site: Site) -> None:
     """Set codes and grids of the block's weights, and the biases beside them; weights with a start already keep it."""
-    layers = _layers(site.block.module)
+    layers = readers(site.block.module)
     values, solved, share = dict(site.mine.biases.values()), [], _correction(site)
     for module, weight in site.mine.weights.values():
         if module.codes is not None or module.start is not None or module not in layers:
@@ -66,14 +61,3 @@ def _correction(site: Site) -> float:
         return 1.0
     noisy = site.streams.weight_bits >= NOISY[0] and site.streams.activation_bits <= NOISY[1]
     return 0.0 if noisy and site.recipe.steps >= ENOUGH else 0.5
-
-
-def _layers(block: GraphModule) -> dict[WeightFakeQuantize, list[Node]]:
-    """The operators that read each weight, in the order of the program."""
-    found: dict[WeightFakeQuantize, list[Node]] = defaultdict(list)
-    for node in block.graph.nodes:
-        if ops.kind(node):
-            module = fake_quantize_node(block, node.args[1])
-            if isinstance(module, WeightFakeQuantize):
-                found[module].append(node)
-    return found

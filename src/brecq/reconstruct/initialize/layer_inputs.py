@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,10 +11,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from brecq import ranks
+from brecq.graph import ops
 from brecq.graph.geometry import geometry_of, patches_of_sample
+from brecq.graph.prepare import fake_quantize_node
 from brecq.graph.shapes import captured_samples
 from brecq.quant.compensate import Inputs, Moments, MomentSum, SampleSum, form
-from brecq.quant.fake_quant import BiasFakeQuantize
+from brecq.quant.fake_quant import BiasFakeQuantize, WeightFakeQuantize
 from brecq.reconstruct.initialize.biases import bias_of
 from brecq.reconstruct.sampler import learned_from
 from brecq.reconstruct.site import Site
@@ -46,6 +49,17 @@ def layer_inputs(site: Site, uses: Sequence[Node], rows: Tensor) -> dict[BiasFak
                 every = geometry.every(total, wanted, most=few) if few or geometry.kernel else 1
                 sums[beside[node]].add(geometry, x_q, found[1][node], every, number)
     return {bias: _of_all(total, rows) for bias, total in sums.items()}
+
+
+def readers(graph: GraphModule) -> dict[WeightFakeQuantize, list[Node]]:
+    """The operators that read each weight, in the order of the program."""
+    found: dict[WeightFakeQuantize, list[Node]] = defaultdict(list)
+    for node in graph.graph.nodes:
+        if ops.kind(node):
+            module = fake_quantize_node(graph, node.args[1])
+            if isinstance(module, WeightFakeQuantize):
+                found[module].append(node)
+    return found
 
 
 def patches_of(graph: GraphModule, uses: Sequence[Node]) -> int:

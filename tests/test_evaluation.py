@@ -270,8 +270,32 @@ def test_a_metric_is_left_as_it_was() -> None:
 def test_a_metric_needs_something_to_compare_with() -> None:
     with pytest.raises(DataError, match="classification needs targets, or the float network"):
         evaluate(Fixed(torch.eye(3)), rows(3), metric="classification")
-    with pytest.raises(ConfigError, match="the metric is object, which has to be"):
+    with pytest.raises(ConfigError, match=r"metric is a object; give a function of outputs and targets, or an object"):
         evaluate(Fixed(torch.eye(3)), rows(3), metric=object())  # type: ignore[arg-type]
+
+
+def test_functions_and_classes_are_metrics() -> None:
+    """As on the command line; of a network that returns names, each batch counts with its samples."""
+
+    def error(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+        return (outputs["a"] - targets["a"]).mean()
+
+    class Named(Fixed):
+        def forward(self, index: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            return {"a": super().forward(index)}
+
+    values = torch.tensor([[1.0], [1.0], [4.0]])
+    found = evaluate(Named(values), rows(3), metric=error, reference=Named(values * 0), batch_size=2)
+    assert (found.task, found.metrics) == ("error", {"error": 2.0})
+    targets = [(torch.arange(3), torch.zeros(3, 1))]
+    assert evaluate(Fixed(values), targets, metric=lambda found, right: (found - right)[:, 0]).metrics == {
+        "<lambda>": 2.0
+    }
+    assert evaluate(Fixed(values), targets, metric=Counting).metrics == {"samples": 3.0}
+    with pytest.raises(
+        ConfigError, match=r"metric is a function of \(outputs\); give a function of outputs and targets"
+    ):
+        evaluate(Fixed(values), targets, metric=lambda outputs: outputs.mean())
 
 
 def test_metrics_of_torchmetrics() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,7 +94,7 @@ def evaluate(
     model: nn.Module,
     data: Dataset | Iterable[Any] | Tensor,
     *,
-    metric: Metric | str | None = None,
+    metric: Metric | Callable[..., Any] | str | None = None,
     reference: nn.Module | None = None,
     batch_size: int | None = None,
     device: torch.device | str = "auto",
@@ -118,15 +118,17 @@ def evaluate(
         data: a `Dataset`, or whatever `brecq.quantize` takes, read batch by batch: it may be larger than memory. With
             a metric also what detectors are given: a list or `DataLoader` of pairs (list of pictures [C, H, W] of any
             sizes, list of targets).
-        metric: of a task, such as `brecq.metrics.Detection(decode=...)`; its name; or anything with `update(outputs,
-            targets)` and `compute()`. It is copied, once a network.
+        metric: of a task, such as `brecq.metrics.Detection(decode=...)`; its name; anything with `update(outputs,
+            targets)` and `compute()`, or a class that makes it; or a function of a batch's outputs and targets that
+            returns a number, the numbers of the N samples [N], or either by name: it is averaged over samples. It is
+            copied, once a network.
         batch_size: samples at a time; `None`: 64, fewer where a sample holds more numbers than a picture of 256×256.
         device: where both networks run, and are moved back from; `auto` is the CUDA device where there is one.
         output: name, or place in a tuple, of the output that holds class scores, where that is none of these.
         class_axis: the axis of classes, where the scores have another layout.
 
     Raises:
-        ConfigError: the batch size is out of range.
+        ConfigError: the batch size is out of range; `metric` is none of these.
         DataError: labels that are out of range or do not go with the output, NaN in the output, no tensor in it, no
             such `output` or `class_axis`.
     """
@@ -154,7 +156,7 @@ def evaluate(
             else:
                 tally.add_judged(found, expected, len(few))
                 found, expected = pytree.tree_map_only(Tensor, Tensor.cpu, (found, expected))
-                judge.add(found, expected, few.answers)
+                judge.add(found, expected, few.answers, len(few))
     result = tally.result()
     if judge is not None:
         result = dataclasses.replace(result, **vars(judge.verdict(reference is not None)))

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +51,24 @@ def test_functions_are_averaged_over_samples(file: Path) -> None:
     metric.update(torch.ones(3, 2), torch.zeros(3, 2))
     metric.update(torch.ones(1, 2) * 5, torch.zeros(1, 2))
     assert metric.compute() == {"mae": 2.0, "count": 2.5}
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor.clone, torch.Tensor.numpy])
+def test_one_number_a_sample_is_averaged_over_samples(kind: Callable[[torch.Tensor], Any]) -> None:
+    metric = metrics.Function(lambda outputs, targets: {"mae": kind((outputs - targets).abs().mean(1)), "n": 2})
+    metric.update(torch.tensor([[1.0, 1.0], [3.0, 3.0]]), torch.zeros(2, 2))
+    metric.update(torch.full((1, 2), 5.0), torch.zeros(1, 2))
+    assert metric.compute() == {"mae": 3.0, "n": 2.0}
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (2,), (3, 3)])
+def test_other_shapes_than_one_number_a_sample(shape: tuple[int, ...]) -> None:
+    metric = metrics.Function(lambda outputs, targets: {"mae": torch.ones(shape)})
+    told = (
+        rf"computed a Tensor of shape {re.escape(str(list(shape)))} as mae; .* one for each sample of a batch, \[N\]"
+    )
+    with pytest.raises(DataError, match=told):
+        metric.update(torch.ones(3, 2), torch.zeros(3, 2))
 
 
 @pytest.mark.parametrize("name", ["Largest", "make", "ready"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from textwrap import shorten
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -129,15 +130,26 @@ def describe(outputs: Any) -> str:
     return text or type(outputs).__name__
 
 
+def by_name(values: Any, name: str) -> Mapping[Any, Any]:
+    """What a metric computed, by name: one thing has that of the metric."""
+    return values if isinstance(values, Mapping) else {name: values}
+
+
 def plain(values: Any, name: str) -> dict[str, float]:
     """What a metric computed, as numbers by name.
 
     Raises:
         DataError: it is neither a number nor numbers by name.
     """
-    if not isinstance(values, Mapping):
-        values = {name: values}
-    try:
-        return {str(key): float(value) for key, value in values.items()}
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"the metric {name} computed {values!r}; give numbers by name ({error})") from error
+    found: dict[str, float] = {}
+    for key, value in by_name(values, name).items():
+        try:
+            found[str(key)] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            shape = getattr(value, "shape", None)
+            what = shorten(repr(value), 80) if shape is None else f"a {type(value).__name__} of shape {list(shape)}"
+            raise DataError(
+                f"the metric {name} computed {what}{'' if key == name else f' as {key}'}; give numbers, or numbers by "
+                f"name; a function may give one for each sample of a batch, [N] ({error})"
+            ) from error
+    return found

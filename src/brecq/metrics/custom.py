@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from brecq.errors import ConfigError, DataError
-from brecq.metrics.base import Metric, describe, plain
+from brecq.metrics.base import Metric, by_name, describe, plain
 from brecq.sources.file import load_attribute
+
+_WANTED = "give a function of outputs and targets, or an object with update() and compute()"
 
 
 class Function:
     """A function of a batch's outputs and targets, averaged over samples.
 
     Args:
-        function: returns a number, or numbers by name. Without targets in the data it is given the outputs of the
-            float network in their place.
+        function: returns a number, the numbers of the N samples (a tensor or array [N]), or either by name. Without
+            targets in the data it is given the outputs of the float network in their place.
     """
 
     def __init__(self, function: Callable[[Any, Any], Any]) -> None:
@@ -26,7 +32,8 @@ class Function:
         self._sums: dict[str, float] = {}
         self._samples = 0
 
-    def update(self, outputs: Any, targets: Any, /) -> None:
+    def update(self, outputs: Any, targets: Any, /, samples: int | None = None) -> None:
+        """Take a batch; `samples`: how many those are, where the targets are no list or tensor of so many."""
         try:
             found = self.function(outputs, targets)
         except Exception as error:  # whatever a user's own code raises
@@ -34,8 +41,9 @@ class Function:
                 f"{self.name}(outputs, targets) fails: {type(error).__name__}: {error}; outputs are "
                 f"{describe(outputs)}, targets {describe(targets)}"
             ) from error
-        count = len(targets)
-        for name, value in plain(found, self.name).items():
+        count = len(targets) if samples is None else samples
+        means = {key: _mean(value, count) for key, value in by_name(found, self.name).items()}
+        for name, value in plain(means, self.name).items():
             self._sums[name] = self._sums.get(name, 0.0) + value * count
         self._samples += count
 
@@ -43,22 +51,42 @@ class Function:
         return {name: value / self._samples for name, value in self._sums.items()}
 
 
+def _mean(value: Any, samples: int) -> Any:
+    """The mean of one number a sample; anything else as it is."""
+    if not isinstance(value, (Tensor, np.ndarray)) or value.shape != (samples,):
+        return value
+    return torch.as_tensor(value).double().mean()
+
+
+def as_metric(given: Any, what: str) -> Metric:
+    """A metric out of one, of a class (or function without parameters) that makes one, or of a function of outputs
+    and targets (`Function`). `what` it is, for errors.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if _is_metric(given):
+        return given
+    if not callable(given):
+        raise ConfigError(f"{what} is a {type(given).__name__}; {_WANTED}")
+    if not inspect.isclass(given) and _takes_both(given, what):
+        return Function(given)
+    try:
+        made = given()
+    except Exception as error:  # whatever a user's own code raises
+        raise ConfigError(f"{what}: it is called without arguments and fails: {error}") from error
+    if not _is_metric(made):
+        raise ConfigError(f"{what} makes a {type(made).__name__}; it needs update() and compute()")
+    return made
+
+
 def load_metric(spec: str) -> Metric:
-    """The metric `file.py:name`: a function of outputs and targets, an object with `update` and `compute`, or a class
-    (or function without parameters) that makes one.
+    """The metric `file.py:name`, see `as_metric`.
 
     Raises:
         ConfigError: there is no such file or name, or it is something else.
     """
-    found = load_callable("--metric", spec)
-    if inspect.isclass(found) or (callable(found) and not _parameters(found) and not _is_metric(found)):
-        try:
-            found = found()
-        except Exception as error:  # whatever a user's own code raises
-            raise ConfigError(f"--metric {spec}: it is called without arguments and fails: {error}") from error
-        if not _is_metric(found):
-            raise ConfigError(f"--metric {spec} makes a {type(found).__name__}; it needs update() and compute()")
-    return found if _is_metric(found) else Function(found)
+    return as_metric(load_callable("--metric", spec), f"--metric {spec}")
 
 
 def load_callable(option: str, spec: str) -> Any:
@@ -80,8 +108,15 @@ def _is_metric(value: Any) -> bool:
     return not inspect.isclass(value) and isinstance(value, Metric)
 
 
-def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
+def _takes_both(function: Any, what: str) -> bool:
+    """True for a function of outputs and targets, False for one without parameters."""
     try:
-        return inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return {"outputs": None, "targets": None}  # type: ignore[dict-item]
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # builtins do not say
+        return True
+    try:
+        signature.bind("outputs", "targets")
+    except TypeError:
+        if signature.parameters:
+            raise ConfigError(f"{what} is a function of {signature}; {_WANTED}") from None
+    return bool(signature.parameters)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from brecq.errors import BrecqError, ConfigError, DataError
+from brecq.errors import BrecqError, DataError
 from brecq.metrics.base import Metric, Task, describe, plain, stacked
-from brecq.metrics.custom import Function
+from brecq.metrics.custom import Function, as_metric
 from brecq.metrics.names import task_metric
 
 
@@ -27,21 +28,19 @@ class Judge:
     """Applies copies of `metric` to both networks, batch after batch.
 
     Raises:
-        ConfigError: `metric` is neither the name of a task nor has it `update` and `compute`.
+        ConfigError: `metric` is neither the name of a task nor what `as_metric` takes.
     """
 
-    def __init__(self, metric: Metric | str) -> None:
-        made = task_metric(metric) if isinstance(metric, str) else metric
-        if isinstance(made, type) or not isinstance(made, Metric):
-            made_of = made.__name__ if isinstance(made, type) else type(made).__name__
-            raise ConfigError(f"the metric is {made_of}, which has to be an object with update() and compute()")
+    def __init__(self, metric: Metric | Callable[..., Any] | str) -> None:
+        made = task_metric(metric) if isinstance(metric, str) else as_metric(metric, "metric")
         self.name = getattr(made, "name", None) or type(made).__name__
         self.model, self.reference = _fresh(made), _fresh(made)
         self._targets: bool | None = None
         self._compared = False
 
-    def add(self, found: Any, expected: Any, targets: Any) -> None:
-        """A batch: outputs of the network and of the reference (`None` without one), and what is right, if known.
+    def add(self, found: Any, expected: Any, targets: Any, samples: int) -> None:
+        """A batch of so many samples: outputs of the network and of the reference (`None` without one), and what is
+        right, if known.
 
         Raises:
             DataError: neither is known; the metric cannot be computed of them.
@@ -57,26 +56,29 @@ class Judge:
         if not isinstance(self.model, Task):
             targets = stacked(targets)
         if targets is not None:
-            self._update(self.model, found, targets)
+            self._update(self.model, found, targets, samples)
             if expected is not None:
-                self._update(self.reference, expected, targets)
+                self._update(self.reference, expected, targets, samples)
         else:
-            self._against_reference(found, expected)
+            self._against_reference(found, expected, samples)
         if expected is not None and isinstance(self.model, Task):
             self.model.compare(found, expected, targets)
             self._compared = True
 
-    def _against_reference(self, found: Any, expected: Any) -> None:
+    def _against_reference(self, found: Any, expected: Any, samples: int) -> None:
         if isinstance(self.model, Task):
-            self._update(self.model, found, self.model.targets_of(expected))
+            self._update(self.model, found, self.model.targets_of(expected), samples)
         elif isinstance(self.model, Function):
-            self._update(self.model, found, expected)
+            self._update(self.model, found, expected, samples)
         else:
             raise DataError(f"the data has no targets, which {self.name} needs; give data that has")
 
-    def _update(self, metric: Metric, outputs: Any, targets: Any) -> None:
+    def _update(self, metric: Metric, outputs: Any, targets: Any, samples: int) -> None:
         try:
-            metric.update(outputs, targets)
+            if isinstance(metric, Function):  # of the float network's outputs nobody can tell how many they are
+                metric.update(outputs, targets, samples)
+            else:
+                metric.update(outputs, targets)
         except (BrecqError, MemoryError):
             raise
         except Exception as error:  # whatever a library or a user's own code raises

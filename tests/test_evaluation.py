@@ -126,6 +126,17 @@ def test_sqnr() -> None:
     assert sqnr(0.0, 1.0) == -math.inf
 
 
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_a_label_out_of_range_is_named_wherever_it_stands(wrong: int) -> None:
+    labels = torch.arange(12) % 3
+    labels[10] = wrong
+    model = Fixed(torch.eye(3).repeat(4, 1))
+    with pytest.raises(DataError, match=f"sample 10 has label {wrong}; labels must be 0 to 2, the network's classes"):
+        evaluate(model, rows(12, labels), batch_size=4)
+    with pytest.raises(DataError, match=f"there is a label {wrong}, and the network has classes 0 to 2"):
+        evaluate(model, rows(12, labels), batch_size=4, metric="classification")
+
+
 def test_bad_inputs() -> None:
     model = Fixed(torch.eye(3))
     with pytest.raises(DataError, match="sample 2 has label 3; labels must be 0 to 2"):

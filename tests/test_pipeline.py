@@ -136,6 +136,9 @@ def test_any_iterable_of_batches_and_labels_beside_them(model: nn.Module, x: Ten
     assert first.report.block_forwards == 4 * len(BLOCKS)
     other = brecq.quantize(model, [(x, (labels + 1) % 10)], labelled)
     assert not torch.equal(run(first.model, x), run(other.model, x))
+    for wrong in (10, -1):
+        with pytest.raises(DataError, match=f"there is a label {wrong}, and the network has classes 0 to 9; check"):
+            brecq.quantize(model, [(x, torch.where(labels == 3, wrong, labels))], labelled)
 
 
 def test_several_inputs(networks: ModuleType) -> None:

@@ -16,7 +16,7 @@ from brecq import logits
 from brecq.checks import check_device, running
 from brecq.data.calls import listed_pictures, pictures_of
 from brecq.data.collect import stream
-from brecq.data.dataset import Dataset, check_labels
+from brecq.data.dataset import Dataset
 from brecq.devices import on_device
 from brecq.errors import DataError
 from brecq.float32 import in_float32, in_kind
@@ -51,6 +51,7 @@ class Evaluation:
         metrics: what it computed of the network, by name, the most telling first. reference_metrics: of the reference.
         against_reference: the data said nothing of what is right: `metrics` take the reference's decisions for that.
         flips: percent of decisions that are other ones than the reference's, 100 - agreement.
+        notes: what the metric left out, in words, such as targets that are NaN.
     """
 
     samples: int
@@ -66,6 +67,7 @@ class Evaluation:
     reference_metrics: dict[str, float] = field(default_factory=dict)
     against_reference: bool = False
     flips: float | None = None
+    notes: list[str] = field(default_factory=list)
 
     def shown(self) -> dict[str, float]:
         """What tables show, by name: the task's metric and flips, or top-1, top-5 and agreement; and the SQNR."""
@@ -306,8 +308,12 @@ class _Tally:
                 "give the data without labels"
             )
         scores = found[name]
-        if not self.labelled:
-            check_labels(part, scores.shape[1])
+        if (bad := logits.no_class(labels, scores.shape[1])) is not None:
+            sample = part.names[bad] if part.names else f"sample {self.samples + bad}"
+            raise DataError(
+                f"{sample} has label {int(labels[bad])}; labels must be 0 to "
+                f"{scores.shape[1] - 1}, the network's classes: check that they count from 0 and belong to it"
+            )
         labels = labels.to(scores.device)
         best = scores.topk(min(5, scores.shape[1]), dim=1).indices
         hits = best == labels[:, None]

@@ -73,6 +73,15 @@ def test_a_number_of_evaluation_samples_is_drawn_by_seed(images: Path) -> None:
     assert first.digest() == same.digest() != other.digest()
 
 
+def test_the_least_and_the_largest_label_are_tried_first(images: Path, labels: Path, small_parts: list[int]) -> None:
+    data = EvaluationData(images, SMALL, Draw(None, 0), labels)
+    every = torch.cat([part.labels for part in data if part.labels is not None])
+    tried = data.telling().labels
+    assert tried is not None
+    assert tried[1] == every.max()
+    assert len(EvaluationData(images, SMALL, Draw(None, 0), None).telling()) == 2
+
+
 def test_what_is_told_about_data(images: Path, small_parts: list[int]) -> None:
     console = Console(file=io.StringIO(), width=200)
     data = EvaluationData(images, SMALL, Draw(None, 0), None)

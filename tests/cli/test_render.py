@@ -62,6 +62,8 @@ def test_an_evaluation_on_one_line() -> None:
         "top-1 82.12 %, top-5 95.50 %, agreement with float 97.25 %, SQNR 21.0 dB, 800 samples in 3.0 s"
     )
     assert describe_evaluation(UNLABELED) == "agreement with float 97.25 %, SQNR 21.0 dB, 24 samples in 3.0 s"
+    left_out = Evaluation(24, task="regression", metrics={"RMSE": 1.5}, seconds=3.0, notes=["3 of 6 are left out"])
+    assert describe_evaluation(left_out) == "RMSE 1.5, 24 samples in 3.0 s; 3 of 6 are left out"
     unsure = Evaluation(24, task="detection", against_reference=True, seconds=3.0)
     assert describe_evaluation(unsure).startswith("nothing to compare: the float network decides nothing there (")
 

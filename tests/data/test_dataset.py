@@ -74,14 +74,6 @@ def test_check_names_the_first_sample_that_is_not_finite(value: float) -> None:
         check(data)
 
 
-def test_check_labels_in_range() -> None:
-    check(dataset(5), num_classes=5)
-    with pytest.raises(DataError, match="sample 4 has label 4; labels must be 0 to 3, the network's classes"):
-        check(dataset(5), num_classes=4)
-    with pytest.raises(DataError, match="sample 0 has label -1; labels must be 0 or more"):
-        check(dataset(5, labels=torch.arange(5) - 1))
-
-
 def test_check_shapes() -> None:
     check(dataset(), like=(torch.randn(2, 3, 4, 4),))
     with pytest.raises(DataError, match=r"shape \[3, 4, 4\], the network takes \[3, 8, 8\]"):

@@ -84,15 +84,29 @@ def test_targets_are_not_compared_in_another_order() -> None:
     assert metric.compute()["RMSE"] == 0
     with pytest.raises(DataError, match=r"the targets \[2, 4, 4, 3\]; they must be equal"):
         metric.update(found, found.permute(0, 2, 3, 1))  # as many numbers, in another order
-    with pytest.raises(DataError, match="the targets hold NaN"):
-        metric.update(found, found * float("nan"))
 
 
 def test_regression() -> None:
     metric = metrics.Regression()
     metric.update(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0]))
     assert metric.compute() == pytest.approx({"RMSE": math.sqrt(2), "MAE": 1.0})
-    assert metric.flips() is None
+    assert (metric.flips(), metric.notes()) == (None, [])
+
+
+def test_targets_that_were_not_measured_are_left_out() -> None:
+    nan, inf = math.nan, math.inf
+    metric = metrics.Regression()
+    metric.update(torch.tensor([[1.0, 5.0], [2.0, 0.0]]), torch.tensor([[1.0, nan], [4.0, 0.0]]))
+    metric.update(torch.tensor([[7.0, 7.0]]), torch.full((1, 2), nan))
+    assert metric.compute() == pytest.approx({"RMSE": math.sqrt(4 / 3), "MAE": 2 / 3})
+    assert metric.notes() == ["3 of 6 target values are NaN and left out"]
+    with pytest.raises(DataError, match="infinite values; where they mark what was not measured, make them NaN"):
+        metric.update(torch.zeros(2), torch.tensor([0.0, inf]))
+    pictures = torch.rand(2, 3, 16, 16)
+    with pytest.raises(DataError, match="the targets hold NaN, and a similarity is of whole pictures"):
+        metrics.Restoration().update(pictures, torch.where(pictures > 0.9, nan, pictures))
+    with pytest.raises(DataError, match="the targets hold NaN or infinite values"):
+        metrics.Embeddings().update(torch.ones(2, 3), torch.full((2, 3), nan))
 
 
 def test_embeddings() -> None:
@@ -125,6 +139,9 @@ def test_language_model() -> None:
     other[0, 0, 2] = 1.0
     metric.compare(other, logits)
     assert metric.flips() == pytest.approx(100 / 3)
+    for wrong in (3, -1):
+        with pytest.raises(DataError, match=f"a token {wrong}, and the network knows 0 to 2; targets of -100 do not"):
+            metric.update(logits, torch.tensor([[0, 1, 2, wrong]]))
     ignoring = metrics.LanguageModel(shift=False)
     ignoring.update(other, torch.tensor([[-100, 1, 1, 1]]))
     assert ignoring.compute()["nats a token"] == pytest.approx(math.log(3))

@@ -43,7 +43,7 @@ def deliver(job: Job, ready: Prepared, result: QuantResult, floating: ResultRow,
                         for row in rows])  # fmt: skip
     last = rows[-1].evaluation
     # of plain class scores the table says it all
-    if last is not None and (last.scored or last.outputs or last.metrics or not last.shown()):
+    if last is not None and (last.scored or last.outputs or last.metrics or last.notes or not last.shown()):
         tell(console, "measured", describe_evaluation(last))
     result.report.measured = {
         row.name: {name: value for name, value in measured(row).items() if math.isfinite(value)}
@@ -51,6 +51,7 @@ def deliver(job: Job, ready: Prepared, result: QuantResult, floating: ResultRow,
         if row.evaluation is not None
     }
     if result.report.measured:
+        result.report.notes += [f"evaluation: {note}" for note in ([] if last is None else last.notes)]
         result.save(folder)
     tell(console, "saved", str(folder))
     log("saved", folder=str(folder))

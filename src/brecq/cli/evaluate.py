@@ -112,11 +112,12 @@ def evaluate(
     quantized = brecq.simulate(result) if compared.integer else result.model
     if submodule is not None and float_model is not None:
         quantized = Submodule(float_model, submodule, dataset.parts[0].subset(slice(0, 2)).inputs).put_back(quantized)
-    measured = brecq.evaluate(
-        quantized, dataset, metric=metric, reference=float_model, batch_size=data.batch_size,
-        device="cpu" if compared.integer else machine.device, output=compared.output,
-        class_axis=result.config.class_axis,
-    )  # fmt: skip
+    how: dict[str, Any] = {
+        "metric": metric, "reference": float_model, "batch_size": data.batch_size, "output": compared.output,
+        "device": "cpu" if compared.integer else machine.device, "class_axis": result.config.class_axis,
+    }  # fmt: skip
+    brecq.evaluate(quantized, dataset.telling(), **how)  # what does not fit is refused before all others are run
+    measured = brecq.evaluate(quantized, dataset, **how)
     if as_json:
         # JSON has no infinity: an output identical to the reference's has the SQNR null and the agreement 100
         typer.echo(json.dumps(finite(dataclasses.asdict(measured))))

@@ -150,6 +150,16 @@ class EvaluationData:
     def labelled(self) -> bool:
         return self.parts[0].labelled
 
+    def telling(self) -> Dataset:
+        """A sample or two to try networks on before all others: where there are labels the least and the largest."""
+        import torch
+
+        labelled = [(part, part.labels) for part in self.parts if part.labels is not None]
+        if not labelled:
+            return self.parts[0].subset(slice(0, 2))
+        part, labels = max(labelled, key=lambda each: int(each[1].max()))
+        return part.subset(torch.stack([labels.argmin(), labels.argmax()]))
+
     def __iter__(self) -> Iterator[Dataset]:
         return iter(self.parts) if self.complete else self._read()
 

@@ -114,9 +114,10 @@ def describe_evaluation(evaluation: Evaluation) -> str:
         each = ", ".join(f"output {name} {measure('SQNR dB', value)}" for name, value in evaluation.outputs.items())
         plain = evaluation.agreement is None and not evaluation.task
         parts[-1] += f" (the lowest of {each}{'; no class scores' if plain else ''})"
-    if not parts:  # a detector that is sure of nothing
+    if not parts and not evaluation.notes:  # a detector that is sure of nothing
         parts = ["nothing to compare: the float network decides nothing there (a detector: no box of score 0.3)"]
-    return ", ".join([*parts, f"{evaluation.samples} samples in {format_seconds(evaluation.seconds)}"])
+    line = ", ".join([*parts, f"{evaluation.samples} samples in {format_seconds(evaluation.seconds)}"])
+    return "; ".join([line, *evaluation.notes])
 
 
 def scope_table(entries: Sequence[ScopeEntry], full: bool = False) -> Table:

@@ -120,11 +120,10 @@ def _rows(targets: Tensor | Sequence[Any] | None, positions: Sequence[int]) -> T
     return [targets[position] for position in positions]
 
 
-def check(dataset: Dataset, num_classes: int | None = None, like: tuple[Tensor, ...] | None = None) -> None:
-    """Raise `DataError` for NaN or infinite inputs, labels out of range, and shapes unlike the network's.
+def check(dataset: Dataset, like: tuple[Tensor, ...] | None = None) -> None:
+    """Raise `DataError` for NaN or infinite inputs, and shapes unlike the network's.
 
     Args:
-        num_classes: labels must lie in 0 .. num_classes - 1; `None` only asks that they are not negative.
         like: inputs that the network takes; count and dimensions after the first must agree.
     """
     if like is not None:
@@ -147,23 +146,6 @@ def check(dataset: Dataset, num_classes: int | None = None, like: tuple[Tensor, 
                     f"{describe_sample(dataset, bad)}{where} holds NaN or infinite values; "
                     "remove it or repair the data"
                 )
-    check_labels(dataset, num_classes)
-
-
-def check_labels(dataset: Dataset, num_classes: int | None) -> None:
-    """Raise `DataError` for a label below 0 or, where `num_classes` is known, above `num_classes` - 1."""
-    if dataset.labels is None:
-        return
-    wrong = dataset.labels < 0
-    if num_classes is not None:
-        wrong |= dataset.labels >= num_classes
-    if wrong.any():
-        bad = int(wrong.nonzero()[0])
-        allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1}, the network's classes"
-        raise DataError(
-            f"{describe_sample(dataset, bad)} has label {int(dataset.labels[bad])}; "
-            f"labels must be {allowed}: check that they count from 0 and belong to this network"
-        )
 
 
 def describe_sample(dataset: Dataset, index: int) -> str:

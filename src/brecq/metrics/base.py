@@ -66,6 +66,10 @@ class Task(ABC):
         """Percent of decisions that changed; `None` where nothing is decided."""
         return 100 * self._changed / self._decisions if self._decisions else None
 
+    def notes(self) -> list[str]:
+        """What of the batches was measured otherwise than one might think, in words; usually nothing."""
+        return []
+
     def _count(self, changed: int, decisions: int) -> None:
         self._changed += changed
         self._decisions += decisions

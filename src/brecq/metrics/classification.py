@@ -44,10 +44,10 @@ class Classification(Task):
                 f"the targets are {labels.dtype} {list(labels.shape)}, the scores {list(scores.shape)}; give one "
                 "class index for each"
             )
-        if int(labels.max()) >= scores.shape[-1] or int(labels.min()) < 0:
+        if (bad := logits.no_class(labels, scores.shape[-1])) is not None:
             raise DataError(
-                f"there is a label {int(labels.max() if labels.min() >= 0 else labels.min())}, and the network has "
-                f"classes 0 to {scores.shape[-1] - 1}; check that the labels belong to it"
+                f"there is a label {int(labels.flatten()[bad])}, and the network has classes 0 to "
+                f"{scores.shape[-1] - 1}; check that the labels count from 0 and belong to it"
             )
         best = scores.topk(min(5, scores.shape[-1]), dim=-1).indices.cpu()
         hits = best == labels[..., None]

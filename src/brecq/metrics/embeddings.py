@@ -46,6 +46,8 @@ class Embeddings(Task):
         found, expected = self._vectors(outputs), batched(targets, "vectors or class indices").cpu()
         if len(expected) != len(found) or (expected.ndim == 2 and expected.shape != found.shape):
             raise DataError(f"the targets have shape {list(expected.shape)}, the embeddings {list(found.shape)}")
+        if expected.is_floating_point() and not expected.isfinite().all():
+            raise DataError("the targets hold NaN or infinite values; leave these samples out, or repair them")
         self._found.append(found)
         self._targets.append(F.normalize(expected.float(), dim=1) if expected.ndim == 2 else expected)
 

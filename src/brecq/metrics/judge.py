@@ -22,6 +22,7 @@ class Verdict:
     reference_metrics: dict[str, float] = field(default_factory=dict)
     against_reference: bool = False
     flips: float | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 class Judge:
@@ -95,6 +96,7 @@ class Judge:
             plain(self.reference.compute(), self.name) if with_reference and self._targets else {},
             not self._targets,
             self.model.flips() if self._compared and isinstance(self.model, Task) else None,
+            self.model.notes() if isinstance(self.model, Task) else [],
         )
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brecq.errors import DataError
+from brecq.logits import no_class
 from brecq.metrics.base import Decode, Task, batched, one_tensor
 
 IGNORED = -100
@@ -44,8 +45,11 @@ class LanguageModel(Task):
         tokens = tokens[:, 1:] if self.shift else tokens
         if tokens.shape != logits.shape[:2]:
             raise DataError(f"there are tokens {list(tokens.shape)} for logits {list(logits.shape)}")
-        if int(tokens.max()) >= logits.shape[-1]:
-            raise DataError(f"there is a token {int(tokens.max())}, and the network knows {logits.shape[-1]}")
+        if (bad := no_class(counted := tokens[tokens != IGNORED], logits.shape[-1])) is not None:
+            raise DataError(
+                f"there is a token {int(counted[bad])}, and the network knows 0 to {logits.shape[-1] - 1}; targets of "
+                f"{IGNORED} do not count"
+            )
         return tokens.long().to(logits.device)
 
     def update(self, outputs: Any, targets: Any, /) -> None:

@@ -18,6 +18,8 @@ _CODES = 255
 class Regression(Task):
     """Root mean square and mean absolute error over all values. It decides nothing: there are no flips.
 
+    Targets that are NaN, where nothing was measured (a depth sensor's gaps), are left out and counted (`notes`).
+
     Args:
         output: which output is compared, of several.
     """
@@ -28,7 +30,7 @@ class Regression(Task):
         super().__init__(decode)
         self.output = output
         self._square = self._absolute = 0.0
-        self._values = 0
+        self._values = self._missing = 0
 
     def _found(self, outputs: Any) -> Tensor:
         return one_tensor(self.decoded(outputs), self.output, "what is compared").cpu()
@@ -41,16 +43,14 @@ class Regression(Task):
             raise DataError(
                 f"the output has shape {list(found.shape)}, the targets {list(expected.shape)}; they must be equal"
             )
-        if not torch.isfinite(expected).all():
-            raise DataError(
-                "the targets hold NaN or infinite values; repair them or, where they mark what does not count, "
-                "write a metric that leaves it out (--metric)"
-            )
+        if expected.isinf().any():
+            raise DataError("the targets hold infinite values; where they mark what was not measured, make them NaN")
         return found, expected
 
     def update(self, outputs: Any, targets: Any, /) -> None:
         found, expected = self._both(outputs, targets)
-        error = (found - expected).double()
+        error = (found - expected)[~expected.isnan()].double()
+        self._missing += expected.numel() - error.numel()
         self._square += error.square().sum().item()
         self._absolute += error.abs().sum().item()
         self._values += error.numel()
@@ -59,6 +59,10 @@ class Regression(Task):
         if not self._values:
             return {}
         return {"RMSE": math.sqrt(self._square / self._values), "MAE": self._absolute / self._values}
+
+    def notes(self) -> list[str]:
+        total = self._values + self._missing
+        return [f"{self._missing} of {total} target values are NaN and left out"] if self._missing else []
 
     def targets_of(self, outputs: Any) -> Tensor:
         return self._found(outputs)
@@ -111,6 +115,11 @@ class Restoration(Regression):
             "torchmetrics.functional.image", "tasks", "restoration"
         ).structural_similarity_index_measure
         found, expected = map(self._picture, self._both(outputs, targets))
+        if expected.isnan().any():
+            raise DataError(
+                "the targets hold NaN, and a similarity is of whole pictures; repair them, leave them out with "
+                "--task regression, or write a metric that does (--metric)"
+            )
         errors = (found - expected).double().square().flatten(1).mean(1)
         self._psnr += (-10 * torch.log10(errors)).sum().item()
         self._ssim += float(similarity(found, expected, data_range=1.0, reduction="sum"))

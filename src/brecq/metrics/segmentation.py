@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from brecq import logits
 from brecq.errors import DataError
 from brecq.metrics.base import Decode, Task, one_tensor
 
@@ -60,9 +61,9 @@ class Segmentation(Task):
     def _add(self, found: Tensor, mask: Tensor, classes: int) -> None:
         valid = mask != self.ignore
         found, mask = found[valid].long(), mask[valid]
-        if classes and mask.numel() and (int(mask.max()) >= classes or int(mask.min()) < 0):
+        if classes and (bad := logits.no_class(mask, classes)) is not None:
             raise DataError(
-                f"a mask holds class {int(mask.max())}, and the network has classes 0 to {classes - 1}; check that "
+                f"a mask holds class {int(mask[bad])}, and the network has classes 0 to {classes - 1}; check that "
                 f"they belong together ({self.ignore} is ignored)"
             )
         count = max(classes, len(self._confusion), *(int(x.max()) + 1 if x.numel() else 0 for x in (found, mask)))

@@ -52,7 +52,7 @@ def measure(
 
     Raises:
         DataError: the network's output holds no logits and `outputs` or the labels ask for them; they have not one
-            label each.
+            label each, or labels that are no classes.
     """
     values = _Values(network, inputs, cache.device, share, seed)
 
@@ -194,6 +194,11 @@ def log_likelihood(flat: Tensor, labels: Tensor) -> Tensor:
     if len(target) != len(flat):
         raise DataError(
             f"there are {len(target)} labels and {len(flat)} positions with scores; use fisher_labels='sampled'"
+        )
+    if (bad := logits.no_class(target, flat.shape[1])) is not None:
+        raise DataError(
+            f"there is a label {int(target[bad])}, and the network has classes 0 to {flat.shape[1] - 1}; check that "
+            "the labels count from 0 and belong to it, or use fisher_labels='sampled'"
         )
     return -F.cross_entropy(flat, target.to(flat.device), reduction="sum")
 

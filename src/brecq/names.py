@@ -7,6 +7,7 @@ ends such a string, or that Python reads as something else, would be wrong in a 
 from __future__ import annotations
 
 import keyword
+import re
 import unicodedata
 
 _ENDING = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, ends of lines
@@ -20,6 +21,13 @@ def unwritable(path: str) -> str | None:
 def is_variable(name: str) -> bool:
     """True for a name that a program can hold as that of an input or of a value."""
     return name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
+
+
+def as_variable(name: str) -> str:
+    """A name that Python allows for an input, made of one that it may not: `images:0` is `images_0`."""
+    plain = re.sub(r"\W", "_", name, flags=re.ASCII)
+    plain = plain if is_variable(plain) else f"input_{plain}"
+    return f"{plain}_" if plain == "self" else plain
 
 
 def _attribute(part: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import brecq
-from brecq.data import Dataset, Preprocessing, load_data
+from brecq.data import Dataset, Form, Preprocessing, load_data
 from brecq.data.arrays import split_selector
 from brecq.errors import DataError
 
@@ -93,6 +93,27 @@ def test_splits(tmp_path: Path) -> None:
         load(path, None)
     only = save(tmp_path, x_test=np.ones((2, 2)), y_test=np.ones(2, int))
     assert load(only, None).labels.tolist() == [1, 1]
+
+
+class Takes(torch.nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+        return x + y
+
+
+class TakesOne(torch.nn.Module):
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        return x
+
+
+def test_arrays_named_as_the_network_s_inputs_are_its_inputs(tmp_path: Path) -> None:
+    """Also where they are called as inputs and labels of other networks are."""
+    x = np.zeros((3, 2))
+    path = save(tmp_path, x=x, ids=np.arange(3), y=x, labels=np.arange(3), index=x)
+    read = load_data(path, None, None, 0, form=Form(model=Takes()))
+    assert (read.keys, read.labels.tolist()) == (("x", "ids", "y"), [0, 1, 2])  # type: ignore[union-attr]
+    for model in (None, TakesOne()):
+        one = load_data(path, None, None, 0, form=Form(model=model))
+        assert (one.keys, len(one.inputs), one.labels) == ((), 1, None)
 
 
 def test_several_inputs(tmp_path: Path) -> None:

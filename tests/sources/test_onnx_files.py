@@ -240,6 +240,16 @@ def test_inputs_of_several_names_and_types_go_to_their_places(tmp_path: Path) ->
     source = load_source(str(path))
     np.savez(tmp_path / "calib.npz", words_0=words, mask=mask, token_ids=ids)  # in another order than the file's
     data = brecq.data.load_data(tmp_path / "calib.npz", None, None, 0)
+    given = {"token.ids": ids, "words:0": words, "mask": mask}  # as the file has them
+    np.savez(tmp_path / "own.npz", **given, x=np.zeros(8))  # type: ignore[arg-type]
+    own = brecq.data.load_data(tmp_path / "own.npz", None, None, 0, form=brecq.data.Form(model=source.model))
+    named = brecq.data.load_data(f"{tmp_path / 'own.npz'}:token.ids,words:0,mask", None, None, 0)
+    right = brecq.data.collect(data, None, model=source.model).digest()
+    for each in (own, named, given):
+        assert brecq.data.collect(each, None, model=source.model).digest() == right
+    told = r"holds 'token.ids', 'words', 'mask', and .*\(token_ids, mask, words_0\) takes no 'words'"
+    with pytest.raises(brecq.BrecqError, match=told):
+        brecq.quantize(source.model, [{"token.ids": ids, "words": words, "mask": mask}])
     result = brecq.quantize(source.model, data, brecq.QuantConfig(weights=8, activations=32, method="rtn"))
     named = {name: torch.from_numpy(value) for name, value in (("mask", mask), ("token_ids", ids), ("words_0", words))}
     for model, tolerance in ((source.model, 1e-5), (copy.deepcopy(source.model), 1e-5), (result.model, 0.05)):

@@ -77,13 +77,7 @@ def evaluate(
     brecq evaluate out/ --data DIR --metric mine.py:psnr
     """
     require_path("RESULT", path)
-    require_data("--data", data.data)
-    require_path("--labels", data.labels, file=True)
-    require_path("--weights", checkpoint.weights, file=True)
-    if compared.integer and machine.device not in ("auto", "cpu"):
-        raise ConfigError(f"--integer simulates the kernels of a CPU; drop --device {machine.device}")
-    if not compared.reference and (compared.model is not None or checkpoint.weights is not None):
-        raise ConfigError("--no-reference leaves the float model out; drop it, or drop --model and --weights")
+    check_asked(data, compared, checkpoint, machine)
 
     import brecq
     from brecq.data import check
@@ -99,13 +93,15 @@ def evaluate(
     tell_preprocessing(console, preprocessing)
     judged = judged.like(result.metadata)
     metric = judged.made(compared.output)
-    dataset = EvaluationData(data.data, preprocessing, Draw(data.samples, seed.seed), data.labels, judged.form("val"))
+    submodule = (result.metadata.get("source") or {}).get("submodule")
+    whole = result.converted if submodule is None and not result.parts else None
+    form = judged.form("val", whole)
+    dataset = EvaluationData(data.data, preprocessing, Draw(data.samples, seed.seed), data.labels, form)
     tell_data(console, "data", data.data, dataset)
     check_answers(data.data, dataset.parts[0], metric)
 
-    submodule = (result.metadata.get("source") or {}).get("submodule")
-    if submodule is None and not result.parts:
-        check(Signature(result.converted).bind(dataset.parts[0]), like=result.example_inputs)
+    if whole is not None:
+        check(Signature(whole).bind(dataset.parts[0]), like=result.example_inputs)
     float_model = find_reference(result.metadata, compared, checkpoint, dataset.labelled, console)
     if isinstance(result, brecq.CompositeResult) and float_model is not None:
         result.around = float_model
@@ -123,6 +119,17 @@ def evaluate(
         typer.echo(json.dumps(finite(dataclasses.asdict(measured))))
     else:
         tell(console, "on integers" if compared.integer else "quantized", describe_evaluation(measured))
+
+
+def check_asked(data: Data, compared: Compared, checkpoint: o.Checkpoint, machine: o.Machine) -> None:
+    """Raise for whatever can be known to be wrong before any work."""
+    require_data("--data", data.data)
+    require_path("--labels", data.labels, file=True)
+    require_path("--weights", checkpoint.weights, file=True)
+    if compared.integer and machine.device not in ("auto", "cpu"):
+        raise ConfigError(f"--integer simulates the kernels of a CPU; drop --device {machine.device}")
+    if not compared.reference and (compared.model is not None or checkpoint.weights is not None):
+        raise ConfigError("--no-reference leaves the float model out; drop it, or drop --model and --weights")
 
 
 def find_reference(

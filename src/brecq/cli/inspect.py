@@ -100,10 +100,10 @@ def choose_inputs(source: Source, changes: o.Changes, data: Path | None, count: 
 
     inputs, size = source.example_inputs, changes.size
     if data is not None:
-        from brecq.data import load_data
+        from brecq.data import Form, load_data
 
         preprocessing = override_preprocessing(source.preprocessing, changes.given(), inputs)
-        return load_data(data, preprocessing, count, 0).arguments()
+        return load_data(data, preprocessing, count, 0, form=Form(model=source.model)).arguments()
     other = next((name for name in changes.given() if name != "size"), None)
     if other is not None:
         option = "--pad-multiple" if other == "multiple" else f"--{other}"

@@ -62,7 +62,7 @@ def prepare(job: Job, source: Source, by_default: bool, console: Console) -> Pre
     made: Distilled | None = None
     if job.distillation is None:
         calibration = load_data(
-            data.calib, preprocessing, data.calib_size, job.config.seed, form=job.judged.form("train"),
+            data.calib, preprocessing, data.calib_size, job.config.seed, form=job.judged.form("train", source.model),
             at_most=by_default,
         )  # fmt: skip
         calibration = dataclasses.replace(calibration, targets=None, origin="")  # nothing is learned from them
@@ -85,7 +85,7 @@ def evaluation_data(
     asked = job.evaluation
     if asked.eval is None:
         return None
-    form = job.judged.form("val")
+    form = job.judged.form("val", model)
     found = EvaluationData(asked.eval, preprocessing, Draw(asked.eval_size, job.config.seed), asked.eval_labels, form)
     tell_data(console, "evaluation", asked.eval, found)
     check_answers(asked.eval, found.parts[0], metric)

@@ -204,7 +204,7 @@ def measure(
     console: Console,
 ) -> tuple[SensitivityTable, str]:
     """Measure the table, also the network's name; budgets out of reach are an error before that."""
-    from brecq.data import load_data
+    from brecq.data import Form, load_data
     from brecq.precision.measure import measure_sensitivity
     from brecq.precision.search import check_budgets
     from brecq.sources import load_source
@@ -216,7 +216,10 @@ def measure(
     tell(console, "model", source.name)
     tell_preprocessing(console, preprocessing)
     assert data.calib is not None
-    calibration = load_data(data.calib, preprocessing, data.calib_size, job.config.seed, at_most=job.by_default)
+    calibration = load_data(
+        data.calib, preprocessing, data.calib_size, job.config.seed, form=Form(model=source.model),
+        at_most=job.by_default,
+    )  # fmt: skip
     tell_data(console, "calibration", data.calib, calibration)
     progress = make_progress(console)
 

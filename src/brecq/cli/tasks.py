@@ -14,6 +14,8 @@ from brecq.settings import DATA, setting
 from brecq.tasks import TaskName
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from brecq.data import Dataset, Form
     from brecq.data.annotated import Split
     from brecq.data.preprocessing import Preprocessing
@@ -76,13 +78,13 @@ class Judged(o.Checked):
             return load_metric(self.metric)
         return None if self.task is None else task_metric(self.task, decode, **chosen)
 
-    def form(self, split: Split) -> Form:
-        """How data is read."""
+    def form(self, split: Split, model: nn.Module | None) -> Form:
+        """How data is read for the network, where it is known."""
         from brecq.data import Form
 
         tokenizer = None if self.tokenizer is None else _tokenizer(self.tokenizer)
         task = self.task or (None if self.metric is None else "any")
-        return Form(task, split, tokenizer, self.tokens or TOKENS)
+        return Form(task, split, tokenizer, self.tokens or TOKENS, model)
 
     def remembered(self) -> dict[str, Any]:
         """What a result keeps of it, for `like`."""

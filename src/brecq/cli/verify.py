@@ -109,6 +109,7 @@ def verify(
         raise ConfigError("--report draws distances from the float model; name it with --model")
 
     import brecq
+    from brecq.data import Form
     from brecq.deploy.against import distances
     from brecq.storage.sealed import finite
 
@@ -120,7 +121,8 @@ def verify(
     tell(console, "file", str(file))
     tell_preprocessing(console, preprocessing)
     drawn = Draw(data.samples, seed.seed, by_default=given(ctx, ["samples"]) is None)
-    dataset = EvaluationData(data.data, preprocessing, drawn, None)
+    form = Form(model=None if result.parts else result.converted)
+    dataset = EvaluationData(data.data, preprocessing, drawn, None, form)
     tell_data(console, "data", data.data, dataset)
     subjects = list(choose_subjects(result, file, dataset, model, checkpoint, data.batch_size))
     values: dict[str, Any] = {}

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.lib.format as npy
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from brecq.data.dataset import Dataset
 from brecq.data.pairs import as_pictures
 from brecq.data.preprocessing import Preprocessing
+from brecq.data.signature import Signature
 from brecq.errors import DataError
 from brecq.reading import check_regular, reason_of
 
@@ -28,13 +29,19 @@ _LABEL_PREFIX = re.compile(r"(y|labels?|targets?)(_|$)")
 
 def split_selector(path: Path | str) -> tuple[Path, list[str]]:
     """`data.npz:x_train,y_train` → the path and the selected names (none without a selector)."""
-    match = re.fullmatch(r"(.*\.npz):([\w.\-, ]*)", str(path))
+    match = re.fullmatch(r"(.*\.npz):([\w.\-:/, ]*)", str(path))
     if match is None:
         return Path(path), []
     return Path(match[1]), [name.strip() for name in match[2].split(",") if name.strip()]
 
 
-def load_npz(path: Path, names: list[str], preprocessing: Preprocessing | None, order: OrderFn) -> Dataset:
+def load_npz(
+    path: Path,
+    names: list[str],
+    preprocessing: Preprocessing | None,
+    order: OrderFn,
+    model: nn.Module | None = None,
+) -> Dataset:
     """Read inputs and labels.
 
     uint8 arrays [N, H, W, 3] (or 1, 4 or no channels) are pixels and go through `preprocessing`; where they have
@@ -44,10 +51,12 @@ def load_npz(path: Path, names: list[str], preprocessing: Preprocessing | None, 
 
     Args:
         names: the arrays to use, labels among them (`y...`, `label...`, `target...`), or one split (`train` for
-            `x_train` and `y_train`); several inputs are named as the network's are. Empty: `x`, `images` or `inputs`
-            or, where none of them is there, all arrays but labels; and `y`, `labels` or `targets`. Labels that go
-            with the inputs named (`y_train` with `x_train`) are found.
+            `x_train` and `y_train`); several inputs are named as the network's are. Empty: the arrays named as
+            the inputs of the `model`, where it takes several; else `x`, `images` or `inputs` or, where none of them
+            is there, all arrays but labels; and `y`, `labels` or `targets`. Labels that go with the inputs named
+            (`y_train` with `x_train`) are found.
         order: maps the sample count to the indices of the samples to take.
+        model: the network, where it is known.
     """
     try:
         check_regular(path, DataError)
@@ -59,7 +68,7 @@ def load_npz(path: Path, names: list[str], preprocessing: Preprocessing | None, 
             if isinstance(file, np.ndarray):
                 raise DataError(f"{path} is a single array; save it with numpy.savez(FILE, x=ARRAY)")
             with file:
-                inputs, label = _choose(path, names, list(file))
+                inputs, label = _choose(path, names, list(file), model)
                 for name in (*inputs, *([label] if label else [])):
                     _check_header(path, file.zip, name)
                 arrays = {name: file[name] for name in (*inputs, *([label] if label else []))}
@@ -90,9 +99,12 @@ def _check_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
         )
 
 
-def _choose(path: Path, names: list[str], present: list[str]) -> tuple[list[str], str | None]:
+def _choose(path: Path, names: list[str], present: list[str], model: nn.Module | None) -> tuple[list[str], str | None]:
     listing = f"it holds {', '.join(present) or 'nothing'}"
     if not names:
+        wanted = [] if model is None else Signature(model).among(present)
+        if len(wanted) > 1:
+            return wanted, next((name for name in LABEL_NAMES if name in present and name not in wanted), None)
         found = [name for name in INPUT_NAMES if name in present]
         splits = [name[2:] for name in present if name.startswith("x_")]
         if not found and len(splits) == 1:

@@ -104,7 +104,8 @@ def _parts(element: Any, signature: Signature | None, name: str) -> Parts:
         known = () if signature is None else signature.names
         element = {**inputs, next(key for key in (*LABEL_KEYS, "") if key not in (*inputs, *known)): label}
     if isinstance(element, Mapping):
-        found: Parts = {key: value for key, value in element.items() if value is not None}
+        names: list[Any] = list(element) if signature is None else signature.own_names(list(element))
+        found: Parts = {name: value for name, value in zip(names, element.values(), strict=True) if value is not None}
     else:
         found = dict(enumerate(element if isinstance(element, (tuple, list)) else (element,)))
     if not found:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from brecq.data.annotated import Annotated, Split
 from brecq.data.arrays import load_npz, split_selector
@@ -41,12 +41,14 @@ class Form:
             Pictures without targets are read for each.
         split: which part of a data set that names several.
         tokenizer, length: of text.
+        model: the network, where it is known: the arrays of an archive that are named as its inputs are these.
     """
 
     task: str | None = None
     split: Split = "val"
     tokenizer: Tokenizer | None = None
     length: int = 128
+    model: nn.Module | None = None
 
 
 PLAIN = Form()
@@ -85,7 +87,7 @@ def load_data(
     file, names = _locate(path)
     if file.suffix == ".npz":
         _check_npz(file, labels)
-        dataset = load_npz(file, names, preprocessing, lambda count: _draw(count, size, seed)[:size])
+        dataset = load_npz(file, names, preprocessing, lambda count: _draw(count, size, seed)[:size], form.model)
     elif form.task == "language":
         dataset = load_text(file, _tokenizer(form), form.length, lambda count: _draw(count, size, seed)[:size])
     else:
@@ -118,7 +120,7 @@ def iter_data(
             dataset = load_text(file, _tokenizer(form), form.length, range)
         else:
             _check_npz(file, labels)
-            dataset = load_npz(file, names, preprocessing, lambda count: list(range(count)))
+            dataset = load_npz(file, names, preprocessing, lambda count: list(range(count)), form.model)
         for rows in even_slices(len(dataset), chunk):
             part = dataset.subset(rows)
             check(part)

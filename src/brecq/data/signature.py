@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from brecq.data.dataset import Dataset
 from brecq.errors import DataError
 from brecq.forward import Inputs, evaluating, unwrap
+from brecq.names import as_variable
 
 LABEL_KEYS = ("label", "labels", "y", "target", "targets")
 
@@ -82,6 +83,19 @@ class Signature:
                          else "=…") for p in parameters)  # fmt: skip
         self.text = f"{type(self.model).__name__}.forward({text})"
 
+    def own_names(self, given: Sequence[str]) -> list[str]:
+        """The names `given` to inputs as `forward` calls them: it has variables for a file's names that are none."""
+        made = [as_variable(name) if isinstance(name, str) and name not in self.names else name for name in given]
+        known = [name in self.names and made.count(name) == 1 for name in made]
+        return [new if sure else name for name, new, sure in zip(given, made, known, strict=True)]
+
+    def among(self, given: Sequence[str]) -> list[str]:
+        """Those of the names `given` to arrays that are inputs; none, unless they are all that `forward` needs."""
+        own = dict(zip(given, self.own_names(given), strict=True))
+        wanted = {name for name in self.names if name in self.required or name not in LABEL_KEYS}
+        found = [name for name in given if own[name] in wanted]
+        return found if self.required <= {own[name] for name in found} else []
+
     def by_name(self, given: Collection[str], where: str) -> Layout:
         """The layout of a dictionary with the keys `given`.
 
@@ -95,8 +109,8 @@ class Signature:
         unknown = [key for key in keys if key not in self.names and not self.any_name]
         if unknown:
             raise DataError(
-                f"{where} holds {_quoted(unknown)}, and {self.text} takes no such input; "
-                "leave it out, or name it as forward does"
+                f"{where} holds {_quoted(given)}, and {self.text} takes no {_quoted(unknown)}; "
+                "leave that out, or name it as forward does"
             )
         missing = [name for name in self.names if name in self.required and name not in keys]
         if missing:
@@ -163,6 +177,7 @@ class Signature:
                     f"{len(needed) if count < len(needed) else room}; give one tensor for each"
                 )
             return dataset
+        dataset = replace(dataset, keys=tuple(self.own_names(dataset.keys)))
         layout = self.by_name(dataset.keys, "the data")
         if layout.label is not None:
             raise DataError(f"the input {layout.label!r} of the data would be a label for {self.text}; rename it")

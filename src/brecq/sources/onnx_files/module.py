@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import keyword
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from brecq.errors import BrecqError, SourceError
+from brecq.names import as_variable
 from brecq.sources.onnx_files.operators import OPERATORS, Call, Value
 
 _WEIGHT = re.compile(r"(.+?)[._](?:weights?|kernel|w_\d+|W)$")
@@ -39,9 +39,8 @@ def _parameters(inputs: Sequence[str]) -> list[str]:
     """What `forward` calls the inputs: their names in the file where Python allows these."""
     found: list[str] = []
     for name in inputs:
-        plain = re.sub(r"\W", "_", name, flags=re.ASCII)
-        plain = plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"input_{plain}"
-        while plain in found or plain == "self":
+        plain = as_variable(name)
+        while plain in found:
             plain += "_"
         found.append(plain)
     return found
@@ -60,9 +59,11 @@ def _forward(names: Sequence[str]) -> Callable[..., Any]:
 
 
 class OnnxModule(nn.Module):
-    """A network read from an ONNX file. It takes its inputs in the file's order or by their names, which are made ones
-    that Python allows (`images:0` is `images_0`), and returns one tensor, or a dictionary by the names of the file's
-    outputs.
+    """A network read from an ONNX file.
+
+    It takes its inputs in the file's order or by their names, made into ones that Python allows (`images:0` is
+    `images_0`; data to quantize or evaluate on may have either). It returns one tensor, or a dictionary by the names
+    of the file's outputs.
 
     Attributes:
         steps: for each operator its module's path, the names of what it reads, and of what it makes.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from brecq.data.dataset import Dataset, describe_sample
+from brecq.data.signature import Signature
 from brecq.devices import device_of
 from brecq.errors import BrecqError, CaptureError, ConfigError, DataError, SourceError
 from brecq.forward import call, evaluating
@@ -78,7 +79,7 @@ def check_runs(model: nn.Module, data: Dataset) -> None:
     index = torch.tensor(_telling(data))
     part = data.subset(index)
     where = ", ".join(describe_sample(data, i) for i in dict.fromkeys(index.tolist()))
-    with evaluating(model), running(where, _advice(part)):
+    with evaluating(model), running(where, lambda: advice(model, part)):
         output = call(model, part.arguments([value.to(device_of(model)) for value in part.inputs]))
     leaves = tree_leaves(output)
     tensors = list(named_outputs(output).values())
@@ -95,13 +96,16 @@ def check_runs(model: nn.Module, data: Dataset) -> None:
             )
 
 
-_FITTING = "check that the inputs (shape, type, range of token ids) are those of this network"
+FITTING = "check that the inputs (shape, type, range of token ids) are those of this network"
 
 
-def _advice(data: Dataset) -> str:
+def advice(model: nn.Module, data: Dataset) -> str:
+    """What to do about inputs that the network does not run on."""
+    if wrapper := Signature(model).of_dictionary(data.inputs):
+        return wrapper
     pixels = [value for value in data.inputs if value.dtype == torch.uint8 and value.ndim > 2]
     if not pixels:
-        return f"{_FITTING} ({data.origin})" if data.origin else _FITTING
+        return f"{FITTING} ({data.origin})" if data.origin else FITTING
     return (
         f"the data holds uint8 pixels of shape {list(pixels[0].shape[1:])}, and the network does not convert them "
         "itself: normalize them to float32 [N, 3, H, W] first (brecq.data.Preprocessing does), or give a "
@@ -110,7 +114,7 @@ def _advice(data: Dataset) -> str:
 
 
 @contextmanager
-def running(where: str, advice: str = _FITTING) -> Iterator[None]:
+def running(where: str, what_to_do: Callable[[], str] = lambda: FITTING) -> Iterator[None]:
     """What a network raises inside becomes a `DataError` that names the samples and ends in an advice."""
     try:
         yield
@@ -118,10 +122,11 @@ def running(where: str, advice: str = _FITTING) -> Iterator[None]:
         raise
     except Exception as error:  # whatever the network's own code raises
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
-        if "to have 1 channels, but got 3 channels" in reason:
-            advice = "if it takes gray pictures, say so: --color GRAY, or Preprocessing(..., color='GRAY')"
+        gray = "to have 1 channels, but got 3 channels" in reason
+        told = "if it takes gray pictures, say so: --color GRAY, or Preprocessing(..., color='GRAY')"
         raise DataError(
-            f"the network does not run on {where}: {type(error).__name__}: {reason.strip()}; {advice}"
+            f"the network does not run on {where}: {type(error).__name__}: {reason.strip()}; "
+            f"{told if gray else what_to_do()}"
         ) from error
 
 

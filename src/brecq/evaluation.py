@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from brecq import logits
-from brecq.checks import check_device, running
+from brecq.checks import FITTING, advice, check_device, running
 from brecq.data.calls import listed_pictures, pictures_of
 from brecq.data.collect import stream
 from brecq.data.dataset import Dataset
@@ -149,7 +150,8 @@ def evaluate(
         else:
             batches = _picture_lists(data, model) or _batches(stream(data, model=model), batch_size)
         for few in batches:
-            with running(f"samples {tally.samples} to {tally.samples + len(few) - 1}"):
+            where = f"samples {tally.samples} to {tally.samples + len(few) - 1}"
+            with running(where, partial(_what_to_do, model, few)):
                 expected = None if reference is None else _call(reference, few, device)
                 found = _call(model, few, device)
             if judge is None:
@@ -200,6 +202,10 @@ def _as_pictures(element: Any) -> _Pictures:
     if paired and (len(element) != 2 or len(element[1]) != len(pictures)):
         raise DataError(f"an element of the data has {len(pictures)} pictures; give a list of as many targets beside")
     return _Pictures(pictures, element[1] if paired else None)
+
+
+def _what_to_do(model: nn.Module, few: Dataset | _Pictures) -> str:
+    return FITTING if isinstance(few, _Pictures) else advice(model, few)
 
 
 def _batches(parts: Iterable[Dataset], size: int | None) -> Iterator[Dataset]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import brecq
 from brecq.data import Dataset, collect
 from brecq.errors import DataError
 
@@ -116,6 +117,33 @@ def test_gaps_keyword_only_inputs_and_wrappers() -> None:
     assert set(collect([batch], None, model=Anything(Text())).keys) == {"input_ids", "attention_mask"}
     arguments = collect([batch], None, model=Keywords()).arguments()
     assert torch.equal(Keywords()(**arguments), IDS * MASK)
+
+
+class Dictionary(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, batch: dict[str, Tensor], scale: float = 1.0) -> Tensor:
+        return self.linear(batch["left:0"] * scale + batch["right"])
+
+
+def test_a_network_that_takes_a_dictionary_is_told_to_be_wrapped() -> None:
+    """The error holds the code, which works."""
+    network, batch = Dictionary(), {"left:0": torch.randn(6, 3), "right": torch.randn(6, 3), "label": LENGTHS}
+    told = r"takes a dictionary with 'left:0', 'right', and .* quantize Wrapped\(network\) instead\nclass "
+    for use in (brecq.quantize, brecq.evaluate):
+        with pytest.raises(DataError, match=rf"^Dictionary\.forward\(batch, scale=…\) {told}"):
+            use(network, [batch])
+        with pytest.raises(DataError, match=rf"does not run on sample.*: IndexError: .* {told}"):
+            use(network, batch["right"])
+    with pytest.raises(DataError) as caught:
+        collect([batch], None, model=network)
+    made: dict[str, Any] = {"torch": torch}
+    exec(str(caught.value).partition("instead\n")[2], made)
+    wrapped = made["Wrapped"](network)
+    found = collect([batch], None, model=wrapped)
+    assert torch.equal(wrapped(**found.arguments()), network(batch))
 
 
 def test_named_tuples_go_by_name_if_the_names_are_those_of_forward() -> None:

@@ -147,7 +147,7 @@ def _alone(value: Any) -> Any:
 def _layout(parts: Parts, signature: Signature | None, name: str) -> Layout:
     names = [key for key in parts if isinstance(key, str)]
     if names and signature is not None:
-        return signature.by_name(names, name)
+        return signature.by_name({key: value for key, value in parts.items() if isinstance(key, str)}, name)
     if signature is not None:
         return signature.by_place(list(parts.values()), name)
     if names:

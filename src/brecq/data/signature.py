@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,11 +97,12 @@ class Signature:
         found = [name for name in given if own[name] in wanted]
         return found if self.required <= {own[name] for name in found} else []
 
-    def by_name(self, given: Collection[str], where: str) -> Layout:
-        """The layout of a dictionary with the keys `given`.
+    def by_name(self, given: Mapping[str, object], where: str) -> Layout:
+        """The layout of a dictionary.
 
         Raises:
-            DataError: a key that `forward` does not know, one that it needs and does not get, several labels.
+            DataError: a key that `forward` does not know, one that it needs and does not get, several labels; it takes
+                the dictionary itself.
         """
         labels = [key for key in given if key in LABEL_KEYS and key not in self.required]
         if len(labels) > 1:
@@ -108,6 +110,8 @@ class Signature:
         keys = [key for key in given if key not in labels]
         unknown = [key for key in keys if key not in self.names and not self.any_name]
         if unknown:
+            if advice := self.of_dictionary(list(given.values()), given):
+                raise DataError(advice)
             raise DataError(
                 f"{where} holds {_quoted(given)}, and {self.text} takes no {_quoted(unknown)}; "
                 "leave that out, or name it as forward does"
@@ -178,7 +182,7 @@ class Signature:
                 )
             return dataset
         dataset = replace(dataset, keys=tuple(self.own_names(dataset.keys)))
-        layout = self.by_name(dataset.keys, "the data")
+        layout = self.by_name(dict(zip(dataset.keys, dataset.inputs, strict=True)), "the data")
         if layout.label is not None:
             raise DataError(f"the input {layout.label!r} of the data would be a label for {self.text}; rename it")
         order = [dataset.keys.index(str(key)) for key in layout.inputs]
@@ -200,6 +204,23 @@ class Signature:
         """True if all `names` are parameters of `forward`, or say that they are labels."""
         return all(name in self.names or name in LABEL_KEYS for name in names)
 
+    def of_dictionary(self, inputs: Sequence[object], named: Mapping[str, object] | None = None) -> str:
+        """What to do about a `forward` that looks the `inputs` up in a dictionary, its only argument; empty if it does
+        not, or takes several."""
+        asked = _Asked(inputs, named or {})
+        if len(self.required) == 1:
+            self.outputs([asked])
+        if not asked.keys_asked:
+            return ""
+        names = {key: as_variable(key) for key in asked.keys_asked}
+        entries = ", ".join(f"{key!r}: {name}" for key, name in names.items())
+        return (
+            f"{self.text} takes a dictionary with {_quoted(names)}, and what is quantized takes tensors: quantize "
+            "Wrapped(network) instead\nclass Wrapped(torch.nn.Module):\n"
+            "    def __init__(self, network): super().__init__(); self.network = network\n"
+            f"    def forward(self, {', '.join(names.values())}): return self.network({{{entries}}})"
+        )
+
     def _changes_nothing(self, parts: Sequence[object]) -> bool:
         """True if the network cannot take the last part, or computes the same without it."""
         found, without = self.outputs(parts), self.outputs(parts[:-1])
@@ -217,19 +238,39 @@ class Signature:
             parts: by position; tensors [N, ...], or lists of one tensor a sample.
         """
         place = next((value for value in (*self.model.parameters(), *self.model.buffers())), torch.zeros(()))
-        few = pytree.tree_map_only(
-            Tensor,
-            lambda value: value.to(place.device, copy=True),
-            [
-                part[:2] if isinstance(part, list) or (isinstance(part, Tensor) and part.ndim) else part
-                for part in parts
-            ],
-        )
+        few = pytree.tree_map_only(Tensor, lambda value: value.to(place.device, copy=True), list(map(_few, parts)))
         try:
             with evaluating(self.model):
                 return [x for x in pytree.tree_leaves(self.model(*few)) if isinstance(x, Tensor)]
         except Exception:  # the question is whether it runs; a network's code raises whatever it likes
             return None
+
+
+class _Asked(dict[str, Any]):
+    """A dictionary that remembers what is looked up in it. A key that it does not have gets the next of the `inputs`.
+
+    Attributes:
+        keys_asked: in the order in which they were.
+    """
+
+    def __init__(self, inputs: Sequence[object], named: Mapping[str, object]) -> None:
+        super().__init__((key, _few(value)) for key, value in named.items())
+        self.inputs = [_few(value) for value in inputs]
+        self.keys_asked: list[str] = []
+
+    def __getitem__(self, key: str) -> Any:
+        if not isinstance(key, str):  # a list, or a tensor, is asked otherwise
+            raise KeyError(key)
+        if key not in self.keys_asked:
+            self.keys_asked.append(key)
+        if key not in self:
+            self[key] = self.inputs.pop(0)
+        return super().__getitem__(key)
+
+
+def _few(part: object) -> object:
+    """A sample or two of a batch."""
+    return part[:2] if isinstance(part, list) or (isinstance(part, Tensor) and part.ndim) else part
 
 
 def is_class_index(value: object) -> bool:

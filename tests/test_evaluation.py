@@ -343,6 +343,8 @@ def test_detectors_take_lists_of_pictures_of_any_sizes() -> None:
     assert (found.samples, found.flips, found.sqnr) == (3, 100.0, None)
     assert found.metrics["AP %"] == pytest.approx(100.0)
     assert found.reference_metrics["AP %"] == 0.0
+    once = evaluate(Boxes(1), (each for each in data), metric="detection", reference=Boxes(2))
+    assert (once.samples, once.metrics) == (3, found.metrics)
     alone = evaluate(Boxes(1), [pictures], metric="detection", reference=Boxes(1))
     assert (alone.against_reference, alone.flips) == (True, 0.0)
     with pytest.raises(DataError, match="has 2 pictures; give a list of as many targets"):

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from brecq import logits
 from brecq.checks import FITTING, advice, check_device, running
-from brecq.data.calls import listed_pictures, pictures_of
+from brecq.data.calls import begun, listed_pictures, pictures_of
 from brecq.data.collect import stream
 from brecq.data.dataset import Dataset
 from brecq.devices import on_device
@@ -145,11 +145,7 @@ def evaluate(
         device = next((str(each.only_on) for each in models if hasattr(each, "only_on")), device)
     device = check_device(device)
     with on_device(device, *models), torch.inference_mode(), evaluating(*models):
-        if judge is None:
-            batches: Iterable[Dataset | _Pictures] = _batches(stream(data, model=model), batch_size)
-        else:
-            batches = _picture_lists(data, model) or _batches(stream(data, model=model), batch_size)
-        for few in batches:
+        for few in _batches(data, model, batch_size, judge is not None):
             where = f"samples {tally.samples} to {tally.samples + len(few) - 1}"
             with running(where, partial(_what_to_do, model, few)):
                 expected = None if reference is None else _call(reference, few, device)
@@ -182,18 +178,6 @@ class _Pictures:
         return len(self.pictures)
 
 
-def _picture_lists(data: Any, model: nn.Module) -> Iterator[_Pictures] | None:
-    """The batches of a detector's data loader: pairs of a list of pictures and a list of targets, or pictures alone.
-
-    `None` for other data, of which nothing is taken then: only lists and loaders, which begin anew, are looked at.
-    """
-    begins_anew = isinstance(data, (list, tuple, torch.utils.data.DataLoader))
-    first = next(iter(data), None) if begins_anew else None
-    if first is None or listed_pictures(first, model) is None:
-        return None
-    return map(_as_pictures, data)
-
-
 def _as_pictures(element: Any) -> _Pictures:
     pictures = pictures_of(element)
     if pictures is None:
@@ -208,8 +192,15 @@ def _what_to_do(model: nn.Module, few: Dataset | _Pictures) -> str:
     return FITTING if isinstance(few, _Pictures) else advice(model, few)
 
 
-def _batches(parts: Iterable[Dataset], size: int | None) -> Iterator[Dataset]:
-    for part in parts:
+def _batches(data: Any, model: nn.Module, size: int | None, judged: bool) -> Iterator[Dataset | _Pictures]:
+    """Batches as they are collected or, for a metric, those of a detector's data loader: lists of pictures alone or
+    beside a list of targets."""
+    if judged and isinstance(data, Iterable) and not isinstance(data, (Dataset, Tensor)):
+        first, data = begun(data)
+        if first is not None and listed_pictures(first, model) is not None:
+            yield from map(_as_pictures, data)
+            return
+    for part in stream(data, model=model):
         for rows in even_slices(len(part), size or _batch_of(part)):
             yield part.subset(rows)
 

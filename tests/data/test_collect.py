@@ -1,14 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from brecq import evaluate
 from brecq.data import Dataset, collect
+from brecq.data.calls import collect_calls
 from brecq.errors import DataError
+from brecq.metrics import Function
 
 X = torch.randn(10, 3, 4, 4)
 Y = torch.arange(10)
@@ -115,3 +120,27 @@ def test_bad_size_and_shape() -> None:
         collect(X, 0)
     with pytest.raises(DataError, match=r"shape \[3, 4, 4\], the network takes \[3, 5, 5\]"):
         collect(X, None, like=(torch.zeros(2, 3, 5, 5),))
+
+
+class Once:
+    """An iterable that can be gone through one time, and is no iterator itself."""
+
+    def __init__(self) -> None:
+        self.batches = iter(X.split(3))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.batches
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (batch for batch in X.split(3)), Once, lambda: X.split(3), lambda: {"input": X},
+        lambda: TensorDataset(X), lambda: DataLoader(TensorDataset(X), batch_size=3),
+        lambda: ((batch, batch) for batch in X.split(3)),
+    ],
+)  # fmt: skip
+def test_looking_at_the_first_element_loses_none(make: Callable[[], Any]) -> None:
+    assert torch.equal(collect_calls(make(), nn.Identity()).data.inputs[0], X)
+    metric = Function(lambda outputs, targets: float(len(outputs)))
+    assert evaluate(nn.Identity(), make(), metric=metric, reference=nn.Identity()).samples == len(X)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,13 +53,11 @@ def collect_calls(data: Iterable[Any] | Tensor | Dataset, model: nn.Module) -> C
     """
     if isinstance(data, (Dataset, Tensor)) or not isinstance(data, Iterable):
         return Calls(collect(data, None, model=model), False)
-    elements = iter(data)
-    first = next(elements, None)
+    first, data = begun(data)
     if first is None or listed_pictures(first, model) is None:
-        rest = data if isinstance(data, (dict, list, tuple)) or first is None else _again(data, first, elements)
-        return Calls(collect(rest, None, model=model), False)
+        return Calls(collect(data, None, model=model), False)
     found: list[Tensor] = []
-    for position, element in enumerate(chain([first], elements)):
+    for position, element in enumerate(data):
         pictures = pictures_of(element)
         if pictures is None:
             raise DataError(f"element {position} of the data is no list of pictures [C, H, W], as element 0 is")
@@ -72,9 +71,13 @@ def collect_calls(data: Iterable[Any] | Tensor | Dataset, model: nn.Module) -> C
     return Calls(Dataset((torch.stack([_padded(picture, height, width) for picture in found]),)), True, note)
 
 
-def _again(data: Iterable[Any], first: Any, elements: Iterator[Any]) -> Iterable[Any]:
-    """`data` from its beginning: iterators cannot be begun anew, data sets and loaders can."""
-    return chain([first], elements) if iter(data) is data else data
+def begun(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first element, `None` if there is none, and the data with it: what is iterated over may be for one time."""
+    elements = iter(data)
+    first = next(elements, None)
+    # what these hold is read otherwise than element by element, and begins anew
+    kept = isinstance(data, (str, Mapping, list, tuple, np.ndarray, torch.utils.data.Dataset))
+    return first, data if kept or first is None else chain([first], elements)
 
 
 def listed_pictures(element: Any, model: nn.Module) -> list[Tensor] | None:

@@ -185,7 +185,7 @@ def test_too_many_unreadable_files(folder: Folder) -> None:
         (root / name).write_text("broken")
     with pytest.raises(DataError, match=r"2 of 9 images in .* more than the 12.0%.*2.png: not an image; 3.png"):
         load(root, max_skipped=0.12)
-    with pytest.raises(DataError, match=r"2.png: not an image; remove or repair"):
+    with pytest.raises(DataError, match=r"2.png: not an image; remove or repair them$"):
         load(root)
 
 

@@ -309,7 +309,7 @@ def _decode(
                 raise DataError(
                     f"{len(all_skipped)} of {total} images in {folder.root} cannot be read, more than the "
                     f"{max_skipped:.1%} that may be skipped: {'; '.join(all_skipped[:5])}; "
-                    "remove or repair them, or raise max_skipped"
+                    "remove or repair them"
                 )
     if not taken:
         raise DataError(f"none of the images in {folder.root} can be read: {'; '.join(skipped[:5])}; repair them")

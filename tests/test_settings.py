@@ -111,7 +111,7 @@ ROWS = {
     "weights": Row({"weights": 4}, "scope codes scales", "stages", NEAREST),
     "activations": Row({"activations": 6}, "scope activations", "codes scales", NEAREST),
     "first_last": Row({"first_last": None}, "scope codes scales activations", "stages", NEAREST),
-    "first_last_outputs": Row({"first_last_outputs": True}, "scope activations", "codes scales", NEAREST),
+    "first_last_outputs": Row({"first_last_outputs": False}, "scope activations", "codes scales", NEAREST),
     "placement": Row({"placement": "input"}, "scope activations", "scales", NEAREST),
     "weight_scheme": Row({"weight_scheme": "symmetric"}, "scope codes scales", "stages", NEAREST),
     "activation_scheme": Row({"activation_scheme": "symmetric"}, "scope activations", "codes scales", NEAREST),

@@ -33,7 +33,10 @@ OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "activation_bits": (["-a", "32"], {"config.activations": 32}),
     "bits_from": (["--bits-from", "search"], {"bits_from": Path("search")}),
     "first_last": (["--first-last", "none"], {"config.first_last": None}),
-    "first_last_outputs": (["--first-last-outputs"], {"config.first_last_outputs": True}),
+    "first_last_outputs": (
+        ["-a", "4", "--no-first-last-outputs"],
+        {"config.activations": 4, "config.first_last_outputs": False},
+    ),
     "placement": (["--placement", "input"], {"config.placement": "input"}),
     "weight_scheme": (["--weight-scheme", "symmetric"], {"config.weight_scheme": "symmetric"}),
     "activation_scheme": (["--activation-scheme", "symmetric"], {"config.activation_scheme": "symmetric"}),

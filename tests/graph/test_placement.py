@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from brecq.config import LayerRule, QuantConfig
+from brecq.effects import without_effect
 from brecq.errors import ConfigError
 from brecq.graph.capture import capture
 from brecq.graph.placement import plan
@@ -90,7 +91,8 @@ WEIGHTS = {
 
 
 def config(**changes: object) -> QuantConfig:
-    return QuantConfig(**{"weights": 4, "activations": 3, **changes})
+    """W4A3; what first layers put out is as `OUTPUT` says, unless a test asks for more bits."""
+    return QuantConfig(**{"weights": 4, "activations": 3, "first_last_outputs": False, **changes})
 
 
 def quantized(graph: GraphModule) -> dict[str, int]:
@@ -196,9 +198,13 @@ def test_a_rule_has_the_last_word_on_what_a_first_layer_puts_out(captured) -> No
     assert quantized(graph) == {**OUTPUT["ResNet"], "relu": 5, "relu_6": 8}
 
 
-def test_outputs_without_a_width_are_refused() -> None:
-    with pytest.raises(ConfigError, match="first_last_outputs needs bits to give; set first_last=8"):
-        config(first_last=None, first_last_outputs=True)
+@pytest.mark.parametrize("bits", [None, 3])
+def test_outputs_never_get_fewer_bits_than_others(captured, bits: int | None) -> None:
+    wider = config(first_last=bits, first_last_outputs=True)
+    narrow = config(first_last=bits, first_last_outputs=False)
+    found = [quantized(prepare(captured("ResNet"), BrecqQuantizer(each))) for each in (wider, narrow)]
+    assert found[0] == found[1]
+    assert "first_last_outputs" in without_effect(wider)
 
 
 def test_first_and_last_like_all_others(captured) -> None:

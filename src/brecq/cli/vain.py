@@ -39,9 +39,9 @@ def _given(ctx: typer.Context) -> Iterator[tuple[str, str]]:
                 continue
             if cls is Recipe and known.flags is None:
                 continue  # without an option of its own
-            flag = max(flags, key=len)
+            flag, _, off = max(flags, key=len).partition("/")
             if flag in options:
-                yield field.name, flag
+                yield field.name, off if off and not ctx.params[field.name] else flag
     if Recipe.presets.option in options:
         yield "recipe", Recipe.presets.option
     change = Recipe.presets.change

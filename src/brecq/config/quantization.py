@@ -67,10 +67,10 @@ class QuantConfig:
         check=check_bits, metavar="BITS|none", panel=WHAT,
     )
     first_last_outputs: bool = setting(
-        False,
-        "give the same bits to what the first layer puts out, and to what is pooled to be the last layer's input, as "
-        "the authors of BRECQ do",
-        panel=WHAT,
+        True,
+        "give at least as many bits to what the first layer puts out, and to what is pooled to be the last layer's "
+        "input; the authors of BRECQ do the first",
+        flags=("--first-last-outputs/--no-first-last-outputs",), panel=WHAT,
     )
     placement: Placement = setting(
         "output",
@@ -144,8 +144,6 @@ class QuantConfig:
         check(self)
         if self.weights == FLOAT and self.activations == FLOAT and not self.rules:
             raise ConfigError("weights and activations are both 32 bits: nothing to quantize; lower one of them")
-        if self.first_last_outputs and self.first_last is None:
-            raise ConfigError("first_last_outputs needs bits to give; set first_last=8, or leave it out")
         if self.runtime is not None:
             self._check_target(self.runtime)
 

@@ -100,10 +100,10 @@ def plan(graph: GraphModule, config: QuantConfig, part: frozenset[End] | None = 
     ends: dict[Node, str] = {}
     for end, found in (("first", first_layers(graph, weighted)), ("last", last_layers(graph, weighted))):
         ends |= dict.fromkeys(found, end) if part is None or end in part else {}
-    second = _readers_of_first(ends, weighted) if config.first_last_outputs else set()
+    second = _readers_of_first(ends, weighted) if _widens_outputs(config) else set()
     for node, name in weighted.items():
         bits = [config.weights, config.activations]
-        if config.first_last is not None and node in second and bits[1] != FLOAT:
+        if node in second:
             bits[1] = _end_input(config)
             placement.own_inputs.add(name)
         if config.first_last is not None and node in ends:
@@ -137,6 +137,11 @@ def _end_input(config: QuantConfig) -> int:
     """Bits of what the first and last layers read: those of `first_last` are to be more, not fewer, than all have."""
     assert config.first_last is not None
     return WIDE if config.activations == WIDE else config.first_last
+
+
+def _widens_outputs(config: QuantConfig) -> bool:
+    """Whether what first layers put out, and what is pooled for last ones, has more bits than others."""
+    return config.first_last_outputs and config.first_last is not None and config.activations < config.first_last
 
 
 def unmatched(rule: LayerRule, layers: Sequence[str]) -> str:
@@ -260,7 +265,7 @@ def _width(node: Node, placement: Placement, config: QuantConfig) -> int:
     """The widest input that a layer reading this tensor asks for; the general setting if no layer reads it, unless a
     last layer reads what is pooled of it and `first_last_outputs` says the same for both."""
     readers = readers_of(node, placement.layers)
-    if config.first_last_outputs and not readers:
+    if not readers and _widens_outputs(config):
         pooled = readers_of(node, placement.layers, through=POOLING)
         readers = [layer for layer in pooled if placement.ends.get(layer) == "last"]
     return max((placement.input_bits[layer] for layer in readers), default=config.activations)

@@ -117,7 +117,10 @@ def _now(key: dict[str, Any]) -> dict[str, Any]:
     defaults = json.loads(json.dumps(_settings(QuantConfig(method=key["config"]["method"]))))
     later = {name: BEFORE.get(name, value) for name, value in defaults["recipe"].items()}
     recipe = {**later, **key["config"]["recipe"]}
-    return {**key, "config": {**defaults, **key["config"], "recipe": recipe}}
+    config = {**defaults, **key["config"], "recipe": recipe}
+    if config["activations"] >= (config["first_last"] or 0):  # there it changes nothing
+        config["first_last_outputs"] = defaults["first_last_outputs"]
+    return {**key, "config": config}
 
 
 def run(cells: Sequence[Cell], results: Results, measure: Callable[[Cell], Values]) -> None:

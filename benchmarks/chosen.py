@@ -63,6 +63,18 @@ def start() -> Lines:
     return _table(STARTS, rows)
 
 
+def outputs() -> Lines:
+    """Bits of what the first layer puts out, and of what is pooled for the last one."""
+    rows = [
+        Compared("efficientnet_lite0", "W4A4", LITE),
+        Compared("squeezenet1_1", "W4A4", SQUEEZE),
+        Compared("resnet20", "W4A4", "steps=100", "100 steps"),
+        Compared("resnet20", "W2A2", "", "seed 0"),
+    ]
+    columns = {"as other activations": "config.first_last_outputs=false", "8": "config.first_last_outputs=true"}
+    return _table(columns, rows)
+
+
 def parts() -> Lines:
     """What each part of the recipe `fast` is worth: a row with one left out, a column for each network measured."""
     columns = {

@@ -40,7 +40,6 @@ from brecq.data import Dataset
 
 SETTINGS = {"resnet20": ("W2A32", "W4A4", "W2A4", "W2A2"), "efficientnet_lite0": ("W4A8", "W4A4", "W2A8")}
 RECIPES = ("rtn", "instant", "fast", "thorough", "paper", "official")
-OUTPUTS = ", first_last_outputs"
 IMAGE = Path(__file__).resolve().parents[1] / "docs" / "images" / "clock.png"
 
 MEASURES = {
@@ -72,11 +71,6 @@ def arguments() -> argparse.Namespace:
     found.add_argument(
         "--paper-steps", type=float, nargs="+", default=[0.005, 0.05], metavar="X", help="shares of the paper's steps"
     )
-    found.add_argument(
-        "--first-last-outputs",
-        action="store_true",
-        help="8 bits for the first layer's output too, as the authors have it",
-    )
     found.add_argument("--plot", action="store_true", help="measure nothing, draw what the tables show")
     found.add_argument("--calibration", type=int, metavar="N", help="calibration samples")
     found.add_argument("--validation", action="store_true", help="measure on the images to choose by")
@@ -99,20 +93,18 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
 
 def configs(options: argparse.Namespace, setting: str) -> list[tuple[str, QuantConfig]]:
     """Rows and what they are measured with."""
-    ends = OUTPUTS * options.first_last_outputs
-    config = QuantConfig(*bits(setting), first_last_outputs=options.first_last_outputs)
     found = []
     for name in options.recipes:
         if name == "rtn":
-            found.append((f"rounding to nearest{ends}", replace(config, method="rtn")))
+            found.append(("rounding to nearest", QuantConfig(*bits(setting), method="rtn")))
             continue
         recipe = Recipe.preset(name)
         if name == "instant":
-            found.append((name + ends, replace(config, recipe=recipe)))
+            found.append((name, QuantConfig(*bits(setting), recipe=recipe)))
             continue
         for share in options.paper_steps if name in ("paper", "official") else (1.0,):
             changed = with_steps(recipe, options.steps, share)
-            found.append((f"{name} ({describe_steps(changed)}){ends}", replace(config, recipe=changed)))
+            found.append((f"{name} ({describe_steps(changed)})", QuantConfig(*bits(setting), recipe=changed)))
     return found
 
 

@@ -140,7 +140,8 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
                 continue  # there is nothing to distill from
             for setting in options.settings:
                 for seed in options.seeds:
-                    config = QuantConfig(*bits(setting), recipe=recipe, seed=seed)
+                    # the default was another one when most of these were measured; among themselves they compare
+                    config = QuantConfig(*bits(setting), first_last_outputs=False, recipe=recipe, seed=seed)
                     cells.append(DataCell(name, ROWS[source], setting, count, task.samples, config, source=source))
                     if options.blocks_alone:
                         alone = replace(config, recipe=recipe.replace(tuning=0.0))

@@ -20,6 +20,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 SINCE = "correction"
 CURRENT = ("choose", "clock", "data_free", "mixed_precision", "tasks")
 """Results of which a page shows no earlier version's."""
+WIDENED = ("clock", "tasks")
+"""Those, too, that are shown with the present default of `first_last_outputs` alone."""
 Record = dict[str, Any]
 Lines = list[list[str]]
 
@@ -58,7 +60,7 @@ def newest(file: str, network: str, column: str, show: Show) -> list[Record]:
     def fits(record: Record) -> bool:
         config = record["key"]["config"]
         same = config is None or all(config.get(name) == value for name, value in where.items())
-        dated = file in CURRENT and _earlier(record)
+        dated = (file in CURRENT and _earlier(record)) or (file in WIDENED and _narrow(record))
         named = (record["network"], record["row"]) == (network, show.row) and record["column"] in ("", wanted)
         return named and same and not dated
 
@@ -111,6 +113,12 @@ def _earlier(record: Record) -> bool:
     if not config or config["method"] == "rtn":
         return False
     return SINCE not in config["recipe"]
+
+
+def _narrow(record: Record) -> bool:
+    """Whether what the first layer puts out has as few bits as other activations, which was the default once."""
+    config = record["key"]["config"]
+    return bool(config) and config["activations"] < 8 and not config.get("first_last_outputs")
 
 
 def _seed(record: Record) -> int:

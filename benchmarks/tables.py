@@ -226,6 +226,7 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "tasks-in-parts": in_parts,
     "tasks-denoiser": partial(tasks, "denoiser", RESTORED),
     "chosen-start": chosen.start,
+    "chosen-outputs": chosen.outputs,
     "chosen-parts": chosen.parts,
     "chosen-loss": chosen.losses,
     "chosen-batch": chosen.batches,

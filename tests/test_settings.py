@@ -29,6 +29,7 @@ QUICK = {
 }  # fmt: skip
 FISHER, STAGES = {"loss": "fisher"}, {"joint": False, "activation_steps": 2}
 TUNED = {"tuning": 1.0, "tune_codes_lr": 0.0}
+FEW = {"weights": 3, "activations": 4, "first_last_outputs": False}
 LAST, NEAREST = {"keep_best": False}, {"method": "rtn"}
 
 
@@ -111,7 +112,7 @@ ROWS = {
     "weights": Row({"weights": 4}, "scope codes scales", "stages", NEAREST),
     "activations": Row({"activations": 6}, "scope activations", "codes scales", NEAREST),
     "first_last": Row({"first_last": None}, "scope codes scales activations", "stages", NEAREST),
-    "first_last_outputs": Row({"first_last_outputs": False}, "scope activations", "codes scales", NEAREST),
+    "first_last_outputs": Row({"first_last_outputs": True}, "scope activations", "codes scales", NEAREST),
     "placement": Row({"placement": "input"}, "scope activations", "scales", NEAREST),
     "weight_scheme": Row({"weight_scheme": "symmetric"}, "scope codes scales", "stages", NEAREST),
     "activation_scheme": Row({"activation_scheme": "symmetric"}, "scope activations", "codes scales", NEAREST),
@@ -172,7 +173,7 @@ def run() -> Callable[..., dict[str, Any]]:
     captured = {which: capture(model, (x[:2],)) for which, model in models.items()}
 
     def quantize(dense: bool = False, uneven: bool = False, **changes: Any) -> dict[str, Any]:
-        own = {"weights": 3, "activations": 4, **{key: changes.pop(key) for key in OWN & changes.keys()}}
+        own = {**FEW, **{key: changes.pop(key) for key in OWN & changes.keys()}}
         preset = Recipe.preset(own.pop("recipe", "fast"))
         data = Dataset((x,), None if dense else labels)
         recipe = preset.replace(**{**QUICK, "activation_steps": 0 if preset.joint else 4, **changes})
@@ -213,14 +214,14 @@ def test_every_setting_changes_what_it_says(run: Callable[..., dict[str, Any]], 
 SITUATIONS: tuple[dict[str, Any], ...] = (
     NEAREST, {"steps": 0}, {"steps": 0}, {"tuning": 0.0}, {"compensate": False}, {"loss": "plain"}, {"loss": "plain"},
     {"activation_steps": 0, "joint": False}, {"activations": 32, "joint": False},
-    {"activations": 16}, {"activations": 32, "compensate": False}, {"weights": 32},
+    {"activations": 8}, {"activations": 16}, {"activations": 32, "compensate": False}, {"weights": 32},
     {"rounding_penalty": 0.0}, {"rounding_lr": 0.0}, {"joint": False, "activation_steps": 0},
 )  # fmt: skip
 """For each line of `IDLE` the settings under which it holds."""
 
 
 def config_of(**changes: Any) -> QuantConfig:
-    own = {"weights": 3, "activations": 4, **{key: changes.pop(key) for key in OWN & changes.keys()}}
+    own = {**FEW, **{key: changes.pop(key) for key in OWN & changes.keys()}}
     return QuantConfig(**own, recipe=Recipe.preset(own.pop("recipe", "fast")).replace(**changes))
 
 

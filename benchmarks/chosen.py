@@ -53,12 +53,14 @@ def start() -> Lines:
         *(Compared("squeezenet1_1", column, SQUEEZE) for column in ("W4A4", "W2A8")),
         *(Compared("resnet20", column) for column in ("W2A32", "W4A4", "W3A3", "W2A4", "W2A2")),
         Compared("resnet32", "W2A2"),
+        Compared("efficientnet_lite0", "W4A32", LITE),
+        *(Compared("squeezenet1_1", column, SQUEEZE) for column in ("W4A32", "W2A32")),
         Compared("resnet20", "W2A2", "steps=100", "100 steps"),
         *(Compared("resnet20", column, "steps=25", "25 steps") for column in ("W2A2", "W3A3", "W4A4")),
         Compared("efficientnet_lite0", "W4A4", LITE.replace("60", "20"), "20 steps"),
-        *(Compared("efficientnet_lite0", column, "from 128", **INSTANT) for column in ("W4A4", "W4A8")),
-        Compared("squeezenet1_1", "W4A4", "from 256", **INSTANT),
-        *(Compared("resnet20", column, **INSTANT) for column in ("W4A4", "W3A3", "W2A4", "W2A2", "W2A32")),
+        *(Compared("efficientnet_lite0", column, "from 128", **INSTANT) for column in ("W4A4", "W4A8", "W4A32")),
+        *(Compared("squeezenet1_1", column, "from 256", **INSTANT) for column in ("W4A4", "W4A32", "W2A32")),
+        *(Compared("resnet20", column, **INSTANT) for column in ("W4A4", "W3A3", "W2A4", "W2A2", "W4A32", "W2A32")),
     ]
     return _table(STARTS, rows)
 

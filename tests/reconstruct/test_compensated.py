@@ -150,7 +150,16 @@ def test_the_instant_recipe_makes_no_step(lab, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("weights", "activations", "steps", "share"),
-    [(4, 32, 2, 1.0), (4, 8, 2, 0.5), (4, 8, 50, 0.5), (4, 4, 2, 0.5), (4, 4, 50, 0.0), (2, 4, 50, 0.5)],
+    [
+        (2, 32, 2, 1.0),
+        (3, 16, 2, 1.0),
+        (4, 32, 2, 0.5),
+        (4, 8, 2, 0.5),
+        (4, 8, 50, 0.5),
+        (4, 4, 2, 0.5),
+        (4, 4, 50, 0.0),
+        (2, 4, 50, 0.5),
+    ],
 )
 def test_how_much_of_its_inputs_error_a_layer_corrects(
     lab, weights: int, activations: int, steps: int, share: float, monkeypatch: pytest.MonkeyPatch

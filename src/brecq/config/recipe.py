@@ -49,9 +49,9 @@ class Recipe:
     correction: float | None = setting(
         None,
         "share of the error in a layer's input that its weights make up for in this start: 1 is the target of GPTAQ, "
-        "0 that of GPTQ. By default 1 where activations stay in float or have 16 bits; 0.5 where they have fewer: "
-        "rounding is noise, which weights can only make smaller together with the signal; 0 where they have fewer "
-        "than 8 bits, weights 4 or more, and at least 50 steps follow, which correct the rest",
+        "0 that of GPTQ. By default 1 where weights have fewer than 4 bits and activations stay in float or have 16; "
+        "0 where weights have 4 bits or more, activations fewer than 8, and at least 50 steps follow, which correct "
+        "the rest: rounding is noise, which weights can only make smaller together with the signal; else 0.5",
         low=0, high=1,
     )
     damping: float = setting(

@@ -18,8 +18,11 @@ DISTRUST = 32.0
 """How fast the damping grows where patches are few for the weights of an output channel: it doubles at one weight for
 so many patches."""
 
-NOISY = 4, 7
-"""At least so many bits in weights and at most so many in activations: what an input lost is mostly rounding noise."""
+FINE = 4
+"""Bits of weights from which on what they cost is small, and not the most of what an input has lost."""
+
+NOISY = 7
+"""Bits of activations up to which, with such weights, what an input has lost is mostly rounding noise."""
 
 ENOUGH = 50
 """Steps a block that correct what a start can leave to them."""
@@ -57,7 +60,8 @@ def _correction(site: Site) -> float:
     """`Recipe.correction`, or what it is by default (docs/results.md, "What recipes are chosen by")."""
     if site.recipe.correction is not None:
         return site.recipe.correction
-    if not site.streams.quantizes_activations:
+    fine = site.streams.weight_bits >= FINE
+    if not fine and not site.streams.quantizes_activations:
         return 1.0
-    noisy = site.streams.weight_bits >= NOISY[0] and site.streams.activation_bits <= NOISY[1]
+    noisy = fine and site.streams.activation_bits <= NOISY
     return 0.0 if noisy and site.recipe.steps >= ENOUGH else 0.5

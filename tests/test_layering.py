@@ -39,7 +39,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "logits": "",
     "sources": "data errors forward logits names storage tasks",
     "ranks": "errors",
-    "metrics": "errors logits pairing sources tasks",
+    "metrics": "data errors logits pairing sources tasks",
     "evaluation": "checks data devices errors float32 forward logits metrics report settings",
     "graph": "config devices errors float32 forward logits names quant report targets text",
     "converted": "errors forward graph quant ranks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,68 @@ def test_wrong_boxes(tmp_path: Path) -> None:
     (root / "data.yaml").write_text("val: val/images\n")
     with pytest.raises(DataError, match="no entry 'train'"):
         load_data(root / "data.yaml", PLAIN, None, 0, form=Form("detection", "train"))
+
+
+def label_yolo(root: Path, line: str) -> torch.Tensor:
+    """The boxes of a picture of 40 × 20 pixels with this label."""
+    (root / "val" / "labels" / "a.txt").write_text(f"0 0.5 0.5 0.5 0.5\n{line}\n")
+    data = load_data(root / "val", PLAIN, None, 0, form=Form("detection"))
+    return data.targets[0]["boxes"][1]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("1 nan 0.5 0.1 0.1", "nan is no share of the picture's sides, from 0 to 1"),
+        ("1 0.5 0.5 inf 0.1", "inf is no share"),
+        ("nan 0.5 0.5 0.1 0.1", "class cx cy w h are expected"),
+        ("inf 0.5 0.5 0.1 0.1", "class cx cy w h are expected"),
+        ("1 50 50 20 20", "50 is no share of the picture's sides, from 0 to 1; divide pixels by its width and height"),
+        ("1 0 0 20 0 20 10", "20 is no share"),
+        ("1 0.5 -0.2 0.1 0.1", r"-0\.2 is no share"),
+        ("1 0.5 0.5 0 0.1", "the box has no area"),
+        ("1 0.5 0.5 0.1 -0.005", "the box has no area"),
+        ("1 0.1 0.1 0.5 0.1 0.9 0.1", "the box has no area"),
+        ("1 1.005 0.5 0.004 0.1", "the box is wholly outside its picture of 40x20 pixels"),
+    ],
+)
+def test_boxes_of_yolo_that_cannot_be(tmp_path: Path, line: str, why: str) -> None:
+    with pytest.raises(DataError, match=f"line 2 of a\\.txt is '{line}': {why}"):
+        label_yolo(yolo(tmp_path), line)
+
+
+@pytest.mark.parametrize(
+    ("line", "box"),
+    [
+        ("1 0.5 0.5 1.0000003 1.0000003", [0, 0, 40, 20]),
+        ("1 0.0 0.5 0.5 0.5", [-10, 5, 10, 15]),  # sticks out
+        ("1 0.5 0.5 0.5 0.5 0.9", [10, 5, 30, 15]),  # with a score
+    ],
+)
+def test_boxes_of_yolo_that_can_be(tmp_path: Path, line: str, box: list[float]) -> None:
+    assert label_yolo(yolo(tmp_path), line).tolist() == pytest.approx(box, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("box", "why"),
+    [
+        ([1, 2, math.nan, 20], r"the box \[1, 2, nan, 20\] in instances_val2017\.json is not finite"),
+        ([1, 2, 0, 20], r"the box \[1, 2, 0, 20\] in instances_val2017\.json has no area"),
+        ([1, 2, 10, -3], "has no area"),
+        ([50, 2, 10, 3], "is wholly outside its picture of 40x20 pixels"),
+        (
+            [0.1, 0.2, 0.5, 0.3],
+            "has no box beyond the first pixel .* multiply shares of the sides by width and height",
+        ),
+    ],
+)
+def test_boxes_of_coco_that_cannot_be(tmp_path: Path, box: list[float], why: str) -> None:
+    file = coco(tmp_path) / "annotations" / "instances_val2017.json"
+    values = json.loads(file.read_text())
+    values["annotations"][0]["bbox"] = box
+    file.write_text(json.dumps(values))
+    with pytest.raises(DataError, match=why):
+        load_data(file, LETTERBOX, None, 0, form=Form("detection"))
 
 
 def test_pictures_without_boxes_are_read_for_calibration(tmp_path: Path) -> None:

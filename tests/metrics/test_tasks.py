@@ -209,6 +209,47 @@ def test_categories_are_those_of_the_dataset() -> None:
     assert by_index.compute()["AP %"] == 0.0
 
 
+def detected(**target: object) -> metrics.Detection:
+    """A metric that has got one picture without boxes found."""
+    metric = metrics.Detection()
+    none = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0)}
+    metric.update([none], [{"labels": [1], **target}])
+    return metric
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ({"boxes": [[1, 2, math.nan, 4]]}, r"box 0 of picture 0, \[1.0, 2.0, nan, 4.0\], is not finite; give x1, y1"),
+        ({"boxes": [[10, 20, 5, 40]]}, "has no area"),  # x, y, width, height
+        ({"boxes": [[50, 2, 60, 4]], "size": (20, 40)}, "is wholly outside its picture of 40x20 pixels"),
+        ({"boxes": [[0] * 8]}, r"of picture 0 have the shape \[1, 8\]; give \[M, 4\]"),
+        ({"boxes": [[0, 0, 1, 1]] * 2}, "of picture 0 has 2 boxes and 1 labels; give one for each"),
+        ({"boxes": [[0, 0, 1, 1]], "iscrowd": [0, 1]}, "has 1 boxes and 2 iscrowd"),
+    ],
+)
+def test_boxes_that_cannot_be_right(target: dict[str, object], why: str) -> None:
+    with pytest.raises(DataError, match=why):
+        detected(**target)
+
+
+def test_boxes_that_hardly_are_right() -> None:
+    inside, rounded, beyond = [5, 5, 20, 10], [0, 0, 40.1, 20], [30, 5, 70, 10]
+    few, many = (
+        detected(boxes=[inside] * count + [rounded, beyond], labels=[1] * (count + 2), size=(20, 40))
+        for count in (8, 7)
+    )
+    assert few.notes() == []
+    assert many.notes()[0].startswith("1 of 9 boxes of the targets stick out of their pictures; check that they are x")
+    assert detected(boxes=[], labels=[], size=(20, 40)).notes() == []
+
+
+def test_a_network_without_targets_is_not_judged_by_boxes_without_area() -> None:
+    found = [{"boxes": torch.tensor([[5.0, 5, 5, 9], [1, 1, 2, 2]]), "scores": torch.ones(2), "labels": torch.ones(2)}]
+    (sure,) = metrics.Detection().targets_of(found)
+    assert sure["boxes"].tolist() == [[1, 1, 2, 2]]
+
+
 def test_what_is_no_detection() -> None:
     metric = metrics.Detection()
     with pytest.raises(DataError, match=r"0 \[1, 80, 4, 4\].*--decode"):

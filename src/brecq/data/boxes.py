@@ -13,6 +13,7 @@ from PIL import Image
 
 from brecq.data.annotated import Annotated, Split, folder_named, pictures_in
 from brecq.data.images import UnreadableError
+from brecq.data.objects import SLACK, no_box
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import DataError
 
@@ -110,7 +111,13 @@ def _coco(file: Path) -> Annotated:
             "bbox and category_id, and categories"
         ) from error
     index = {category: place for place, category in enumerate(ids)}
-    strange = {each["category"] for boxes in found.values() for each in boxes} - index.keys()
+    listed = [each for boxes in found.values() for each in boxes]
+    if listed and all(abs(value) <= 1 for each in listed for value in each["box"]):
+        raise DataError(
+            f"{file} has no box beyond the first pixel of its picture: bbox is x, y, width, height in pixels; "
+            "multiply shares of the sides by width and height"
+        )
+    strange = {each["category"] for each in listed} - index.keys()
     if strange:
         raise DataError(f"{file} has boxes of the category {min(strange)}, which its categories do not list")
     root = _coco_images(file, list(names.values()))
@@ -120,11 +127,16 @@ def _coco(file: Path) -> Annotated:
     def target(path: Path, image: Image.Image, preprocessing: Preprocessing) -> dict[str, Any]:
         boxes = by_path[path]
         categories = [each["category"] for each in boxes]
-        return _target(
+        target = _target(
             [each["box"] for each in boxes], [index[each] for each in categories], categories, image, preprocessing,
             area=torch.tensor([each["area"] for each in boxes]),
             iscrowd=torch.tensor([each["iscrowd"] for each in boxes], dtype=torch.int64),
         )  # fmt: skip
+        if (wrong := no_box(target["boxes"], target["size"])) is not None:
+            row, why = wrong
+            x1, y1, x2, y2 = boxes[row]["box"]
+            raise UnreadableError(f"the box [{x1:g}, {y1:g}, {x2 - x1:g}, {y2 - y1:g}] in {file.name} {why}")
+        return target
 
     missing = len(by_path) - len(present)
     return Annotated(root, present, target, f"boxes of {file}" + (f", {missing} pictures missing" if missing else ""))
@@ -216,25 +228,42 @@ def _read_yolo(file: Path, width: int, height: int) -> tuple[list[list[float]], 
     picture's sides. Without a file there are none: a picture without objects."""
     if not file.is_file():
         return [], []
-    boxes, labels = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
+    boxes, labels, lines = [], [], []
+    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not text.strip():
             continue
+        line = f"line {number} of {file.name} is {text.strip()[:60]!r}"
         try:
-            label, *values = map(float, line.split())
-            if label != int(label) or len(values) < 4 or (len(values) > 5 and len(values) % 2):
+            label, *values = map(float, text.split())
+            if label != label // 1 or len(values) < 4 or (len(values) > 5 and len(values) % 2):
                 raise ValueError("class cx cy w h are expected")
+            boxes.append(_from_shares(values, width, height))
         except ValueError as error:
-            raise UnreadableError(f"line {number} of {file.name} is {line.strip()[:60]!r}: {error}") from error
-        if len(values) <= 5:
-            x, y, w, h = values[:4]
-            box = [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
-        else:
-            xs, ys = values[::2], values[1::2]
-            box = [min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height]
-        boxes.append(box)
+            raise UnreadableError(f"{line}: {error}") from error
         labels.append(int(label))
+        lines.append(line)
+    if (wrong := no_box(torch.tensor(boxes).view(-1, 4), (height, width))) is not None:
+        raise UnreadableError(f"{lines[wrong[0]]}: the box {wrong[1]}")
     return boxes, labels
+
+
+def _from_shares(values: Sequence[float], width: int, height: int) -> list[float]:
+    """x1, y1, x2, y2 in pixels of the values of a line.
+
+    Raises:
+        ValueError: they are no shares of the picture's sides.
+    """
+    outline = len(values) > 5
+    shares = values if outline else values[:4]  # a fifth is a score
+    if strange := [each for each in shares if not -SLACK <= each <= 1 + SLACK]:
+        raise ValueError(
+            f"{strange[0]:g} is no share of the picture's sides, from 0 to 1; divide pixels by its width and height"
+        )
+    if outline:
+        xs, ys = shares[::2], shares[1::2]
+        return [min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height]
+    x, y, w, h = shares
+    return [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
 
 
 def _json(file: Path) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from brecq.data.objects import no_box, sticking_out
 from brecq.errors import DataError
 from brecq.metrics.base import Decode, Task, describe
 from brecq.pairing import partners
@@ -32,7 +33,7 @@ class Detection(Task):
     Targets are a dictionary a picture: `boxes` [M, 4] (x1, y1, x2, y2), `labels` [M], and if there are any `iscrowd`
     [M], `area` [M]. With `placed` (scale x, scale y, left, top) in it, as brecq's data has it, its boxes are those of
     the picture before preprocessing, and what the network finds in its input is brought back there; `size` (height,
-    width) clips it.
+    width) clips it. Boxes without an area, or outside a picture of known size, are refused; they may stick out of it.
 
     Args:
         decode: from the network's output to a `Boxes` dictionary a picture, which are final; or to candidates: three
@@ -61,6 +62,7 @@ class Detection(Task):
         self.labels = labels or (None if decode is None else "index")
         self._found: list[Boxes] = []
         self._targets: list[Boxes] = []
+        self._beyond = self._sized = 0
 
     def boxes(self, outputs: Any) -> list[Boxes]:
         """What the network found, a dictionary a picture, in pixels of its input, best first.
@@ -106,12 +108,30 @@ class Detection(Task):
                     f"a target is {describe(target)}; detection needs a dictionary with boxes [M, 4] and labels [M]: "
                     "give data with boxes (COCO's JSON, YOLO's labels)"
                 )
+            truth = self._truth(target, named)
             self._found.append(brought_back(boxes, target))
-            truth = {key: torch.as_tensor(target[key]).cpu() for key in ("boxes", "iscrowd", "area") if key in target}
-            labels = target["categories"] if named == "category" and "categories" in target else target["labels"]
-            truth["labels"] = torch.as_tensor(labels).cpu().long()
-            truth["boxes"] = truth["boxes"].float().view(-1, 4)
             self._targets.append(truth)
+
+    def _truth(self, target: dict[str, Any], named: str) -> Boxes:
+        """What is right of a picture, as the library takes it."""
+        keys = [key for key in ("boxes", "iscrowd", "area") if key in target]
+        truth: Boxes = {key: torch.as_tensor(target[key]).cpu() for key in keys}
+        labels = target["categories"] if named == "category" and "categories" in target else target["labels"]
+        truth["labels"] = torch.as_tensor(labels).cpu().long()
+        boxes, whose = truth["boxes"].float(), f"of picture {len(self._targets)}"
+        if boxes.numel() and (boxes.ndim != 2 or boxes.shape[1] != 4):
+            raise DataError(f"the boxes {whose} have the shape {list(boxes.shape)}; give [M, 4]")
+        truth["boxes"] = boxes = boxes.view(-1, 4)
+        if uneven := [f"{len(value)} {key}" for key, value in truth.items() if len(value) != len(boxes)]:
+            raise DataError(f"the target {whose} has {len(boxes)} boxes and {uneven[0]}; give one for each box")
+        size = None if "size" not in target else (int(target["size"][0]), int(target["size"][1]))
+        if (wrong := no_box(boxes, size)) is not None:
+            row, why = wrong
+            raise DataError(f"box {row} {whose}, {boxes[row].tolist()}, {why}; give x1, y1, x2, y2 in pixels")
+        if size is not None:
+            self._beyond += sticking_out(boxes, size)
+            self._sized += len(boxes)
+        return truth
 
     def compute(self) -> dict[str, float]:
         if not self._targets:
@@ -125,11 +145,23 @@ class Detection(Task):
         values = {name: float(value) for name, value in meter.compute().items() if name in _NAMES}
         return {_NAMES[name]: 100 * values[name] for name in _NAMES if values[name] >= 0}  # -1: no such objects
 
-    def targets_of(self, outputs: Any) -> list[Boxes]:
+    def notes(self) -> list[str]:
+        """Of boxes that stick out of their pictures, if those are more than one in ten: hardly any are right."""
+        if 10 * self._beyond <= self._sized:
+            return []
         return [
-            {key: boxes[key][boxes["scores"] >= self.sure] for key in ("boxes", "labels")}
-            for boxes in self.boxes(outputs)
+            f"{self._beyond} of {self._sized} boxes of the targets stick out of their pictures; check that they are "
+            "x, y, width, height (COCO), or cx, cy, w, h in shares of the sides (YOLO)"
         ]
+
+    def targets_of(self, outputs: Any) -> list[Boxes]:
+        """Sure boxes; one without area is nothing that another network could find."""
+        sure = []
+        for found in self.boxes(outputs):
+            boxes = found["boxes"]
+            kept = (found["scores"] >= self.sure) & boxes.isfinite().all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+            sure.append({key: found[key][kept] for key in ("boxes", "labels")})
+        return sure
 
     def compare(self, outputs: Any, reference: Any, targets: Any = None) -> None:
         for each in zip(self.boxes(outputs), self.boxes(reference), strict=True):

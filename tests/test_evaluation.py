@@ -54,6 +54,17 @@ def test_agreement_and_sqnr_against_a_reference() -> None:
     assert result.top1 is None
 
 
+def test_the_reference_is_judged_by_the_same_labels() -> None:
+    table = torch.arange(10.0).repeat(20, 1)  # class 9 first, then 8, 7, 6, 5
+    labels = torch.tensor([9] * 5 + [8] * 3 + [0] * 12)
+    found = evaluate(Fixed(table), rows(20, labels), reference=Fixed(-table), batch_size=7)
+    assert (found.top1, found.top5) == (25.0, 40.0)
+    assert found.reference_metrics == {"top-1 %": 60.0, "top-5 %": 60.0}
+    few = evaluate(Fixed(torch.eye(5)), rows(5, torch.arange(5)), reference=Fixed(-torch.eye(5)))
+    assert few.reference_metrics == {"top-1 %": 0.0}
+    assert evaluate(Fixed(torch.eye(5)), rows(5, torch.arange(5))).reference_metrics == {}
+
+
 def test_identical_outputs() -> None:
     model = Fixed(torch.randn(6, 3))
     result = evaluate(model, rows(6), reference=model)

@@ -49,7 +49,8 @@ class Evaluation:
         scored: the output that top-1, top-5 and agreement are of, and along which axis; empty where that is plain
             (one output [N, classes]) or there are no class scores.
         task: the name of the metric, where one was given: then `agreement` is of its decisions, whatever they are.
-        metrics: what it computed of the network, by name, the most telling first. reference_metrics: of the reference.
+        metrics: what it computed of the network, by name, the most telling first. reference_metrics: of the reference;
+            without a metric its `top-1 %` and `top-5 %`, where there are labels.
         against_reference: the data said nothing of what is right: `metrics` take the reference's decisions for that.
         flips: percent of decisions that are other ones than the reference's, 100 - agreement.
         notes: what the metric left out, in words, such as targets that are NaN.
@@ -216,7 +217,8 @@ class _Tally:
 
     def __init__(self, output: str | None, axis: int | None) -> None:
         self.output, self.axis = output, axis
-        self.samples = self.labelled = self.top1 = self.top5 = self.predictions = self.agreeing = 0
+        self.samples = self.labelled = self.predictions = self.agreeing = 0
+        self.top1, self.top5 = [0, 0], [0, 0]  # of the model, of the reference
         self.signal: dict[str, float] = {}
         self.noise: dict[str, float] = {}
         self.scored, self.has_top5 = "", False
@@ -231,7 +233,10 @@ class _Tally:
             shown = f"output {name!r}" if len(found) > 1 else ""
             self.scored = ", ".join(filter(None, (shown, what)))
         if data.labels is not None:
-            self._add_labels(found, name, axis, data, data.labels)
+            scores = self._labelled_scores(found, name, axis, data, data.labels)
+            self.labelled += len(data)
+            self.has_top5 = scores.shape[1] > 5
+            self._add_hits(0, scores, data.labels)
         if reference is not None:
             expected = self._named_alike(reference, found, batch)
             shapes = [{key: list(value.shape) for key, value in each.items()} for each in (found, expected)]
@@ -240,6 +245,8 @@ class _Tally:
                     f"the model's output has shape {_shapes(shapes[0])}, the reference's {_shapes(shapes[1])}; "
                     "compare networks with equal outputs"
                 )
+            if name is not None and data.labels is not None:
+                self._add_hits(1, expected[name], data.labels)
             if name is not None and axis is not None:
                 same = found[name].argmax(axis) == expected[name].argmax(axis)
                 self.predictions += same.numel()
@@ -290,9 +297,10 @@ class _Tally:
         except ValueError as error:
             raise DataError(f"{error}; give an axis of classes") from error
 
-    def _add_labels(
+    def _labelled_scores(
         self, found: Mapping[str, Tensor], name: str | None, axis: int | None, part: Dataset, labels: Tensor
-    ) -> None:
+    ) -> Tensor:
+        """The scores [N, classes] that the labels are of; `DataError` where there are none."""
         if name is None or axis is None or found[name].ndim != 2:
             several = len(found) > 1 and name is None
             which = (
@@ -311,21 +319,25 @@ class _Tally:
                 f"{sample} has label {int(labels[bad])}; labels must be 0 to "
                 f"{scores.shape[1] - 1}, the network's classes: check that they count from 0 and belong to it"
             )
-        labels = labels.to(scores.device)
+        return scores
+
+    def _add_hits(self, whose: int, scores: Tensor, labels: Tensor) -> None:
         best = scores.topk(min(5, scores.shape[1]), dim=1).indices
-        hits = best == labels[:, None]
-        self.labelled += len(labels)
-        self.top1 += int(hits[:, 0].sum())
-        self.top5 += int(hits.sum())
-        self.has_top5 = scores.shape[1] > 5
+        hits = best == labels.to(scores.device)[:, None]
+        self.top1[whose] += int(hits[:, 0].sum())
+        self.top5[whose] += int(hits.sum())
 
     def result(self) -> Evaluation:
         if not self.samples:
             raise DataError("there is nothing to evaluate on: the data holds no samples")
         result = Evaluation(self.samples, scored=self.scored)
         if self.labelled:
-            result.top1 = 100 * self.top1 / self.labelled
-            result.top5 = 100 * self.top5 / self.labelled if self.has_top5 else None
+            result.top1 = 100 * self.top1[0] / self.labelled
+            result.top5 = 100 * self.top5[0] / self.labelled if self.has_top5 else None
+            if self.signal:  # there is a reference
+                result.reference_metrics = {"top-1 %": 100 * self.top1[1] / self.labelled}
+                if self.has_top5:
+                    result.reference_metrics["top-5 %"] = 100 * self.top5[1] / self.labelled
         if self.predictions:
             result.agreement = 100 * self.agreeing / self.predictions
         ratios = {name: sqnr(self.signal[name], self.noise[name]) for name in self.signal}

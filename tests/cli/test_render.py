@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 
@@ -62,6 +63,15 @@ def test_an_evaluation_on_one_line() -> None:
         "top-1 82.12 %, top-5 95.50 %, agreement with float 97.25 %, SQNR 21.0 dB, 800 samples in 3.0 s"
     )
     assert describe_evaluation(UNLABELED) == "agreement with float 97.25 %, SQNR 21.0 dB, 24 samples in 3.0 s"
+    scored = dataclasses.replace(LABELED, scored="output 'out'", reference_metrics={"top-1 %": 83.0, "top-5 %": 96.0})
+    assert describe_evaluation(scored) == (
+        "top-1 82.12 % (float 83.00 %; output 'out'), top-5 95.50 % (float 96.00 %), agreement with float 97.25 % "
+        "(output 'out'), SQNR 21.0 dB, 800 samples in 3.0 s"
+    )
+    judged = Evaluation(
+        24, task="mine", metrics={"agreement %": 7.0, "e": 2.0}, reference_metrics={"e": 1.5}, seconds=3
+    )
+    assert describe_evaluation(judged) == "agreement 7.00 %, e 2 (float 1.5), 24 samples in 3.0 s"
     left_out = Evaluation(24, task="regression", metrics={"RMSE": 1.5}, seconds=3.0, notes=["3 of 6 are left out"])
     assert describe_evaluation(left_out) == "RMSE 1.5, 24 samples in 3.0 s; 3 of 6 are left out"
     unsure = Evaluation(24, task="detection", against_reference=True, seconds=3.0)

@@ -94,22 +94,16 @@ def result_table(rows: Sequence[ResultRow]) -> Table:
 
 
 def describe_evaluation(evaluation: Evaluation) -> str:
-    """`top-1 82.20 %, agreement with float 96.10 %, …`: what was measured, on one line."""
-    of = f" ({evaluation.scored})" if evaluation.scored else ""
-    parts = (
-        [_with_unit(name, value) for name, value in evaluation.shown().items()]
-        if evaluation.task
-        else [
-            f"{_with_unit(name, value)}{note}"
-            for name, value, note in (
-                ("top-1 %", evaluation.top1, of),
-                ("top-5 %", evaluation.top5, ""),
-                ("agreement with float %", evaluation.agreement, of),
-                ("SQNR dB", evaluation.sqnr, ""),
-            )
-            if value is not None
-        ]
-    )
+    """`top-1 82.20 % (float 83.00 %), agreement with float 96.10 %, …`: what was measured, on one line."""
+    parts = []
+    for name, value in evaluation.shown().items():
+        what, _, unit = _heading(name).partition("\n")
+        what += " with float" if what == "agreement" and not evaluation.task else ""
+        reference = evaluation.reference_metrics.get(name)
+        beside = [] if reference is None else [f"float {measure(name, reference)} {unit}".strip()]
+        beside += [evaluation.scored] if evaluation.scored and what != "top-5" and unit == "%" else []
+        told = f" ({'; '.join(beside)})" if beside else ""
+        parts.append(f"{what} {measure(name, value)} {unit}".strip() + told)
     if evaluation.outputs and parts:
         each = ", ".join(f"output {name} {measure('SQNR dB', value)}" for name, value in evaluation.outputs.items())
         plain = evaluation.agreement is None and not evaluation.task
@@ -264,9 +258,3 @@ def _heading(name: str) -> str:
     """The unit on a line of its own."""
     what, _, unit = name.rpartition(" ")
     return f"{what}\n{unit}" if what and unit in ("%", "dB") else name
-
-
-def _with_unit(name: str, value: float) -> str:
-    """`AP50 41.60 %`"""
-    what, _, unit = _heading(name).partition("\n")
-    return f"{what} {measure(name, value)} {unit}".strip()

@@ -320,6 +320,22 @@ def test_functions_and_classes_are_metrics() -> None:
         evaluate(Fixed(values), targets, metric=lambda outputs: outputs.mean())
 
 
+def test_one_is_told_that_a_metric_of_ones_own_got_nan() -> None:
+    def mae(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).abs().mean()
+
+    values = torch.ones(3, 2)
+    gaps = torch.tensor([[1.0, math.nan], [1.0, 1.0], [math.nan, 1.0]])
+    told = "2 of 6 target values are NaN, and {} got them as they are (--task regression leaves them out)"
+    found = evaluate(Fixed(values), [(torch.arange(3), gaps)], metric=mae, batch_size=2)
+    assert math.isnan(found.metrics["mae"])
+    assert found.notes == [told.format("mae")]
+    ragged = [(torch.arange(2), [torch.tensor([math.nan]), torch.ones(3)])]  # no tensor [N, ...]
+    assert evaluate(Fixed(values), ragged, metric=Counting).notes[0].startswith("1 of 4 target values are NaN")
+    assert evaluate(Fixed(values), [(torch.arange(3), values)], metric=mae).notes == []
+    assert evaluate(Fixed(values), rows(3), metric=mae, reference=Fixed(values)).notes == []
+
+
 def test_metrics_of_torchmetrics() -> None:
     torchmetrics = pytest.importorskip("torchmetrics")
     data = Dataset((torch.arange(4),), torch.tensor([0, 1, 2, 0]))

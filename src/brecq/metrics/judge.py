@@ -7,6 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
 from brecq.errors import BrecqError, DataError
 from brecq.metrics.base import Metric, Task, describe, plain, stacked
 from brecq.metrics.custom import Function, as_metric
@@ -38,6 +43,7 @@ class Judge:
         self.model, self.reference = _fresh(made), _fresh(made)
         self._targets: bool | None = None
         self._compared = False
+        self._missing = self._values = 0
 
     def add(self, found: Any, expected: Any, targets: Any, samples: int) -> None:
         """A batch of so many samples: outputs of the network and of the reference (`None` without one), and what is
@@ -56,6 +62,7 @@ class Judge:
         self._targets = targets is not None
         if not isinstance(self.model, Task):
             targets = stacked(targets)
+            self._count_missing(targets)
         if targets is not None:
             self._update(self.model, found, targets, samples)
             if expected is not None:
@@ -73,6 +80,19 @@ class Judge:
             self._update(self.model, found, expected, samples)
         else:
             raise DataError(f"the data has no targets, which {self.name} needs; give data that has")
+
+    def _count_missing(self, targets: Any) -> None:
+        for value in pytree.tree_leaves(targets):
+            if isinstance(value, (Tensor, np.ndarray, float)):
+                found = torch.as_tensor(value)
+                self._missing += int(found.isnan().sum())
+                self._values += found.numel()
+
+    def _notes(self) -> list[str]:
+        if isinstance(self.model, Task):
+            return self.model.notes()
+        told = f"{self._missing} of {self._values} target values are NaN, and {self.name} got them as they are"
+        return [f"{told} (--task regression leaves them out)"] if self._missing else []
 
     def _update(self, metric: Metric, outputs: Any, targets: Any, samples: int) -> None:
         try:
@@ -96,7 +116,7 @@ class Judge:
             plain(self.reference.compute(), self.name) if with_reference and self._targets else {},
             not self._targets,
             self.model.flips() if self._compared and isinstance(self.model, Task) else None,
-            self.model.notes() if isinstance(self.model, Task) else [],
+            self._notes(),
         )
 
 

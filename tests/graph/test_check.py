@@ -15,7 +15,7 @@ import brecq
 from brecq.config import QuantConfig
 from brecq.errors import BrecqError, CaptureError
 from brecq.evaluation import sqnr
-from brecq.graph import fold, ops
+from brecq.graph import batch_norm, fold, ops
 from brecq.graph.blocks import extract
 from brecq.graph.capture import capture
 from brecq.graph.check import FloatNetwork, check_blocks, check_converted
@@ -199,12 +199,12 @@ def test_a_capture_that_is_another_network_is_refused_by_its_first_wrong_layer(
 ) -> None:
     model = networks.build(networks.ResNet)
     (x,) = networks.inputs(model, samples=6)
-    fused = fold.fuse_conv_bn_weights
+    fused = batch_norm.fuse_conv_bn_weights
 
     def wrong(weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, *rest: object, **options: object):
         return fused(weight, bias, mean, var * (1.001 if weight.shape[0] == 16 else 1), *rest, **options)
 
-    monkeypatch.setattr(fold, "fuse_conv_bn_weights", wrong)
+    monkeypatch.setattr(batch_norm, "fuse_conv_bn_weights", wrong)
     with pytest.raises(
         CaptureError, match=r"captured graph is not the network.* first behind 'layer2\.0\.(conv1|downs)"
     ):

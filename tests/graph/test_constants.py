@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -185,3 +186,21 @@ class Branching(nn.Module):
 def test_numbers_that_depend_on_values_are_no_sizes() -> None:
     graph = capture(build(Branching), (torch.randn(4, 6),))
     assert not any(ops.is_size(node) for node in graph.graph.nodes)
+
+
+def test_standardized_weights_become_constants(captured, networks: ModuleType) -> None:
+    graph = captured("Standardized")
+    assert [ops.op_name(node) for node in graph.graph.nodes if node.op == "call_function"] == [
+        "conv2d",
+        "relu",
+        "conv2d",
+        "relu",
+        "mean",
+        "linear",
+    ]
+    layers = [node for node in graph.graph.nodes if ops.kind(node)]
+    assert [node.args[1].op for node in layers] == ["get_attr"] * 3
+    weight = networks.build(networks.Standardized).stem.weight
+    weight = weight - weight.mean((1, 2, 3), keepdim=True)
+    folded = getattr(graph, layers[0].args[1].target)
+    torch.testing.assert_close(folded, weight / (weight.std((1, 2, 3), keepdim=True) + 1e-5))

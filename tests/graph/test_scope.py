@@ -28,7 +28,8 @@ def test_layers(captured) -> None:
     entry = found["layer1.0.conv1"]
     assert (entry.kind, entry.block, entry.reason) == ("conv2d", "layer1.0", "")
     assert entry.weights.startswith("4 bit asymmetric")
-    assert entry.inputs.startswith("4 bit asymmetric")
+    assert entry.inputs.startswith("8 bit asymmetric")  # what the first layer puts out
+    assert found["layer1.0.conv2"].inputs.startswith("4 bit asymmetric")
     assert found["conv1"].weights.startswith("8 bit symmetric")
     assert found["conv1"].inputs.startswith("8 bit asymmetric")
     assert found["fc"].output == "float"  # the network's output
@@ -126,6 +127,30 @@ def test_the_statistics_of_a_batch_norm_are_no_parameters() -> None:
     graph = prepare(capture(model, (torch.randn(2, 3, 8, 8),)), BrecqQuantizer(QuantConfig()))
     found = {entry.kind: entry.parameters for entry in scope(graph, partition(graph))}
     assert found == {"batch_norm": 6, "relu": 0, "conv2d": 4 * 27 + 4}
+
+
+class Levels(nn.Module):
+    """A head over two levels with a batch norm for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norms = nn.Conv2d(3, 3, 3, padding=1), nn.ModuleList(nn.BatchNorm2d(3) for _ in range(2))
+        self.last = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.last(norm(self.conv(level)).relu()) for norm, level in zip(self.norms, (x, -x), strict=True)]
+
+
+def test_a_batch_norm_in_float_is_no_activation_function() -> None:
+    graph = prepare(capture(Levels().eval(), (torch.randn(2, 3, 8, 8),)), BrecqQuantizer(QuantConfig()))
+    found = {entry.kind: entry for entry in scope(graph, partition(graph))}
+    norm, relu = found["batch_norm"], found["relu"]
+    assert (norm.layer, norm.parameters) == ("norms.1", 6)
+    assert norm.reason == (
+        "batch norm, not folded: its layer is also called with other batch norms; a copy of the layer for each would "
+        "be folded"
+    )
+    assert relu.reason == "activation function of a layer, quantized behind it"
 
 
 def test_attention_says_what_is_fixed_in_it() -> None:

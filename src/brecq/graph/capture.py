@@ -20,7 +20,7 @@ from brecq.devices import device_of
 from brecq.errors import CaptureError
 from brecq.float32 import in_float32, in_kind
 from brecq.forward import Inputs, call, evaluating, like, tensors, unwrap
-from brecq.graph import canonical, constants, fold, ops, outputs, selection
+from brecq.graph import batch_norm, canonical, constants, fold, ops, outputs, selection
 from brecq.graph.chunks import SymbolicChunks
 from brecq.graph.culprit import explain
 from brecq.graph.derivatives import check_derivatives
@@ -55,7 +55,7 @@ def capture(model: nn.Module, example_inputs: Inputs, *, any_size: bool = False)
     with evaluating(model), one_batch(model), outputs.plain(model), symbolic_lengths(model):
         graph = _export(model, inputs, any_size)
     check_deterministic(graph)
-    fold.normalize_batch_norm(graph)
+    batch_norm.normalize_batch_norm(graph)
     fold.drop_no_ops(graph)
     canonical.spell_out_writes(graph)
     constants.spell_out_sizes(graph)
@@ -63,8 +63,8 @@ def capture(model: nn.Module, example_inputs: Inputs, *, any_size: bool = False)
     selection.read_from_parts(graph)
     constants.fold_constants(graph)
     fold_repeated(graph)
-    fold.fold_batch_norm(graph)
-    fold.fold_affine(graph)
+    batch_norm.fold_batch_norm(graph)
+    batch_norm.fold_affine(graph)
     fold.relax_views(graph)
     _name_layers(graph, model)
     check_derivatives(graph, tensors(inputs))

@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from brecq.graph import ops
+from brecq.graph.batch_norm import UNFOLDED
 from brecq.graph.dataflow import Dataflow, resolve
 from brecq.graph.fold import get_tensor
 from brecq.graph.partition import BlockSpec
@@ -53,6 +54,8 @@ def scope(prepared: GraphModule, specs: Sequence[BlockSpec]) -> list[ScopeEntry]
             reason = _layer_reason(flow, node, weights, inputs, ends)
         elif table and weights != "float":
             reason = "its table is the weight of a layer, and is stored once"
+        elif UNFOLDED in node.meta:
+            reason = f"batch norm, not folded: {node.meta[UNFOLDED]}"
         elif node in functions:
             reason = "activation function of a layer, quantized behind it"
         else:

@@ -23,6 +23,7 @@ from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Gri
 from brecq.deploy.complete import complete, require_activations
 from brecq.deploy.executorch_runtime import Session
 from brecq.deploy.formats import Exported, some
+from brecq.deploy.outputs import order_note
 from brecq.deploy.samples import fixed
 from brecq.errors import ExportError, first_line
 from brecq.graph import ops
@@ -71,6 +72,7 @@ def write(result: QuantResult, path: Path, *, batch: int | None = None) -> Expor
         raise ExportError(f"{error}, so XNNPACK does not take this network; export it to ONNX or OpenVINO") from error
     write_file(path, buffer, ExportError)
     notes = [f"batch size {size}", *mixed, f"{narrow} linear layers at 4 bits, {wide} layers at 8 bits"]
+    notes += order_note(completed)
     if left:
         notes.append(f"outside XNNPACK, in ExecuTorch's portable kernels: {', '.join(sorted(left))}")
     return Exported(path, (path,), path.stat().st_size, tuple(notes))

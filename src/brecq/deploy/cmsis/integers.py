@@ -85,6 +85,9 @@ def _exit(program: Program, tensor: Tensor, advice: str) -> Tensor:
             f"the output {tensor.name} is a constant in float, where C puts out codes; leave it out of what forward "
             f"returns, or {_ELSEWHERE}"
         )
+    first = maker.inputs[0]
+    if maker.kind == "RESHAPE" and first in program.outputs and first.shape == tensor.shape:
+        raise ExportError(f"the output {tensor.name} is {first.name} again; return it once, or {_ELSEWHERE}")
     if maker.kind != "DEQUANTIZE":
         raise ExportError(f"the output {tensor.name} is computed in float, by {maker.kind}; {advice}")
     source = maker.inputs[0]

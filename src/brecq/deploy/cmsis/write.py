@@ -17,6 +17,7 @@ from brecq.deploy.formats import Exported
 from brecq.deploy.lite.lower import lower
 from brecq.deploy.lite.lowering import Runtime
 from brecq.deploy.lite.program import Tensor
+from brecq.deploy.outputs import order_note
 from brecq.deploy.samples import fixed
 from brecq.errors import ConfigError, ExportError
 from brecq.storage.files import refuse_strangers
@@ -60,6 +61,7 @@ def write(result: QuantResult, path: Path, *, name: str = "network") -> Exported
         f"RAM: an arena of {arena} bytes, {source.scratch} of them for CMSIS-NN to work in",
         f"flash: {source.flash} bytes of weights, biases, multipliers and tables, and code",
         f"for CMSIS-NN {VERSION}, without CMSIS_NN_USE_SINGLE_ROUNDING; pictures go in as [N, H, W, C]",
+        *order_note(completed),
         *added_note(completed, "cmsis-nn"),
     )
     return Exported(path, files, sum(file.stat().st_size for file in files), notes)

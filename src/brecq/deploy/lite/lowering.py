@@ -15,6 +15,7 @@ from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, is_joined
 from brecq.deploy.complete import Completed
 from brecq.deploy.lite.program import Codes, Tensor
 from brecq.deploy.lite.values import Builder, Layout, Pending, Value, identity, usual
+from brecq.deploy.outputs import output_names, outputs
 from brecq.deploy.simulate.model import read_constant
 from brecq.deploy.simulate.values import Constant
 from brecq.errors import ExportError
@@ -60,6 +61,9 @@ class Lowering(Interpreter):
         self.extra_traceback = False  # it would write the graph into messages
         self.completed, self.runtime = completed, runtime
         self.build = Builder()
+        for node in completed.graph.graph.find_nodes(op="placeholder"):  # names of the network's own come first
+            self.build.free(str(node.target))
+        self.outputs = [self.build.free(name) for name in output_names(completed)]
         self.values: dict[Node, Any] = {}
         self.quantizers = {node: name for name, node in completed.quantizers().items()}
         self.computed = self._computed()
@@ -80,7 +84,7 @@ class Lowering(Interpreter):
         if n.op == "placeholder":
             self.values[n] = self._input(n, result)
         elif n.op == "output":
-            self._output(n)
+            self._output()
         elif n in self.computed:
             args, kwargs = torch.fx.map_arg((n.args, n.kwargs), lambda node: self.values.get(node, self.env[node]))
             self.values[n] = HANDLERS[n.target](self, n, args, kwargs)
@@ -91,18 +95,19 @@ class Lowering(Interpreter):
         if not value.is_floating_point():
             self.refuse(node, f"takes an input of {value.dtype}")
         layout = usual(len(shape))
-        tensor = self.build.tensor(str(node.target), tuple(shape[dim] for dim in layout))
+        tensor = Tensor(str(node.target), tuple(shape[dim] for dim in layout), "float32")
         self.build.program.inputs.append(tensor)
         return Value(self.build, tensor.name, shape, reals={layout: tensor})
 
-    def _output(self, node: Node) -> None:
-        outputs = node.all_input_nodes
-        for number, source in enumerate(outputs):
+    def _output(self) -> None:
+        for name, source in zip(self.outputs, outputs(self.completed.graph), strict=True):
+            if not isinstance(source, Node):
+                continue
             found = self.value(source)
             tensor = found.real(usual(found.rank))
             if tensor in self.build.program.outputs or tensor in self.build.program.inputs:
                 tensor = self.build.emit("RESHAPE", [tensor], "copy", tensor.shape, newShape=list(tensor.shape))
-            tensor.name = self.build.free("output" if len(outputs) == 1 else f"output_{number}")
+            tensor.name = name
             self.build.program.outputs.append(tensor)
 
     def value(self, source: Any, rank: int | None = None) -> Value:

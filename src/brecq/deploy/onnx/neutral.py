@@ -16,7 +16,6 @@ import contextlib
 import io
 import logging
 import re
-import unicodedata
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -26,14 +25,14 @@ import onnx_ir as ir
 import onnxscript
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
-from torch.utils import _pytree as pytree
+from torch.fx import Graph, GraphModule
 
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
 from brecq.deploy.complete import Completed
 from brecq.deploy.onnx.attention import spell_out_attention
 from brecq.deploy.onnx.file import BATCH
 from brecq.deploy.onnx.names import name_nodes
+from brecq.deploy.outputs import output_names
 from brecq.errors import ExportError
 from brecq.graph.convert import to_program
 from brecq.graph.ops import module_path, op_name
@@ -175,24 +174,6 @@ def _name_codes(model: ir.Model, names: list[str]) -> None:
     taken = {*model.graph.initializers, *(value.name for value in (*model.graph.inputs, *model.graph.outputs))}
     for node, name in zip(quantizers, names, strict=True):
         node.outputs[0].name = name if name not in taken else f"{name}.codes"
-
-
-def output_names(completed: Completed) -> list[str]:
-    """`output`; of several outputs the keys of the network's dictionary, or `output_0`, `output_1`, ... where ONNX
-    cannot tell values by them: one is empty, no text, the name of an input, or twice there (1 and "1")."""
-    result = next(node for node in completed.graph.graph.nodes if node.op == "output").args[0]
-    context = getattr(completed.graph, "_out_spec", None)
-    count = len(pytree.tree_leaves(result, is_leaf=lambda leaf: isinstance(leaf, Node)))
-    keys = context.context if context is not None and context.type is dict else None
-    if keys is not None and len(keys) == count:
-        names = [str(key) for key in keys]
-        if all(map(_is_text, names)) and len({*names, *completed.inputs}) == count + len(completed.inputs):
-            return names
-    return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
-
-
-def _is_text(name: str) -> bool:
-    return bool(name) and not any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 import brecq
 from brecq.cli import app
+from brecq.config import QuantConfig
 from brecq.errors import CheckpointError
 from brecq.precision.allocation import BitAllocation
 from brecq.precision.meter import BlockMeter
@@ -93,6 +95,29 @@ def test_another_budget_takes_the_sensitivities_over(
     other = invoke("search", folder, "--budget", "size=1700B", "--metric", "relative", "-o", tmp_path / "relative")
     assert other.exit_code == 0
     assert BitAllocation.load(tmp_path / "relative").metric == "relative"
+
+
+@pytest.mark.parametrize(("task", "outputs"), [(None, "auto"), ("classification", "auto"), ("regression", "values")])
+def test_a_task_says_what_the_outputs_are(
+    invoke: Invoke,
+    network_file: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str | None,
+    outputs: str,
+) -> None:
+    def stop(*arguments: Any, **_: Any) -> None:
+        asked.append(arguments[2])
+        raise CheckpointError("enough")
+
+    asked: list[QuantConfig] = []
+    monkeypatch.setattr("brecq.precision.measure.measure_sensitivity", stop)
+    given = () if task is None else ("--task", task)
+    invoke("search", f"{network_file}:build", "--calib", images, *BUDGET, "-o", tmp_path / "o", *given)
+    assert [config.outputs for config in asked] == [outputs]
+    text = invoke("search", f"{network_file}:build", "--calib", images, *BUDGET, "-o", tmp_path / "t", "--tokens", "4")
+    assert "--tokens belongs to text" in str(text.exception) + text.output
 
 
 def test_learned_codes_go_along(invoke: Invoke, network_file: Path, images: Path, tmp_path: Path) -> None:

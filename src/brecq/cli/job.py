@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from brecq.cli import options as o
 from brecq.cli.inputs import which_parts
 from brecq.cli.parsing import require_data, require_path
-from brecq.cli.tasks import VALUES, Judged
+from brecq.cli.tasks import Judged
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
 from brecq.settings import DATA, setting
@@ -103,11 +103,8 @@ def settled(job: Job, source: Source) -> Job:
             f"--bits-from is for networks that are quantized whole, and of this one {', '.join(parts)} are, each a "
             "program of its own; give bits with -w, -a and --set"
         )
-    judged, config, calibration = job.judged, job.config, job.calibration
-    if judged.task is None and judged.metric is None:
-        judged = dataclasses.replace(judged, task=source.task)
-    if judged.task in VALUES and config.outputs == "auto":
-        config = config.replace(outputs="values")
+    judged, config = job.judged.settled(job.config, source)
+    calibration = job.calibration
     if calibration.calib_size is None:
         detector = "detection" in (judged.task, source.task)
         calibration = dataclasses.replace(calibration, calib_size=OF_DETECTORS if detector else SAMPLES)

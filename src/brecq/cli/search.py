@@ -22,6 +22,7 @@ from brecq.cli.parsing import given, require_data, require_path, typed
 from brecq.cli.processes import is_first
 from brecq.cli.progress import make_progress
 from brecq.cli.render import make_console
+from brecq.cli.tasks import Judged, whole_pictures
 from brecq.cli.vain import refuse_vain
 from brecq.config import QuantConfig
 from brecq.errors import CheckpointError, ConfigError
@@ -87,6 +88,7 @@ class Measurement:
     spec: str
     checkpoint: o.Checkpoint
     calibration: Calibration
+    judged: Judged
     changes: o.Changes
     config: QuantConfig
     survey: SurveyConfig
@@ -105,6 +107,7 @@ def search(
     choosing: Annotated[SearchConfig, Without(("seed",))],
     output: o.Output,
     calibration: Calibration,
+    judged: Annotated[Judged, Without(("metric", "decode"))],
     changes: o.Changes,
     config: Annotated[QuantConfig, Without(("weights", "method", "autocast"))],
     checkpoint: o.Checkpoint,
@@ -141,7 +144,7 @@ def search(
         if measuring:
             config = config.replace(weights=max(survey.bits))
             by_default = given(ctx, ["calib_size"]) is None
-            job = Measurement(model, checkpoint, calibration, changes, config, survey, by_default)
+            job = Measurement(model, checkpoint, calibration, judged, changes, config, survey, by_default)
             table, name = measure(job, request.budgets, machine_model, output, machine.device, console)
         else:
             table, name = take_over(Path(model), request.budgets, machine_model, console), ""
@@ -204,7 +207,7 @@ def measure(
     console: Console,
 ) -> tuple[SensitivityTable, str]:
     """Measure the table, also the network's name; budgets out of reach are an error before that."""
-    from brecq.data import Form, load_data
+    from brecq.data import load_data
     from brecq.precision.measure import measure_sensitivity
     from brecq.precision.search import check_budgets
     from brecq.sources import load_source
@@ -212,14 +215,18 @@ def measure(
     data = job.calibration
     source = load_source(job.spec, job.checkpoint.weights, trust_pickle=job.checkpoint.trust_pickle)
     require_whole(source, "bits are searched for: give bits to brecq quantize with -w, -a and --set")
-    preprocessing = override_preprocessing(source.preprocessing, job.changes.given(), source.example_inputs)
+    judged, config = job.judged.settled(job.config, source)
+    judged.check_task()
+    preprocessing = whole_pictures(source.preprocessing, judged.task)
+    preprocessing = override_preprocessing(preprocessing, job.changes.given(), source.example_inputs)
     tell(console, "model", source.name)
     tell_preprocessing(console, preprocessing)
     assert data.calib is not None
     calibration = load_data(
-        data.calib, preprocessing, data.calib_size, job.config.seed, form=Form(model=source.model),
+        data.calib, preprocessing, data.calib_size, config.seed, form=judged.form("train", source.model),
         at_most=job.by_default,
     )  # fmt: skip
+    calibration = dataclasses.replace(calibration, targets=None, origin="")  # nothing is measured against them
     tell_data(console, "calibration", data.calib, calibration)
     progress = make_progress(console)
 
@@ -228,7 +235,7 @@ def measure(
 
     try:
         table = measure_sensitivity(
-            source.model, calibration, job.config, **dataclasses.asdict(job.survey), check=check,
+            source.model, calibration, config, **dataclasses.asdict(job.survey), check=check,
             run_dir=output.output, resume=output.resume, progress=progress, device=device,
         )  # fmt: skip
     finally:

@@ -16,10 +16,12 @@ from brecq.tasks import TaskName
 if TYPE_CHECKING:
     from torch import nn
 
+    from brecq.config import QuantConfig
     from brecq.data import Dataset, Form
     from brecq.data.annotated import Split
     from brecq.data.preprocessing import Preprocessing
     from brecq.metrics import Metric
+    from brecq.sources import Source
 
 CODE = "FILE.py:NAME"
 TOKENS = 128
@@ -63,13 +65,7 @@ class Judged(o.Checked):
         """
         from brecq.metrics import load_callable, load_metric, task_metric
 
-        # the task may have come from the network or the result, not from the options
-        if self.decode is not None and self.task is None:
-            raise ConfigError("--decode belongs to a task; give --task too")
-        if self.tokenizer is not None and self.task != "language":
-            raise ConfigError("--tokenizer belongs to text; give --task language too")
-        if self.tokens is not None and self.task != "language":
-            raise ConfigError("--tokens belongs to text; give --task language too")
+        self.check_task()
         chosen = {} if output is None else {"output": output}
         if chosen and (self.metric is not None or self.task == "detection"):
             raise ConfigError("--output is for tasks that look at one output; drop it, and choose in a function")
@@ -77,6 +73,24 @@ class Judged(o.Checked):
         if self.metric is not None:
             return load_metric(self.metric)
         return None if self.task is None else task_metric(self.task, decode, **chosen)
+
+    def check_task(self) -> None:
+        """Raise `ConfigError` for what belongs to another task: this may come from the network, not from an option."""
+        if self.decode is not None and self.task is None:
+            raise ConfigError("--decode belongs to a task; give --task too")
+        if self.tokenizer is not None and self.task != "language":
+            raise ConfigError("--tokenizer belongs to text; give --task language too")
+        if self.tokens is not None and self.task != "language":
+            raise ConfigError("--tokens belongs to text; give --task language too")
+
+    def settled(self, config: QuantConfig, source: Source) -> tuple[Judged, QuantConfig]:
+        """With the task of the source where nothing was said, and the configuration with what the task settles."""
+        judged = self
+        if self.task is None and self.metric is None:
+            judged = dataclasses.replace(self, task=source.task)
+        if judged.task in VALUES and config.outputs == "auto":
+            config = config.replace(outputs="values")
+        return judged, config
 
     def form(self, split: Split, model: nn.Module | None) -> Form:
         """How data is read for the network, where it is known."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -157,7 +158,8 @@ def evaluate(
             else:
                 tally.add_judged(found, expected, len(few))
                 found, expected = pytree.tree_map_only(Tensor, Tensor.cpu, (found, expected))
-                judge.add(found, expected, few.answers, len(few))
+                with _naming(few):
+                    judge.add(found, expected, few.answers, len(few))
     result = tally.result()
     if judge is not None:
         result = dataclasses.replace(result, **vars(judge.verdict(reference is not None)))
@@ -204,6 +206,18 @@ def _batches(data: Any, model: nn.Module, size: int | None, judged: bool) -> Ite
     for part in stream(data, model=model):
         for rows in even_slices(len(part), size or _batch_of(part)):
             yield part.subset(rows)
+
+
+@contextmanager
+def _naming(few: Dataset | _Pictures) -> Iterator[None]:
+    """A `DataError` of these samples names the first and the last of them, where they have names."""
+    try:
+        yield
+    except DataError as error:
+        if isinstance(few, _Pictures) or not few.names:
+            raise
+        ends = dict.fromkeys((few.names[0], few.names[-1]))
+        raise DataError(f"{' to '.join(ends)}: {error}") from error
 
 
 def _call(model: nn.Module, few: Dataset | _Pictures, device: torch.device) -> Any:

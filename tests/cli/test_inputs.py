@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 import brecq.data
 from brecq.cli import inputs
 from brecq.cli.inputs import Draw, EvaluationData, override_preprocessing, tell_data, use_device
 from brecq.cli.options import Machine
-from brecq.data import Preprocessing
-from brecq.errors import ConfigError
+from brecq.data import Form, Preprocessing
+from brecq.errors import ConfigError, DataError
+from brecq.evaluation import evaluate
 
 SMALL = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), size=(8, 8), resize=8)
 
@@ -44,6 +46,26 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     read = functools.partial(brecq.data.iter_data, chunk=8)
     monkeypatch.setattr(brecq.data, "iter_data", lambda *a, **k: (passes.append(1), read(*a, **k))[1])
     return passes
+
+
+class Scores(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x), 4, *x.shape[2:])
+
+
+def test_masks_of_the_most_telling_classes_are_tried_first(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for index, classes in enumerate(((1, 1), (1, 255), (1, 6), (0, 1), (255, 255))):
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"{index}.png")
+        mask = Image.new("L", (8, 8), classes[0])
+        mask.paste(classes[1], (0, 0, 4, 4))
+        mask.save(tmp_path / "masks" / f"{index}.png")
+    data = EvaluationData(tmp_path, SMALL, Draw(None, 0), None, Form("segmentation"))
+    telling = data.telling()
+    assert [Path(name).name for name in telling.names][1] == "2.png"
+    with pytest.raises(DataError, match=r"2\.png: a mask holds class 6, and the network has classes 0 to 3"):
+        evaluate(Scores(), telling, metric="segmentation")
 
 
 def test_small_evaluation_data_is_read_once(images: Path, labels: Path, small_parts: list[int]) -> None:

@@ -42,6 +42,21 @@ def test_segmentation() -> None:
     assert metric.flips() == pytest.approx(80.0)  # 1 0 0, 2 (ignored) 1: four of five are others
 
 
+def test_masks_in_black_and_white_are_told_of() -> None:
+    scores = torch.randn(1, 2, 4, 4, generator=generator())
+    mask = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    mask[:, 2:] = 255
+    metric = metrics.Segmentation()
+    metric.update(scores, mask)
+    told = "the masks hold class 0 alone beside 255, which does not count; check that they are class indices"
+    assert metric.notes() == [told]
+    metric.update(scores, mask.clamp(max=1))
+    assert metric.notes() == []
+    plain = metrics.Segmentation()
+    plain.update(scores, mask * 0)  # one class, and every pixel counts
+    assert plain.notes() == []
+
+
 def test_segmentation_interpolates_scores_to_the_mask() -> None:
     metric = metrics.Segmentation()
     scores = torch.zeros(1, 2, 4, 4)

@@ -151,17 +151,34 @@ class EvaluationData:
         return self.parts[0].labelled
 
     def telling(self) -> Dataset:
-        """A sample or two to try networks on before all others: where there are labels the least and the largest."""
+        """A sample or two to try networks on before all others: where classes are right (labels, masks), those with
+        the least and the largest."""
         import torch
 
-        labelled = [(part, part.labels) for part in self.parts if part.labels is not None]
-        if not labelled:
+        found = [(part, classes) for part in self.parts if (classes := _classes(part)) is not None]
+        if not found:
             return self.parts[0].subset(slice(0, 2))
-        part, labels = max(labelled, key=lambda each: int(each[1].max()))
-        return part.subset(torch.stack([labels.argmin(), labels.argmax()]))
+        part, (least, largest) = max(found, key=lambda each: int(each[1][1].max()))
+        return part.subset(torch.stack([least.argmin(), largest.argmax()]))
 
     def __iter__(self) -> Iterator[Dataset]:
         return iter(self.parts) if self.complete else self._read()
+
+
+def _classes(part: Dataset) -> tuple[Tensor, Tensor] | None:
+    """The least and the largest class of each sample, both int64 [N], of those that count; `None` without classes."""
+    import torch
+
+    from brecq.data.masks import OUTSIDE
+
+    if part.labels is not None:
+        return part.labels, part.labels
+    targets = [] if part.targets is None else list(part.targets)
+    if not targets or not all(isinstance(each, torch.Tensor) and not each.is_floating_point() for each in targets):
+        return None
+    counted = [each[each != OUTSIDE].long() for each in targets]
+    counted = [each if len(each) else torch.zeros(1, dtype=torch.int64) for each in counted]
+    return torch.stack([each.min() for each in counted]), torch.stack([each.max() for each in counted])
 
 
 def tell_data(console: Console, name: str, path: Path, data: Dataset | EvaluationData) -> None:

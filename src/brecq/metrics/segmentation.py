@@ -33,6 +33,7 @@ class Segmentation(Task):
         super().__init__(decode)
         self.output, self.ignore = output, ignore
         self._confusion = torch.zeros(0, 0, dtype=torch.int64)
+        self._ignored = 0
 
     def _maps(self, outputs: Any) -> Tensor:
         """Scores [N, classes, h, w], or class indices [N, h, w]."""
@@ -60,6 +61,7 @@ class Segmentation(Task):
 
     def _add(self, found: Tensor, mask: Tensor, classes: int) -> None:
         valid = mask != self.ignore
+        self._ignored += int((~valid).sum())
         found, mask = found[valid].long(), mask[valid]
         if classes and (bad := logits.no_class(mask, classes)) is not None:
             raise DataError(
@@ -81,6 +83,17 @@ class Segmentation(Task):
         union = self._confusion.sum(0) + self._confusion.sum(1) - right
         overlap = right[union > 0].double() / union[union > 0]
         return {"mIoU %": 100 * overlap.mean().item(), "pixel accuracy %": 100 * (right.sum() / total).item()}
+
+    def notes(self) -> list[str]:
+        """Of masks with one class beside what is ignored, as pictures of black and white have: black is all that
+        counts."""
+        present = self._confusion.sum(1).nonzero().flatten().tolist()
+        if not self._ignored or len(present) != 1:
+            return []
+        return [
+            f"the masks hold class {present[0]} alone beside {self.ignore}, which does not count; check that they are "
+            "class indices"
+        ]
 
     def targets_of(self, outputs: Any) -> Tensor:
         maps = self._maps(outputs)

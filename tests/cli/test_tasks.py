@@ -126,6 +126,15 @@ def test_detection(folder: Path, invoke: Invoke) -> None:
     assert json.loads(mine.stdout)["metrics"]["largest"] > 0
 
 
+def test_a_detector_without_evaluation_needs_no_decode(folder: Path, invoke: Invoke) -> None:
+    net, out = folder / "net.py", folder / "out"
+    result = invoke(
+        "quantize", f"{net}:build", "--calib", folder / "images", "--task", "detection", "--method", "rtn", "-o", out
+    )
+    assert result.exit_code == 0, result.output
+    assert (out / "report.html").is_file()
+
+
 def test_language(folder: Path, invoke: Invoke) -> None:
     net, out, text = folder / "net.py", folder / "out", folder / "text.txt"
     task_options = ("--task", "language", "--tokenizer", f"{net}:letters", "--tokens", "6")

@@ -13,7 +13,7 @@ import typer
 from brecq.cli.inputs import tell
 from brecq.cli.parsing import require_path, typed
 from brecq.cli.render import make_console
-from brecq.errors import ConfigError
+from brecq.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,10 +85,15 @@ def collect_pictures(
     data = None if evaluation is None else evaluation.parts[0]
     found = Record(calibration=shown)
     if isinstance(metric, Detection):
-        boxed = pictures.detections(
-            *networks, data or calibration, metric.boxes, metric.sure, preprocessing, check_device(device),
-            label_names(metric, files),
-        )  # fmt: skip
+        try:
+            boxed = pictures.detections(
+                *networks, data or calibration, metric.boxes, metric.sure, preprocessing, check_device(device),
+                label_names(metric, files),
+            )  # fmt: skip
+        except DataError:
+            if data is not None:
+                raise
+            return found  # heads that need --decode, which goes with --eval: there are no boxes to draw
         return dataclasses.replace(found, detected=boxed)
     if data is None or (isinstance(metric, Task) and metric.name != "classification"):
         return found

@@ -77,6 +77,7 @@ class Lab:
 
     def config(self, *, recipe: str = "fast", weights: int = 2, activations: int = 4, **changes: Any) -> QuantConfig:
         own = {name: changes.pop(name) for name in list(changes) if name in QuantConfig.__dataclass_fields__}
+        own.setdefault("first_last_outputs", False)  # the first block has something to learn, too
         quick = {
             "steps": 12,
             "batch_size": 16,

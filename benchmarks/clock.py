@@ -38,7 +38,7 @@ from tables import AUTHORS, FAST, FLOAT, SHORT, Show, newest
 from brecq import QuantConfig, Recipe
 from brecq.data import Dataset
 
-SETTINGS = {"resnet20": ("W2A32", "W4A4", "W2A4", "W2A2"), "efficientnet_lite0": ("W4A8", "W4A4", "W2A8")}
+SETTINGS = {"resnet20": ("W2A32", "W4A4", "W2A4", "W2A2"), "efficientnet_lite0": ("W4A32", "W4A8", "W4A4", "W2A8")}
 RECIPES = ("rtn", "instant", "fast", "thorough", "paper", "official")
 IMAGE = Path(__file__).resolve().parents[1] / "docs" / "images" / "clock.png"
 

@@ -93,8 +93,8 @@ def headline() -> Lines:
     instant = "ResNet-20, CIFAR-10, `instant`"
     squeeze = "SqueezeNet 1.1, ImageNet subset, `fast`"
     rows = [
-        *((lite, "efficientnet_lite0", bits, FAST) for bits in ("W4A8", "W4A4", "W2A8")),
-        (squeeze, "squeezenet1_1", "W2A8", FAST),
+        *((lite, "efficientnet_lite0", bits, FAST) for bits in ("W4A32", "W4A8", "W4A4", "W2A8")),
+        *((squeeze, "squeezenet1_1", bits, FAST) for bits in ("W4A4", "W2A8")),
     ]
     rows += [(resnet, "resnet20", bits, FAST) for bits in CLOCK]
     rows += [(instant, "resnet20", bits, "instant") for bits in ("W2A32", "W2A4")]
@@ -217,7 +217,10 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "headline": headline,
     "clock-resnet20": partial(clock, "resnet20", CLOCK, ("instant", *SHORT, FAST, THOROUGH, *PUBLISHED), authors=True),
     "clock-efficientnet_lite0": partial(
-        clock, "efficientnet_lite0", ("W4A8", "W4A4", "W2A8"), ("instant", "fast (75 steps of 32)", FAST, ON_GPU)
+        clock,
+        "efficientnet_lite0",
+        ("W4A32", "W4A8", "W4A4", "W2A8"),
+        ("instant", "fast (75 steps of 32)", FAST, ON_GPU),
     ),
     "clock-resnet32": partial(clock, "resnet32", ("W2A32", "W2A2"), ("instant", FAST)),
     "clock-squeezenet1_1": partial(clock, "squeezenet1_1", ("W2A8", "W4A4"), ("instant", FAST)),

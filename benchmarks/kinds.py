@@ -1,6 +1,6 @@
 """Which layers lose it: one kind of layer at a time has weights of 8 bits, everything else as few as the setting says.
 
-    python benchmarks/kinds.py --threads 1 --networks efficientnet_lite0 --settings W2A8 W4A4
+    python benchmarks/kinds.py --threads 1 --networks efficientnet_lite0 --settings W2A8
 
 The recipe is `instant`, from 128 images; top-1 and SQNR are of the validation images, which recipes are chosen by.
 Finished cells are kept in benchmarks/results/kinds.jsonl.
@@ -36,7 +36,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     found = parser(__doc__, "kinds.jsonl")
     found.add_argument("--networks", nargs="+", choices=IMAGENET, default=list(IMAGENET[:1]))
-    found.add_argument("--settings", nargs="+", default=["W2A8", "W4A4"], metavar="WxAy")
+    found.add_argument("--settings", nargs="+", default=["W2A8"], metavar="WxAy")
     return found.parse_args()
 
 
@@ -50,7 +50,6 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
             for kind in (kind for kind in KINDS if layers[kind]):
                 rules = tuple(LayerRule(layer, weights=8) for layer in layers[kind])
                 rows[f"{kind}: weights at 8 bits"] = QuantConfig(weights, activations, rules=rules, recipe=instant)
-            rows["all weights at 8 bits"] = QuantConfig(8, activations, recipe=instant)
             for row, config in rows.items():
                 yield Cell(name, row, setting, CALIBRATION, 0, config, VALIDATION)
 

@@ -87,6 +87,17 @@ def clock(network: str, columns: Sequence[str], recipes: Sequence[str], authors:
     return [[name_of(network), *columns], *lines[1:]]
 
 
+def kinds() -> Lines:
+    """What it is worth that one kind of layer has weights of 8 bits, see kinds.py."""
+    layers = ("depthwise", "1×1, widening", "1×1, narrowing")
+    rows = ("everything as it is", *(f"{layer}: weights at 8 bits" for layer in layers))
+    numbers = {"top-1, %": ("top1", 2), "SQNR, dB": ("sqnr", 1), "weights, kB": ("weight_bytes", 0, 1e-3)}
+    shown = [
+        [cell("kinds", "efficientnet_lite0", "W2A8", Show(row, *each)) for each in numbers.values()] for row in rows
+    ]
+    return [["", *numbers], *([row, *cells] for row, cells in zip(rows, shown, strict=True))]
+
+
 def headline() -> Lines:
     """The README's table: a row for each network and width."""
     lite, resnet = "EfficientNet-lite0, ImageNet subset, `fast`", "ResNet-20, CIFAR-10, `fast`"
@@ -228,6 +239,7 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "tasks-deeplabv3_mnv2": partial(tasks, "deeplabv3_mnv2", SEGMENTED),
     "tasks-in-parts": in_parts,
     "tasks-denoiser": partial(tasks, "denoiser", RESTORED),
+    "kinds-efficientnet_lite0": kinds,
     "chosen-start": chosen.start,
     "chosen-outputs": chosen.outputs,
     "chosen-parts": chosen.parts,

@@ -214,7 +214,7 @@ def test_every_setting_changes_what_it_says(run: Callable[..., dict[str, Any]], 
 SITUATIONS: tuple[dict[str, Any], ...] = (
     NEAREST, {"steps": 0}, {"steps": 0}, {"tuning": 0.0}, {"compensate": False}, {"loss": "plain"}, {"loss": "plain"},
     {"activation_steps": 0, "joint": False}, {"activations": 32, "joint": False},
-    {"activations": 8}, {"activations": 16}, {"activations": 32, "compensate": False}, {"weights": 32},
+    {"first_last": None}, {"activations": 16}, {"activations": 32, "compensate": False}, {"weights": 32},
     {"rounding_penalty": 0.0}, {"rounding_lr": 0.0}, {"joint": False, "activation_steps": 0},
 )  # fmt: skip
 """For each line of `IDLE` the settings under which it holds."""

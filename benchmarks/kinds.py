@@ -44,18 +44,15 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
     for name in options.networks:
         layers = layers_by_kind(network(name).model)
         for setting in options.settings:
-            weights, activations = bits(setting)
-            instant = Recipe.preset("instant")
-            rows = {"everything as it is": QuantConfig(weights, activations, recipe=instant)}
+            config = QuantConfig(*bits(setting), recipe=Recipe.preset("instant"))
+            yield Cell(name, "everything as it is", setting, CALIBRATION, 0, config, VALIDATION)
             for kind in (kind for kind in KINDS if layers[kind]):
-                rules = tuple(LayerRule(layer, weights=8) for layer in layers[kind])
-                rows[f"{kind}: weights at 8 bits"] = QuantConfig(weights, activations, rules=rules, recipe=instant)
-            for row, config in rows.items():
-                yield Cell(name, row, setting, CALIBRATION, 0, config, VALIDATION)
+                ruled = config.replace(rules=tuple(LayerRule(layer, weights=8) for layer in layers[kind]))
+                yield Cell(name, f"{kind}: weights at 8 bits", setting, CALIBRATION, 0, ruled, VALIDATION)
 
 
 def layers_by_kind(model: nn.Module) -> dict[str, list[str]]:
-    """Names of convolutions by `KINDS`; first and last layer have 8 bits anyway, and belong to none."""
+    """Names of convolutions by `KINDS`, without the first, which has 8 bits anyway."""
     found = defaultdict(list)
     convolutions = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
     for name, layer in convolutions[1:]:

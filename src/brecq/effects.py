@@ -75,7 +75,7 @@ IDLE = (
     Idle((*STEPS, *SECOND, "activation_steps", "activation_scheme", "placement", "first_last_outputs"),
          "activations stay in float", lambda c: not _activations(c)),
     Idle(("first_last_outputs",), "activations have as many bits as first and last layers",
-         lambda c: c.first_last is None or c.activations >= c.first_last),
+         lambda c: not c.has_wider_ends),
     Idle(("qdrop",), "rounding activations to 16 bits changes next to nothing", lambda c: not _narrow(c)),
     Idle(("range_samples",), "activations stay in float, and nothing is computed in closed form",
          lambda c: not _activations(c) and not c.recipe.compensate),

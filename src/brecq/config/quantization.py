@@ -152,6 +152,11 @@ class QuantConfig:
         """The table of the target, for activations of these bits."""
         return None if self.target is None else load(self.target).at(self.activations)
 
+    @property
+    def has_wider_ends(self) -> bool:
+        """Whether first and last layers have more bits than the activations of others."""
+        return self.first_last is not None and self.activations < self.first_last
+
     def _check_target(self, target: Target) -> None:
         if self.placement == "input":
             raise ConfigError(f"the target {target.name} decides the placement; leave placement at output")

@@ -141,7 +141,7 @@ def _end_input(config: QuantConfig) -> int:
 
 def _widens_outputs(config: QuantConfig) -> bool:
     """Whether what first layers put out, and what is pooled for last ones, has more bits than others."""
-    return config.first_last_outputs and config.first_last is not None and config.activations < config.first_last
+    return config.first_last_outputs and config.has_wider_ends
 
 
 def unmatched(rule: LayerRule, layers: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 import brecq
-from brecq import LayerRule, QuantConfig, Recipe
+from brecq import Dataset, LayerRule, QuantConfig, Recipe
 from brecq.errors import CheckpointError, ConfigError, DataError, PartitionError
 from brecq.graph import convert as convert_module
 from brecq.progress import Progress
@@ -139,6 +139,23 @@ def test_any_iterable_of_batches_and_labels_beside_them(model: nn.Module, x: Ten
     for wrong in (10, -1):
         with pytest.raises(DataError, match=f"there is a label {wrong}, and the network has classes 0 to 9; check"):
             brecq.quantize(model, [(x, torch.where(labels == 3, wrong, labels))], labelled)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_labels_that_are_asked_for_and_missing_are_an_error(model: nn.Module, x: Tensor, masks: bool) -> None:
+    given = config(loss="fisher", fisher_labels="given")
+    targets = torch.zeros(len(x), 16, 16, dtype=torch.int64) if masks else None
+    data = Dataset((x,), targets=targets)
+    with pytest.raises(ConfigError, match="one class index a sample, and the calibration data has none; give labeled"):
+        brecq.quantize(model, data, given, progress=Never())
+    with pytest.raises(ConfigError, match="fisher_labels='sampled', which needs no labels"):
+        brecq.quantize(model, data, given, progress=Never(), submodule="layer1")
+    with pytest.raises(ConfigError, match="several submodules are learned each on its own outputs"):
+        brecq.quantize(model, [(x, torch.arange(48) % 10)], given, progress=Never(), submodules=["layer1", "layer2"])
+    with pytest.raises(ConfigError, match="one class index a sample"):
+        brecq.measure_sensitivity(model, data, given, quality="reconstructed", progress=Never())
+    for unasked in (config(fisher_labels="given"), given.replace(method="rtn")):  # nothing is weighed by labels
+        assert brecq.quantize(model, data, unasked.replace(recipe=unasked.recipe.replace(steps=1))).report.blocks
 
 
 def test_several_inputs(networks: ModuleType) -> None:

@@ -25,7 +25,6 @@ from brecq.ranks import together
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.need import left_for_caches
 from brecq.reconstruct.run import Run
-from brecq.reconstruct.sampler import used
 from brecq.rehearsal import refusal
 from brecq.result import QuantResult
 from brecq.steps.carry_out import carry_out
@@ -94,7 +93,7 @@ def quantize(
             raise ConfigError("submodules goes with neither submodule nor the bits of a search; give one of them")
         result: QuantResult = quantize_parts(model, calibration, submodules, request)
     else:
-        subject = subject_of(model, calibration, submodule, progress, used(config))
+        subject = subject_of(model, calibration, submodule, progress, config)
         share = ranks.current().share(len(subject.data))
         request = with_outliers_raised(subject, request)
         if not resume:

@@ -100,6 +100,18 @@ def test_a_folder_of_that_name_is_data(
     assert "8 samples of 3 × 16 × 16 from distilled" in result.stdout
 
 
+def test_labels_that_distilled_inputs_do_not_have_are_refused_before_they_are_made(
+    invoke: Invoke, trained: str, tmp_path: Path
+) -> None:
+    result = invoke(
+        "quantize", trained, "--calib", "distilled", "--loss", "fisher", "--recipe-set", "fisher_labels=given",
+        "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "one class index a sample, and distilled inputs have none" in result.stderr
+    assert not (tmp_path / "out" / "distilled").exists()
+
+
 def test_a_model_without_preprocessing_is_distilled_by_its_example(
     invoke: Invoke, trained: str, tmp_path: Path
 ) -> None:

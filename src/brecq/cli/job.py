@@ -87,6 +87,10 @@ def check_job(job: Job) -> None:
     require_path("--bits-from", job.bits_from)
     if job.distillation is None:
         require_data("--calib", job.calibration.calib)
+    else:
+        from brecq.reconstruct.fisher import check_labels
+
+        check_labels(job.config, None, "distilled inputs have none")
     require_data("--eval", data.eval)
     require_path("--eval-labels", data.eval_labels, file=True)
     require_path("--weights", job.checkpoint.weights, file=True)

@@ -42,6 +42,7 @@ from brecq.progress import Progress
 from brecq.quant.fake_quant import BaseFakeQuantize
 from brecq.ranks import together
 from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.fisher import check_labels
 from brecq.reconstruct.need import left_for_caches
 from brecq.reconstruct.run import Run
 
@@ -96,6 +97,8 @@ def measure_sensitivity(
     )
     _check(config, wanted, resume and run_dir is None)
     data = collect(calibration, None, model=model)
+    if quality == "reconstructed":
+        check_labels(config, data.labels)
     share = ranks.current().share(len(data))
     network, anatomy = _dissect(model, data, config, wanted, progress)
     table = _without_terms(network, anatomy, data, config, wanted)

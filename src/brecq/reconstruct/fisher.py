@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brecq import logits, ranks
-from brecq.config import Outputs
-from brecq.errors import DataError
+from brecq.config import Outputs, QuantConfig
+from brecq.errors import ConfigError, DataError
 from brecq.forward import BATCH, even_slices
 from brecq.graph.blocks import Network, Values
 from brecq.graph.outputs import structured
@@ -30,6 +30,22 @@ from brecq.ranks import Share, Unit
 from brecq.reconstruct.cache import ActivationCache, Slot
 
 _OTHERWISE = "outputs='values' weighs any outputs by their squares, loss='plain' needs none"
+
+
+def check_labels(config: QuantConfig, labels: Tensor | None, why: str = "the calibration data has none") -> None:
+    """Raise `ConfigError` where labels of the calibration data are asked for and there are none, because of `why`.
+
+    Args:
+        labels: int64 [N], one class index a sample.
+    """
+    recipe = config.recipe
+    if config.method != "reconstruct" or recipe.loss != "fisher" or recipe.fisher_labels != "given":
+        return
+    if labels is None:
+        raise ConfigError(
+            f"fisher_labels is 'given', which takes one class index a sample, and {why}; give labeled calibration "
+            "data, or use fisher_labels='sampled', which needs no labels"
+        )
 
 
 def measure(

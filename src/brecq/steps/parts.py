@@ -26,6 +26,7 @@ from brecq.graph.outside import outside
 from brecq.graph.placement import unmatched
 from brecq.progress import Progress
 from brecq.reconstruct.cache import ActivationCache
+from brecq.reconstruct.fisher import check_labels
 from brecq.reconstruct.need import left_for_caches
 from brecq.reconstruct.run import Run
 from brecq.report import Report
@@ -48,6 +49,7 @@ def quantize_parts(
     """Submodule after submodule, in the order they are called in: each is planned on what the float network gives it,
     and learned on what it receives behind the quantized ones before it."""
     names, config = parts.check_names(model, names), request.config
+    check_labels(config, None, "several submodules are learned each on its own outputs, not on the network's")
     calls = collect_calls(calibration, model)
     model, copied = in_float32(unwrap(model))
     notes = [note for note in (calls.note, copied) if note]

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from brecq.checks import check_runs, check_weights
+from brecq.config import QuantConfig
 from brecq.data.collect import collect
 from brecq.data.dataset import Dataset
 from brecq.float32 import in_float32
 from brecq.forward import Inputs, unwrap
 from brecq.graph.submodule import Submodule
 from brecq.progress import Progress
+from brecq.reconstruct.fisher import check_labels
+from brecq.reconstruct.sampler import used
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,12 @@ def subject_of(
     calibration: Iterable[Any] | Tensor | Dataset,
     submodule: str | None,
     progress: Progress,
-    most: int | None = None,
+    config: QuantConfig,
 ) -> Subject:
-    """The network, or the submodule of this name, checked and run once in float. Of more than `most` samples so many
-    are taken, evenly spread."""
-    data = collect(calibration, None, model=model)
+    """The network, or the submodule of this name, checked and run once in float. Of more samples than anything is
+    taken from so many are kept, evenly spread."""
+    data, most = collect(calibration, None, model=model), used(config)
+    check_labels(config, data.labels)
     model, copied = in_float32(model)
     size = sum(value.nbytes for value in model.parameters()) if copied else 0
     fewer = ""

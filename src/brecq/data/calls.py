@@ -76,8 +76,22 @@ def begun(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     elements = iter(data)
     first = next(elements, None)
     # what these hold is read otherwise than element by element, and begins anew
-    kept = isinstance(data, (str, Mapping, list, tuple, np.ndarray, torch.utils.data.Dataset))
-    return first, data if kept or first is None else chain([first], elements)
+    kept = isinstance(data, (str, Mapping, list, tuple, np.ndarray))
+    if kept or first is None:
+        return first, data
+    if isinstance(data, torch.utils.data.IterableDataset):  # these may return themselves, begun, when asked again
+        return first, _Begun(chain([first], elements))
+    return first, data if isinstance(data, torch.utils.data.Dataset) else chain([first], elements)
+
+
+class _Begun(torch.utils.data.IterableDataset[Any]):
+    """A data set of samples that is read once, from where it is."""
+
+    def __init__(self, elements: Iterator[Any]) -> None:
+        self.elements = elements
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.elements
 
 
 def listed_pictures(element: Any, model: nn.Module) -> list[Tensor] | None:

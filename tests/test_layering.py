@@ -18,6 +18,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "version": "",
     "tasks": "",
     "names": "",
+    "labels": "",
     "notice": "",
     "pairing": "",
     "storage": "errors names",
@@ -39,12 +40,12 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "logits": "",
     "sources": "data errors forward logits names storage tasks",
     "ranks": "errors",
-    "metrics": "data errors logits pairing sources tasks",
-    "evaluation": "checks data devices errors float32 forward logits metrics report settings",
+    "metrics": "data errors labels logits pairing sources tasks",
+    "evaluation": "checks data devices errors float32 forward labels logits metrics report settings",
     "graph": "config devices errors float32 forward logits names quant report targets text",
     "converted": "errors forward graph quant ranks",
     "checkpoint": "errors graph names progress ranks report storage version",
-    "reconstruct": "checkpoint config errors forward graph logits progress quant ranks report storage units",
+    "reconstruct": "checkpoint config errors forward graph labels logits progress quant ranks report storage units",
     "result": "checkpoint config converted errors graph ranks report storage",
     "composite": "checkpoint config errors graph ranks report result storage",
     "precision": "checkpoint checks config data devices errors forward graph notice plain progress quant ranks "
@@ -53,7 +54,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "reconstruct report settings storage",
     "deploy": "checkpoint converted data devices errors evaluation graph logits plain quant reading report result "
     "settings storage text version",
-    "page": "checkpoint converted data devices errors forward graph pairing precision synthesis report result "
+    "page": "checkpoint converted data devices errors forward graph labels pairing precision synthesis report result "
     "storage units",
     "steps": "checkpoint checks composite config converted data devices errors float32 forward graph notice precision "
     "progress quant ranks reconstruct report result",
@@ -61,9 +62,9 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "pipeline": "checkpoint checks config data errors forward graph precision progress ranks reconstruct rehearsal "
     "result steps",
     "legality": "checks config data devices errors float32 forward graph pipeline rehearsal targets",
-    "cli": "brecq checkpoint checks config data deploy effects errors forward graph legality metrics notice page "
-    "pipeline precision progress quant ranks reconstruct report result settings sources steps storage synthesis "
-    "targets tasks text units version",
+    "cli": "brecq checkpoint checks config data deploy effects errors evaluation forward graph labels legality "
+    "metrics notice page pipeline precision progress quant ranks reconstruct report result settings sources steps "
+    "storage synthesis targets tasks text units version",
     "__main__": "cli",
 }
 

@@ -60,12 +60,6 @@ def class_axis(scores: Tensor, given: int | None = None) -> int | None:
     return axis if scores.shape[axis] > 1 else None
 
 
-def no_class(labels: Tensor, classes: int) -> int | None:
-    """The place in the flattened `labels` of the first that is none of 0 to `classes` - 1; `None` if all are."""
-    wrong = ((labels < 0) | (labels >= classes)).flatten().nonzero()
-    return int(wrong[0]) if len(wrong) else None
-
-
 def describe(scores: Tensor, axis: int) -> str:
     """What is compared: `largest of 21 along axis 1, 4096 positions a sample`; empty for [N, classes]."""
     if scores.ndim == 2:

@@ -190,3 +190,14 @@ def test_targets_without_a_task_are_refused(folder: Path, invoke: Invoke) -> Non
     np.savez(folder / "t.npz", x=np.zeros((4, 3, 32, 32), np.float32), y=np.zeros((4, 5), np.float32))
     result = invoke("quantize", f"{net}:build", "--calib", folder, "--eval", folder / "t.npz", "-o", folder / "out")
     assert "no class indices; say what the network does (--task)" in (str(result.exception) + result.output)
+
+
+def test_targets_that_say_nothing_are_refused_before_any_work(folder: Path, invoke: Invoke) -> None:
+    for file in (folder / "labels").iterdir():
+        file.write_text("")
+    net, out = folder / "net.py", folder / "out"
+    arguments = ("quantize", f"{net}:build", "--calib", folder, "--eval", folder, "--steps", "2", "-o", out)
+    result = invoke(*arguments, "--task", "detection", "--decode", f"{net}:decode")
+    assert result.exit_code == 2
+    assert f"{folder}: the targets hold no boxes: nothing can be judged by them" in result.stderr
+    assert not (out / "weights.safetensors").exists()

@@ -82,6 +82,7 @@ def evaluate(
     import brecq
     from brecq.data import check
     from brecq.data.signature import Signature
+    from brecq.evaluation.run import try_out
     from brecq.graph.submodule import Submodule
     from brecq.storage.sealed import finite
 
@@ -98,7 +99,7 @@ def evaluate(
     form = judged.form("val", whole)
     dataset = EvaluationData(data.data, preprocessing, Draw(data.samples, seed.seed), data.labels, form)
     tell_data(console, "data", data.data, dataset)
-    check_answers(data.data, dataset.parts[0], metric)
+    check_answers(data.data, dataset, metric)
 
     if whole is not None:
         check(Signature(whole).bind(dataset.parts[0]), like=result.example_inputs)
@@ -109,11 +110,11 @@ def evaluate(
     if submodule is not None and float_model is not None:
         quantized = Submodule(float_model, submodule, dataset.parts[0].subset(slice(0, 2)).inputs).put_back(quantized)
     how: dict[str, Any] = {
-        "metric": metric, "reference": float_model, "batch_size": data.batch_size, "output": compared.output,
+        "metric": metric, "reference": float_model, "output": compared.output,
         "device": "cpu" if compared.integer else machine.device, "class_axis": result.config.class_axis,
     }  # fmt: skip
-    brecq.evaluate(quantized, dataset.telling(), **how)  # what does not fit is refused before all others are run
-    measured = brecq.evaluate(quantized, dataset, **how)
+    try_out(quantized, dataset.telling(), **how)  # what does not fit is refused before all others are run
+    measured = brecq.evaluate(quantized, dataset, batch_size=data.batch_size, **how)
     if as_json:
         # JSON has no infinity: an output identical to the reference's has the SQNR null and the agreement 100
         typer.echo(json.dumps(finite(dataclasses.asdict(measured))))

@@ -170,15 +170,17 @@ def _classes(part: Dataset) -> tuple[Tensor, Tensor] | None:
     import torch
 
     from brecq.data.masks import OUTSIDE
+    from brecq.labels import counted
 
     if part.labels is not None:
-        return part.labels, part.labels
+        classes = torch.where(counted(part.labels), part.labels, 0)
+        return classes, classes
     targets = [] if part.targets is None else list(part.targets)
     if not targets or not all(isinstance(each, torch.Tensor) and not each.is_floating_point() for each in targets):
         return None
-    counted = [each[each != OUTSIDE].long() for each in targets]
-    counted = [each if len(each) else torch.zeros(1, dtype=torch.int64) for each in counted]
-    return torch.stack([each.min() for each in counted]), torch.stack([each.max() for each in counted])
+    found = [each[counted(each) & (each != OUTSIDE)].long() for each in targets]
+    found = [each if len(each) else torch.zeros(1, dtype=torch.int64) for each in found]
+    return torch.stack([each.min() for each in found]), torch.stack([each.max() for each in found])
 
 
 def tell_data(console: Console, name: str, path: Path, data: Dataset | EvaluationData) -> None:

@@ -80,7 +80,7 @@ def evaluation_data(
     job: Job, model: nn.Module, preprocessing: Preprocessing | None, metric: Metric | None, console: Console
 ) -> EvaluationData | None:
     """What the networks are compared on; data that the network does not take is refused before anything is learned."""
-    import brecq
+    from brecq.evaluation.run import try_out
 
     asked = job.evaluation
     if asked.eval is None:
@@ -88,11 +88,8 @@ def evaluation_data(
     form = job.judged.form("val", model)
     found = EvaluationData(asked.eval, preprocessing, Draw(asked.eval_size, job.config.seed), asked.eval_labels, form)
     tell_data(console, "evaluation", asked.eval, found)
-    check_answers(asked.eval, found.parts[0], metric)
-    brecq.evaluate(
-        model, found.telling(), metric=metric, reference=model, device=job.machine.device,
-        class_axis=job.config.class_axis,
-    )  # fmt: skip
+    check_answers(asked.eval, found, metric)
+    try_out(model, found.telling(), metric, model, job.machine.device, class_axis=job.config.class_axis)
     return found
 
 

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brecq.cli import options as o
-from brecq.errors import ConfigError, first_line
+from brecq.errors import ConfigError, DataError, first_line
 from brecq.settings import DATA, setting
 from brecq.tasks import TaskName
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from brecq.cli.inputs import EvaluationData
     from brecq.config import QuantConfig
-    from brecq.data import Dataset, Form
+    from brecq.data import Form
     from brecq.data.annotated import Split
     from brecq.data.preprocessing import Preprocessing
     from brecq.metrics import Metric
@@ -117,13 +118,20 @@ def whole_pictures(preprocessing: Preprocessing | None, task: str | None) -> Pre
     return preprocessing.replace(fit="corner") if preprocessing and cuts and task == "detection" else preprocessing
 
 
-def check_answers(path: Path, data: Dataset, metric: Metric | None) -> None:
-    """Raise `ConfigError` for targets that nothing is done with."""
-    if metric is None and data.targets is not None:
+def check_answers(path: Path, data: EvaluationData, metric: Metric | None) -> None:
+    """Raise `ConfigError` for targets that nothing is done with, `DataError` for those that say nothing."""
+    from brecq.metrics.judge import check_counted
+
+    if metric is None and data.parts[0].targets is not None:
         raise ConfigError(
             f"what {path} says to be right are no class indices; say what the network does (--task), or give a metric "
             "of your own (--metric)"
         )
+    if data.complete:
+        try:
+            check_counted(metric, [part.answers for part in data.parts])
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
 
 
 def _tokenizer(spec: str) -> Any:

@@ -25,7 +25,7 @@ from brecq.evaluation.tally import Tally
 from brecq.float32 import in_float32, in_kind
 from brecq.forward import BATCH, call, evaluating, even_slices
 from brecq.metrics.base import Metric
-from brecq.metrics.judge import Judge
+from brecq.metrics.judge import Judge, check_counted
 from brecq.settings import BATCH_SIZE, checked
 
 _ORDINARY = 3 * 256 * 256
@@ -77,11 +77,36 @@ def evaluate(
     Raises:
         ConfigError: the batch size is out of range; `metric` is none of these.
         DataError: labels that are out of range or do not go with the output, NaN in the output, no tensor in it, no
-            such `output` or `class_axis`.
+            such `output` or `class_axis`; targets or labels none of which counts (NaN, -100, masks of 255, no boxes).
     """
     checked("batch_size", batch_size, int | None, BATCH_SIZE)
     tally = Tally(None if output is None else str(output), class_axis)
     judge = None if metric is None else Judge(metric)
+    if isinstance(data, Dataset):
+        with _naming(data):
+            check_counted(None if judge is None else judge.model, [data.answers])  # before it is run
+    result = _run(model, data, tally, judge, reference, batch_size, device)
+    (tally if judge is None else judge).check_counted()
+    return result
+
+
+def try_out(
+    model: nn.Module, few: Dataset, metric: Metric | Callable[..., Any] | str | None, reference: nn.Module | None,
+    device: torch.device | str, output: str | None = None, class_axis: int | None = None,
+) -> None:  # fmt: skip
+    """Raise what `evaluate` would raise of a few samples. None of their targets need count: those of others may."""
+    _run(model, few, Tally(output, class_axis), None if metric is None else Judge(metric), reference, None, device)
+
+
+def _run(
+    model: nn.Module,
+    data: Dataset | Iterable[Any] | Tensor,
+    tally: Tally,
+    judge: Judge | None,
+    reference: nn.Module | None,
+    batch_size: int | None,
+    device: torch.device | str,
+) -> Evaluation:
     start = time.perf_counter()
     model, reference = in_float32(model)[0], None if reference is None else in_float32(reference)[0]
     models = [model] if reference is None else [model, reference]

@@ -12,6 +12,8 @@ from brecq import logits
 from brecq.data.dataset import Dataset
 from brecq.errors import DataError
 from brecq.evaluation.outcome import Evaluation
+from brecq.labels import counted, left_out, no_class
+from brecq.metrics.judge import nothing_counts
 from brecq.report import sqnr
 
 
@@ -20,7 +22,7 @@ class Tally:
 
     def __init__(self, output: str | None, axis: int | None) -> None:
         self.output, self.axis = output, axis
-        self.samples = self.labelled = self.predictions = self.agreeing = 0
+        self.samples = self.labelled = self.ignored = self.predictions = self.agreeing = 0
         self.top1, self.top5 = [0, 0], [0, 0]  # of the model, of the reference
         self.signal: dict[str, float] = {}
         self.noise: dict[str, float] = {}
@@ -37,7 +39,8 @@ class Tally:
             self.scored = ", ".join(filter(None, (shown, what)))
         if data.labels is not None:
             scores = self._labelled_scores(found, name, axis, data, data.labels)
-            self.labelled += len(data)
+            self.labelled += int(counted(data.labels).sum())
+            self.ignored += int((~counted(data.labels)).sum())
             self.has_top5 = scores.shape[1] > 5
             self._add_hits(0, scores, data.labels)
         if reference is not None:
@@ -116,7 +119,7 @@ class Tally:
                 "give the data without labels"
             )
         scores = found[name]
-        if (bad := logits.no_class(labels, scores.shape[1])) is not None:
+        if (bad := no_class(labels, scores.shape[1])) is not None:
             sample = part.names[bad] if part.names else f"sample {self.samples + bad}"
             raise DataError(
                 f"{sample} has label {int(labels[bad])}; labels must be 0 to "
@@ -126,14 +129,20 @@ class Tally:
 
     def _add_hits(self, whose: int, scores: Tensor, labels: Tensor) -> None:
         best = scores.topk(min(5, scores.shape[1]), dim=1).indices
-        hits = best == labels.to(scores.device)[:, None]
+        hits = best == labels.to(scores.device)[:, None]  # a label of -100 is hit by none
         self.top1[whose] += int(hits[:, 0].sum())
         self.top5[whose] += int(hits.sum())
+
+    def check_counted(self) -> None:
+        """Raise `DataError` where labels were given, and none of them counts."""
+        if self.ignored and not self.labelled:
+            raise DataError(nothing_counts(None))
 
     def result(self) -> Evaluation:
         if not self.samples:
             raise DataError("there is nothing to evaluate on: the data holds no samples")
         result = Evaluation(self.samples, scored=self.scored)
+        result.notes = left_out(self.ignored, self.labelled + self.ignored, "labels")
         if self.labelled:
             result.top1 = 100 * self.top1[0] / self.labelled
             result.top5 = 100 * self.top5[0] / self.labelled if self.has_top5 else None

@@ -33,10 +33,12 @@ class Task(ABC):
     """A metric that also says what the network decides, so that two networks can be compared without labels.
 
     Attributes:
-        name: of the task. decode: applied to what the network returns; `None` takes it as it is.
+        name: of the task. decode: applied to what the network returns; `None` takes it as it is. without: of targets
+            none of which counts, what they are.
     """
 
     name = ""
+    without = "are empty"
 
     def __init__(self, decode: Decode | None = None) -> None:
         self.decode = decode
@@ -61,6 +63,10 @@ class Task(ABC):
         Args:
             targets: of the batch, where there are any: they may say what does not count.
         """
+
+    def counted(self, targets: Any) -> int:
+        """How many of a batch's targets count; others say nothing of what is right, and are left out."""
+        return len(targets)
 
     def flips(self) -> float | None:
         """Percent of decisions that changed; `None` where nothing is decided."""

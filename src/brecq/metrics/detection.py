@@ -47,6 +47,7 @@ class Detection(Task):
     """
 
     name = "detection"
+    without = "hold no boxes"
 
     def __init__(
         self,
@@ -153,6 +154,9 @@ class Detection(Task):
             f"{self._beyond} of {self._sized} boxes of the targets stick out of their pictures; check that they are "
             "x, y, width, height (COCO), or cx, cy, w, h in shares of the sides (YOLO)"
         ]
+
+    def counted(self, targets: Any) -> int:
+        return sum(len(each["boxes"]) if isinstance(each, dict) and "boxes" in each else 1 for each in targets)
 
     def targets_of(self, outputs: Any) -> list[Boxes]:
         """Sure boxes; one without area is nothing that another network could find."""

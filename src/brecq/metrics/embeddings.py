@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brecq.errors import DataError
+from brecq.labels import counted, left_out
 from brecq.metrics.base import Decode, Task, batched, one_tensor
 
 
@@ -17,7 +18,8 @@ class Embeddings(Task):
 
     Against vectors: mean cosine similarity, and Spearman's rank correlation of the similarities of all pairs of
     samples. Against class indices: recall@1, percent of samples whose nearest neighbor is of their class. Flips:
-    samples whose nearest neighbor is another one. Vectors of all samples are kept.
+    samples whose nearest neighbor is another one. Vectors of all samples are kept. Samples of the class -100 have
+    none, and are no neighbors; `notes` say how many they were.
 
     Args:
         output: which output holds the vectors. decode: from the network's output to [N, D], such as a mean over
@@ -25,6 +27,7 @@ class Embeddings(Task):
     """
 
     name = "embeddings"
+    without = "are -100, all of them"
 
     def __init__(self, output: str | None = None, decode: Decode | None = None) -> None:
         super().__init__(decode)
@@ -56,11 +59,23 @@ class Embeddings(Task):
             return {}
         found, targets = torch.cat(self._found), torch.cat(self._targets)
         if targets.ndim == 1:
+            found, targets = found[counted(targets)], targets[counted(targets)]
+            if len(found) < 2:  # no neighbors
+                return {}
             return {"recall@1 %": 100 * (targets[nearest(found)] == targets).double().mean().item()}
         values = {"cosine": (found * targets).sum(1).mean().item()}
         if len(found) > 2:
             values["rank correlation"] = spearman(similarities(found), similarities(targets))
         return values
+
+    def notes(self) -> list[str]:
+        classes = [each for each in self._targets if each.ndim == 1]
+        ignored = sum(int((~counted(each)).sum()) for each in classes)
+        return left_out(ignored, sum(map(len, classes)), "labels")
+
+    def counted(self, targets: Any) -> int:
+        expected = batched(targets, "vectors or class indices")
+        return int(counted(expected).sum()) if expected.ndim == 1 else len(expected)
 
     def targets_of(self, outputs: Any) -> Tensor:
         return self._vectors(outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from brecq.errors import BrecqError, DataError
+from brecq.labels import IGNORED, counted
 from brecq.metrics.base import Metric, Task, describe, plain, stacked
 from brecq.metrics.custom import Function, as_metric
 from brecq.metrics.names import task_metric
@@ -43,7 +44,7 @@ class Judge:
         self.model, self.reference = _fresh(made), _fresh(made)
         self._targets: bool | None = None
         self._compared = False
-        self._missing = self._values = 0
+        self._missing = self._values = self._counted = 0
 
     def add(self, found: Any, expected: Any, targets: Any, samples: int) -> None:
         """A batch of so many samples: outputs of the network and of the reference (`None` without one), and what is
@@ -65,6 +66,7 @@ class Judge:
             self._count_missing(targets)
         if targets is not None:
             self._update(self.model, found, targets, samples)
+            self._counted += _counted(self.model, targets)
             if expected is not None:
                 self._update(self.reference, expected, targets, samples)
         else:
@@ -82,11 +84,9 @@ class Judge:
             raise DataError(f"the data has no targets, which {self.name} needs; give data that has")
 
     def _count_missing(self, targets: Any) -> None:
-        for value in pytree.tree_leaves(targets):
-            if isinstance(value, (Tensor, np.ndarray, float)):
-                found = torch.as_tensor(value)
-                self._missing += int(found.isnan().sum())
-                self._values += found.numel()
+        missing, values = _missing(targets)
+        self._missing += missing
+        self._values += values
 
     def _notes(self) -> list[str]:
         if isinstance(self.model, Task):
@@ -108,6 +108,11 @@ class Judge:
                 f"the targets {describe(targets)}"
             ) from error
 
+    def check_counted(self) -> None:
+        """Raise `DataError` where targets were given, and none of them counts."""
+        if self._targets and not self._counted:
+            raise DataError(nothing_counts(self.model))
+
     def verdict(self, with_reference: bool) -> Verdict:
         """What came out."""
         return Verdict(
@@ -118,6 +123,45 @@ class Judge:
             self.model.flips() if self._compared and isinstance(self.model, Task) else None,
             self._notes(),
         )
+
+
+def check_counted(metric: Metric | None, answers: Iterable[Any]) -> None:
+    """Raise `DataError` unless some of the answers count, where there are any.
+
+    Args:
+        metric: `None` for labels of class scores. answers: of each part of the data, `None` of one without.
+    """
+    given = [each for each in answers if each is not None]
+    if given and not any(_counted(metric, each) for each in given):
+        raise DataError(nothing_counts(metric))
+
+
+def nothing_counts(metric: Metric | None) -> str:
+    """What to say of answers none of which counts."""
+    own = "are NaN, all of them" if metric is not None else f"are {IGNORED}, all of them"
+    what = metric.without if isinstance(metric, Task) else own
+    return (
+        f"the {'labels' if metric is None else 'targets'} {what}: nothing can be judged by them; repair them, or "
+        "leave them out, and the network is compared with the float one"
+    )
+
+
+def _counted(metric: Metric | None, answers: Any) -> int:
+    """How many answers say what is right. A metric of one's own may read them as it likes: of its numbers NaN alone
+    counts as none."""
+    if isinstance(metric, Task):
+        return metric.counted(answers)
+    if metric is None:
+        return int(counted(answers).sum()) if isinstance(answers, Tensor) else len(answers)
+    missing, values = _missing(answers)
+    return values - missing if values else 1
+
+
+def _missing(targets: Any) -> tuple[int, int]:
+    """How many of the numbers in the targets are NaN, and how many there are."""
+    leaves = [v for v in pytree.tree_leaves(targets) if isinstance(v, (Tensor, np.ndarray, float))]
+    values = [torch.as_tensor(value) for value in leaves]
+    return sum(int(value.isnan().sum()) for value in values), sum(value.numel() for value in values)
 
 
 def _fresh(metric: Metric) -> Metric:

@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brecq.errors import DataError
-from brecq.logits import no_class
+from brecq.labels import IGNORED, counted, left_out, no_class
 from brecq.metrics.base import Decode, Task, batched, one_tensor
-
-IGNORED = -100
 
 
 class LanguageModel(Task):
@@ -21,15 +19,16 @@ class LanguageModel(Task):
 
     Args:
         shift: position t predicts token t + 1, as in every causal model; otherwise token t (masked models).
-        output: which output holds the logits. Targets of -100 do not count.
+        output: which output holds the logits. Targets of -100 do not count; `notes` say how many they were.
     """
 
     name = "language"
+    without = "are -100, all of them"
 
     def __init__(self, output: str | None = None, shift: bool = True, decode: Decode | None = None) -> None:
         super().__init__(decode)
         self.output, self.shift = output, shift
-        self._nats, self._tokens = 0.0, 0
+        self._nats, self._tokens, self._ignored = 0.0, 0, 0
 
     def _logits(self, outputs: Any) -> Tensor:
         """[N, T, V], of the positions that predict something."""
@@ -45,10 +44,10 @@ class LanguageModel(Task):
         tokens = tokens[:, 1:] if self.shift else tokens
         if tokens.shape != logits.shape[:2]:
             raise DataError(f"there are tokens {list(tokens.shape)} for logits {list(logits.shape)}")
-        if (bad := no_class(counted := tokens[tokens != IGNORED], logits.shape[-1])) is not None:
+        if (bad := no_class(tokens, logits.shape[-1])) is not None:
             raise DataError(
-                f"there is a token {int(counted[bad])}, and the network knows 0 to {logits.shape[-1] - 1}; targets of "
-                f"{IGNORED} do not count"
+                f"there is a token {int(tokens.flatten()[bad])}, and the network knows 0 to {logits.shape[-1] - 1}; "
+                f"targets of {IGNORED} do not count"
             )
         return tokens.long().to(logits.device)
 
@@ -57,7 +56,8 @@ class LanguageModel(Task):
         tokens = self._tokens_of(targets, found)
         loss = F.cross_entropy(found.flatten(0, 1), tokens.flatten(), ignore_index=IGNORED, reduction="sum")
         self._nats += loss.double().item()
-        self._tokens += int((tokens != IGNORED).sum())
+        self._tokens += int(counted(tokens).sum())
+        self._ignored += int((~counted(tokens)).sum())
 
     def compute(self) -> dict[str, float]:
         if not self._tokens:
@@ -65,14 +65,21 @@ class LanguageModel(Task):
         nats = self._nats / self._tokens
         return {"perplexity": math.exp(min(nats, 700.0)), "nats a token": nats}
 
+    def notes(self) -> list[str]:
+        return left_out(self._ignored, self._tokens + self._ignored, "tokens")
+
+    def counted(self, targets: Any) -> int:
+        tokens = batched(targets, "token ids [N, T]")
+        return int(counted(tokens[:, 1:] if self.shift else tokens).sum())
+
     def targets_of(self, outputs: Any) -> Tensor:
         chosen = self._logits(outputs).argmax(-1)
         return F.pad(chosen, (1, 0)) if self.shift else chosen
 
     def compare(self, outputs: Any, reference: Any, targets: Any = None) -> None:
         found, expected = self._logits(outputs), self._logits(reference)
-        counted = torch.ones(expected.shape[:2], dtype=torch.bool, device=expected.device)
+        counts = torch.ones(expected.shape[:2], dtype=torch.bool, device=expected.device)
         if targets is not None:
-            counted = self._tokens_of(targets, expected) != IGNORED
-        changed = (found.argmax(-1) != expected.argmax(-1)) & counted
-        self._count(int(changed.sum()), int(counted.sum()))
+            counts = counted(self._tokens_of(targets, expected))
+        changed = (found.argmax(-1) != expected.argmax(-1)) & counts
+        self._count(int(changed.sum()), int(counts.sum()))

@@ -25,6 +25,7 @@ class Regression(Task):
     """
 
     name = "regression"
+    without = "are NaN, all of them"
 
     def __init__(self, output: str | None = None, decode: Decode | None = None) -> None:
         super().__init__(decode)
@@ -63,6 +64,9 @@ class Regression(Task):
     def notes(self) -> list[str]:
         total = self._values + self._missing
         return [f"{self._missing} of {total} target values are NaN and left out"] if self._missing else []
+
+    def counted(self, targets: Any) -> int:
+        return int((~batched(targets, "outputs of one shape").isnan()).sum())
 
     def targets_of(self, outputs: Any) -> Tensor:
         return self._found(outputs)

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brecq import logits
 from brecq.errors import DataError
+from brecq.labels import IGNORED as NO_LABEL
+from brecq.labels import left_out, no_class
 from brecq.metrics.base import Decode, Task, one_tensor
 
 IGNORED = 255
@@ -23,17 +24,19 @@ class Segmentation(Task):
     classes that occur in masks or predictions.
 
     Args:
-        output: which output holds the scores, of several. ignore: class index in masks that does not count.
+        output: which output holds the scores, of several. ignore: class index in masks that does not count; -100
+            does not either, as in PyTorch's losses, and `notes` say how many pixels that were.
         decode: from the network's output to scores, or to class indices [N, h, w].
     """
 
     name = "segmentation"
+    without = "hold no pixel that counts"
 
     def __init__(self, output: str | None = None, ignore: int = IGNORED, decode: Decode | None = None) -> None:
         super().__init__(decode)
         self.output, self.ignore = output, ignore
         self._confusion = torch.zeros(0, 0, dtype=torch.int64)
-        self._ignored = 0
+        self._ignored = self._unlabeled = self._pixels = 0
 
     def _maps(self, outputs: Any) -> Tensor:
         """Scores [N, classes, h, w], or class indices [N, h, w]."""
@@ -60,10 +63,12 @@ class Segmentation(Task):
             self._add(found, mask.cpu().long(), len(one) if one.ndim == 3 else 0)
 
     def _add(self, found: Tensor, mask: Tensor, classes: int) -> None:
-        valid = mask != self.ignore
+        valid = self._counts(mask)
         self._ignored += int((~valid).sum())
+        self._unlabeled += int((mask == NO_LABEL).sum())
+        self._pixels += mask.numel()
         found, mask = found[valid].long(), mask[valid]
-        if classes and (bad := logits.no_class(mask, classes)) is not None:
+        if classes and (bad := no_class(mask, classes)) is not None:
             raise DataError(
                 f"a mask holds class {int(mask[bad])}, and the network has classes 0 to {classes - 1}; check that "
                 f"they belong together ({self.ignore} is ignored)"
@@ -84,15 +89,24 @@ class Segmentation(Task):
         overlap = right[union > 0].double() / union[union > 0]
         return {"mIoU %": 100 * overlap.mean().item(), "pixel accuracy %": 100 * (right.sum() / total).item()}
 
+    def _counts(self, mask: Tensor) -> Tensor:
+        """Which pixels of a mask [h, w] do."""
+        return (mask != self.ignore) & (mask != NO_LABEL)
+
+    def counted(self, targets: Any) -> int:
+        return sum(int(self._counts(torch.as_tensor(mask)).sum()) for mask in targets)
+
     def notes(self) -> list[str]:
-        """Of masks with one class beside what is ignored, as pictures of black and white have: black is all that
-        counts."""
+        """How many pixels have no label; and of masks with one class beside what is ignored, as pictures of black and
+        white have: black is all that counts."""
+        found = left_out(self._unlabeled, self._pixels, "pixels of the masks")
         present = self._confusion.sum(1).nonzero().flatten().tolist()
-        if not self._ignored or len(present) != 1:
-            return []
+        if self._ignored == self._unlabeled or len(present) != 1:
+            return found
         return [
+            *found,
             f"the masks hold class {present[0]} alone beside {self.ignore}, which does not count; check that they are "
-            "class indices"
+            "class indices",
         ]
 
     def targets_of(self, outputs: Any) -> Tensor:
@@ -110,7 +124,7 @@ class Segmentation(Task):
             size = tuple(expected.shape[-2:])
             counted = torch.ones(size, dtype=torch.bool)
             if targets is not None:
-                counted = torch.as_tensor(targets[place]).cpu() != self.ignore
+                counted = self._counts(torch.as_tensor(targets[place]).cpu())
                 size = tuple(counted.shape)
             yield _classes(found, size).cpu(), _classes(expected, size).cpu(), counted
 

@@ -15,6 +15,7 @@ from brecq.data.dataset import Dataset
 from brecq.data.preprocessing import Preprocessing
 from brecq.devices import on_device
 from brecq.forward import call, evaluating, even_slices
+from brecq.labels import IGNORED
 from brecq.page.record import Box, Changed, Detected
 
 SIDE = 112
@@ -59,6 +60,7 @@ def changed_decisions(
         pictures = thumbnails(batch[different].cpu(), preprocessing)
         for i, picture in zip(different, pictures, strict=False):
             label = None if data.labels is None else int(data.labels[rows.start + i])
+            label = None if label == IGNORED else label
             found.append(Changed(picture, label, before[i], after[i]))
     return found[:SHOWN], compared
 

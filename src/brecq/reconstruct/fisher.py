@@ -25,6 +25,7 @@ from brecq.errors import ConfigError, DataError
 from brecq.forward import BATCH, even_slices
 from brecq.graph.blocks import Network, Values
 from brecq.graph.outputs import structured
+from brecq.labels import IGNORED, counted, no_class
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.ranks import Share, Unit
 from brecq.reconstruct.cache import ActivationCache, Slot
@@ -211,7 +212,12 @@ def log_likelihood(flat: Tensor, labels: Tensor) -> Tensor:
         raise DataError(
             f"there are {len(target)} labels and {len(flat)} positions with scores; use fisher_labels='sampled'"
         )
-    if (bad := logits.no_class(target, flat.shape[1])) is not None:
+    if not (none := counted(target)).all():
+        raise DataError(
+            f"{int((~none).sum())} of the labels are {IGNORED}, no class: leave these samples out, or use "
+            "fisher_labels='sampled'"
+        )
+    if (bad := no_class(target, flat.shape[1])) is not None:
         raise DataError(
             f"there is a label {int(target[bad])}, and the network has classes 0 to {flat.shape[1] - 1}; check that "
             "the labels count from 0 and belong to it, or use fisher_labels='sampled'"

@@ -224,6 +224,16 @@ def test_categories_are_those_of_the_dataset() -> None:
     assert by_index.compute()["AP %"] == 0.0
 
 
+@pytest.mark.parametrize(("area", "size"), [(None, "medium"), (0.0, "medium"), (100.0, "small"), (9999.0, "large")])
+def test_the_size_of_an_object_is_its_area_or_that_of_its_box(area: float | None, size: str) -> None:
+    pytest.importorskip("faster_coco_eval")
+    box = {"boxes": torch.tensor([[0.0, 0.0, 40.0, 40.0]]), "labels": torch.ones(1, dtype=torch.int64)}
+    metric = metrics.Detection()
+    metric.update([{**box, "scores": torch.ones(1)}], [box if area is None else {**box, "area": torch.tensor([area])}])
+    sized = {name: value for name, value in metric.compute().items() if len(name.split()) == 3}
+    assert sized == pytest.approx({f"AP {size} %": 100.0})
+
+
 def detected(**target: object) -> metrics.Detection:
     """A metric that has got one picture without boxes found."""
     metric = metrics.Detection()
@@ -238,6 +248,14 @@ def detected(**target: object) -> metrics.Detection:
         ({"boxes": [[1, 2, math.nan, 4]]}, r"box 0 of picture 0, \[1.0, 2.0, nan, 4.0\], is not finite; give x1, y1"),
         ({"boxes": [[10, 20, 5, 40]]}, "has no area"),  # x, y, width, height
         ({"boxes": [[50, 2, 60, 4]], "size": (20, 40)}, "is wholly outside its picture of 40x20 pixels"),
+        ({"boxes": [[0, 0, 5, 5]], "area": [math.nan]}, "box 0 of picture 0 has area nan, no number of pixels"),
+        (
+            {"boxes": [[0, 0, 5, 5]], "area": [-1]},
+            "has area -1, no number of pixels; without one it is that of the box",
+        ),
+        ({"boxes": [[0, 0, 5, 5]], "iscrowd": [2]}, "has iscrowd 2, which is 1 for a crowd, and otherwise 0"),
+        ({"boxes": [[0, 0, 5, 5]], "labels": [-100]}, "has labels -100, no class; classes are whole numbers from 0"),
+        ({"boxes": [[0, 0, 5, 5]], "labels": [1.5]}, r"has labels 1\.5, no class"),
         ({"boxes": [[0] * 8]}, r"of picture 0 have the shape \[1, 8\]; give \[M, 4\]"),
         ({"boxes": [[0, 0, 1, 1]] * 2}, "of picture 0 has 2 boxes and 1 labels; give one for each"),
         ({"boxes": [[0, 0, 1, 1]], "iscrowd": [0, 1]}, "has 1 boxes and 2 iscrowd"),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,12 @@ import torch
 from PIL import Image
 
 from brecq.data.annotated import Annotated, Split, folder_named, pictures_in
+from brecq.data.coco import categories, coco, read_json
 from brecq.data.images import UnreadableError
-from brecq.data.objects import SLACK, no_box
+from brecq.data.objects import SLACK, no_box, target_of
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import DataError
+from brecq.text import shown
 
 COCO_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 """COCO's numbers of its 80 classes, which torchvision's detectors return."""
@@ -32,7 +32,7 @@ def find_boxes(path: Path, split: Split) -> Annotated | None:
     """
     file = _described(path, split)
     if file is not None:
-        return _coco(file) if file.suffix.lower() == ".json" else _yolo_yaml(file, split)
+        return coco(file) if file.suffix.lower() == ".json" else _yolo_yaml(file, split)
     images = folder_named(path, ("images",)) if path.is_dir() else None
     if images is not None and folder_named(path, ("labels",)) is not None:
         return _yolo(path, pictures_in(images), None)
@@ -49,12 +49,10 @@ def class_names(path: Path, split: Split) -> dict[int, tuple[int, str]]:
     if file is None:
         return {}
     if file.suffix.lower() == ".json":
-        listed = sorted((int(each["id"]), str(each.get("name", each["id"]))) for each in _json(file)["categories"])
-        return dict(enumerate(listed))
-    names = _yaml(file).get("names") or {}
-    named = dict(enumerate(names)) if isinstance(names, list) else names
+        return dict(enumerate(categories(file, read_json(file))))
+    named = _names(file, _yaml(file)) or {}
     ids = _categories(len(named))
-    return {int(place): (ids[int(place)], str(name)) for place, name in named.items() if 0 <= int(place) < len(ids)}
+    return {place: (ids[place], name) for place, name in named.items()}
 
 
 def _described(path: Path, split: Split) -> Path | None:
@@ -74,84 +72,6 @@ def _described(path: Path, split: Split) -> Path | None:
         raise DataError(f"{path} holds several annotation files ({listed}); give the path of one")
     yamls = sorted(each for suffix in _YAML for each in path.glob(f"*{suffix}"))
     return named[0] if named else yamls[0] if len(yamls) == 1 else None
-
-
-def _target(
-    boxes: Sequence[Sequence[float]], labels: Sequence[int], categories: Sequence[int], image: Image.Image,
-    preprocessing: Preprocessing, **more: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """A target of `brecq.metrics.Detection`; boxes are x1, y1, x2, y2 in pixels of the picture."""
-    placed = preprocessing.place(image.height, image.width)
-    return {
-        "boxes": torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
-        "labels": torch.tensor(labels, dtype=torch.int64),
-        "categories": torch.tensor(categories, dtype=torch.int64),
-        "placed": tuple(asdict(placed).values()),
-        "size": (image.height, image.width),
-        **more,
-    }
-
-
-def _coco(file: Path) -> Annotated:
-    values = _json(file)
-    try:
-        ids = sorted(int(each["id"]) for each in values["categories"])
-        names = {int(each["id"]): str(each["file_name"]) for each in values["images"]}
-        found: dict[int, list[Mapping[str, Any]]] = {}
-        for each in values["annotations"]:
-            x, y, width, height = map(float, each["bbox"])
-            boxed = {
-                "box": (x, y, x + width, y + height), "category": int(each["category_id"]),
-                "area": float(each.get("area", width * height)), "iscrowd": int(each.get("iscrowd", 0)),
-            }  # fmt: skip
-            found.setdefault(int(each["image_id"]), []).append(boxed)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{file} is no COCO annotation file ({type(error).__name__}: {error}): it needs images, annotations with "
-            "bbox and category_id, and categories"
-        ) from error
-    index = {category: place for place, category in enumerate(ids)}
-    listed = [each for boxes in found.values() for each in boxes]
-    if listed and all(abs(value) <= 1 for each in listed for value in each["box"]):
-        raise DataError(
-            f"{file} has no box beyond the first pixel of its picture: bbox is x, y, width, height in pixels; "
-            "multiply shares of the sides by width and height"
-        )
-    strange = {each["category"] for each in listed} - index.keys()
-    if strange:
-        raise DataError(f"{file} has boxes of the category {min(strange)}, which its categories do not list")
-    root = _coco_images(file, list(names.values()))
-    by_path = {root / name: found.get(number, []) for number, name in names.items()}
-    present = sorted(path for path in by_path if path.is_file())
-
-    def target(path: Path, image: Image.Image, preprocessing: Preprocessing) -> dict[str, Any]:
-        boxes = by_path[path]
-        categories = [each["category"] for each in boxes]
-        target = _target(
-            [each["box"] for each in boxes], [index[each] for each in categories], categories, image, preprocessing,
-            area=torch.tensor([each["area"] for each in boxes]),
-            iscrowd=torch.tensor([each["iscrowd"] for each in boxes], dtype=torch.int64),
-        )  # fmt: skip
-        if (wrong := no_box(target["boxes"], target["size"])) is not None:
-            row, why = wrong
-            x1, y1, x2, y2 = boxes[row]["box"]
-            raise UnreadableError(f"the box [{x1:g}, {y1:g}, {x2 - x1:g}, {y2 - y1:g}] in {file.name} {why}")
-        return target
-
-    missing = len(by_path) - len(present)
-    return Annotated(root, present, target, f"boxes of {file}" + (f", {missing} pictures missing" if missing else ""))
-
-
-def _coco_images(file: Path, names: Sequence[str]) -> Path:
-    """The folder that the pictures of a COCO file are in."""
-    stem = file.stem.removeprefix("instances_")
-    bases = (file.parent, file.parent.parent)
-    places = [base / part for base in bases for part in (stem, f"images/{stem}", "images", "")]
-    for place in places:
-        if any((place / name).is_file() for name in names[:100]):
-            return place
-    looked = ", ".join(str(place) for place in places[:4])
-    raise DataError(f"{file} names pictures such as {(names or ['(none)'])[0]}, which are not in {looked} or above")
 
 
 def _yaml(file: Path) -> dict[str, Any]:
@@ -180,13 +100,37 @@ def _yolo_yaml(file: Path, split: Split) -> Annotated:
         if place is None:
             raise DataError(f"{file} names {entry} for {split}, and neither {tried[0]} nor {tried[1]} is there")
         paths += pictures_in(place) if place.is_dir() else _listed(place)
+    names, count = _names(file, values), values.get("nc")
+    if count is not None and (not isinstance(count, int) or count < 1):
+        raise DataError(f"nc of {file} is {shown(count)}; give the number of classes")
+    if count is None and names is not None:
+        count = len(names)
+    if names is not None and count != len(names):
+        raise DataError(f"{file} has {len(names)} names and nc: {count}; give each class a name, and count them all")
+    return _yolo(base, sorted(paths), count)
+
+
+def _names(file: Path, values: Mapping[str, Any]) -> dict[int, str] | None:
+    """The names of the classes, which count from 0; `None` where there are none.
+
+    Raises:
+        DataError: they are no list, and not numbered so.
+    """
     names = values.get("names")
-    return _yolo(base, sorted(paths), None if names is None else len(names))
+    if names is None:
+        return None
+    named = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(named, dict) or sorted(map(str, named)) != sorted(map(str, range(len(named)))):
+        raise DataError(f"names of {file} is {shown(names)}; give a list, or number the names from 0 without gaps")
+    return {int(place): str(name) for place, name in named.items()}
 
 
 def _listed(file: Path) -> list[Path]:
     """The pictures that a text file lists, a path a line."""
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {file}, which is to list pictures, one a line: {error}") from error
     return [file.parent / line for line in lines if line]
 
 
@@ -203,7 +147,7 @@ def _yolo(root: Path, paths: Sequence[Path], classes: int | None) -> Annotated:
         wrong = [label for label in found if not 0 <= label < len(ids)]
         if wrong:
             raise UnreadableError(f"{labels[path].name} holds class {wrong[0]}, and there are {len(ids)}")
-        return _target(boxes, found, [ids[label] for label in found], image, preprocessing)
+        return target_of(boxes, found, [ids[label] for label in found], image, preprocessing)
 
     numbers = "COCO's category ids" if ids is COCO_IDS else "1 and up"
     return Annotated(root, paths, target, f"YOLO labels of {len(ids)} classes; as categories they are {numbers}")
@@ -229,7 +173,11 @@ def _read_yolo(file: Path, width: int, height: int) -> tuple[list[list[float]], 
     if not file.is_file():
         return [], []
     boxes, labels, lines = [], [], []
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        written = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UnreadableError(f"cannot read {file.name}: {error}") from error
+    for number, text in enumerate(written, 1):
         if not text.strip():
             continue
         line = f"line {number} of {file.name} is {text.strip()[:60]!r}"
@@ -264,10 +212,3 @@ def _from_shares(values: Sequence[float], width: int, height: int) -> list[float
         return [min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height]
     x, y, w, h = shares
     return [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {file}: {error}") from error

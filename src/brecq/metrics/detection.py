@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from brecq.data.objects import no_box, sticking_out
+from brecq.data.objects import no_box, no_object, sticking_out
 from brecq.errors import DataError
 from brecq.metrics.base import Decode, Task, describe
 from brecq.pairing import partners
@@ -23,6 +23,9 @@ _NAMES = {
 }  # fmt: skip
 
 
+_OBJECT = ("area", "iscrowd", "labels")
+
+
 class Detection(Task):
     """Average precision of COCO (pycocotools' numbers, by faster-coco-eval), in percent: AP over IoU 0.5 to 0.95,
     AP50, AP75, and by the size of the objects.
@@ -30,10 +33,11 @@ class Detection(Task):
     Flips: of the boxes that either network gives a score of at least `sure`, those without a partner of the same class
     and IoU 0.5 in the other.
 
-    Targets are a dictionary a picture: `boxes` [M, 4] (x1, y1, x2, y2), `labels` [M], and if there are any `iscrowd`
-    [M], `area` [M]. With `placed` (scale x, scale y, left, top) in it, as brecq's data has it, its boxes are those of
-    the picture before preprocessing, and what the network finds in its input is brought back there; `size` (height,
-    width) clips it. Boxes without an area, or outside a picture of known size, are refused; they may stick out of it.
+    Targets are a dictionary a picture: `boxes` [M, 4] (x1, y1, x2, y2), `labels` [M], whole numbers from 0, and if
+    there are any `iscrowd` [M] (1 or 0) and `area` [M], finite and not negative (0: that of the box). With `placed`
+    (scale x, scale y, left, top) in it, as brecq's data has it, its boxes are those of the picture before
+    preprocessing, and what the network finds in its input is brought back there; `size` (height, width) clips it.
+    Boxes without an area, or outside a picture of known size, are refused; they may stick out of it.
 
     Args:
         decode: from the network's output to a `Boxes` dictionary a picture, which are final; or to candidates: three
@@ -125,6 +129,8 @@ class Detection(Task):
         truth["boxes"] = boxes = boxes.view(-1, 4)
         if uneven := [f"{len(value)} {key}" for key, value in truth.items() if len(value) != len(boxes)]:
             raise DataError(f"the target {whose} has {len(boxes)} boxes and {uneven[0]}; give one for each box")
+        if wrong := no_object({key: torch.as_tensor(value).cpu() for key, value in target.items() if key in _OBJECT}):
+            raise DataError(f"box {wrong[0]} {whose} {wrong[1]}")
         size = None if "size" not in target else (int(target["size"][0]), int(target["size"][1]))
         if (wrong := no_box(boxes, size)) is not None:
             row, why = wrong

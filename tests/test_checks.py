@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import brecq
-from brecq import errors
+from brecq import QuantConfig, errors, legality
 from brecq.checks import check_device, check_runs, check_weights
 from brecq.data import Dataset
+from brecq.errors import DataError
 
 
 class Net(nn.Module):
@@ -149,5 +150,35 @@ def test_a_single_number_as_an_input_is_named() -> None:
         brecq.DataError, match=r"does not run .* t: a single number, so each element is taken for one sample"
     ):
         brecq.quantize(Dimmed(), batches)
-    with pytest.raises(brecq.CaptureError, match="input 1 is a single number"):
+    with pytest.raises(brecq.DataError, match="input 1 is a single number"):
         brecq.inspect(Dimmed(), batches[0])
+
+
+class OfDictionary(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.head(self.conv(batch["image"]).relu().mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda model, x: brecq.quantize(model, x),
+        lambda model, x: brecq.quantize(model, x, submodule="conv"),
+        lambda model, x: brecq.quantize(model, x, submodules=["conv", "head"]),
+        lambda model, x: brecq.inspect(model, (x,)),
+        lambda model, x: brecq.inspect(model, {"image": x}),
+        lambda model, x: brecq.inspect(model, (x,), submodule="conv"),
+        lambda model, x: brecq.inspect(model, (x,), submodules=["conv", "head"]),
+        lambda model, x: legality.check(model, (x,), QuantConfig(target="onnxruntime"), rehearse=False),
+        lambda model, x: brecq.measure_sensitivity(model, x),
+        lambda model, x: brecq.evaluate(model, x, reference=model),
+    ],
+)
+def test_whatever_looks_at_a_network_says_how_one_of_a_dictionary_is_wrapped(look) -> None:
+    with pytest.raises(DataError, match=r"(?s)OfDictionary.forward\(batch\) takes a dictionary with 'image'.*Wrapped"):
+        look(OfDictionary().eval(), torch.randn(4, 3, 8, 8))

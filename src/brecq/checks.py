@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from brecq.data.dataset import Dataset, describe_sample
 from brecq.data.signature import Signature
 from brecq.devices import device_of
 from brecq.errors import BrecqError, CaptureError, ConfigError, DataError, SourceError
-from brecq.forward import call, evaluating
+from brecq.forward import Inputs, call, evaluating, tensors
 from brecq.logits import named_outputs
 from brecq.text import shown
 
@@ -82,11 +82,11 @@ def check_runs(model: nn.Module, data: Dataset) -> None:
     with evaluating(model), running(where, lambda: advice(model, part)):
         output = call(model, part.arguments([value.to(device_of(model)) for value in part.inputs]))
     leaves = tree_leaves(output)
-    tensors = list(named_outputs(output).values())
-    if not tensors:
+    found = list(named_outputs(output).values())
+    if not found:
         what = type(output).__name__ if len(leaves) != 1 else shown(leaves[0])
         raise CaptureError(f"the network returns {what}; its forward has to return a tensor, or several")
-    for tensor in tensors:
+    for tensor in found:
         if tensor.is_floating_point() and tensor.isnan().any():
             rows = tensor.isnan().flatten(1).any(1) if tensor.ndim > 1 else tensor.isnan()
             bad = int(index[int(rows.nonzero()[0])]) if len(rows) == len(index) else int(index[0])
@@ -94,6 +94,17 @@ def check_runs(model: nn.Module, data: Dataset) -> None:
                 f"the float network's output holds NaN for {describe_sample(data, bad)}; check its weights and how "
                 "the data is prepared"
             )
+
+
+def check_inputs(model: nn.Module, given: Inputs) -> Inputs:
+    """Example inputs in the order of `forward`, which the float network runs on.
+
+    Raises:
+        DataError, CaptureError: as `check_runs`, which `quantize` asks, too; `forward` does not take them.
+    """
+    inputs = Signature(model).order(given)
+    check_runs(model, Dataset(tensors(inputs), keys=tuple(inputs) if isinstance(inputs, Mapping) else ()))
+    return inputs
 
 
 FITTING = "check that the inputs (shape, type, range of token ids) are those of this network"

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from brecq.checks import check_request, check_weights
+from brecq.checks import check_inputs, check_request, check_weights
 from brecq.config import FLOAT, QuantConfig
-from brecq.data.signature import Signature
 from brecq.errors import ConfigError
 from brecq.float32 import in_float32
 from brecq.forward import Inputs
@@ -100,8 +99,8 @@ def check(model: nn.Module, example_inputs: Inputs, config: QuantConfig, *, rehe
     if config.runtime is None:
         raise ConfigError("there is no target to check for; give one, such as QuantConfig(target='onnxruntime')")
     check_weights(model)
-    target, inputs = config.runtime, Signature(model).order(example_inputs)
     model, _ = in_float32(model)
+    target, inputs = config.runtime, check_inputs(model, example_inputs)
     refused = refusal(quantize, model, inputs, config) if rehearse else ""
     quantizer = BrecqQuantizer(config)
     prepared = prepare(capture(model, example_batch(inputs)), quantizer)

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from torchao.quantization.pt2e.quantizer import Quantizer
 
-from brecq.checks import check_request, check_weights
+from brecq.checks import check_inputs, check_request, check_weights
 from brecq.config import QuantConfig
-from brecq.data.signature import Signature
 from brecq.float32 import in_float32
 from brecq.forward import Inputs, tensors
 from brecq.graph import ops, parts
@@ -76,8 +75,8 @@ def inspect(
     config = config or QuantConfig()
     check_request(model, config, QuantConfig)
     check_weights(model)
-    inputs = Signature(model).order(example_inputs)
     model, _ = in_float32(model)
+    inputs = check_inputs(model, example_inputs)
     request = Request(config, quantizer)
     if submodules is not None:
         names = parts.check_names(model, submodules)

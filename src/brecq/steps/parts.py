@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from brecq import ranks
 from brecq.checkpoint.directory import versions
-from brecq.checks import check_weights, running
+from brecq.checks import check_runs, check_weights, running
 from brecq.composite import CompositeResult
 from brecq.config import QuantConfig
 from brecq.data.calls import Calls, collect_calls
@@ -56,6 +56,8 @@ def quantize_parts(
     for note in notes:
         request.progress.note(note)
     check_weights(model)
+    if not calls.listed:
+        check_runs(model, calls.data)
     recorded = _record(model, names, calls)
     subjects = [_subject(model, part) for part in recorded]
     plans = _plans(subjects, recorded, request)

@@ -6,9 +6,9 @@
     python benchmarks/choose.py --table
 
 A line of the plan is a measurement: networks, settings, seeds (each separated by commas), a recipe and its changes,
-with `calibration=N` for other numbers of samples and `config.NAME=VALUE` for other settings than the recipe's; the
-lines in the order of their importance. Validation images are those that no table reports: training images of CIFAR-10
-that are not calibrated on, half of the ImageNet ones.
+with `calibration=N` for other numbers of samples, `config.NAME=VALUE` for other settings than the recipe's and
+`block.NAME=PATTERN,PATTERN` for blocks of one's own; the lines in the order of their importance. Validation images are
+those that no table reports: training images of CIFAR-10 that are not calibrated on, half of the ImageNet ones.
 Finished cells are kept in benchmarks/results/choose.jsonl; what has not finished after `--seconds` is given up.
 `--pack` takes a part of the ImageNet images only.
 """
@@ -30,7 +30,7 @@ from cells import VALIDATION, Cell, Results, Values, add_jobs, bits, parse_recip
 from common import CALIBRATION, DATA, chosen_by, quality_on, quantized, require
 
 from brecq import QuantConfig
-from brecq.text import parse_settings
+from brecq.text import parse_blocks, parse_settings
 
 PACKED = {"imagenet_calib": 256, "imagenet_val/images": 300}
 """Images that `--pack` takes along."""
@@ -80,9 +80,9 @@ def cells_of(line: str) -> Iterator[Cell]:
     networks, settings, seeds, name, *changes = line.split()
     calibration = [int(change.split("=")[1]) for change in changes if change.startswith("calibration=")]
     changes = [change for change in changes if not change.startswith("calibration=")]
-    texts = [change.removeprefix("config.") for change in changes if change.startswith("config.")]
-    others = parse_settings("configuration", texts, get_type_hints(QuantConfig))
-    recipe = parse_recipe(name, [change for change in changes if not change.startswith("config.")])
+    others = parse_settings("configuration", _named("config.", changes), get_type_hints(QuantConfig))
+    others["blocks"] = parse_blocks("block", _named("block.", changes))
+    recipe = parse_recipe(name, [change for change in changes if not change.startswith(("config.", "block."))])
     for seed in seeds.split(","):
         for setting in settings.split(","):
             for one in networks.split(","):
@@ -90,6 +90,10 @@ def cells_of(line: str) -> Iterator[Cell]:
                 config = QuantConfig(*bits(setting), recipe=recipe, seed=int(seed), **others)
                 row = " ".join([name, *changes, *(f"from {count}" for _ in calibration)])
                 yield Cell(one, row, setting, count, 0, config, VALIDATION)
+
+
+def _named(prefix: str, changes: Sequence[str]) -> list[str]:
+    return [change.removeprefix(prefix) for change in changes if change.startswith(prefix)]
 
 
 def measure(cell: Cell, device: str) -> Values:

@@ -100,6 +100,24 @@ def parts() -> Lines:
     return [list(line) for line in lines if not line[0] or any(line[1:])]
 
 
+PAIRS = (
+    "block.a=layer1.0*,layer1.1* block.b=layer1.2*,layer2.0* block.c=layer2.1*,layer2.2* block.d=layer3.0*,layer3.1*"
+)
+
+
+def blocks() -> Lines:
+    """What is reconstructed as one."""
+    columns = {
+        "layers": "config.granularity=layer",
+        "blocks": "",
+        "two blocks": PAIRS,
+        "stages": "config.granularity=stage",
+        "the network": "config.granularity=net",
+    }
+    rows = [Compared("resnet20", "W2A2", "steps=100"), Compared("efficientnet_lite0", "W4A4", LITE)]
+    return _table(columns, rows)
+
+
 def batches() -> Lines:
     """How many samples a step is of; `75 of 32` looks at as many as `300 of 8`."""
     known = "correction=0.5", "correction=0"  # what is the default at these settings, under which they were measured

@@ -243,6 +243,7 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "chosen-start": chosen.start,
     "chosen-outputs": chosen.outputs,
     "chosen-parts": chosen.parts,
+    "chosen-blocks": chosen.blocks,
     "chosen-loss": chosen.losses,
     "chosen-batch": chosen.batches,
     "deploy-matrix": matrix,

@@ -32,11 +32,11 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from brecq import QuantConfig, Recipe
-from brecq.graph.blocks import extract
-from brecq.graph.capture import capture
-from brecq.graph.partition import partition
-from brecq.graph.prepare import prepare
-from brecq.graph.quantizer import BrecqQuantizer
+from brecq.capture.export import capture
+from brecq.partition.blocks import extract
+from brecq.partition.cut import partition
+from brecq.placement.prepare import prepare
+from brecq.placement.quantizer import BrecqQuantizer
 from brecq.precision.layers import dissect
 from brecq.precision.measure import measure_sensitivity
 from brecq.precision.meter import BlockMeter

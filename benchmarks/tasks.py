@@ -45,12 +45,12 @@ from torch import Tensor, nn
 
 import brecq
 from brecq import QuantConfig, Recipe, metrics
+from brecq.capture.export import capture, example_batch
 from brecq.data import Dataset, Form, Preprocessing, load_data
-from brecq.graph import parts
-from brecq.graph.capture import capture, example_batch
 from brecq.metrics import Metric
 from brecq.metrics.segmentation import IGNORED
 from brecq.sources.torchvision_models import detector_parts
+from brecq.submodules import parts
 
 NANODET, DEEPLAB, DENOISER = "nanodet_m", "deeplabv3_mnv2", "denoiser"
 IN_PARTS = ("retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn")

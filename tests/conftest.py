@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import random
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,8 +21,8 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from brecq.capture.export import capture
 from brecq.data.dataset import Dataset
-from brecq.graph.capture import capture
 
 Captured = Callable[[str], GraphModule]
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -100,6 +101,19 @@ def captures(networks: ModuleType) -> Captured:
         return capture(model, networks.inputs(model))
 
     return get
+
+
+@pytest.fixture
+def captured(captures: Captured) -> Captured:
+    """`captured("ResNet")`: a copy of the captured network of that name in `networks`."""
+    return lambda name: copy.deepcopy(captures(name))
+
+
+@pytest.fixture
+def no_gradients() -> Iterator[None]:
+    """As in a run, where learning alone asks for gradients."""
+    with torch.no_grad():
+        yield
 
 
 @dataclass(frozen=True)

@@ -179,8 +179,9 @@ class _Nothing:
 def install() -> None:
     """Pretend from now on, in this process."""
     from brecq import devices
+    from brecq.capture import export
+    from brecq.converted import convert
     from brecq.deploy import complete
-    from brecq.graph import capture, convert
 
     pretended: dict[str, Any] = {
         "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
@@ -201,16 +202,16 @@ def install() -> None:
 
     torch.accelerator.current_accelerator = lambda *_, **__: None  # type: ignore[assignment]
     Tensor.record_stream = lambda *_: None  # type: ignore[method-assign, assignment]
-    export = through(capture._export)
+    seen = through(export._export)
 
     def exported(model: Any, *arguments: Any) -> Any:
-        graph = export(model, *arguments)
+        graph = seen(model, *arguments)
         if devices.device_of(model) == CUDA:  # what it makes was seen to be on the CPU
             devices._retarget(graph, CUDA)
         graph.recompile()
         return graph
 
-    capture._export = exported
+    export._export = exported
     convert.to_program = complete.to_program = through(convert.to_program)
     os.environ["BRECQ_KERNELS"] = "eager"  # nothing is compiled for it
     _Operators().__enter__()

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from brecq import devices
+from brecq.capture.export import capture
 from brecq.devices import device_of, move, on_cpu, on_device
-from brecq.graph.capture import capture
 
 META = torch.device("meta")
 

@@ -42,29 +42,34 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "ranks": "errors",
     "metrics": "data errors labels logits pairing sources tasks",
     "evaluation": "checks data devices errors float32 forward labels logits metrics report settings",
-    "graph": "config devices errors float32 forward logits names quant report targets text",
-    "converted": "errors forward graph quant ranks",
-    "checkpoint": "errors graph names progress ranks report storage version",
-    "reconstruct": "checkpoint config errors forward graph labels logits progress quant ranks report storage units",
-    "result": "checkpoint config converted errors graph ranks report storage",
-    "composite": "checkpoint config errors graph ranks report result storage",
-    "precision": "checkpoint checks config data devices errors forward graph notice plain progress quant ranks "
-    "reading reconstruct report settings storage text units",
-    "synthesis": "checkpoint checks config data devices errors evaluation forward logits progress ranks "
-    "reconstruct report settings storage",
-    "deploy": "checkpoint converted data devices errors evaluation graph logits plain quant reading report result "
-    "settings storage text version",
-    "page": "checkpoint converted data devices errors forward graph labels pairing precision synthesis report result "
-    "storage units",
-    "steps": "checkpoint checks composite config converted data devices errors float32 forward graph notice precision "
-    "progress quant ranks reconstruct report result",
+    "graph": "errors forward quant report",
+    "capture": "devices errors float32 forward graph names",
+    "partition": "capture config devices errors forward graph text",
+    "placement": "capture config errors forward graph logits partition quant report targets text",
+    "submodules": "devices errors forward placement report text",
+    "converted": "errors graph placement quant ranks",
+    "checkpoint": "converted errors graph names progress ranks report storage version",
+    "reconstruct": "checkpoint config errors forward graph labels logits partition placement progress quant ranks "
+    "report storage units",
+    "result": "checkpoint config converted errors ranks report storage submodules",
+    "composite": "checkpoint config errors ranks report result storage submodules",
+    "precision": "capture checkpoint checks config converted data devices errors forward graph notice partition "
+    "placement plain progress quant ranks reading reconstruct report settings storage text units",
+    "synthesis": "checkpoint checks data devices errors forward logits progress ranks reconstruct report settings "
+    "storage",
+    "deploy": "capture checkpoint converted data devices errors graph logits partition placement plain quant reading "
+    "report result settings storage text version",
+    "page": "checkpoint converted data devices errors forward graph labels pairing placement precision report result "
+    "storage synthesis units",
+    "steps": "capture checkpoint checks composite config converted data devices errors float32 forward graph notice "
+    "partition placement precision progress quant ranks reconstruct report result submodules",
     "rehearsal": "config deploy errors forward ranks targets",
     "pipeline": "checkpoint checks config data errors forward graph precision progress ranks reconstruct rehearsal "
     "result steps",
-    "legality": "checks config data devices errors float32 forward graph pipeline rehearsal targets",
-    "cli": "brecq checkpoint checks config data deploy effects errors evaluation forward graph labels legality "
-    "metrics notice page pipeline precision progress quant ranks reconstruct report result settings sources steps "
-    "storage synthesis targets tasks text units version",
+    "legality": "capture checks config errors float32 forward graph pipeline placement rehearsal targets",
+    "cli": "brecq checkpoint checks config data deploy effects errors evaluation forward labels legality metrics "
+    "notice page precision progress quant ranks reconstruct report result settings sources steps storage submodules "
+    "synthesis targets tasks text units version",
     "__main__": "cli",
 }
 

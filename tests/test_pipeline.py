@@ -13,8 +13,8 @@ from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 import brecq
 from brecq import Dataset, LayerRule, QuantConfig, Recipe
+from brecq.converted import convert as convert_module
 from brecq.errors import CheckpointError, ConfigError, DataError, PartitionError
-from brecq.graph import convert as convert_module
 from brecq.progress import Progress
 
 BLOCKS = ["conv1", "layer1.0", "layer1.1", "layer2.0", "fc"]

@@ -14,13 +14,13 @@ from torch.utils._pytree import tree_flatten
 
 import brecq
 from brecq import LayerRule, QuantConfig, QuantResult, Recipe
+from brecq.capture.export import capture
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
 from brecq.converted.grids import grid_of
 from brecq.converted.layers import quantized_activations
 from brecq.data.dataset import Dataset
 from brecq.effects import IDLE, without_effect
 from brecq.errors import ConfigError
-from brecq.graph.capture import capture
 from brecq.plain import build
 
 QUICK = {

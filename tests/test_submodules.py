@@ -22,13 +22,13 @@ from brecq import (
     QuantConfig,
     Recipe,
 )
+from brecq.capture.export import capture, example_batch
 from brecq.data import Dataset
-from brecq.graph import parts
-from brecq.graph.capture import capture, example_batch
 from brecq.page.compare import compare_page
 from brecq.page.record import Record
 from brecq.page.render import page
 from brecq.progress import Progress
+from brecq.submodules import parts
 
 FAST = QuantConfig(recipe=Recipe.preset("fast").replace(steps=4, batch_size=4, range_samples=8, range_candidates=10))
 NEAREST = dataclasses.replace(FAST, weights=8, method="rtn")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import shlex
 
-from brecq.graph.culprit import _by_name
+from brecq.capture.culprit import _by_name
 from brecq.text import some
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import brecq
+from brecq.capture.export import capture
 from brecq.config import QuantConfig
 from brecq.forward import evaluating
-from brecq.graph.capture import capture
 
 
 class Writer(nn.Module):

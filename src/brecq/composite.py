@@ -23,12 +23,12 @@ from brecq.checkpoint.directory import MANIFEST, REPORT, TIMING, versions
 from brecq.checkpoint.resume import RunState
 from brecq.config import QuantConfig
 from brecq.errors import CheckpointError, ConfigError
-from brecq.graph.parts import Interface, put_back
 from brecq.report import Report
 from brecq.result import QuantResult, apart, together
 from brecq.storage.files import refuse_strangers, sha256
 from brecq.storage.files import write as write_file
 from brecq.storage.sealed import Damaged, parse, render, seal, unseal
+from brecq.submodules.parts import Interface, put_back
 
 FORMAT, FORMAT_VERSION = "brecq parts", 1
 PARTS = "parts"

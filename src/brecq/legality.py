@@ -11,20 +11,20 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from brecq.capture.export import capture, example_batch
 from brecq.checks import check_inputs, check_request, check_weights
 from brecq.config import FLOAT, QuantConfig
 from brecq.errors import ConfigError
 from brecq.float32 import in_float32
 from brecq.forward import Inputs
 from brecq.graph import ops
-from brecq.graph.capture import capture, example_batch
 from brecq.graph.counts import macs, of_one
 from brecq.graph.environment import learning
 from brecq.graph.integer import CLAMPS, operands, operator_of
-from brecq.graph.prepare import fake_quantize_node, grid_of, prepare
-from brecq.graph.quantizer import BrecqQuantizer
-from brecq.graph.targeted import layer_kind
 from brecq.pipeline import quantize
+from brecq.placement.prepare import fake_quantize_node, grid_of, prepare
+from brecq.placement.quantizer import BrecqQuantizer
+from brecq.placement.targeted import layer_kind
 from brecq.rehearsal import refusal
 from brecq.targets import Target
 

@@ -21,9 +21,9 @@ from brecq.converted.grids import QUANTIZE
 from brecq.converted.inputs import InputTypes
 from brecq.converted.ranges import FloatRange
 from brecq.errors import CheckpointError
-from brecq.graph.submodule import Submodule
 from brecq.report import Report
 from brecq.storage import hub
+from brecq.submodules.submodule import Submodule
 
 
 @dataclass

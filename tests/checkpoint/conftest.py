@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from brecq.graph.convert import to_program
+from brecq.converted.convert import to_program
 
 decomposed = torch.ops.quantized_decomposed
 

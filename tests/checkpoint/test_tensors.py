@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from brecq.checkpoint.tensors import IntegerTensor, PackedWeight, collect_tensors, decode, encode
+from brecq.converted.convert import to_program
 from brecq.errors import CheckpointError
-from brecq.graph.convert import to_program
 
 
 def test_every_constant_is_collected_at_its_bit_width(converted: GraphModule) -> None:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 import brecq
 from brecq import QuantConfig
+from brecq.capture.export import capture
 from brecq.deploy.complete import complete
 from brecq.graph import ops
-from brecq.graph.blocks import extract
-from brecq.graph.capture import capture
 from brecq.graph.dataflow import Dataflow
-from brecq.graph.partition import partition
-from brecq.graph.prepare import prepare
-from brecq.graph.quantizer import BrecqQuantizer
+from brecq.partition.blocks import extract
+from brecq.partition.cut import partition
+from brecq.placement.prepare import prepare
+from brecq.placement.quantizer import BrecqQuantizer
 
 
 def build(network: Callable[[], nn.Module]) -> nn.Module:

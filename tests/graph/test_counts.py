@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import brecq
+from brecq.capture.export import capture
 from brecq.graph import ops
-from brecq.graph.capture import capture
 from brecq.graph.counts import macs, of_one, sample_shape
 from brecq.precision.hardware import profile
 

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brecq.capture.export import capture
 from brecq.config import QuantConfig
 from brecq.graph import ops
-from brecq.graph.capture import capture
 from brecq.graph.dataflow import Dataflow
-from brecq.graph.prepare import prepare
-from brecq.graph.quantizer import BrecqQuantizer
+from brecq.placement.prepare import prepare
+from brecq.placement.quantizer import BrecqQuantizer
 
 
 def test_reads_and_layers(captured) -> None:

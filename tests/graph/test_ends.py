@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from brecq.graph.capture import capture
+from brecq.capture.export import capture
 from brecq.graph.dataflow import layer_names
 from brecq.graph.ends import first_layers, last_layers
 

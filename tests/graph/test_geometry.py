@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from brecq.capture.export import capture
 from brecq.graph import ops
-from brecq.graph.capture import capture
 from brecq.graph.fold import get_tensor
 from brecq.graph.geometry import geometry_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from brecq.graph.capture import capture
+from brecq.capture.export import capture
 from brecq.graph.shapes import captured_samples, numel_of_sample
 from brecq.reconstruct.need import alive
 

@@ -6,11 +6,11 @@ import dataclasses
 import json
 from types import ModuleType
 
+from brecq.capture.export import capture
 from brecq.config import LayerRule, QuantConfig
-from brecq.graph.capture import capture
-from brecq.graph.partition import partition
-from brecq.graph.prepare import prepare
-from brecq.graph.quantizer import BrecqQuantizer
+from brecq.partition.cut import partition
+from brecq.placement.prepare import prepare
+from brecq.placement.quantizer import BrecqQuantizer
 from brecq.plain import build
 from brecq.precision.layers import Anatomy, Layer, dissect
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from brecq.capture.export import capture
 from brecq.config import QuantConfig
 from brecq.errors import CheckpointError, ConfigError, DataError
-from brecq.graph.blocks import extract
-from brecq.graph.capture import capture
-from brecq.graph.partition import partition
-from brecq.graph.prepare import prepare
-from brecq.graph.quantizer import BrecqQuantizer
+from brecq.partition.blocks import extract
+from brecq.partition.cut import partition
+from brecq.placement.prepare import prepare
+from brecq.placement.quantizer import BrecqQuantizer
 from brecq.precision import problem as problems
 from brecq.precision.layers import dissect
 from brecq.precision.measure import measure_sensitivity

@@ -16,10 +16,10 @@ from torch.fx import GraphModule
 
 from brecq.checkpoint.resume import RunState
 from brecq.config import QuantConfig, Recipe
-from brecq.graph.blocks import Network, extract
-from brecq.graph.partition import partition
-from brecq.graph.prepare import prepare
-from brecq.graph.quantizer import BrecqQuantizer
+from brecq.partition.blocks import Network, extract
+from brecq.partition.cut import partition
+from brecq.placement.prepare import prepare
+from brecq.placement.quantizer import BrecqQuantizer
 from brecq.progress import Progress
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.reconstruct import passes

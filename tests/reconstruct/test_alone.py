@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 import brecq
 from brecq import QuantConfig
+from brecq.capture.export import capture
 from brecq.config import FLOAT, LayerRule
-from brecq.graph.blocks import extract
-from brecq.graph.capture import capture
-from brecq.graph.losses import output_loss, quantizers, tensor_losses
-from brecq.graph.partition import partition
-from brecq.graph.prepare import prepare
-from brecq.graph.quantizer import BrecqQuantizer
+from brecq.partition.blocks import extract
+from brecq.partition.cut import partition
+from brecq.placement.losses import output_loss, quantizers, tensor_losses
+from brecq.placement.prepare import prepare
+from brecq.placement.quantizer import BrecqQuantizer
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct import alone
 from brecq.report import TensorLoss

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from brecq.errors import DataError
-from brecq.graph.blocks import Network
+from brecq.partition.blocks import Network
 from brecq.ranks import Share, Unit
 from brecq.reconstruct.cache import ActivationCache, Slot
 from brecq.reconstruct.fisher import log_likelihood, measure, normalized, positions, sampled, sketch

@@ -17,7 +17,7 @@ import brecq
 from brecq.config import LayerRule, QuantConfig, Recipe
 from brecq.evaluation import sqnr
 from brecq.graph.fold import get_tensor
-from brecq.graph.pt2e import decomposed
+from brecq.placement.pt2e import decomposed
 
 RTN = QuantConfig(8, 8, method="rtn")
 LEARNED = QuantConfig(8, 8, recipe=Recipe(steps=12, tuning=1.0, tune_lr=0.05, bias_lr=0.05))

@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from brecq.capture.export import capture
 from brecq.checkpoint.resume import RunState
 from brecq.config import QuantConfig, Recipe
-from brecq.graph.blocks import extract
-from brecq.graph.capture import capture
-from brecq.graph.partition import partition
-from brecq.graph.prepare import prepare
-from brecq.graph.quantizer import BrecqQuantizer
+from brecq.partition.blocks import extract
+from brecq.partition.cut import partition
+from brecq.placement.prepare import prepare
+from brecq.placement.quantizer import BrecqQuantizer
 from brecq.progress import Progress
 from brecq.quant.fake_quant import ActivationFakeQuantize, WeightFakeQuantize
 from brecq.reconstruct import passes

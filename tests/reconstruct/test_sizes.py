@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from brecq.capture.export import capture
 from brecq.config import Recipe
-from brecq.graph.capture import capture
 from brecq.reconstruct.sizes import batch_size
 
 CPU = torch.device("cpu")

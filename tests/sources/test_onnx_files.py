@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import brecq
 import brecq.data
+from brecq.capture.export import capture
 from brecq.errors import SourceError
-from brecq.graph.capture import capture
 from brecq.sources import load_source
 
 onnx = pytest.importorskip("onnx")

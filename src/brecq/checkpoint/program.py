@@ -21,11 +21,11 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils import _pytree as pytree
 
 from brecq.checkpoint.tensors import IntegerTensor, PackedWeight, Stored
+from brecq.converted.convert import DEQUANTIZE
+from brecq.converted.quantized import Quantized
 from brecq.errors import CheckpointError
-from brecq.graph.convert import DEQUANTIZE
 from brecq.graph.fold import get_tensor
 from brecq.graph.ops import input_names
-from brecq.graph.quantized import Quantized
 from brecq.names import is_variable, unwritable
 from brecq.storage.operators import find_operator, operator_name
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from brecq.checkpoint.packing import pack, packed_size, unpack
+from brecq.converted.convert import DEQUANTIZE
 from brecq.errors import CheckpointError
-from brecq.graph.convert import DEQUANTIZE
 from brecq.graph.fold import get_tensor
 
 

@@ -83,8 +83,8 @@ def evaluate(
     from brecq.data import check
     from brecq.data.signature import Signature
     from brecq.evaluation.run import try_out
-    from brecq.graph.submodule import Submodule
     from brecq.storage.sealed import finite
+    from brecq.submodules.submodule import Submodule
 
     console = make_console(quiet=as_json)
     use_device(machine)

@@ -193,8 +193,8 @@ def choose_subjects(
     import brecq
     from brecq.data import Dataset, check
     from brecq.data.signature import Signature
-    from brecq.graph import parts
     from brecq.sources import load_source
+    from brecq.submodules import parts
 
     spec, weights = model, checkpoint.weights
     if result.parts:

@@ -1,1 +1,1 @@
-"""A converted program read and rewritten: what it quantizes, on which grids, and what could be besides."""
+"""Converted programs: made of a prepared graph, read, rewritten; what they quantize, on which grids."""

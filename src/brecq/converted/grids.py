@@ -10,7 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from brecq.graph import ops
 from brecq.graph.fold import get_tensor
-from brecq.graph.pt2e import decomposed
+from brecq.placement.pt2e import decomposed
 
 QUANTIZE = decomposed.quantize_per_tensor.default
 DEQUANTIZE = decomposed.dequantize_per_tensor.default

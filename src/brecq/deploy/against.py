@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
+from brecq.capture.export import capture
 from brecq.converted.grids import Grid, grid_of
 from brecq.data.collect import stream
 from brecq.deploy.runtime import batches, check_any, open_file, traceable
@@ -20,7 +21,6 @@ from brecq.deploy.samples import together
 from brecq.deploy.simulate import simulate
 from brecq.errors import ConfigError
 from brecq.graph import ops
-from brecq.graph.capture import capture
 from brecq.graph.reach import activation_end
 from brecq.report import sqnr
 

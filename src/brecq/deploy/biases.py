@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, constant, is_integer_layer, quantized_as
 from brecq.graph.fold import add_constant
-from brecq.graph.quantizer import output_axis
+from brecq.placement.quantizer import output_axis
 from brecq.quant import affine, room
 
 

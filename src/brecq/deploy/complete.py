@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from brecq.converted import rewrite
+from brecq.converted.convert import to_program
 from brecq.converted.grids import DEQUANTIZE, QUANTIZE, Grid, constant, grid_of
 from brecq.converted.plan import float_operators, tensors_to_complete
 from brecq.converted.ranges import constant_grid, resolve
@@ -17,11 +18,10 @@ from brecq.deploy.biases import quantize_biases
 from brecq.devices import on_cpu
 from brecq.errors import ExportError
 from brecq.graph import ops
-from brecq.graph.convert import to_program
 from brecq.graph.fold import drop_guards
 from brecq.graph.integer import THREE
-from brecq.graph.quantizer import activation_scheme
-from brecq.graph.returned import return_inputs
+from brecq.placement.quantizer import activation_scheme
+from brecq.placement.returned import return_inputs
 from brecq.quant import ranges
 from brecq.quant.affine import IntRange
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from torch.fx import GraphModule
 
+from brecq.converted.convert import to_program
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
 from brecq.graph.constants import fold_constants
-from brecq.graph.convert import to_program
 from brecq.graph.fold import drop_guards
 
 if TYPE_CHECKING:

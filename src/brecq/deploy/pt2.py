@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from brecq.checkpoint.tensors import PackedWeight, collect_tensors
+from brecq.converted.convert import to_program
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, grid_of
 from brecq.deploy.complete import Completed, added_note, as_converted, complete, has_wide
 from brecq.deploy.formats import Exported
 from brecq.deploy.planes import pack_plane, plane_widths
 from brecq.errors import ExportError
-from brecq.graph.convert import to_program
 from brecq.graph.fold import add_constant
 from brecq.graph.ops import aten
 from brecq.storage.files import write as write_file

@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 from brecq.deploy.complete import Completed, describe
 from brecq.errors import ConfigError, ExportError
-from brecq.graph.check import TOLERANCE, node_values
 from brecq.graph.difference import difference_of
+from brecq.partition.check import TOLERANCE, node_values
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from brecq.errors import CheckpointError
-from brecq.graph.noise import SAMPLES
 from brecq.page import charts, words
 from brecq.page.boxes import compare
 from brecq.page.facts import Facts, Layer, gather, within
 from brecq.page.pictures import SHOWN
 from brecq.page.record import Record
+from brecq.placement.noise import SAMPLES
 from brecq.result import QuantResult
 from brecq.storage.files import refuse_strangers
 from brecq.storage.files import write as write_file

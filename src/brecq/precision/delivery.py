@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from brecq.errors import ConfigError
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.fold import get_tensor
-from brecq.graph.prepare import fake_quantize_node
+from brecq.placement.prepare import fake_quantize_node
 from brecq.precision.allocation import BitAllocation
 from brecq.quant.fake_quant import Start, WeightFakeQuantize
 

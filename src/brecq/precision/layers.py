@@ -18,9 +18,9 @@ from brecq.errors import ConfigError
 from brecq.graph import ops
 from brecq.graph.counts import macs, of_one, sample_shape
 from brecq.graph.dataflow import Dataflow
-from brecq.graph.partition import BlockSpec
-from brecq.graph.placement import Placement
-from brecq.graph.prepare import fake_quantize_node, input_quantizer
+from brecq.partition.cut import BlockSpec
+from brecq.placement.plan import Placement
+from brecq.placement.prepare import fake_quantize_node, input_quantizer
 from brecq.quant.fake_quant import ActivationFakeQuantize, WeightFakeQuantize
 from brecq.text import shown
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from brecq import ranks
+from brecq.capture.export import capture, example_batch
 from brecq.checkpoint.resume import RunState, agree, alone_in_run_dir, fingerprint
 from brecq.checks import check_request, check_runs, check_weights
 from brecq.config import FLOAT, QuantConfig
@@ -25,14 +26,13 @@ from brecq.data.dataset import Dataset
 from brecq.data.extremes import unlike
 from brecq.devices import move
 from brecq.errors import ConfigError
-from brecq.graph.blocks import Network, extract
-from brecq.graph.capture import capture, example_batch
-from brecq.graph.check import FloatNetwork
 from brecq.graph.environment import learning
-from brecq.graph.partition import partition
-from brecq.graph.prepare import prepare
-from brecq.graph.quantizer import BrecqQuantizer
 from brecq.notice import warn
+from brecq.partition.blocks import Network, extract
+from brecq.partition.check import FloatNetwork
+from brecq.partition.cut import partition
+from brecq.placement.prepare import prepare
+from brecq.placement.quantizer import BrecqQuantizer
 from brecq.precision.layers import Anatomy, dissect
 from brecq.precision.options import Cross, Quality, SurveyConfig
 from brecq.precision.sizes import other_bytes, preview_bytes, with_bytes

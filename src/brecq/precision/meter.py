@@ -12,10 +12,10 @@ from brecq import ranks
 from brecq.checkpoint.packing import pack
 from brecq.checkpoint.tensors import PackedWeight, stored_bytes
 from brecq.config import QuantConfig
-from brecq.graph.blocks import Block
 from brecq.graph.fold import get_tensor
-from brecq.graph.prepare import fake_quantize_node
-from brecq.graph.quantizer import activation_scheme, is_symmetric
+from brecq.partition.blocks import Block
+from brecq.placement.prepare import fake_quantize_node
+from brecq.placement.quantizer import activation_scheme, is_symmetric
 from brecq.precision.layers import Anatomy, Knob, Quantizer
 from brecq.quant.affine import IntRange
 from brecq.quant.fake_quant import ActivationFakeQuantize, Mode, WeightFakeQuantize, set_mode

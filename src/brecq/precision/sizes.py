@@ -9,10 +9,10 @@ import torch
 
 from brecq.checkpoint.tensors import collect_tensors, stored_bytes
 from brecq.config import QuantConfig
-from brecq.graph.blocks import Network
-from brecq.graph.convert import convert
+from brecq.converted.convert import convert
 from brecq.graph.fold import get_tensor
-from brecq.graph.prepare import fake_quantize_node
+from brecq.partition.blocks import Network
+from brecq.placement.prepare import fake_quantize_node
 from brecq.precision.layers import Anatomy, Layer
 from brecq.precision.meter import packed_bytes, variant_of
 from brecq.quant.fake_quant import ActivationFakeQuantize, BaseFakeQuantize, Mode, WeightFakeQuantize, set_mode

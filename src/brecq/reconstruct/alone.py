@@ -10,8 +10,8 @@ from torch import Tensor
 
 from brecq import ranks
 from brecq.config import FLOAT, LayerRule, QuantConfig
-from brecq.graph.blocks import Network
-from brecq.graph.losses import tensor_losses
+from brecq.partition.blocks import Network
+from brecq.placement.losses import tensor_losses
 from brecq.reconstruct import passes
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.run import Run

@@ -23,9 +23,9 @@ from brecq import logits, ranks
 from brecq.config import Outputs, QuantConfig
 from brecq.errors import ConfigError, DataError
 from brecq.forward import BATCH, even_slices
-from brecq.graph.blocks import Network, Values
 from brecq.graph.outputs import structured
 from brecq.labels import IGNORED, counted, no_class
+from brecq.partition.blocks import Network, Values
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.ranks import Share, Unit
 from brecq.reconstruct.cache import ActivationCache, Slot

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from brecq.graph.fold import get_tensor
-from brecq.graph.prepare import fake_quantize_node
+from brecq.placement.prepare import fake_quantize_node
 from brecq.quant.fake_quant import ActivationFakeQuantize, BiasFakeQuantize, FakeQuantize, Mode, WeightFakeQuantize
 from brecq.quant.learners import Learner
 from brecq.reconstruct.choice import Choice

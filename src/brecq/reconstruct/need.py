@@ -18,10 +18,10 @@ from torch.fx import GraphModule, Node
 from brecq.config import QuantConfig, Recipe
 from brecq.errors import ConfigError
 from brecq.forward import BATCH
-from brecq.graph.blocks import Network
 from brecq.graph.fold import get_tensor
 from brecq.graph.geometry import geometry_of
-from brecq.graph.prepare import fake_quantize_node
+from brecq.partition.blocks import Network
+from brecq.placement.prepare import fake_quantize_node
 from brecq.quant.compensate import form
 from brecq.quant.fake_quant import WeightFakeQuantize
 from brecq.ranks import UNIT

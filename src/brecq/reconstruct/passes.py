@@ -15,7 +15,7 @@ from brecq.checkpoint.resume import BlockState, RunState
 from brecq.checkpoint.walk import finished, walk
 from brecq.config import QuantConfig
 from brecq.errors import DataError
-from brecq.graph.blocks import Block
+from brecq.partition.blocks import Block
 from brecq.quant.fake_quant import Mode
 from brecq.reconstruct import fisher
 from brecq.reconstruct.initialize import initialize

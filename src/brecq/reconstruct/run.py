@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from brecq.checkpoint.resume import RunState
 from brecq.config import QuantConfig
-from brecq.graph.blocks import Network
+from brecq.partition.blocks import Network
 from brecq.progress import Progress
 from brecq.ranks import Share
 from brecq.reconstruct.cache import ActivationCache

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from brecq.config import Recipe
-from brecq.graph.blocks import Block
+from brecq.partition.blocks import Block
 from brecq.reconstruct.learnables import Learnables
 from brecq.reconstruct.sampler import NONE
 from brecq.reconstruct.streams import Streams

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from brecq.config import FLOAT, WIDE
 from brecq.forward import even_slices
-from brecq.graph.blocks import Block, Network
-from brecq.graph.prepare import fake_quantize_node
+from brecq.partition.blocks import Block, Network
+from brecq.placement.prepare import fake_quantize_node
 from brecq.quant.fake_quant import ActivationFakeQuantize, GridFakeQuantize, Mode, WeightFakeQuantize, set_mode
 from brecq.quant.grid import Grid
 from brecq.ranks import Share

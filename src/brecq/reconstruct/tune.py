@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from brecq import ranks
 from brecq.errors import BrecqError
 from brecq.forward import BATCH, even_slices
-from brecq.graph.blocks import Network, Values
+from brecq.partition.blocks import Network, Values
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.quant.learners import Learner
 from brecq.ranks import Part

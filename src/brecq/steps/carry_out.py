@@ -8,19 +8,20 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from brecq import ranks
+from brecq.capture.export import example_batch
 from brecq.checkpoint.directory import versions
 from brecq.config import QuantConfig
 from brecq.converted import ranges
+from brecq.converted.convert import convert
 from brecq.devices import device_of, move
 from brecq.forward import tensors
-from brecq.graph import check, evidence, returned
-from brecq.graph.capture import example_batch
-from brecq.graph.convert import convert
-from brecq.graph.losses import output_loss, tensor_losses
-from brecq.graph.noise import SAMPLES, tensor_noise
 from brecq.graph.outputs import weakest
-from brecq.graph.quantizer import activation_scheme
-from brecq.graph.scope import float_weights
+from brecq.partition import check
+from brecq.placement import evidence, returned
+from brecq.placement.losses import output_loss, tensor_losses
+from brecq.placement.noise import SAMPLES, tensor_noise
+from brecq.placement.quantizer import activation_scheme
+from brecq.placement.scope import float_weights
 from brecq.quant import kernels
 from brecq.quant.fake_quant import Mode, set_mode
 from brecq.reconstruct import alone, passes

@@ -9,23 +9,24 @@ import torch
 from torch import nn
 from torchao.quantization.pt2e.quantizer import Quantizer
 
+from brecq.capture.export import example_batch
 from brecq.checks import check_inputs, check_request, check_weights
 from brecq.config import QuantConfig
 from brecq.float32 import in_float32
 from brecq.forward import Inputs, tensors
-from brecq.graph import ops, parts
-from brecq.graph.blocks import extract
-from brecq.graph.capture import example_batch
+from brecq.graph import ops
 from brecq.graph.counts import macs
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.environment import learning
-from brecq.graph.outside import outside
-from brecq.graph.scope import scope
-from brecq.graph.submodule import Submodule
+from brecq.partition.blocks import extract
+from brecq.placement.scope import scope
 from brecq.reconstruct import alone
 from brecq.report import ScopeEntry, TensorLoss
 from brecq.steps.plan import prepared_blocks
 from brecq.steps.request import Request
+from brecq.submodules import parts
+from brecq.submodules.outside import outside
+from brecq.submodules.submodule import Submodule
 
 
 @dataclass(frozen=True)

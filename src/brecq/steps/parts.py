@@ -21,9 +21,7 @@ from brecq.devices import on_device
 from brecq.errors import ConfigError, DataError, PartitionError
 from brecq.float32 import in_float32
 from brecq.forward import unwrap
-from brecq.graph import parts
-from brecq.graph.outside import outside
-from brecq.graph.placement import unmatched
+from brecq.placement.plan import unmatched
 from brecq.progress import Progress
 from brecq.reconstruct.cache import ActivationCache
 from brecq.reconstruct.fisher import check_labels
@@ -35,6 +33,8 @@ from brecq.steps.carry_out import carry_out
 from brecq.steps.plan import Plan, check_something, make_plan, run_state, with_outliers_raised
 from brecq.steps.request import Request
 from brecq.steps.subject import Subject
+from brecq.submodules import parts
+from brecq.submodules.outside import outside
 
 PASSES = 8
 """Passes of one part of a network, at most: those of the next one are counted from the next multiple on."""

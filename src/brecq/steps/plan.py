@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from brecq import ranks
+from brecq.capture.export import capture, example_batch
 from brecq.checkpoint import program
 from brecq.checkpoint.resume import RunState, agree, fingerprint
 from brecq.data.dataset import Dataset
@@ -17,14 +18,14 @@ from brecq.data.extremes import unlike
 from brecq.devices import move
 from brecq.errors import CheckpointError, ConfigError
 from brecq.forward import Inputs, tensors
-from brecq.graph import check, evidence
-from brecq.graph.blocks import Network, extract
-from brecq.graph.capture import capture, example_batch
-from brecq.graph.partition import BlockSpec, partition
-from brecq.graph.prepare import prepare
-from brecq.graph.quantizer import BrecqQuantizer
-from brecq.graph.scope import scope
 from brecq.notice import warn
+from brecq.partition import check
+from brecq.partition.blocks import Network, extract
+from brecq.partition.cut import BlockSpec, partition
+from brecq.placement import evidence
+from brecq.placement.prepare import prepare
+from brecq.placement.quantizer import BrecqQuantizer
+from brecq.placement.scope import scope
 from brecq.precision.delivery import check_layers, start_from
 from brecq.reconstruct import alone
 from brecq.report import ScopeEntry

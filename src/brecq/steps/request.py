@@ -12,7 +12,7 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 
 from brecq.config import QuantConfig
 from brecq.errors import ConfigError
-from brecq.graph.placement import End
+from brecq.placement.plan import End
 from brecq.precision.allocation import BitAllocation
 from brecq.progress import Progress
 

@@ -15,10 +15,10 @@ from brecq.data.collect import collect
 from brecq.data.dataset import Dataset
 from brecq.float32 import in_float32
 from brecq.forward import Inputs, unwrap
-from brecq.graph.submodule import Submodule
 from brecq.progress import Progress
 from brecq.reconstruct.fisher import check_labels
 from brecq.reconstruct.sampler import used
+from brecq.submodules.submodule import Submodule
 
 
 @dataclass(frozen=True)

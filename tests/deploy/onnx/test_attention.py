@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import brecq
 from brecq import ExportError, QuantConfig
+from brecq.capture.export import capture
 from brecq.deploy.onnx.attention import spell_out_attention
-from brecq.graph.capture import capture
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule
 
+from brecq.converted.convert import to_program
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
 from brecq.deploy.complete import Completed
 from brecq.deploy.onnx.attention import spell_out_attention
@@ -34,7 +35,6 @@ from brecq.deploy.onnx.file import BATCH
 from brecq.deploy.onnx.names import name_nodes
 from brecq.deploy.outputs import output_names
 from brecq.errors import ExportError
-from brecq.graph.convert import to_program
 from brecq.graph.ops import module_path, op_name
 
 DOMAIN = "brecq"

@@ -36,7 +36,7 @@ from brecq.deploy.simulate.runtimes import find
 from brecq.deploy.simulate.values import Codes, Constant, Pending, real
 from brecq.graph import ops
 from brecq.graph.integer import function_of, slope_of
-from brecq.graph.quantizer import output_axis
+from brecq.placement.quantizer import output_axis
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from brecq.capture.export import capture, example_batch
 from brecq.config import FLOAT, QuantConfig
 from brecq.errors import ConfigError
 from brecq.forward import Inputs
-from brecq.graph.capture import capture, example_batch
-from brecq.graph.partition import partition
-from brecq.graph.prepare import prepare
-from brecq.graph.quantizer import BrecqQuantizer
+from brecq.partition.cut import partition
+from brecq.placement.prepare import prepare
+from brecq.placement.quantizer import BrecqQuantizer
 from brecq.precision.hardware.table import Entry, LatencyTable, Signature, signature
 from brecq.precision.layers import Layer, dissect
 from brecq.precision.options import ProfileConfig

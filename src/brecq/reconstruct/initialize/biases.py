@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from brecq import ranks
 from brecq.graph import ops
-from brecq.graph.prepare import fake_quantize_node
+from brecq.placement.prepare import fake_quantize_node
 from brecq.quant.fake_quant import BiasFakeQuantize
 from brecq.reconstruct.site import Site
 

@@ -13,8 +13,8 @@ from torch.fx import GraphModule, Interpreter, Node
 from brecq import ranks
 from brecq.graph import ops
 from brecq.graph.geometry import geometry_of, patches_of_sample
-from brecq.graph.prepare import fake_quantize_node
 from brecq.graph.shapes import captured_samples
+from brecq.placement.prepare import fake_quantize_node
 from brecq.quant.compensate import Inputs, Moments, MomentSum, SampleSum, form
 from brecq.quant.fake_quant import BiasFakeQuantize, WeightFakeQuantize
 from brecq.reconstruct.initialize.biases import bias_of

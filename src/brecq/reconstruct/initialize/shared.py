@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from brecq.config import Recipe
-from brecq.graph.blocks import Network
+from brecq.partition.blocks import Network
 from brecq.quant.fake_quant import ActivationFakeQuantize
 from brecq.ranks import Share
 from brecq.reconstruct.initialize.activations import ranges_of_run

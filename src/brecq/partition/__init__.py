@@ -1,0 +1,1 @@
+"""Partition: the graph is cut into the blocks that are reconstructed, and checked to be the network still."""

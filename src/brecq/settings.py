@@ -24,6 +24,8 @@ WHAT, HOW, MODEL, DATA, RUN = (
 
 MOST = 10**9
 """Of anything that is counted: steps, samples."""
+MAX_SKIPPED = 0.01
+"""Share of the files of a data set that may be unreadable, by default."""
 MOST_SEED = 2**64 - 1
 
 _MOST = sys.float_info.max

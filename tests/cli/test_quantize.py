@@ -73,6 +73,7 @@ OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "trust_pickle": (["--trust-pickle"], {"checkpoint.trust_pickle": True}),
     "submodule": (["--submodule", "backbone"], {"submodules": ("backbone",)}),
     "calib_size": (["--calib-size", "64"], {"calibration.calib_size": 64}),
+    "max_skipped": (["--max-skipped", "0.2"], {"calibration.max_skipped": 0.2}),
     "distill_preset": (
         ["--calib", "distilled", "--distill-preset", "full"],
         {"calibration.calib": Path("distilled"), "distillation": DistillConfig.preset("full")},

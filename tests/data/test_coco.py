@@ -39,7 +39,7 @@ def read(root: Path, change: Callable[[Values], object] = lambda _: None) -> Dat
         picture(root / "val" / name)
     file = root / "instances_val.json"
     file.write_text(json.dumps(values))
-    return load_data(file, PLAIN, None, 0, form=Form("detection"))
+    return load_data(file, PLAIN, None, 0, form=Form("detection"), max_skipped=0)
 
 
 def first(**values: Any) -> Callable[[Values], object]:

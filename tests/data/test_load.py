@@ -185,8 +185,33 @@ def test_too_many_unreadable_files(folder: Folder) -> None:
         (root / name).write_text("broken")
     with pytest.raises(DataError, match=r"2 of 9 images in .* more than the 12.0%.*2.png: not an image; 3.png"):
         load(root, max_skipped=0.12)
-    with pytest.raises(DataError, match=r"2.png: not an image; remove or repair them$"):
+    with pytest.raises(
+        DataError, match=r"3.png: not an image; remove or repair them, or allow for more \(max_skipped"
+    ):
         load(root)
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_one_of_a_handful_may_be_unreadable(folder: Folder, in_parts: bool) -> None:
+    root = folder("0.png", "1.png", "2.png")
+    (root / "1.png").write_text("broken")
+
+    def names(**how: float) -> list[str]:
+        parts = iter_data(root, PREPROCESSING, chunk=1, **how) if in_parts else [load(root, **how)]
+        return [name for part in parts for name in part.names]
+
+    with pytest.warns(UserWarning, match=r"1 file cannot be read and is left out: 1.png: not an image"):
+        assert names() == ["0.png", "2.png"]
+    with pytest.raises(DataError, match=r"1 of 3 images in .* more than the 0.0%"):
+        names(max_skipped=0)
+    (root / "0.png").write_text("broken")
+    with pytest.raises(DataError, match=r"2 of 3 images in .* more than the 1.0%"):
+        names()
+    with pytest.warns(UserWarning, match=r"2 files cannot be read and are left out: 0.png: not an image; 1.png: not"):
+        assert names(max_skipped=0.7) == ["2.png"]
+    (root / "2.png").write_text("broken")
+    with pytest.raises(DataError, match="none of the images"):
+        names(max_skipped=1)
 
 
 def test_nothing_readable(folder: Folder) -> None:

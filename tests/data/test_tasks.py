@@ -102,10 +102,10 @@ def test_wrong_boxes(tmp_path: Path) -> None:
     root = yolo(tmp_path)
     (root / "val" / "labels" / "a.txt").write_text("1 0.5\n")
     with pytest.raises(DataError, match=r"line 1 of a\.txt is '1 0\.5'"):
-        load_data(root / "data.yaml", PLAIN, None, 0, form=Form("detection"))
+        load_data(root / "data.yaml", PLAIN, None, 0, form=Form("detection"), max_skipped=0)
     (root / "val" / "labels" / "a.txt").write_text("2 0.5 0.5 0.1 0.1\n")
     with pytest.raises(DataError, match=r"a\.txt holds class 2, and there are 2"):
-        load_data(root / "data.yaml", PLAIN, None, 0, form=Form("detection"))
+        load_data(root / "data.yaml", PLAIN, None, 0, form=Form("detection"), max_skipped=0)
     (root / "data.yaml").write_text("val: val/images\n")
     with pytest.raises(DataError, match="no entry 'train'"):
         load_data(root / "data.yaml", PLAIN, None, 0, form=Form("detection", "train"))
@@ -114,7 +114,7 @@ def test_wrong_boxes(tmp_path: Path) -> None:
 def label_yolo(root: Path, line: str) -> torch.Tensor:
     """The boxes of a picture of 40 × 20 pixels with this label."""
     (root / "val" / "labels" / "a.txt").write_text(f"0 0.5 0.5 0.5 0.5\n{line}\n")
-    data = load_data(root / "val", PLAIN, None, 0, form=Form("detection"))
+    data = load_data(root / "val", PLAIN, None, 0, form=Form("detection"), max_skipped=0)
     return data.targets[0]["boxes"][1]  # type: ignore[index]
 
 

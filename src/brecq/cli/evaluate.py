@@ -41,6 +41,7 @@ class Data(o.Checked):
     data: Path = setting(help="a folder of images, or .npz", metavar="PATH", panel=DATA)
     labels: Path | None = setting(None, "labels of the images", metavar="CSV", panel=DATA)
     samples: int | None = o.samples(None, "samples, chosen by --seed")
+    max_skipped: float = o.max_skipped()
     batch_size: int | None = setting(
         None, "samples at a time. By default 64, fewer of large pictures", low=1, high=MOST, metavar="N", panel=RUN
     )
@@ -97,7 +98,8 @@ def evaluate(
     submodule = (result.metadata.get("source") or {}).get("submodule")
     whole = result.converted if submodule is None and not result.parts else None
     form = judged.form("val", whole)
-    dataset = EvaluationData(data.data, preprocessing, Draw(data.samples, seed.seed), data.labels, form)
+    drawn = Draw(data.samples, seed.seed)
+    dataset = EvaluationData(data.data, preprocessing, drawn, data.labels, form, data.max_skipped)
     tell_data(console, "data", data.data, dataset)
     check_answers(data.data, dataset, metric)
 

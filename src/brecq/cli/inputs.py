@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from brecq.errors import ConfigError
+from brecq.settings import MAX_SKIPPED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,17 +126,19 @@ class EvaluationData:
         draw: Draw,
         labels: Path | None,
         form: Form | None = None,
+        max_skipped: float = MAX_SKIPPED,
     ) -> None:
         from brecq.data import Form, iter_data, load_data
 
         form = form or Form()
-        self._read = lambda: iter_data(path, preprocessing, labels=labels, form=form)
+        self._read = lambda: iter_data(path, preprocessing, labels=labels, form=form, max_skipped=max_skipped)
         self.parts: list[Dataset] = []
         self.complete = True
         if draw.size is not None:
             few = load_data(
-                path, preprocessing, draw.size, draw.seed, labels=labels, form=form, at_most=draw.by_default
-            )
+                path, preprocessing, draw.size, draw.seed, labels=labels, form=form, at_most=draw.by_default,
+                max_skipped=max_skipped,
+            )  # fmt: skip
             self.parts = [few]
             return
         kept = 0
@@ -184,7 +187,7 @@ def _classes(part: Dataset) -> tuple[Tensor, Tensor] | None:
 
 
 def tell_data(console: Console, name: str, path: Path, data: Dataset | EvaluationData) -> None:
-    """How many samples came from where, and which files could not be read."""
+    """How many samples came from where."""
     parts = data.parts if isinstance(data, EvaluationData) else [data]
     shapes = [" × ".join(str(size) for size in value.shape[1:]) for value in parts[0].inputs]
     named = zip(parts[0].keys or [""] * len(shapes), shapes, strict=True)
@@ -194,7 +197,3 @@ def tell_data(console: Console, name: str, path: Path, data: Dataset | Evaluatio
     tell(console, name, f"{more}{sum(map(len, parts))} samples of {shape} from {path}, {labels}")
     if parts[0].origin:
         tell(console, "", parts[0].origin)
-    skipped = [file for part in parts for file in part.skipped]
-    if skipped:
-        shown = "; ".join(skipped[:5]) + ("; …" if len(skipped) > 5 else "")
-        tell(console, "", f"{len(skipped)} unreadable files skipped: {shown}")

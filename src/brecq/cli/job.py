@@ -38,6 +38,7 @@ class Calibration(o.Checked):
     calib_size: int | None = o.samples(
         None, f"calibration samples. By default {SAMPLES}, of detectors {OF_DETECTORS}: their pictures are large"
     )
+    max_skipped: float = o.max_skipped()
 
 
 @dataclass(frozen=True, kw_only=True)

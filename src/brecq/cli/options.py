@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from brecq.settings import BATCH_SIZE, DATA, MODEL, MOST, RUN, check, seed, setting, threads
+from brecq.settings import BATCH_SIZE, DATA, MAX_SKIPPED, MODEL, MOST, RUN, check, seed, setting, threads
 from brecq.text import parse_numbers, parse_resize, parse_size
 
 Spec = Annotated[
@@ -46,6 +46,16 @@ class Checked:
 def samples(default: int | None, help: str, **known: Any) -> Any:
     """An option that counts samples."""
     return setting(default, help, low=1, high=MOST, metavar="N", panel=DATA, **known)
+
+
+def max_skipped() -> Any:
+    """The option that says how many pictures may be unreadable."""
+    return setting(
+        MAX_SKIPPED,
+        "share of the pictures that may be unreadable, and are left out and named; one may be of any two or more, "
+        "unless this is 0",
+        low=0, high=1, metavar="SHARE", panel=DATA,
+    )  # fmt: skip
 
 
 def batch_size(default: int) -> Any:

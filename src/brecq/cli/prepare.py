@@ -63,7 +63,7 @@ def prepare(job: Job, source: Source, by_default: bool, console: Console) -> Pre
     if job.distillation is None:
         calibration = load_data(
             data.calib, preprocessing, data.calib_size, job.config.seed, form=job.judged.form("train", source.model),
-            at_most=by_default,
+            at_most=by_default, max_skipped=data.max_skipped,
         )  # fmt: skip
         calibration = dataclasses.replace(calibration, targets=None, origin="")  # nothing is learned from them
         tell_data(console, "calibration", data.calib, calibration)
@@ -86,7 +86,10 @@ def evaluation_data(
     if asked.eval is None:
         return None
     form = job.judged.form("val", model)
-    found = EvaluationData(asked.eval, preprocessing, Draw(asked.eval_size, job.config.seed), asked.eval_labels, form)
+    found = EvaluationData(
+        asked.eval, preprocessing, Draw(asked.eval_size, job.config.seed), asked.eval_labels, form,
+        job.calibration.max_skipped,
+    )  # fmt: skip
     tell_data(console, "evaluation", asked.eval, found)
     check_answers(asked.eval, found, metric)
     try_out(model, found.telling(), metric, model, job.machine.device, class_axis=job.config.class_axis)

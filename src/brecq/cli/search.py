@@ -79,6 +79,7 @@ class Calibration(o.Checked):
 
     calib: Path | None = setting(None, "calibration data: a folder of images, or .npz", metavar="PATH", panel=DATA)
     calib_size: int = o.samples(512, "calibration samples")
+    max_skipped: float = o.max_skipped()
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def measure(
     assert data.calib is not None
     calibration = load_data(
         data.calib, preprocessing, data.calib_size, config.seed, form=judged.form("train", source.model),
-        at_most=job.by_default,
+        at_most=job.by_default, max_skipped=data.max_skipped,
     )  # fmt: skip
     calibration = dataclasses.replace(calibration, targets=None, origin="")  # nothing is measured against them
     tell_data(console, "calibration", data.calib, calibration)

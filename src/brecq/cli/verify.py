@@ -55,6 +55,7 @@ class Data(o.Checked):
 
     data: Path = setting(help="a folder of images, or .npz", metavar="PATH", panel=DATA)
     samples: int = o.samples(100, "samples, chosen by --seed")
+    max_skipped: float = o.max_skipped()
     batch_size: int = o.batch_size(16)
 
 
@@ -122,7 +123,7 @@ def verify(
     tell_preprocessing(console, preprocessing)
     drawn = Draw(data.samples, seed.seed, by_default=given(ctx, ["samples"]) is None)
     form = Form(model=None if result.parts else result.converted)
-    dataset = EvaluationData(data.data, preprocessing, drawn, None, form)
+    dataset = EvaluationData(data.data, preprocessing, drawn, None, form, data.max_skipped)
     tell_data(console, "data", data.data, dataset)
     subjects = list(choose_subjects(result, file, dataset, model, checkpoint, data.batch_size))
     values: dict[str, Any] = {}

@@ -93,6 +93,11 @@ class Dataset:
         """Whether it says what is right."""
         return self.answers is not None
 
+    @property
+    def left_out(self) -> str:
+        """What could not be read, in words; empty where all could."""
+        return unreadable(self.skipped)
+
     def arguments(self, inputs: Sequence[Tensor] | None = None) -> Inputs:
         """What the network is called with: its inputs (by default all samples) by name or by position."""
         inputs = self.inputs if inputs is None else inputs
@@ -112,6 +117,15 @@ class Dataset:
             for row in tensor.split(64):
                 sha.update(row.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return sha.hexdigest()
+
+
+def unreadable(skipped: Sequence[str]) -> str:
+    """`1 file cannot be read and is left out: NAME: REASON`; empty without any."""
+    if not skipped:
+        return ""
+    one = len(skipped) == 1
+    named = "; ".join([*skipped[:5], *(["..."] if len(skipped) > 5 else [])])
+    return f"{len(skipped)} file{'' if one else 's'} cannot be read and {'is' if one else 'are'} left out: {named}"
 
 
 def _rows(targets: Tensor | Sequence[Any] | None, positions: Sequence[int]) -> Tensor | Sequence[Any] | None:

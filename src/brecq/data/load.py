@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from brecq.data.annotated import Annotated, Split
 from brecq.data.arrays import load_npz, split_selector
 from brecq.data.boxes import find_boxes
-from brecq.data.dataset import Dataset, check
+from brecq.data.dataset import Dataset, check, unreadable
 from brecq.data.images import IMAGE_SUFFIXES, UnreadableError, is_image, map_ordered, read_image
 from brecq.data.labels import find_csv, from_csv, from_folders
 from brecq.data.masks import find_masks, masks_beside
@@ -26,6 +26,7 @@ from brecq.data.preprocessing import Preprocessing
 from brecq.data.text import Tokenizer, load_text
 from brecq.errors import DataError
 from brecq.forward import even_slices
+from brecq.settings import MAX_SKIPPED
 
 DISTILLED = "distilled.npz"
 """A folder with this file was written by `brecq distill`: it is the data, the pictures beside it are not."""
@@ -61,7 +62,7 @@ def load_data(
     seed: int,
     *,
     labels: Path | None = None,
-    max_skipped: float = 0.01,
+    max_skipped: float = MAX_SKIPPED,
     form: Form = PLAIN,
     at_most: bool = False,
 ) -> Dataset:
@@ -78,7 +79,8 @@ def load_data(
             order of their names.
         seed: of that draw; the same seed, data and size give the same samples in the same order.
         labels: a CSV that must label every image.
-        max_skipped: share of the samples, 0 to 1, that may be unreadable.
+        max_skipped: share of the samples, 0 to 1, that may be unreadable: then they are left out, with a warning that
+            names them. One may be of any two or more, unless the share is 0.
 
     Raises:
         DataError: nothing there, too much unreadable, labels that do not fit, NaN or infinite values.
@@ -93,7 +95,13 @@ def load_data(
     else:
         folder = _find(file, labels, form)
         order = _draw(len(folder.paths), size, seed)
-        dataset = _decode(folder, order, len(order) if size is None else size, preprocessing, max_skipped)
+        wanted = len(order) if size is None else min(size, len(order))
+        skipped = _Skipped(folder.root, max_skipped, wanted)
+        some = _decode(folder, order, wanted, preprocessing, skipped)
+        if some is None:
+            raise skipped.all_of_them()
+        dataset = some
+        skipped.tell(path)
     if size is not None and len(dataset) < size and not at_most:
         warnings.warn(f"{path} holds {len(dataset)} samples, fewer than the {size} asked for: using all", stacklevel=2)
     check(dataset)
@@ -105,7 +113,7 @@ def iter_data(
     preprocessing: Preprocessing | None,
     *,
     labels: Path | None = None,
-    max_skipped: float = 0.01,
+    max_skipped: float = MAX_SKIPPED,
     chunk: int = 512,
     form: Form = PLAIN,
 ) -> Iterator[Dataset]:
@@ -127,12 +135,47 @@ def iter_data(
             yield part
         return
     folder = _find(file, labels, form)
-    skipped: list[str] = []
+    skipped = _Skipped(folder.root, max_skipped, len(folder.paths))
     for rows in even_slices(len(folder.paths), chunk):
         order = list(range(len(folder.paths))[rows])
-        part = _decode(folder, order, len(order), preprocessing, max_skipped, skipped)
-        check(part)
-        yield part
+        if (found := _decode(folder, order, len(order), preprocessing, skipped)) is not None:
+            check(found)
+            yield found
+    if len(skipped.files) == len(folder.paths):
+        raise skipped.all_of_them()
+    skipped.tell(path)
+
+
+@dataclass
+class _Skipped:
+    """Files that cannot be read, `share` of `total` at most. `files`: `NAME: REASON`."""
+
+    root: Path
+    share: float
+    total: int
+    files: list[str] = field(default_factory=list)
+
+    def add(self, file: str) -> None:
+        """Take one more.
+
+        Raises:
+            DataError: these are too many.
+        """
+        self.files.append(file)
+        allowed = max(1, int(self.share * self.total)) if self.share else 0  # of a handful no share is a whole one
+        if len(self.files) > allowed:
+            raise DataError(
+                f"{len(self.files)} of {self.total} images in {self.root} cannot be read, more than the "
+                f"{self.share:.1%} that may be skipped: {'; '.join(self.files[:5])}; remove or repair them, or allow "
+                "for more (max_skipped, --max-skipped)"
+            )
+
+    def all_of_them(self) -> DataError:
+        return DataError(f"none of the images in {self.root} can be read: {'; '.join(self.files[:5])}; repair them")
+
+    def tell(self, path: Path | str) -> None:
+        if self.files:
+            warnings.warn(f"{path}: {unreadable(self.files)}", stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -271,19 +314,15 @@ def _decode(
     order: Sequence[int],
     wanted: int,
     preprocessing: Preprocessing | None,
-    max_skipped: float,
-    skipped_before: list[str] | None = None,
-) -> Dataset:
-    """Decode images in `order` until `wanted` are read; `skipped_before` is extended (chunks of one set share it)."""
+    skipped: _Skipped,
+) -> Dataset | None:
+    """Decode images in `order` until `wanted` are read; `None` where none can be. `skipped` gets what cannot."""
     if preprocessing is None:
         raise DataError(
             f"{folder.root} holds images, and the model does not say how to prepare them; "
             "give a preprocessing with mean, std and size (--mean, --std, --size)"
         )
-    all_skipped = [] if skipped_before is None else skipped_before
-    skipped: list[str] = []
-    total = len(folder.paths) if skipped_before is not None else min(wanted, len(order))
-    wanted = min(wanted, len(order))
+    before = len(skipped.files)
     output = _room(wanted, preprocessing)
     taken: list[int] = []
     targets: list[Any] = []
@@ -303,21 +342,14 @@ def _decode(
                 if len(taken) == wanted:
                     break
                 continue
-            skipped.append(f"{_name(path, folder.root)}: {result}")
-            all_skipped.append(skipped[-1])
-            if len(all_skipped) > max_skipped * total:
-                raise DataError(
-                    f"{len(all_skipped)} of {total} images in {folder.root} cannot be read, more than the "
-                    f"{max_skipped:.1%} that may be skipped: {'; '.join(all_skipped[:5])}; "
-                    "remove or repair them"
-                )
+            skipped.add(f"{_name(path, folder.root)}: {result}")
     if not taken:
-        raise DataError(f"none of the images in {folder.root} can be read: {'; '.join(skipped[:5])}; repair them")
+        return None
     return Dataset(
         (output[: len(taken)],),
         None if folder.labels is None else torch.tensor([folder.labels[index] for index in taken]),
         [_name(folder.paths[index], folder.root) for index in taken],
-        skipped,
+        skipped.files[before:],
         targets=None if folder.annotated is None else targets,
         origin="" if folder.annotated is None else folder.annotated.origin,
     )

@@ -55,6 +55,7 @@ def quantize_parts(
     notes = [note for note in (calls.note, copied) if note]
     for note in notes:
         request.progress.note(note)
+    notes += [f"calibration: {left_out}"] if (left_out := calls.data.left_out) else []  # who read it has been told
     check_weights(model)
     if not calls.listed:
         check_runs(model, calls.data)

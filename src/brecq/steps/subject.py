@@ -49,7 +49,7 @@ def subject_of(
     check_labels(config, data.labels)
     model, copied = in_float32(model)
     size = sum(value.nbytes for value in model.parameters()) if copied else 0
-    fewer = ""
+    fewer, left_out = "", data.left_out
     if most is not None and len(data) > most:
         fewer = f"nothing is learned by gradient steps: {most} of the {len(data)} samples are used"
         data = data.subset(torch.arange(most) * len(data) // most)
@@ -57,6 +57,7 @@ def subject_of(
     notes = [note for note in (data.origin and f"inputs: {data.origin}", copied, fewer) if note]
     for note in notes:
         progress.note(note)
+    notes += [f"calibration: {left_out}"] if left_out else []  # who read it has been told
     check_weights(model)
     check_runs(model, data)
     if submodule is None:

@@ -41,6 +41,12 @@ settings.load_profile("brecq")
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tables() -> None:
+    """What PyTorch would make anew for every export is made once in a process: see `tests/torch_tables.py`."""
+    _neighbour("torch_tables").keep()
+
+
 @pytest.fixture(scope="session")
 def browser() -> str:
     """The program of Chromium; tests that need it are skipped where it is absent."""

@@ -30,6 +30,7 @@ from brecq.errors import CaptureError
 from brecq.float32 import in_float32, in_kind
 from brecq.forward import Inputs, call, evaluating, like, tensors, unwrap
 from brecq.graph import constants, fold, ops, outputs
+from brecq.graph.locations import without_locations
 from brecq.graph.shapes import arguments, batch_dim, dynamic_shapes, one_batch
 from brecq.names import is_variable, unwritable
 
@@ -132,7 +133,8 @@ def _check_names(model: nn.Module, inputs: Inputs) -> None:
 
 def _export(model: nn.Module, inputs: Inputs, any_size: bool) -> GraphModule:
     reason: Exception | None = None
-    with silent_export(), torch.no_grad(), torch.compiler.set_stance("force_eager"), SymbolicChunks():
+    eagerly = torch.compiler.set_stance
+    with silent_export(), without_locations(), torch.no_grad(), eagerly("force_eager"), SymbolicChunks():
         # Some models treat a batch of one specially: fall back to a dynamic batch of at least two.
         for low, free in itertools.product((1, 2), (True, False) if any_size else (False,)):
             try:

@@ -24,6 +24,7 @@ from brecq.errors import BrecqError, CaptureError
 from brecq.graph import outputs
 from brecq.graph.constants import constant_values
 from brecq.graph.fold import get_tensor, set_buffer
+from brecq.graph.locations import without_locations
 from brecq.graph.shapes import batch_dim, dynamic_shapes, one_batch
 from brecq.placement import pt2e
 from brecq.placement.pt2e import decomposed
@@ -99,7 +100,7 @@ def to_program(converted: nn.Module, example_inputs: Sequence[Any]) -> ExportedP
     """
     inputs = tuple(example_inputs)
     reason: Exception | None = None
-    with warnings.catch_warnings(), torch.no_grad(), one_batch(converted):
+    with warnings.catch_warnings(), without_locations(), torch.no_grad(), one_batch(converted):
         warnings.simplefilter("ignore")
         for low in (1, 2):  # as in capture: some graphs hold only for batches of at least two
             try:

@@ -10,15 +10,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from brecq.converted import rewrite
-from brecq.converted.convert import to_program
 from brecq.converted.grids import DEQUANTIZE, QUANTIZE, Grid, constant, grid_of
 from brecq.converted.plan import float_operators, tensors_to_complete
 from brecq.converted.ranges import constant_grid, resolve
 from brecq.deploy.biases import quantize_biases
-from brecq.devices import on_cpu
+from brecq.deploy.program import program_of
 from brecq.errors import ExportError
 from brecq.graph import ops
-from brecq.graph.fold import drop_guards
 from brecq.graph.integer import THREE
 from brecq.placement.quantizer import activation_scheme
 from brecq.placement.returned import return_inputs
@@ -107,7 +105,7 @@ def complete(
     Raises:
         ExportError: the result holds no ranges to complete it with.
     """
-    graph = _program(result)
+    graph = program_of(result)
     rewrite.gather_quantizers(graph)
     settled = result.config.target is not None or has_wide(graph)
     nodes = [] if settled else tensors_to_complete(graph, linear_outputs=linear_outputs)
@@ -139,18 +137,12 @@ def complete(
 
 def as_converted(result: QuantResult) -> Completed:
     """The converted program without further quantizers, for what computes in any mixture of integers and floats."""
-    graph = _program(result)
+    graph = program_of(result)
     rewrite.spell_pads(graph, ("circular",))
     rewrite.name_means(graph)
     graph.graph.lint()
     graph.recompile()
     return _completed(graph, result, ())
-
-
-def _program(result: QuantResult) -> GraphModule:
-    graph = to_program(on_cpu(result.converted), result.example_inputs).module()
-    drop_guards(graph)
-    return graph
 
 
 def _completed(graph: GraphModule, result: QuantResult, added: tuple[Added, ...]) -> Completed:

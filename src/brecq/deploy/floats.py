@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from torch.fx import GraphModule
 
-from brecq.converted.convert import to_program
 from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
+from brecq.deploy.program import program_of
 from brecq.graph.constants import fold_constants
-from brecq.graph.fold import drop_guards
 
 if TYPE_CHECKING:
     from brecq.result import QuantResult
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
 
 def float_graph(result: QuantResult) -> GraphModule:
     """The network of a result with float weights and no quantizers."""
-    graph = to_program(result.converted, result.example_inputs).module()
-    drop_guards(graph)
+    graph = program_of(result)
     for node in list(graph.graph.nodes):
         if node.target is QUANTIZE:
             for dequantizer in list(node.users):

@@ -35,6 +35,7 @@ from brecq.deploy.onnx.file import BATCH
 from brecq.deploy.onnx.names import name_nodes
 from brecq.deploy.outputs import output_names
 from brecq.errors import ExportError
+from brecq.graph.locations import without_locations
 from brecq.graph.ops import module_path, op_name
 
 DOMAIN = "brecq"
@@ -112,7 +113,7 @@ def to_onnx(
         ExportError: an operator has no counterpart in ONNX.
     """
     program = to_program(spell_out_attention(graph), examples)
-    with warnings.catch_warnings(), _quiet():
+    with warnings.catch_warnings(), without_locations(), _quiet():
         warnings.simplefilter("ignore")
         try:
             exported = torch.onnx.export(

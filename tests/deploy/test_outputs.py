@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,10 @@ from torch import Tensor, nn
 
 import brecq
 from brecq import QuantConfig, QuantResult
+from brecq.deploy.complete import as_converted
+from brecq.deploy.outputs import output_names
 from brecq.errors import ExportError
+from brecq.graph.outputs import returned
 
 
 class Keypoints(nn.Module):
@@ -91,3 +96,75 @@ def test_files_without_names_say_in_which_order_outputs_come(result: QuantResult
     assert "outputs have no names there, and come in this order: heat, offset" in notes
     with pytest.raises(ExportError, match="the output again is heat again; return it once"):
         brecq.export(result, tmp_path / "d", "cmsis-nn")
+
+
+class Nested(Keypoints):
+    """Maps by name in a list, a tensor beside them, and its input."""
+
+    def forward(self, x: Tensor) -> dict[str, Any]:  # type: ignore[override]
+        y = self.body(x)
+        return {"head": [{"hm": self.heat(y), "wh": self.offset(y)}], "y": y, "x": x}
+
+
+IN_DICTIONARIES = ["head.0.hm", "head.0.wh", "y", "x"]
+
+
+@pytest.fixture(scope="module")
+def nested() -> QuantResult:
+    torch.manual_seed(0)
+    return brecq.quantize(Nested().eval(), torch.rand(8, 3, 8, 8), QuantConfig(8, 8, method="rtn"))
+
+
+def test_outputs_in_dictionaries_of_dictionaries_have_one_name_everywhere(
+    nested: QuantResult, x: np.ndarray, tmp_path: Path
+) -> None:
+    assert [each.name for each in nested.report.outputs] == IN_DICTIONARIES
+    assert "output x: inputs of the network, returned as they came" in nested.report.notes
+    assert list(brecq.evaluate(nested.model, torch.from_numpy(x), reference=Nested()).outputs) == IN_DICTIONARIES
+    nested.save(tmp_path / "out")
+    for result in (nested, brecq.load(tmp_path / "out")):
+        found = [name for name, _ in returned(as_converted(result).graph)]
+        assert found == [name for name, _ in returned(result.converted)] == IN_DICTIONARIES  # type: ignore[arg-type]
+        assert output_names(as_converted(result)) == ["head.0.hm", "head.0.wh", "y", "output_x"]
+
+
+FILES = [("onnx", "onnxruntime"), ("tflite", "ai_edge_litert"), ("xml", "openvino")]
+
+
+@pytest.mark.parametrize(("format", "needed"), FILES)
+def test_files_call_them_so(nested: QuantResult, x: np.ndarray, tmp_path: Path, format: str, needed: str) -> None:
+    pytest.importorskip(needed)
+    path = brecq.export(nested, tmp_path / f"m.{format}").path
+    assert not brecq.verify(nested, path, torch.from_numpy(x)).failures
+    names = ["head.0.hm", "head.0.wh", "y", "output_x"]
+    if format == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(path)
+        assert [each.name for each in session.get_outputs()] == names
+    elif format == "xml":
+        model = pytest.importorskip("openvino").Core().read_model(path)
+        assert [name in each.get_names() for each, name in zip(model.outputs, names, strict=True)] == [True] * 4
+    else:
+        loaded = pytest.importorskip("ai_edge_litert.interpreter").Interpreter(str(path))
+        assert sorted(loaded.get_signature_list()["serving_default"]["outputs"]) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda a, b: a, ["output"]),
+        (lambda a, b: (a, b), ["output_0", "output_1"]),
+        (lambda a, b: {"logits": a}, ["logits"]),
+        (lambda a, b: ({"a": a}, b), ["0.a", "1"]),
+        (lambda a, b: {"a": {"b": a}, "a.b": b}, ["output_0", "output_1"]),
+        (lambda a, b: {"a": a, "": b}, ["output_0", "output_1"]),
+        (lambda a, b: {1: a, "1": b}, ["output_0", "output_1"]),
+    ],
+)
+def test_names(make: Callable[[Tensor, Tensor], Any], names: list[str]) -> None:
+    class Two(Keypoints):
+        def forward(self, x: Tensor) -> Any:
+            x = self.body(x)
+            return make(self.heat(x), self.offset(x))
+
+    result = brecq.quantize(Two().eval(), torch.rand(8, 3, 8, 8), QuantConfig(8, 8, method="rtn"))
+    assert output_names(as_converted(result)) == names

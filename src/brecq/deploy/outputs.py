@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Any
-
-from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from brecq.deploy.complete import Completed
-
-
-def outputs(graph: GraphModule) -> list[Any]:
-    """What a program returns, flat, in order: a node may be there several times; some may be no nodes."""
-    (result,) = graph.graph.output_node().args
-    return pytree.tree_leaves(result, is_leaf=lambda leaf: isinstance(leaf, Node))
+from brecq.graph.outputs import returned
 
 
 def output_names(completed: Completed) -> list[str]:
-    """`output`; of several outputs the keys of the network's dictionary, or `output_0`, `output_1`, ... where files
-    cannot tell values by them: one is empty, no text, the name of an input, or twice there (1 and "1")."""
-    context = getattr(completed.graph, "_out_spec", None)
-    count = len(outputs(completed.graph))
-    keys = context.context if context is not None and context.type is dict else None
-    if keys is not None and len(keys) == count:
-        names = [str(key) for key in keys]
-        if all(map(_is_text, names)) and len({*names, *completed.inputs}) == count + len(completed.inputs):
-            return names
-    return _numbered(count)
+    """`output`; of several outputs the keys of the network's dictionaries, joined by dots (`head.boxes`, `levels.0`),
+    behind `output_` where an input is called so. They are `output_0`, `output_1`, ... without any keys, and where
+    files cannot tell values by them: one is empty, no text, or twice there (1 and "1")."""
+    named = [name for name, _ in returned(completed.graph)]
+    names = [f"output_{name}" if name in completed.inputs else name for name in named]
+    only_places = all(part.isdigit() for name in names for part in name.split("."))
+    told = all(map(_is_text, names)) and len({*names, *completed.inputs}) == len(names) + len(completed.inputs)
+    return names if told and not only_places else _numbered(len(names))
 
 
 def order_note(completed: Completed) -> tuple[str, ...]:

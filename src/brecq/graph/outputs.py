@@ -54,6 +54,24 @@ def structured(graph: GraphModule, output: Any) -> Any:
     return pytree.tree_unflatten(leaves, spec) if spec is not None and spec.num_leaves == len(leaves) else output
 
 
+def returned(graph: GraphModule) -> list[tuple[str, Any]]:
+    """What a captured program returns, flat and in order: the name of each, and a node, or what is no tensor.
+
+    Names are the keys of dictionaries and the places in tuples and lists, joined by dots (`head.boxes`, `levels.0`),
+    as those of `brecq.logits.named_outputs`; that of a single output is empty.
+    """
+    leaves, spec = pytree.tree_flatten(graph.graph.output_node().args[0])
+    info = getattr(graph.graph._codegen, "pytree_info", None)
+    if info is not None and info.out_spec is not None and info.out_spec.num_leaves == len(leaves):
+        spec = info.out_spec
+    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(leaves, spec))
+    return [(".".join(map(_key, path)), leaf) for path, leaf in paths]
+
+
+def _key(entry: Any) -> str:
+    return str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         for key in value:

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.node import map_arg
-from torch.utils import _pytree as pytree
 
 from brecq.forward import even_slices
 from brecq.graph.dataflow import Dataflow
 from brecq.graph.ends import last_layers
+from brecq.graph.outputs import returned
 from brecq.graph.reach import activation_end
 from brecq.placement.prepare import fake_quantize_node
 from brecq.report import OutputNoise, TensorNoise
@@ -50,19 +50,9 @@ def tensor_noise(
 
 
 def _outputs(graph: GraphModule) -> dict[str, Node]:
-    """The floating-point tensors that a network returns, by their keys or places, joined by dots; without those whose
-    size depends on values, such as the samples that pass a threshold: they match nothing in the float network."""
-    (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    leaves, spec = pytree.tree_flatten(output.args[0])
-    info = getattr(graph.graph._codegen, "pytree_info", None)
-    spec = spec if info is None or info.out_spec is None else info.out_spec
-    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(leaves, spec))
-    named = {".".join(map(_key, path)): leaf for path, leaf in paths}
-    return {name: leaf for name, leaf in named.items() if isinstance(leaf, Node) and _is_comparable(leaf)}
-
-
-def _key(entry: Any) -> str:
-    return str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))))
+    """The floating-point tensors that a network returns; without those whose size depends on values, such as the
+    samples that pass a threshold: they match nothing in the float network."""
+    return {name: leaf for name, leaf in returned(graph) if isinstance(leaf, Node) and _is_comparable(leaf)}
 
 
 def _is_comparable(node: Node) -> bool:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
-from brecq.graph import ops
+from brecq.graph import ops, outputs
 
 
 def return_inputs(graph: GraphModule, is_quantizer: Callable[[Node], bool]) -> None:
@@ -30,11 +29,12 @@ def return_inputs(graph: GraphModule, is_quantizer: Callable[[Node], bool]) -> N
 
 def describe(graph: GraphModule) -> list[str]:
     """A sentence of the outputs that are inputs, none without one."""
-    leaves = pytree.tree_leaves(graph.graph.output_node().args)
-    same = [isinstance(leaf, Node) and _only_moves(leaf, lambda node: False) for leaf in leaves]
-    names = [str(number) for number, each in enumerate(same) if each]
-    several = "s" if len(names) > 1 else ""
-    return [f"output{several} {', '.join(names)}: inputs of the network, returned as they came"] if names else []
+    named = outputs.returned(graph)
+    same = [name for name, leaf in named if isinstance(leaf, Node) and _only_moves(leaf, lambda node: False)]
+    if not same:
+        return []
+    which = f"output{'s' if len(same) > 1 else ''} {', '.join(same)}".rstrip()
+    return [f"{which}: inputs of the network, returned as they came"]
 
 
 def _only_moves(node: Node, is_quantizer: Callable[[Node], bool]) -> bool:

@@ -15,11 +15,12 @@ from brecq.converted.grids import DEQUANTIZE, DEQUANTIZE_CHANNELS, is_joined
 from brecq.deploy.complete import Completed
 from brecq.deploy.lite.program import Codes, Tensor
 from brecq.deploy.lite.values import Builder, Layout, Pending, Value, identity, usual
-from brecq.deploy.outputs import output_names, outputs
+from brecq.deploy.outputs import output_names
 from brecq.deploy.simulate.model import read_constant
 from brecq.deploy.simulate.values import Constant
 from brecq.errors import ExportError
 from brecq.graph import ops
+from brecq.graph.outputs import returned
 
 Handler = Callable[["Lowering", Node, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -100,7 +101,7 @@ class Lowering(Interpreter):
         return Value(self.build, tensor.name, shape, reals={layout: tensor})
 
     def _output(self) -> None:
-        for name, source in zip(self.outputs, outputs(self.completed.graph), strict=True):
+        for name, (_, source) in zip(self.outputs, returned(self.completed.graph), strict=True):
             if not isinstance(source, Node):
                 continue
             found = self.value(source)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brecq.cli import options as o
+from brecq.cli.calibration import size_option
 from brecq.cli.inputs import which_parts
 from brecq.cli.parsing import require_data, require_path
 from brecq.cli.tasks import Judged
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 WITHOUT_DATA = "distilled"
 """What `--calib` says where there is no data, and the subfolder of the output for what is made instead."""
 
-SAMPLES, OF_DETECTORS = 1024, 64
+SAMPLES = 1024
 """Calibration samples by default."""
 
 
@@ -35,9 +36,7 @@ class Calibration(o.Checked):
         help="calibration data: a folder of images, or .npz; distilled makes it from the model (without data)",
         metavar="PATH", panel=DATA,
     )  # fmt: skip
-    calib_size: int | None = o.samples(
-        None, f"calibration samples. By default {SAMPLES}, of detectors {OF_DETECTORS}: their pictures are large"
-    )
+    calib_size: int | None = size_option(SAMPLES)
     max_skipped: float = o.max_skipped()
 
 
@@ -109,8 +108,4 @@ def settled(job: Job, source: Source) -> Job:
             "program of its own; give bits with -w, -a and --set"
         )
     judged, config = job.judged.settled(job.config, source)
-    calibration = job.calibration
-    if calibration.calib_size is None:
-        detector = "detection" in (judged.task, source.task)
-        calibration = dataclasses.replace(calibration, calib_size=OF_DETECTORS if detector else SAMPLES)
-    return dataclasses.replace(job, judged=judged, config=config, calibration=calibration)
+    return dataclasses.replace(job, judged=judged, config=config)

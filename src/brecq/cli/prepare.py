@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brecq.cli.calibration import how_many, read_calibration
 from brecq.cli.distill import run as run_distillation
 from brecq.cli.inputs import (
     Draw,
@@ -18,7 +18,7 @@ from brecq.cli.inputs import (
     tell_data,
     tell_preprocessing,
 )
-from brecq.cli.job import OF_DETECTORS, WITHOUT_DATA, Job
+from brecq.cli.job import SAMPLES, WITHOUT_DATA, Job
 from brecq.cli.processes import is_first
 from brecq.cli.render import short_count
 from brecq.cli.tasks import check_answers, whole_pictures
@@ -47,12 +47,11 @@ class Prepared:
     made: Distilled | None
 
 
-def prepare(job: Job, source: Source, by_default: bool, console: Console) -> Prepared:
-    """Read the data; `by_default`: nobody said how many samples to calibrate on."""
-    from brecq.data import Dataset, load_data
+def prepare(job: Job, source: Source, console: Console) -> Prepared:
+    """Read the data."""
+    from brecq.data import Dataset
 
     data = job.calibration
-    assert data.calib_size is not None
     preprocessing = whole_pictures(source.preprocessing, job.judged.task or source.task)
     preprocessing = override_preprocessing(preprocessing, job.changes.given(), source.example_inputs)
     tell(console, "model", f"{source.name}, {short_count(count_parameters(source.model))} parameters")
@@ -61,17 +60,13 @@ def prepare(job: Job, source: Source, by_default: bool, console: Console) -> Pre
     evaluation = evaluation_data(job, source.model, preprocessing, metric, console) if is_first() else None
     made: Distilled | None = None
     if job.distillation is None:
-        calibration = load_data(
-            data.calib, preprocessing, data.calib_size, job.config.seed, form=job.judged.form("train", source.model),
-            at_most=by_default, max_skipped=data.max_skipped,
+        calibration = read_calibration(
+            data.calib, data.calib_size, SAMPLES, data.max_skipped, job.judged, source, preprocessing, job.config.seed,
+            console,
         )  # fmt: skip
-        calibration = dataclasses.replace(calibration, targets=None, origin="")  # nothing is learned from them
-        tell_data(console, "calibration", data.calib, calibration)
-        if by_default and len(calibration) == data.calib_size == OF_DETECTORS:
-            why = "by default, as a detector's pictures are large; --calib-size N takes more"
-            tell(console, "", f"{OF_DETECTORS} {why}")
     else:
-        made = distilled_calibration(job, job.distillation, source, preprocessing, data.calib_size, console)
+        count = how_many(data.calib_size, SAMPLES, job.judged, source)
+        made = distilled_calibration(job, job.distillation, source, preprocessing, count, console)
         calibration = Dataset((made.inputs,))
     return Prepared(source, preprocessing, metric, evaluation, calibration, made)
 

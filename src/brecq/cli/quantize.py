@@ -102,9 +102,8 @@ def work(job: Job, console: Console) -> None:
     use_device(job.machine)
     allocation, learned = load_bits(job.bits_from)
     source = load_source(job.spec, job.checkpoint.weights, trust_pickle=job.checkpoint.trust_pickle)
-    by_default = job.calibration.calib_size is None
     job = settled(job, source)
-    ready = prepare(job, source, by_default, console)
+    ready = prepare(job, source, console)
     floating = ResultRow("float", None, None, None)
     if ready.evaluation is not None and ready.evaluation.labelled:
         found = brecq.evaluate(source.model, ready.evaluation, metric=ready.metric, device=job.machine.device)

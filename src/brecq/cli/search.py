@@ -14,9 +14,10 @@ import typer
 
 from brecq.cli import options as o
 from brecq.cli.bits import costs_table, draw_bits, tell_allocation
+from brecq.cli.calibration import read_calibration, size_option
 from brecq.cli.command import Without, command
 from brecq.cli.events import log, logged
-from brecq.cli.inputs import override_preprocessing, require_whole, tell, tell_data, tell_preprocessing, use_device
+from brecq.cli.inputs import override_preprocessing, require_whole, tell, tell_preprocessing, use_device
 from brecq.cli.output import output_folder
 from brecq.cli.parsing import given, require_data, require_path, typed
 from brecq.cli.processes import is_first
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 FRONT = "front.json"
 POINTS = "points"
 FRONT_CHART = ("front.png", "front.svg")
+
+SAMPLES = 512
+"""Calibration samples by default."""
 
 CHOOSING = (
     "model", "budget", "output", "algorithm", "hardware", "pareto", "metric", "force", "seed", "threads",
@@ -78,13 +82,13 @@ class Calibration(o.Checked):
     """What sensitivities are measured on."""
 
     calib: Path | None = setting(None, "calibration data: a folder of images, or .npz", metavar="PATH", panel=DATA)
-    calib_size: int = o.samples(512, "calibration samples")
+    calib_size: int | None = size_option(SAMPLES)
     max_skipped: float = o.max_skipped()
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """How to measure the sensitivities of a model; `by_default`: nobody said on how many samples."""
+    """How to measure the sensitivities of a model."""
 
     spec: str
     checkpoint: o.Checkpoint
@@ -93,7 +97,6 @@ class Measurement:
     changes: o.Changes
     config: QuantConfig
     survey: SurveyConfig
-    by_default: bool
 
 
 @command
@@ -144,8 +147,7 @@ def search(
         machine_model = None if request.hardware is None else load_hardware(request.hardware)
         if measuring:
             config = config.replace(weights=max(survey.bits))
-            by_default = given(ctx, ["calib_size"]) is None
-            job = Measurement(model, checkpoint, calibration, judged, changes, config, survey, by_default)
+            job = Measurement(model, checkpoint, calibration, judged, changes, config, survey)
             table, name = measure(job, request.budgets, machine_model, output, machine.device, console)
         else:
             table, name = take_over(Path(model), request.budgets, machine_model, console), ""
@@ -208,7 +210,6 @@ def measure(
     console: Console,
 ) -> tuple[SensitivityTable, str]:
     """Measure the table, also the network's name; budgets out of reach are an error before that."""
-    from brecq.data import load_data
     from brecq.precision.measure import measure_sensitivity
     from brecq.precision.search import check_budgets
     from brecq.sources import load_source
@@ -223,12 +224,9 @@ def measure(
     tell(console, "model", source.name)
     tell_preprocessing(console, preprocessing)
     assert data.calib is not None
-    calibration = load_data(
-        data.calib, preprocessing, data.calib_size, config.seed, form=judged.form("train", source.model),
-        at_most=job.by_default, max_skipped=data.max_skipped,
-    )  # fmt: skip
-    calibration = dataclasses.replace(calibration, targets=None, origin="")  # nothing is measured against them
-    tell_data(console, "calibration", data.calib, calibration)
+    calibration = read_calibration(
+        data.calib, data.calib_size, SAMPLES, data.max_skipped, judged, source, preprocessing, config.seed, console
+    )
     progress = make_progress(console)
 
     def check(table: SensitivityTable) -> None:

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import Result
 
 from brecq.errors import ConfigError
 from brecq.storage.lock import locked
@@ -32,20 +34,35 @@ os.replace = replace
 SOURCES = str(Path(__file__).resolve().parents[2] / "src")
 
 
-def command(network_file: Path, images: Path, out: Path, *options: str, driver: str = DRIVER) -> list[str]:
+def command(network_file: Path, images: Path, out: Path) -> list[str]:
     quantize = ["quantize", f"{network_file}:build", "--calib", str(images), "-o", str(out)]
-    settings = ["-w", "2", "-a", "4", "--calib-size", "16", "--steps", "60", "--batch-size", "4", "--threads", "1"]
-    return [sys.executable, "-c", driver, SOURCES, *quantize, *settings, *options]
+    return [
+        *quantize,
+        "-w",
+        "2",
+        "-a",
+        "4",
+        "--calib-size",
+        "16",
+        "--steps",
+        "20",
+        "--batch-size",
+        "4",
+        "--threads",
+        "1",
+    ]
 
 
-def test_a_killed_run_resumes_and_ends_with_the_same_weights(network_file: Path, images: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_ends_with_the_same_weights(
+    invoke: Callable[..., Result], network_file: Path, images: Path, tmp_path: Path
+) -> None:
+    """The run that is killed has a process of its own; what it left is resumed in this one."""
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    subprocess.run(command(network_file, images, undisturbed), check=True, capture_output=True, timeout=PATIENCE)
+    whole = invoke(*command(network_file, images, undisturbed))
+    assert whole.exit_code == 0, whole.output
 
-    process = subprocess.Popen(
-        command(network_file, images, killed, driver=STOPPING + DRIVER),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    started = [sys.executable, "-c", STOPPING + DRIVER, SOURCES, *command(network_file, images, killed)]
+    process = subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     assert process.poll() is None, "the run ended before it could be killed"
     assert (killed / "blocks" / "pass0-block0000.safetensors").exists()
@@ -58,9 +75,9 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(network_file: Path,
     assert f"interrupted; the same command with --resume continues in {killed}" in said
     assert not (killed / "manifest.json").exists()
 
-    again = command(network_file, images, killed, "--resume")
-    resumed = subprocess.run(again, check=True, capture_output=True, text=True, timeout=PATIENCE)
-    assert "from the earlier run" in resumed.stdout + resumed.stderr
+    resumed = invoke(*command(network_file, images, killed), "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert "from the earlier run" in resumed.output
     ended, expected = (load_file(folder / "weights.safetensors") for folder in (killed, undisturbed))
     assert ended.keys() == expected.keys()
     assert all(torch.equal(ended[name], expected[name]) for name in expected)

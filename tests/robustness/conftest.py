@@ -45,7 +45,7 @@ class Worker:
         self._process.communicate()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def worker() -> Iterator[Worker]:
     made = Worker()
     yield made
@@ -71,7 +71,7 @@ def digests_of(folder: Path) -> dict[str, str]:
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(worker: Worker, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, float]]:
     """The folder of a task that ran to its end, and the seconds that took."""
     done: dict[str, tuple[Path, float]] = {}

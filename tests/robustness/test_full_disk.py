@@ -18,8 +18,7 @@ WHY = r"the disk is full|a file may not be that large here \(ulimit -f\)"
 LINE = rf"cannot write \S+: ({WHY}): \d+ bytes are needed, \d+ bytes are free"
 SLOW = pytest.mark.slow
 LIMITS = [
-    ("quantize_on_disk", 3000), ("export", 3000), pytest.param("quantize", 2000, marks=SLOW),
-    pytest.param("distill", 5000, marks=SLOW),
+    ("quantize_on_disk", 3000), ("export", 3000), ("distill", 5000), pytest.param("quantize", 2000, marks=SLOW),
 ]  # fmt: skip
 
 
@@ -30,9 +29,7 @@ def check_refusal(folder: Path) -> None:
     assert not list(folder.rglob(".tmp*"))
 
 
-@pytest.mark.parametrize(
-    ("task", "limit"), [("quantize_on_disk", 3000), ("quantize", 2000), ("distill", 5000), ("export", 3000)]
-)
+@pytest.mark.parametrize(("task", "limit"), LIMITS)
 def test_files_may_not_be_that_large(
     worker: Any, undisturbed: Undisturbed, digests: Digests, tmp_path: Path, task: str, limit: int
 ) -> None:

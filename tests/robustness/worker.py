@@ -1,4 +1,5 @@
-"""Runs of a small network in processes of their own, forked from one that has imported everything: they can be killed.
+"""Runs of a small network in processes of their own, forked from one that has imported everything and is warm: they
+can be killed.
 
 Reads requests as JSON lines {"task": …, "folder": …, "limit": bytes of a file or null, "signal": number or null,
 "after": seconds, "until": pattern or null}; answers each with the exit status. The signal comes after that time, or
@@ -12,8 +13,10 @@ import json
 import os
 import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import nn
@@ -143,7 +146,16 @@ def run(request: dict[str, object]) -> int:
     return 0
 
 
+def warm_up() -> None:
+    """What a process does once, when it first captures and exports: runs begin behind it. No gradient is asked for:
+    PyTorch refuses them in what is forked afterwards."""
+    torch.set_num_threads(1)
+    with mock.patch("brecq.capture.export.check_derivatives"), tempfile.TemporaryDirectory() as folder:
+        export(Path(folder))
+
+
 def main() -> None:
+    warm_up()
     for line in sys.stdin:
         request = json.loads(line)
         process = os.fork()

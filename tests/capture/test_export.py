@@ -191,14 +191,14 @@ class Anchors(nn.Module):
 def test_error_names_the_line_to_blame_and_the_parts_of_a_flat_list(layers: int) -> None:
     model = nn.ModuleDict({"model": nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers)), Anchors())})
     model.forward = model["model"].forward  # type: ignore[method-assign]
-    line = r"'model\.\d+' \(Anchors\) at test_capture\.py, line \d+ \(return x \* torch\.full.*\): .*float\(t\)"
+    line = r"'model\.\d+' \(Anchors\) at test_export\.py, line \d+ \(return x \* torch\.full.*\): .*float\(t\)"
     named = {2: r"\['model\.0', 'model\.1'\] in", 12: r"\['model\.0', 'model\.1', \.\.\., 'model\.11'\] in"}[layers]
     with pytest.raises(CaptureError, match=rf"(?s){line}.*submodules={named}"):
         capture(model, (torch.randn(2, 4),))
 
 
 def test_error_of_a_network_that_is_one_part_names_no_other() -> None:
-    with pytest.raises(CaptureError, match=r"(?s)cannot capture Anchors at test_capture\.py, line \d+ .*numbers\)\.$"):
+    with pytest.raises(CaptureError, match=r"(?s)cannot capture Anchors at test_export\.py, line \d+ .*numbers\)\.$"):
         capture(Anchors(), (torch.randn(2, 4),))
 
 
@@ -216,7 +216,7 @@ class Suppressing(nn.Module):
 
 def test_a_model_whose_own_forward_is_to_blame_is_named_by_its_class(capfd: pytest.CaptureFixture[str]) -> None:
     parts = r"submodules=\['backbone', 'head'\] in Python, --submodule backbone --submodule head on"
-    line = r"test_capture\.py, line \d+ .*unique"
+    line = r"test_export\.py, line \d+ .*unique"
     with pytest.raises(CaptureError, match=rf"(?s)cannot capture Suppressing at {line}.*{parts}"):
         capture(Suppressing(), (torch.randn(2, 4),))
     assert "".join(capfd.readouterr()) == ""  # torch prints the program that it has so far

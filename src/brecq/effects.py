@@ -38,11 +38,6 @@ class Idle:
     when: Callable[[QuantConfig], bool]
 
 
-def _learns(config: QuantConfig) -> bool:
-    recipe = config.recipe
-    return config.method == "reconstruct" and bool(recipe.steps or recipe.activation_steps)
-
-
 def _activations(config: QuantConfig) -> bool:
     """Whether any may be quantized."""
     ruled = any(rule.activations not in (None, FLOAT) for rule in config.rules)
@@ -61,9 +56,9 @@ def _weights(config: QuantConfig) -> bool:
 
 
 IDLE = (
-    Idle((*EVERY, "recipe", "autocast"), NEAREST, lambda c: c.method == "rtn"),
-    Idle((*(set(LEARNED) - {"steps", "activation_steps", "joint"}), "autocast"),
-         "a recipe of 0 steps takes none along the gradient", lambda c: not _learns(c)),
+    Idle((*EVERY, "recipe", "autocast", "mirrored"), NEAREST, lambda c: c.method == "rtn"),
+    Idle((*(set(LEARNED) - {"steps", "activation_steps", "joint"}), "autocast", "mirrored"),
+         "a recipe of 0 steps takes none along the gradient", lambda c: not c.learns),
     Idle(("tuning",), "it is a multiple of steps, which is 0", lambda c: not c.recipe.steps),
     Idle(TUNING, "there is no end-to-end tuning (tuning, or both of its rates, are 0)",
          lambda c: not c.recipe.tuning_steps),

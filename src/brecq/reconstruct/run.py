@@ -50,7 +50,8 @@ class Run:
     @cached_property
     def held(self) -> Tensor:
         """Indices of the samples that nothing is learned from."""
-        return hold_out(self.share.samples, self.config.recipe.held_out, self.seed("held out"))
+        config = self.config
+        return hold_out(self.share.samples, config.recipe.held_out, self.seed("held out"), config.mirrors)
 
     @contextmanager
     def working(self) -> Iterator[None]:

@@ -77,6 +77,15 @@ def outputs() -> Lines:
     return _table(columns, rows)
 
 
+def mirrored() -> Lines:
+    """Calibration pictures alone, and with their mirror images."""
+    rows = [
+        *(Compared("resnet20", column) for column in ("W3A3", "W2A4", "W2A2")),
+        Compared("efficientnet_lite0", "W4A4", LITE),
+    ]
+    return _table({"as they are": "", "mirrored as well": "config.mirrored=yes"}, rows)
+
+
 def parts() -> Lines:
     """What each part of the recipe `fast` is worth: a row with one left out, a column for each network measured."""
     columns = {

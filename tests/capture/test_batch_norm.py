@@ -201,7 +201,7 @@ def test_affine_numbers_that_are_not_of_the_channels_stay() -> None:
 
 
 class Tokens(nn.Module):
-    """A batch norm over the tokens of [N, T, C], with T = C, and one over its channels."""
+    """A batch norm over the tokens of [N, T, C], with T = C, which stays, and one over its channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,10 +221,113 @@ def test_batch_norm_stays_where_it_normalizes_another_dimension(networks: Module
     x = torch.randn(5, 4, 4)
     graph = capture(model, (x[:2],))
     assert [node.meta[UNFOLDED] for node in graph.graph.nodes if UNFOLDED in node.meta] == [
-        "it is not over the outputs of its layer",
-        "no convolution or linear layer is right before it",
+        "batch norm, not folded: it is not over the outputs of its layer"
     ]
     torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def over_channels(name: str) -> nn.Module:
+    """A linear layer on [N, T, C] (or [N, H, W, C]) with a batch norm over C behind it, as networks write it."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 6, bias=False), nn.Linear(6, 3)
+            self.norm = (nn.BatchNorm2d if name in ("permuted", "inside") else nn.BatchNorm1d)(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(getattr(self, name)(self.first(x)).relu())
+
+        def transposed(self, y: Tensor) -> Tensor:
+            return self.norm(y.transpose(1, 2)).transpose(1, 2)
+
+        def permuted(self, y: Tensor) -> Tensor:
+            return self.norm(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+        def flattened(self, y: Tensor) -> Tensor:  # LeViT
+            return self.norm(y.flatten(0, 1)).reshape_as(y)
+
+        def viewed(self, y: Tensor) -> Tensor:
+            n, t, c = y.shape
+            return self.norm(y.reshape(n * t, c)).view(n, t, c)
+
+        def inside(self, y: Tensor) -> Tensor:
+            return self.norm(y.transpose(1, 2).unsqueeze(3)).squeeze(3).permute(0, 2, 1)
+
+    return Network()
+
+
+@pytest.mark.parametrize("name", ["transposed", "permuted", "flattened", "viewed", "inside"])
+def test_batch_norm_folds_through_what_only_orders_outputs_otherwise(networks: ModuleType, name: str) -> None:
+    model = networks.build(lambda: over_channels(name))
+    shape = (4, 7, 5) if name == "permuted" else (4, 5)
+    graph = capture(model, (torch.randn(2, *shape),))
+    assert [each for each in targets(graph) if not each.startswith("sym_size")] == ["linear", "relu", "linear"]
+    x = torch.randn(3, *shape)
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class Ways(nn.Module):
+    """A linear layer behind which a transposition is, and then what `way` says."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.first, self.norm = way, nn.Linear(5, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        turned = y.transpose(1, 2)
+        if self.way == "turned":
+            return self.norm(turned) + turned
+        if self.way == "as it was":
+            return self.norm(turned) + y.mean()
+        if self.way == "mixed":  # [N, T, C] read as if it were [N, C, T]
+            return self.norm(y.reshape(x.shape[0], 6, -1))
+        return self.norm(turned).reshape(y.shape)  # other elements than before: not undone
+
+
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [
+        ("turned", "what its layer puts out is read elsewhere, too"),
+        ("as it was", "what its layer puts out is read elsewhere, too"),
+        ("mixed", "it is not over the outputs of its layer"),
+        ("reordered", ""),
+    ],
+)
+def test_batch_norm_behind_an_order_that_matters(networks: ModuleType, way: str, reason: str) -> None:
+    model = networks.build(lambda: Ways(way))
+    graph = capture(model, (torch.randn(2, 4, 5),))
+    left = [node.meta[UNFOLDED] for node in graph.graph.nodes if UNFOLDED in node.meta]
+    assert left == ([f"batch norm, not folded: {reason}"] if reason else [])
+    assert {"transpose", "reshape"} & set(targets(graph))
+    x = torch.randn(3, 4, 5)
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class FrozenBatchNorm(Frozen):
+    """Called as torchvision's is."""
+
+
+@pytest.mark.parametrize("kind", [Frozen, FrozenBatchNorm])
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (lambda kind: kind(nn.Conv2d(4, 6, 3), own=True), "what its layer puts out is read elsewhere, too"),
+        (lambda kind: nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), kind(nn.Identity())), "no convolution or linear"),
+        (lambda kind: Called(nn.Conv2d(4, 6, 3), norm := kind(nn.Identity()), norm, nn.Identity()),
+         "its layer is also called without it"),
+        (lambda kind: Called(nn.Conv2d(4, 6, 3), kind(nn.Identity()), kind(nn.Identity()), kind(nn.Identity())),
+         "its layer is also called with other batch norms"),
+    ],
+)  # fmt: skip
+def test_a_frozen_batch_norm_that_stays_is_called_so(kind: type[Frozen], network, reason: str) -> None:
+    model, x = network(kind).eval(), torch.randn(3, 4, 8, 8)
+    graph = capture(model, (x,))
+    left = [node for node in graph.graph.nodes if UNFOLDED in node.meta]
+    assert {ops.op_name(node) for node in left} == {"mul", "add"}
+    what = "frozen batch norm" if kind is FrozenBatchNorm else "scale and shift of each channel"
+    assert all(node.meta[UNFOLDED].startswith(f"{what}, not folded: {reason}") for node in left)
 
 
 class ReadTwice(nn.Module):
@@ -288,6 +391,6 @@ def test_batch_norm_stays_where_folding_would_change_something_else(networks: Mo
     graph = capture(model, (torch.randn(2, 3, 4, 4),))
     left = [node for node in graph.graph.nodes if node.target is ops.aten.batch_norm.default]
     assert left
-    assert all(node.meta[UNFOLDED].startswith(reason) for node in left)
+    assert all(node.meta[UNFOLDED].startswith(f"batch norm, not folded: {reason}") for node in left)
     x = torch.randn(3, 3, 4, 4)
     torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)

@@ -1,15 +1,18 @@
 """Batch norm, live or frozen into numbers, folded into the weighted operator before it.
 
-A weight that several calls read (the encoder of a siamese network, a head over levels) is one tensor, folded once: all
-of its calls must be scaled and shifted by the same numbers. What is not folded says why.
+What only orders a layer's outputs otherwise may stand between (a linear layer on [N, T, C] and a batch norm on
+[N, C, T]); where it is undone behind the norm, it goes with it. A weight that several calls read (the encoder of a
+siamese network, a head over levels) is one tensor, folded once: all of its calls must be scaled and shifted by the
+same numbers. What is not folded says why.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,10 +20,21 @@ from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from brecq.graph.fold import clean, get_tensor, set_tensor
-from brecq.graph.ops import aten, kind
+from brecq.graph.ops import aten, is_size, kind, module_types
 
 UNFOLDED = "brecq_unfolded"
-"""In the metadata of a batch norm that stays: why it is not folded."""
+"""In the metadata of a batch norm that stays, or of the product and the sum of a frozen one: what it is, and why it is
+not folded."""
+
+_RESHAPES = {
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
+    aten.squeeze.dim, aten.unsqueeze.default, aten.contiguous.default, aten.clone.default,
+}  # fmt: skip
+_MOVES = {aten.transpose.int, aten.permute.default, *_RESHAPES}
+"""Operators that a batch norm may stand behind: every element is there once, and the channels stay an axis."""
+
+_Ends = Callable[[Node], list[tuple[Node, int | None]]]
+"""What reads a layer's output, and on which axis the channels are there."""
 
 _BATCH_NORMS = {aten._native_batch_norm_legit_no_training.default, aten.native_batch_norm.default}
 
@@ -55,16 +69,20 @@ def fold_batch_norm(module: GraphModule) -> None:
     for norm in list(module.graph.nodes):
         if norm.target is not aten.batch_norm.default or norm in folded:
             continue
-        hindrance = _hindrance(norm)
+        layer = _before(norm)
+        hindrance = _hindrance(layer, _scaling(norm), _scaling, _behind)
         if hindrance:
-            norm.meta[UNFOLDED] = hindrance
+            norm.meta[UNFOLDED] = f"batch norm, not folded: {hindrance}"
             continue
-        calls = _calls(norm.args[0])
+        calls = _calls(layer)
         found = [None if node is None else get_tensor(module, str(node.target)) for node in norm.args[1:5]]
         _fold_into(module, calls, found, eps=norm.args[7])
-        for call in calls:
-            folded.update(call.users)
-            _skip(module, call, list(call.users))
+        norms = [end for call in calls for end, _ in _behind(call)]
+        folded.update(norms)
+        for each in norms:
+            source = cast(Node, each.args[0])
+            _skip(module, source, [each])
+            _undo(module, source)
     clean(module)
 
 
@@ -75,7 +93,7 @@ def fold_affine(module: GraphModule) -> None:
     for layer in list(module.graph.nodes):
         calls = _calls(layer) if kind(layer) else []
         ends = [found for call in calls if (found := _product_and_sum(call)) is not None]
-        if not ends or len(ends) < len(calls) or not all(map(_normalizes_outputs, calls)):
+        if not ends or len(ends) < len(calls) or any(_axis(call) != 1 for call in calls):
             continue
         constants, *others = ([_constant(product), _constant(total)] for product, total in ends)
         if any(other != constants for other in others):
@@ -86,7 +104,29 @@ def fold_affine(module: GraphModule) -> None:
         _fold_into(module, calls, [factor, offset, torch.zeros_like(factor), torch.ones_like(factor)], eps=0.0)
         for call, (_, end) in zip(calls, ends, strict=True):
             _skip(module, call, [end])
+    _name_frozen(module)
     clean(module)
+
+
+def _name_frozen(module: GraphModule) -> None:
+    """Say of each product and sum with constants of the channels that stay what they are, and what hinders folding."""
+    for product in module.graph.nodes:
+        pair = _pair(product)
+        numbers = [] if pair is None else [_per_channel(module, _constant(node), product) for node in pair]
+        if (
+            pair is None
+            or any(each is None for each in numbers)
+            or not any(get_tensor(module, str(_constant(node).target)).numel() > 1 for node in pair)
+        ):
+            continue
+        layer = next(source for source in product.all_input_nodes if source.op != "get_attr")
+        hindrance = _hindrance(layer, _frozen(product), _frozen, lambda call: [
+            (user, _axis(call)) for user in call.users if not is_size(user)
+        ])  # fmt: skip
+        types = list(module_types(product).values())
+        what = "frozen batch norm" if types and "norm" in types[-1].lower() else "scale and shift of each channel"
+        for node in pair:
+            node.meta[UNFOLDED] = f"{what}, not folded: {hindrance}"
 
 
 def _calls(layer: Node) -> list[Node]:
@@ -107,22 +147,94 @@ def _tensors(layer: Node) -> tuple[Any, Any]:
     return layer.args[1], layer.args[2] if len(layer.args) > 2 else None
 
 
-def _hindrance(norm: Node) -> str:
-    """Why a batch norm cannot be folded into the layer before it; empty if it can."""
-    layer: Any = norm.args[0]
-    statistics: list[Any] = list(norm.args[1:5])
+def _before(norm: Node) -> Any:
+    """What a batch norm's input comes from, in front of what orders it otherwise."""
+    source: Any = norm.args[0]
+    while source.target in _MOVES:
+        source = source.args[0]
+    return source
+
+
+def _behind(layer: Node) -> list[tuple[Node, int | None]]:
+    """What reads a layer's output behind what orders it otherwise, and on which axis the layer's channels are there;
+    `None` if they are no axis any more."""
+    found: list[tuple[Node, int | None]] = []
+    for user in layer.users:
+        if is_size(user):
+            continue
+        node, axis = user, cast("int | None", _axis(layer))
+        while node.target in _MOVES and len(readers := [each for each in node.users if not is_size(each)]) == 1:
+            axis = None if axis is None else _moved(node, axis)
+            node = readers[0]
+        found.append((node, axis))
+    return found
+
+
+def _moved(move: Node, axis: int) -> int | None:
+    """Where an operator of `_MOVES` puts an axis of its input; `None` if it joins or splits it."""
+    before, after = _shapes(move)
+    if move.target not in _RESHAPES:
+        return _order(move).index(axis)
+    # elements stay in order: an axis is the same if it is as long, and as much lies behind it
+    wanted = (str(before[axis]), str(math.prod(before[axis + 1 :])))
+    places = [(str(size), str(math.prod(after[place + 1 :]))) for place, size in enumerate(after)]
+    return places.index(wanted) if wanted in places else None
+
+
+def _shapes(move: Node) -> tuple[list[Any], list[Any]]:
+    """Of its input and its output; numbers, or symbols where they depend on the batch, which are compared as text."""
+    before, after = (list(cast(Node, node).meta["val"].shape) for node in (move.args[0], move))
+    return before, after
+
+
+def _order(move: Node) -> list[int]:
+    """The axes of its input in the order of its output, of a transposition or permutation."""
+    args: Any = move.args
+    order = list(range(len(_shapes(move)[0])))
+    if move.target is aten.permute.default:
+        return [int(dim) % len(order) for dim in args[1]]
+    first, second = (int(dim) % len(order) for dim in args[1:3])
+    order[first], order[second] = second, first
+    return order
+
+
+def _undo(module: GraphModule, move: Node) -> None:
+    """Drop the operators of `_MOVES` up to this one that those behind it undo, from the inside out."""
+    while move.target in _MOVES and len(readers := [each for each in move.users if not is_size(each)]) == 1:
+        source, back = cast(Node, move.args[0]), readers[0]
+        if back.target not in _MOVES or list(map(str, _shapes(back)[1])) != list(map(str, _shapes(move)[0])):
+            return
+        alike = [each.target in _RESHAPES for each in (move, back)]
+        if alike == [False, False]:
+            if [_order(move)[axis] for axis in _order(back)] != list(range(len(_order(move)))):
+                return
+        elif alike != [True, True]:
+            return
+        back.replace_all_uses_with(source)
+        module.graph.erase_node(back)
+        if not move.users:
+            module.graph.erase_node(move)
+        move = source
+
+
+def _hindrance(layer: Any, scaling: Any, scaling_of: Callable[[Node], Any], behind: _Ends) -> str:
+    """Why a batch norm cannot be folded into the layer that it stands behind; empty if it can.
+
+    Args:
+        scaling: what it is. scaling_of: what a reader of a layer is, `None` for no batch norm.
+    """
     if kind(layer) is None:
         return "no convolution or linear layer is right before it"
-    if norm.args[5] or any(node is not None and node.op != "get_attr" for node in statistics):
+    if scaling is None:
         return "its numbers are computed"
-    if any(_scaling(user) != _scaling(norm) for user in layer.users):
+    if any(scaling_of(end) != scaling for end, _ in behind(layer)):
         return "what its layer puts out is read elsewhere, too"
     calls = _calls(layer)
     if not calls:
         return "the weight or bias of its layer is computed, or read elsewhere, too"
-    if not all(map(_normalizes_outputs, calls)):
+    if any(axis != 1 for call in calls for _, axis in behind(call)):
         return "it is not over the outputs of its layer"
-    scalings = {_scaling(user) for call in calls for user in call.users}
+    scalings = {scaling_of(end) for call in calls for end, _ in behind(call)}
     if None in scalings:
         return "its layer is also called without it; a copy of the layer for each use would be folded"
     if len(scalings) > 1:
@@ -131,8 +243,12 @@ def _hindrance(norm: Node) -> str:
 
 
 def _scaling(norm: Node) -> tuple[Any, ...] | None:
-    """What a batch norm is apart from its input: tensors, training, epsilon; `None` for other operators."""
-    return (*norm.args[1:6], norm.args[7]) if norm.target is aten.batch_norm.default else None
+    """What a batch norm is apart from its input: tensors, epsilon; `None` for one whose numbers are computed, and for
+    other operators."""
+    if norm.target is not aten.batch_norm.default or norm.args[5]:
+        return None
+    constant = all(node is None or node.op == "get_attr" for node in norm.args[1:5])  # type: ignore[union-attr]
+    return (*norm.args[1:5], norm.args[7]) if constant else None
 
 
 def _skip(module: GraphModule, layer: Node, norms: Sequence[Node]) -> None:
@@ -144,8 +260,21 @@ def _skip(module: GraphModule, layer: Node, norms: Sequence[Node]) -> None:
 
 def _product_and_sum(layer: Node) -> tuple[Node, Node] | None:
     product = _only_user(layer, aten.mul.Tensor)
-    total = None if product is None else _only_user(product, aten.add.Tensor)
-    return None if product is None or total is None or total.kwargs else (product, total)
+    return None if product is None else _pair(product)
+
+
+def _pair(product: Node) -> tuple[Node, Node] | None:
+    """A product with a constant, and the sum with another one that alone reads it."""
+    if product.target is not aten.mul.Tensor or [node.op for node in product.all_input_nodes].count("get_attr") != 1:
+        return None
+    total = _only_user(product, aten.add.Tensor) if len(product.all_input_nodes) == 2 else None
+    return None if total is None or total.kwargs else (product, total)
+
+
+def _frozen(product: Node) -> tuple[Node, ...] | None:
+    """What a frozen batch norm is apart from its input; `None` for other operators."""
+    pair = _pair(product)
+    return None if pair is None else tuple(map(_constant, pair))
 
 
 def _only_user(node: Node, target: Any) -> Node | None:
@@ -173,13 +302,12 @@ def _per_channel(module: GraphModule, constant: Node, layer: Node) -> Tensor | N
     return value.reshape(-1) if value.dim() <= output.dim() and shape == wanted else None
 
 
-def _normalizes_outputs(layer: Node) -> bool:
-    """True if dimension 1 of a layer's output, that of a batch norm's channels, counts the layer's outputs.
-
-    A linear layer's are the last dimension, which is dimension 1 of [N, C] but not of [N, T, C]; an unbatched
-    convolution's dimension 0. Both have it there when the output has as many dimensions as the weight.
-    """
-    return bool(layer.meta["val"].dim() == layer.args[1].meta["val"].dim())  # type: ignore[union-attr]
+def _axis(layer: Node) -> int:
+    """The axis of a layer's outputs: a linear layer's is the last one, an unbatched convolution's the first."""
+    dimensions, weight = layer.meta["val"].dim(), layer.args[1].meta["val"].dim()  # type: ignore[union-attr]
+    if kind(layer) == "linear":
+        return int(dimensions) - 1
+    return 1 if dimensions == weight else 0
 
 
 def _fold_into(module: GraphModule, calls: Sequence[Node], statistics: Sequence[Tensor | None], eps: float) -> None:

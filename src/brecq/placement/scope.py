@@ -55,7 +55,7 @@ def scope(prepared: GraphModule, specs: Sequence[BlockSpec]) -> list[ScopeEntry]
         elif table and weights != "float":
             reason = "its table is the weight of a layer, and is stored once"
         elif UNFOLDED in node.meta:
-            reason = f"batch norm, not folded: {node.meta[UNFOLDED]}"
+            reason = node.meta[UNFOLDED]
         elif node in functions:
             reason = "activation function of a layer, quantized behind it"
         else:

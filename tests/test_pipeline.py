@@ -116,7 +116,7 @@ def test_another_quantizer_of_pt2e(model: nn.Module, x: Tensor, monkeypatch: pyt
 
 def test_rounding_to_nearest_is_the_baseline(model: nn.Module, x: Tensor) -> None:
     baseline = brecq.quantize(model, x, config(method="rtn", weights=2))
-    learned = brecq.quantize(model, x, config(weights=2, steps=60))
+    learned = brecq.quantize(model, x, config(weights=2, steps=30))
     target = run(model, x)
     assert distance(run(learned.model, x), target) < 0.8 * distance(run(baseline.model, x), target)
     assert [block.stage for block in baseline.report.blocks] == ["rtn"] * 5

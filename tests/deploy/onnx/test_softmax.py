@@ -27,8 +27,7 @@ class Gated(nn.Module):
         return self.body(x.transpose(2, 3) if self.moved else x).mean((2, 3))
 
 
-@pytest.mark.parametrize("moved", [False, True])
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(("bits", "moved"), [(2, False), (2, True), (4, True), (8, False)])
 def test_a_softmax_on_codes_has_the_simulators(tmp_path: Path, bits: int, moved: bool) -> None:
     """The kernel multiplies by the whole part of 1/scale: 2 for 3 at two bits, 14 for 15 at four."""
     torch.manual_seed(0)

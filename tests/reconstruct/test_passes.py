@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -117,15 +118,21 @@ def test_measured_calls_outside_learning(lab) -> None:
     assert len(seen) == len(network.blocks)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(lab):
+    """The run of a recipe that nothing ends early, made once."""
+    return cache(lambda recipe: lab.run(**RECIPES[recipe], memory_budget=0))
+
+
 @pytest.mark.parametrize(
     ("recipe", "number", "index"),
     [("joint", 0, 0), ("joint", 0, 3), ("paper", 0, 2), ("paper", 1, 1), ("paper", 1, 2)],
 )
 def test_a_killed_run_resumed_ends_like_an_uninterrupted_one(
-    lab, tmp_path: Path, recipe: str, number: int, index: int
+    lab, uninterrupted, tmp_path: Path, recipe: str, number: int, index: int
 ) -> None:
     settings = {**RECIPES[recipe], "memory_budget": 0}
-    whole = lab.run(**settings)
+    whole = uninterrupted(recipe)
     with pytest.raises(Killed):
         lab.run(**settings, state=state(tmp_path), progress=KilledIn(number, index), folder=tmp_path)
     blocks = len(whole.network.blocks)

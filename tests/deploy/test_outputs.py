@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import brecq
 from brecq import QuantConfig, QuantResult
+from brecq.deploy.against import distances
 from brecq.deploy.complete import as_converted
 from brecq.deploy.outputs import output_names
 from brecq.errors import ExportError
@@ -140,6 +141,8 @@ def test_files_call_them_so(nested: QuantResult, x: np.ndarray, tmp_path: Path, 
     if format == "onnx":
         session = pytest.importorskip("onnxruntime").InferenceSession(path)
         assert [each.name for each in session.get_outputs()] == names
+        far = distances(nested, path, Nested().eval(), [torch.from_numpy(x)])
+        assert {f"output {name}" for name in IN_DICTIONARIES} <= {each.tensor for each in far}
     elif format == "xml":
         model = pytest.importorskip("openvino").Core().read_model(path)
         assert [name in each.get_names() for each, name in zip(model.outputs, names, strict=True)] == [True] * 4

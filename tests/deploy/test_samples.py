@@ -70,7 +70,7 @@ MIXED = {
     BatchMean: "the output of sub",
     First: "the output of sub",
     Across: "the output of matmul",
-    Flat: "output 0, which",
+    Flat: "output, which",
 }
 
 

@@ -145,7 +145,10 @@ def find_reference(
         if submodule is not None:
             raise ConfigError(f"only the submodule {submodule!r} was quantized; its float model is needed around it")
         if not labelled:
-            raise ConfigError("without labels and without the float model nothing can be measured; give --labels")
+            raise ConfigError(
+                "without labels or targets and without the float model nothing can be measured; give data that has "
+                "some (or --labels), or drop --no-reference"
+            )
         return None
     needed = submodule is not None or not labelled
     spec, file = choose_reference(metadata, compared.model, checkpoint.weights, needed=needed)

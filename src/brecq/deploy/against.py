@@ -21,6 +21,7 @@ from brecq.deploy.samples import together
 from brecq.deploy.simulate import simulate
 from brecq.errors import ConfigError
 from brecq.graph import ops
+from brecq.graph.outputs import returned
 from brecq.graph.reach import activation_end
 from brecq.report import sqnr
 
@@ -79,13 +80,15 @@ def distances(
     grids = {name: grid_of(node) for name, node in completed.quantizers().items()}
     places = _places(completed.quantizers(), completed.graph, floating)
     sums: dict[str, list[float]] = {}
+    names = [name for name, _ in returned(floating)]
     for part in stream(data, model=result.converted):
         for inputs in (each for batch in batches(part, batch_size, exactly) for each in traceable(runner, batch)):
             outputs, codes = runner.trace(*(value.numpy() for value in inputs))
             watched = _Watched(floating, set(places.values()))
             expected = pytree.tree_leaves(watched.run(*inputs, enable_io_processing=False))
-            pairs = {f"output {number}": (value, torch.from_numpy(outputs[number]))
-                     for number, value in enumerate(expected) if isinstance(value, Tensor)}  # fmt: skip
+            pairs = {f"output {name}".rstrip(): (value, torch.from_numpy(outputs[number]))
+                     for number, (name, value) in enumerate(zip(names, expected, strict=True))
+                     if isinstance(value, Tensor)}  # fmt: skip
             for name, node in places.items():
                 if name in codes:
                     pairs[name] = (watched.values[node], _real(torch.from_numpy(codes[name]), grids[name]))

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from brecq.deploy.complete import Completed, describe
 from brecq.errors import ConfigError, ExportError
 from brecq.graph.difference import difference_of
+from brecq.graph.outputs import returned
 from brecq.partition.check import TOLERANCE, node_values
 
 
@@ -44,11 +45,12 @@ def probe_batches(completed: Completed) -> Samples:
     pair = _different(completed.example_inputs)
     batches = [pair, *([value[[row, row]] for value in pair] for row in (0, 1))]
     outputs = _output_nodes(graph)
-    bare = tuple(number for number, node in enumerate(outputs) if not _has_samples(node, graph))
+    bare = tuple(number for number, (_, node) in enumerate(outputs) if not _has_samples(node, graph))
     both, *alone = (_run(graph, batch) for batch in batches)
     for number, value in enumerate(both):
         if any(_differs(value, other[number], None if number in bare else row) for row, other in enumerate(alone)):
-            return Samples(_first_mixed(graph, batches) or f"output {number}, which has no samples in front", bare)
+            name = f"output {outputs[number][0]}".rstrip()
+            return Samples(_first_mixed(graph, batches) or f"{name}, which has no samples in front", bare)
     return Samples("", bare)
 
 
@@ -108,11 +110,10 @@ def _run(graph: GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
 
 
-def _output_nodes(graph: GraphModule) -> list[Node]:
-    """As many as `_run` returns, one for each."""
-    (output,) = graph.graph.find_nodes(op="output")
-    nodes = [each for each in pytree.tree_leaves(output.args) if isinstance(each, Node)]
-    return [node for node in nodes if isinstance(node.meta.get("val"), Tensor)]
+def _output_nodes(graph: GraphModule) -> list[tuple[str, Node]]:
+    """As many as `_run` returns, one for each, with its name."""
+    return [(name, node) for name, node in returned(graph)
+            if isinstance(node, Node) and isinstance(node.meta.get("val"), Tensor)]  # fmt: skip
 
 
 def _has_samples(node: Node, graph: GraphModule) -> bool:

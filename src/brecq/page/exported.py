@@ -16,14 +16,14 @@ def exported(
 
     Args:
         tensors: name, power of the float network's values, power of the differences. A layer's output is named after
-            the layer and its operator (`stem.conv.conv2d`), one of the network's `output N`.
+            the layer and its operator (`stem.conv.conv2d`), one of the network's `output`, or `output NAME`.
     """
     known = set(layers)
     found: dict[str, float] = {}
     outputs = [0.0, 0.0]
     for name, signal, noise in tensors:
         layer = name.rpartition(".")[0]
-        if name.startswith("output "):
+        if name == "output" or name.startswith("output "):
             outputs = [outputs[0] + signal, outputs[1] + noise]
         elif layer in known:
             found[layer] = sqnr(signal, noise)

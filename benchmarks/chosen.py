@@ -7,26 +7,30 @@ cells are found by the names that choose.py gave them: `fast correction=1 steps=
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from measured import Lines, Show, cell, name_of
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A row: `recipe` and `rest` stand before and behind what a column changes; `note` tells rows apart."""
+    """A row: `recipe` and `rest` stand before and behind what a column changes; `note` tells rows apart. `wider`:
+    whether the first layer's output had more bits than other activations, where that makes a difference."""
 
     network: str
     column: str
     rest: str = ""
     note: str = ""
     recipe: str = "fast"
+    wider: bool | None = None
 
     def cell(self, change: str) -> str:
         """`81.75 %, 10.61 dB`, empty where nothing was measured."""
         row = " ".join(filter(None, [self.recipe, change, self.rest]))
+        where = {} if self.wider is None or self.column.endswith(("A8", "A32")) else {"first_last_outputs": self.wider}
         top1, sqnr = (
-            cell("choose", self.network, self.column, Show(row, *each)) for each in (("top1", 2), ("sqnr", 2))
+            cell("choose", self.network, self.column, Show(row, *each, where=where))
+            for each in (("top1", 2), ("sqnr", 2))
         )
         return f"{top1} %, {sqnr} dB" if top1 else ""
 
@@ -62,7 +66,7 @@ def start() -> Lines:
         *(Compared("squeezenet1_1", column, "from 256", **INSTANT) for column in ("W4A4", "W4A32", "W2A32")),
         *(Compared("resnet20", column, **INSTANT) for column in ("W4A4", "W3A3", "W2A4", "W2A2", "W4A32", "W2A32")),
     ]
-    return _table(STARTS, rows)
+    return _table(STARTS, [replace(row, wider=False) for row in rows])
 
 
 def outputs() -> Lines:
@@ -80,8 +84,8 @@ def outputs() -> Lines:
 def mirrored() -> Lines:
     """Calibration pictures alone, and with their mirror images."""
     rows = [
-        *(Compared("resnet20", column) for column in ("W3A3", "W2A4", "W2A2")),
-        Compared("efficientnet_lite0", "W4A4", LITE),
+        *(Compared("resnet20", column, wider=True) for column in ("W3A3", "W2A4", "W2A2")),
+        Compared("efficientnet_lite0", "W4A4", LITE, wider=True),
     ]
     return _table({"as they are": "", "mirrored as well": "config.mirrored=yes"}, rows)
 
@@ -89,8 +93,8 @@ def mirrored() -> Lines:
 def parts() -> Lines:
     """What each part of the recipe `fast` is worth: a row with one left out, a column for each network measured."""
     columns = {
-        "ResNet-20, W2A2": Compared("resnet20", "W2A2", "steps=100"),
-        "EfficientNet-lite0, W4A4": Compared("efficientnet_lite0", "W4A4", "steps=60 batch_size=16 from 128"),
+        "ResNet-20, W2A2": Compared("resnet20", "W2A2", "steps=100", wider=True),
+        "EfficientNet-lite0, W4A4": Compared("efficientnet_lite0", "W4A4", LITE, wider=True),
     }
     changes = {
         "everything": "",
@@ -123,7 +127,10 @@ def blocks() -> Lines:
         "stages": "config.granularity=stage",
         "the network": "config.granularity=net",
     }
-    rows = [Compared("resnet20", "W2A2", "steps=100"), Compared("efficientnet_lite0", "W4A4", LITE)]
+    rows = [
+        Compared("resnet20", "W2A2", "steps=100", wider=True),
+        Compared("efficientnet_lite0", "W4A4", LITE, wider=True),
+    ]
     return _table(columns, rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from brecq.evaluation import sqnr
 from brecq.graph import fold, ops
 from brecq.graph.difference import largest
 from brecq.partition.blocks import extract
-from brecq.partition.check import FloatNetwork, check_blocks, check_converted
+from brecq.partition.check import FloatNetwork, check_blocks, check_converted, node_values
 from brecq.partition.cut import partition
 from brecq.placement.prepare import prepare
 from brecq.placement.quantizer import BrecqQuantizer
@@ -273,3 +274,14 @@ def test_outputs_of_another_make_are_infinitely_far_apart() -> None:
     x = torch.ones(3)
     assert largest([x], [x, x]) == largest([x], [torch.ones(4)]) == float("inf")
     assert largest([torch.tensor([1, 2])], [torch.tensor([1, 3])]) == 0.5
+
+
+def test_only_what_lies_between_blocks_is_kept_to_compare_them(networks: ModuleType, captured) -> None:
+    """All activations of a detector for four pictures are gigabytes."""
+    graph = captured("ResNet")
+    inputs = networks.inputs(networks.build(networks.ResNet), 2)
+    every = node_values(graph, inputs)
+    names = {node.name for node in list(every)[::5]}
+    some = node_values(graph, inputs, names)
+    assert {node.name for node in some} == names
+    assert all(torch.equal(value, every[node]) for node, value in some.items())

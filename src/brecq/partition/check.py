@@ -7,7 +7,7 @@ of the first layer that does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,16 +115,19 @@ def check_blocks(network: Network, inputs: Sequence[Tensor]) -> None:
         BrecqError: names the first block that parts.
     """
     values: dict[str, Tensor] = dict(zip(network.inputs, inputs, strict=True))
-    wanted = {node.name: value for node, value in node_values(network.graph, inputs).items()}
+    between = {name for block in network.blocks for name in block.outputs}
+    wanted = {node.name: value for node, value in node_values(network.graph, inputs, between).items()}
+    last = {name: block for block in network.blocks for name in block.inputs}
     for block in network.blocks:
         made = block(values)
         for name, value in made.items():
-            if difference_of(wanted[name], value) > TOLERANCE:
+            if difference_of(wanted.pop(name), value) > TOLERANCE:
                 raise BrecqError(
                     f"block {block.name!r} alone computes another {name} than in the network; this is a fault of "
                     "brecq: please report it, and try granularity='net'"
                 )
-        values.update(made)
+        kept = {**values, **made}
+        values = {name: value for name, value in kept.items() if name in last and last[name] is not block}
 
 
 @torch.no_grad()
@@ -152,21 +155,25 @@ def check_converted(prepared: GraphModule, converted: GraphModule, inputs: Seque
     return None
 
 
-def node_values(graph: GraphModule, inputs: Sequence[Tensor]) -> dict[Node, Tensor]:
-    """Every activation of a graph."""
-    run = _Recorder(graph)
+def node_values(
+    graph: GraphModule, inputs: Sequence[Tensor], names: Container[str] | None = None
+) -> dict[Node, Tensor]:
+    """Every activation of a graph, or those of these `names`."""
+    run = _Recorder(graph, names)
     run.run(*inputs, enable_io_processing=False)
     return run.values
 
 
 class _Recorder(Interpreter):
-    def __init__(self, module: GraphModule) -> None:
+    def __init__(self, module: GraphModule, names: Container[str] | None) -> None:
         super().__init__(module)
+        self.names = names
         self.values: dict[Node, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
-        if isinstance(value, Tensor) and n.op in ("call_function", "call_module"):
+        wanted = self.names is None or n.name in self.names
+        if wanted and isinstance(value, Tensor) and n.op in ("call_function", "call_module"):
             self.values[n] = value
         return value
 

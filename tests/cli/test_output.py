@@ -56,7 +56,7 @@ def test_a_folder_in_use_needs_resume_or_force(out: Path) -> None:
     (out / LOCK).write_text("1")  # left by a process that was killed: it holds nothing
     with use(out):
         (out / "notes.txt").write_text("")
-    with pytest.raises(ConfigError, match=r"--resume.*--force"), use(out):
+    with pytest.raises(ConfigError, match="is not empty; start anew there with --force"), use(out):
         pass
     with use(out, force=True):
         pass
@@ -68,12 +68,17 @@ def test_only_an_unfinished_run_can_be_resumed(out: Path, where: str) -> None:
     with pytest.raises(ConfigError, match="nothing to resume"), use(out, resume=True):
         pass
     run = RunState(out / where, "f")
+    with pytest.raises(ConfigError, match=r"holds an unfinished run; continue it with --resume.*--force"), use(out):
+        pass
     with use(out, resume=True):
         pass
     run.clear()
     (out / "manifest.json").write_text("{}")
-    with pytest.raises(ConfigError, match="is finished"), use(out, resume=True):
-        pass
+    for resume in (False, True):
+        with pytest.raises(ConfigError) as refused, use(out, resume=resume):
+            pass
+        assert "is finished; look at it, start anew with --force, or name another folder" in str(refused.value)
+        assert "--resume" not in str(refused.value)
 
 
 def test_a_file_in_the_way(out: Path) -> None:

@@ -26,6 +26,11 @@ def test_sizes_of_memory(amount: str, size: int) -> None:
     assert text.parse_bytes("--memory-budget", amount) == size
 
 
+def test_the_command_that_repeats_a_resumed_run_is_the_one_that_began_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/bin/brecq", "quantize", "a b", "--resume", "-o", "out"])
+    assert parsing.typed() == "brecq quantize 'a b' -o out"
+
+
 @pytest.mark.parametrize("amount", ["", "-1GB", "GB", "4XB", "4 GB more", "4Bi"])
 def test_sizes_of_memory_that_cannot_be_read(amount: str) -> None:
     with pytest.raises(ConfigError, match="--memory-budget"):

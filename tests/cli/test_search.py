@@ -158,7 +158,7 @@ def test_an_interrupted_search_is_resumed(
     broken = invoke(*start)
     assert broken.exit_code not in (0, 2)
     assert "--resume continues" in broken.stdout
-    assert "not empty" in invoke(*start).stderr
+    assert "holds an unfinished run; continue it with --resume" in invoke(*start).stderr
     again = invoke(*start, "--resume")
     assert again.exit_code == 0, again.output
     assert "from the earlier run" in again.stdout

@@ -31,12 +31,13 @@ class Worker:
 
     def run(
         self, task: str, folder: Path, *, limit: int | None = None, number: signal.Signals | None = None,
-        after: float = 0.0, until: str | None = None,
+        after: float = 0.0, until: str | None = None, nth: int = 1,
     ) -> int:  # fmt: skip
-        """The exit status of a task; with `number`, which is sent `after` seconds, or when a file matches `until`."""
+        """The exit status of a task; with `number`, which is sent `after` seconds, or when the `nth` file that matches
+        `until` is there."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        when = {"signal": number, "after": after, "until": until}
+        when = {"signal": number, "after": after, "until": until, "nth": nth}
         request = {"task": task, "folder": str(folder), "limit": limit, **when}
         print(json.dumps(request), file=self._process.stdin, flush=True)
         return int(self._process.stdout.readline())

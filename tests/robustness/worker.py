@@ -2,9 +2,9 @@
 can be killed.
 
 Reads requests as JSON lines {"task": …, "folder": …, "limit": bytes of a file or null, "signal": number or null,
-"after": seconds, "until": pattern or null}; answers each with the exit status. The signal comes after that time, or
-when the first file of the folder that the pattern matches has got its name, whatever the speed of the machine. A
-refusal is written to <folder>.error, and the status is 2.
+"after": seconds, "until": pattern or null, "nth": number}; answers each with the exit status. The signal comes after
+that time, or when the nth file that the pattern matches has got its name, whatever the speed of the machine. A refusal
+is written to <folder>.error, and the status is 2; what a command prints is in <folder>.out.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ import resource
 import sys
 import tempfile
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import nn
 
 import brecq
 from brecq import pipeline
 from brecq.checkpoint.resume import has_run
+from brecq.cli import app
 from brecq.cli.output import Terminated, ending_like_interrupted
 from brecq.errors import BrecqError
 from brecq.synthesis.config import DistillConfig
@@ -113,16 +116,52 @@ def export(folder: Path) -> None:
     brecq.export(result, folder / "model.pt2", "pt2")
 
 
-TASKS = {task.__name__: task for task in (quantize, quantize_on_disk, quantize_parts, search, distill, export)}
+def command(folder: Path, *more: str) -> int:
+    """`brecq quantize`, with an evaluation and a page, on a clock that stands still: its files hold no times."""
+    if (folder / "manifest.json").exists() and not has_run(folder):
+        return 0
+    data = folder.with_name("data.npz")
+    if not data.exists():
+        x = torch.randn(40, *SHAPE, generator=torch.Generator().manual_seed(1)).numpy()
+        np.savez(data, x=x, y=np.arange(40) % 5)
+    resume = ["--resume"] if has_run(folder) else []
+    words = [
+        "quantize", f"{__file__}:network", "--calib", data, "--calib-size", 16, "--eval", data, "-o", folder, "-a", 4,
+        *more, *resume,
+    ]  # fmt: skip
+    texts = [str(word) for word in words]
+    with folder.with_suffix(".out").open("w") as out, redirect_stdout(out), redirect_stderr(out):
+        # the page names the command, and the folder that it was typed for
+        typed = mock.patch("brecq.cli.report.typed", lambda: "brecq quantize")
+        with mock.patch("time.perf_counter", lambda: 0.0), typed:
+            return int(app(texts, standalone_mode=False) or 0)
 
 
-def kill_at(folder: Path, pattern: str, number: int) -> None:
-    """Send this process a signal as soon as a file of the folder that matches has got its name."""
-    rename = os.replace
+def command_learned(folder: Path) -> int:
+    return command(folder, "-w", "3", "--steps", "20", "--batch-size", "8")
+
+
+def command_nearest(folder: Path) -> int:
+    return command(folder, "-w", "3", "--method", "rtn")
+
+
+TASKS = {
+    task.__name__: task
+    for task in (
+        quantize, quantize_on_disk, quantize_parts, search, distill, export, command_learned, command_nearest,
+    )
+}  # fmt: skip
+
+
+def kill_at(pattern: str, nth: int, number: int) -> None:
+    """Send this process a signal as soon as the nth file that matches has got its name."""
+    rename, seen = os.replace, 0
 
     def replace(source: str, target: str) -> None:
+        nonlocal seen
         rename(source, target)
-        if any(folder.glob(pattern)):
+        seen += Path(target).match(pattern)
+        if seen == nth and Path(target).match(pattern):
             os.kill(os.getpid(), number)
 
     os.replace = replace  # type: ignore[assignment]
@@ -132,18 +171,17 @@ def run(request: dict[str, object]) -> int:
     folder, limit = Path(str(request["folder"])), request["limit"]
     torch.set_num_threads(1)
     if request["until"] is not None:
-        kill_at(folder, str(request["until"]), int(str(request["signal"])))
+        kill_at(str(request["until"]), int(str(request["nth"])), int(str(request["signal"])))
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(str(limit)), int(str(limit))))
     try:
         with ending_like_interrupted():
-            TASKS[str(request["task"])](folder)
+            return TASKS[str(request["task"])](folder) or 0
     except BrecqError as error:
         folder.with_suffix(".error").write_text(str(error))
         return 2
     except KeyboardInterrupt as error:
         return 143 if isinstance(error, Terminated) else 130
-    return 0
 
 
 def warm_up() -> None:

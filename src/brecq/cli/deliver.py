@@ -24,17 +24,29 @@ if TYPE_CHECKING:
 
 def deliver(job: Job, ready: Prepared, result: QuantResult, floating: ResultRow, console: Console) -> None:
     """Save the result, measure it beside rounding to nearest, and write its page."""
-    from brecq import ranks
-
     folder, source, preprocessing = job.output.output, ready.source, ready.preprocessing
     result.metadata.update(describe_source(job, source), preprocessing=preprocessing and preprocessing.to_dict())
     result.metadata.update(job.judged.remembered())
     for part in result.parts.values():
         part.metadata["part_of"] = job.spec
-    result.save(folder)  # last: what is saved is finished
+    state, result.run_state = result.run_state, None  # the run is kept until all is written
+    result.save(folder)
+    try:
+        measure(job, ready, result, floating, console)
+    except BaseException:  # an interruption too
+        tell(console, "saved", f"{folder}; its evaluation and its report are not complete")
+        raise
     if ready.made is not None:
         ready.made.forget_batches()
+    if state is not None:
+        state.clear()
 
+
+def measure(job: Job, ready: Prepared, result: QuantResult, floating: ResultRow, console: Console) -> None:
+    """Measure a saved result beside rounding to nearest, and write what came out, and its page, into its folder."""
+    from brecq import ranks
+
+    folder, source = job.output.output, ready.source
     rows = [dataclasses.replace(floating, size=result.float_bytes())]
     with ranks.alone():
         rows += quantized_rows(job, source, ready.calibration, ready.evaluation, ready.metric, result)
@@ -56,7 +68,7 @@ def deliver(job: Job, ready: Prepared, result: QuantResult, floating: ResultRow,
     tell(console, "saved", str(folder))
     log("saved", folder=str(folder))
     pictures = collect_pictures(
-        (source.model, result.model), ready.calibration, ready.evaluation, preprocessing, job.machine.device,
+        (source.model, result.model), ready.calibration, ready.evaluation, ready.preprocessing, job.machine.device,
         ready.metric, (job.calibration.calib, job.evaluation.eval),
     )  # fmt: skip
     write_run_page(console, result, folder, rows, pictures)

@@ -68,10 +68,12 @@ def output_folder(
         try:
             yield
         except KeyboardInterrupt:
-            if _has_run(folder, states):
+            if finished():
+                hint = f"{folder} is finished"
+            elif _has_run(folder, states):
                 hint = f"the same command with --resume continues in {folder}"
             else:
-                hint = f"{folder} is finished" if finished() else "nothing was saved yet: repeat the command"
+                hint = "nothing was saved yet: repeat the command"
             console.print(f"interrupted; {hint}", soft_wrap=True, highlight=False)
             raise
 
@@ -81,14 +83,18 @@ def check_output(output: Output, *, finished: bool, look: str, states: Sequence[
     folder, resume, force = output.output, output.resume, output.force
     if resume and force:
         raise ConfigError("--resume continues the run in the output folder, --force overwrites it; keep one")
-    if os.path.isdir(folder) and any(file.name != LOCK for file in folder.iterdir()) and not (resume or force):
+    if finished and not force:
         raise ConfigError(
-            f"the output folder {str(folder)!r} is not empty; continue its run with --resume, overwrite its "
-            "result with --force, or name another folder"
+            f"the run in {str(folder)!r} is finished; {look}, start anew with --force, or name another folder"
         )
-    if resume and finished:
-        raise ConfigError(f"the run in {str(folder)!r} is finished; {look}, or start anew with --force")
-    if resume and not _has_run(folder, states):
+    unfinished = _has_run(folder, states)
+    if os.path.isdir(folder) and any(file.name != LOCK for file in folder.iterdir()) and not (resume or force):
+        what = "holds an unfinished run; continue it with --resume" if unfinished else "is not empty"
+        raise ConfigError(
+            f"the output folder {str(folder)!r} {what}; start anew there with --force, which replaces only brecq's "
+            "own files, or name another folder"
+        )
+    if resume and not unfinished:
         raise ConfigError(f"there is nothing to resume in {str(folder)!r}; start without --resume")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,9 @@ from brecq.text import parse_settings
 
 
 def typed() -> str:
-    """The command line of this process, as a shell would take it again."""
-    return shlex.join(["brecq", *sys.argv[1:]])
+    """The command line that repeats what this process does, as a shell would take it: of a run that was resumed the one
+    that began it."""
+    return shlex.join(["brecq", *(word for word in sys.argv[1:] if word != "--resume")])
 
 
 def parse_format_options(format: str, settings: Sequence[str]) -> dict[str, Any]:

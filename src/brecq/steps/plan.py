@@ -120,15 +120,14 @@ def prepared_blocks(
 
 
 def run_state(plans: Sequence[Plan], data: Dataset, request: Request) -> RunState | None:
-    """Where finished blocks are saved; `None` where nobody asked, or nothing is learned.
+    """Where finished blocks are saved; `None` where nobody asked.
 
     Raises:
         CheckpointError: there is no such run to resume, or the folder cannot be used.
         ConfigError: the processes of the run were given different things.
     """
     config, run_dir = request.config, request.run_dir
-    saves = run_dir is not None and config.method != "rtn"
-    if not saves and ranks.current().size == 1:
+    if run_dir is None and ranks.current().size == 1:
         return None
     relevant = {key: value for key, value in config.to_dict().items() if key != "memory_budget"}
     relevant["recipe"] = {k: v for k, v in relevant["recipe"].items() if not k.startswith("tun")}  # of no block
@@ -137,7 +136,7 @@ def run_state(plans: Sequence[Plan], data: Dataset, request: Request) -> RunStat
     weights = {f"{i or ''}{name}": value for i, named in tensors for name, value in named.items()}
     what = fingerprint(relevant, weights, data.digest(), blocks)
     agree(what)
-    return RunState(run_dir, what, resume=request.resume) if run_dir is not None and saves else None
+    return RunState(run_dir, what, resume=request.resume) if run_dir is not None else None
 
 
 def check_something(plans: Sequence[Plan]) -> None:

@@ -243,6 +243,23 @@ def test_a_picture_without_its_mask(tmp_path: Path) -> None:
         load_data(tmp_path, PLAIN, None, 0, form=Form("segmentation"))
 
 
+@pytest.mark.parametrize(
+    ("folders", "task", "told"),
+    [
+        (("images", "masks"), "segmentation", r"images/b\.png: masks/b\.png: cannot identify image file"),
+        (("input", "target"), "restoration", r"input/b\.png: its target target/b\.png: not an image"),
+    ],
+)
+def test_a_damaged_answer_is_named_itself(tmp_path: Path, folders: tuple[str, str], task: str, told: str) -> None:
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / folders[0] / name)
+        (tmp_path / folders[1]).mkdir(exist_ok=True)
+        Image.fromarray(np.zeros(SIZE[::-1], np.uint8)).save(tmp_path / folders[1] / name)
+    (tmp_path / folders[1] / "b.png").write_text("broken")
+    with pytest.warns(UserWarning, match=f"1 file cannot be read and is left out: {told}"):
+        assert len(load_data(tmp_path, PLAIN, None, 0, form=Form(task))) == 1
+
+
 def test_pairs_of_pictures(tmp_path: Path) -> None:
     picture(tmp_path / "lr" / "a.png", (20, 20))
     picture(tmp_path / "hr" / "a.png", (40, 40))

@@ -64,12 +64,13 @@ def _folders(root: Path) -> tuple[Path, Path] | None:
 
 def _read_mask(file: Path, image: Image.Image) -> Image.Image:
     """Class indices, as a picture of mode L."""
+    name = f"{file.parent.name}/{file.name}"  # its picture has the same name
     try:
         with Image.open(file) as mask:
             if mask.mode not in ("L", "P", "1"):
-                raise UnreadableError(f"{file.name} has colors ({mask.mode}); a mask holds a class index a pixel")
+                raise UnreadableError(f"{name} has colors ({mask.mode}); a mask holds a class index a pixel")
             if mask.size != image.size:
-                raise UnreadableError(f"{file.name} is {mask.size}, its picture {image.size}")
+                raise UnreadableError(f"{name} is {mask.size}, its picture {image.size}")
             return Image.fromarray(np.asarray(mask).astype(np.uint8))  # of a palette the indices, not the colors
     except OSError as error:
-        raise UnreadableError(f"{file.name}: {error}") from error
+        raise UnreadableError(f"{name}: {error}") from error

@@ -38,7 +38,10 @@ def find_pairs(path: Path, split: Split) -> Annotated | None:
 
 def _target(found: Mapping[Path, Path]) -> Target:
     def target(path: Path, image: Image.Image, preprocessing: Preprocessing) -> torch.Tensor:
-        picture = read_image(found[path])
+        try:
+            picture = read_image(found[path])
+        except UnreadableError as error:
+            raise UnreadableError(f"its target {found[path].parent.name}/{found[path].name}: {error}") from error
         factor = picture.width // image.width
         if (picture.width, picture.height) != (factor * image.width, factor * image.height):
             raise UnreadableError(f"its target is {picture.size}, it is {image.size}; a whole factor is needed")

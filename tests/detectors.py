@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import detection
-from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 
@@ -56,6 +56,14 @@ def faster_rcnn() -> nn.Module:
         box_predictor=detection.faster_rcnn.FastRCNNPredictor(16, 3), rpn_pre_nms_top_n_test=50,
         rpn_post_nms_top_n_test=20,
     ).eval()  # fmt: skip
+
+
+def ssd() -> nn.Module:
+    torch.manual_seed(0)
+    backbone: Any = Pyramid()
+    boxes = DefaultBoxGenerator([[2], [2]], scales=[0.2, 0.4, 0.6])
+    head = detection.ssd.SSDHead([8, 8], boxes.num_anchors_per_location(), 3)
+    return detection.ssd.SSD(backbone, boxes, (64, 64), 3, head=head, score_thresh=0.0, detections_per_img=20).eval()
 
 
 def mask_and_keypoint_rcnn() -> nn.Module:

@@ -12,6 +12,8 @@ from PIL import Image
 
 import brecq
 from brecq.data import Dataset, Preprocessing, iter_data, load_data
+from brecq.data.load import iter_samples, load_samples
+from brecq.data.pictures import Pictures
 from brecq.errors import DataError
 
 PREPROCESSING = Preprocessing((0.0,), (1.0,), (8, 8), None)
@@ -285,3 +287,22 @@ def test_pipes_folders_and_extreme_pictures_are_unreadable_not_waited_for(folder
     found = "; ".join(data.skipped)
     for text in ("pipe.png: ", "named pipe", "Too many levels of symbolic links", "crop it to a usual aspect ratio"):
         assert text in found
+
+
+def test_pictures_at_their_own_sizes(tmp_path: Path) -> None:
+    own = Preprocessing((0.0,), (1.0,), (32, 32), None, fit="own")
+    sizes = [(20, 30), (40, 10), (25, 25)]
+    for index, size in enumerate(sizes):
+        Image.fromarray(np.full((*size, 3), 10 * index, np.uint8)).save(tmp_path / f"{index}.png")
+    found = load_samples(tmp_path, own, None, 0)
+    assert isinstance(found, Pictures)
+    assert [tuple(picture.shape) for picture in found.pictures] == [(3, *size) for size in sizes]
+    assert found.names == ["0.png", "1.png", "2.png"]
+    assert len(load_samples(tmp_path, own, 2, 0)) == 2
+    parts = list(iter_samples(tmp_path, own, chunk=2))
+    assert [len(part) for part in parts] == [1, 2]
+    for read in (lambda: load_data(tmp_path, own, None, 0), lambda: list(iter_data(tmp_path, own))):
+        with pytest.raises(DataError, match="is read as pictures at their own sizes"):
+            read()
+    np.savez(tmp_path / "x.npz", x=np.zeros((4, 20, 45, 3), np.uint8))
+    assert load_data(tmp_path / "x.npz", own, None, 0).inputs[0].shape == (4, 3, 20, 45)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from brecq.data import Preprocessing
+from brecq.data.preprocessing import Placed
 from brecq.errors import ConfigError
 
 
@@ -145,3 +146,21 @@ def test_pixels_come_back_from_inputs(color: str) -> None:
     assert (preprocessing.to_pixels(low.expand(1, 3, 5, 4) - 1) == 0).all()
     assert (preprocessing.to_pixels(high.expand(1, 3, 5, 4) + 1) == 255).all()
     torch.testing.assert_close(inputs.clamp(low, high), inputs)
+
+
+def test_pictures_at_their_own_sizes() -> None:
+    own = Preprocessing((0.0,), (1.0,), 32, None, fit="own")  # type: ignore[arg-type]
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 45, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    assert torch.equal(own(picture), torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+    assert own.crop(picture).size == (45, 20)
+    assert own.place(20, 45) == Placed(1, 1, 0, 0)
+    assert Preprocessing.from_dict(own.to_dict()) == own
+    assert own.describe().startswith("each picture at its own size, RGB")
+    assert own.in_one_size().fit == "corner"
+    assert (own.replace(size=64).fit, own.replace(size=64).size) == ("corner", (64, 64))
+    assert own.replace(resize=64, size=64).fit == "crop"
+    assert own.replace(color="BGR").fit == "own"
+    for change in ({"multiple": 8}, {"fill": 0.5}, {"interpolation": "nearest"}, {"fit": "own", "size": 64}):
+        with pytest.raises(ConfigError, match=r"pictures at their own sizes \(fit own\) are neither"):
+            own.replace(**change)

@@ -95,7 +95,8 @@ def test_coco_json(tmp_path: Path) -> None:
         assert target["boxes"].tolist() == [[10.0, 0.0, 30.0, 20.0]]
         assert (target["labels"].tolist(), target["categories"].tolist()) == ([1], [90])
         assert (target["area"].tolist(), target["iscrowd"].tolist()) == ([123.0], [1])
-        assert "1 pictures missing" in data.origin
+        assert "1 picture missing in " in data.origin
+        assert data.origin.endswith("(missing.png)")
 
 
 def test_wrong_boxes(tmp_path: Path) -> None:

@@ -303,3 +303,21 @@ def test_tasks_by_name() -> None:
         assert metrics.task_metric(name).name == name
     with pytest.raises(ConfigError, match="'detecton'; choose one of classification"):
         metrics.task_metric("detecton")
+
+
+@pytest.mark.parametrize("with_targets", [True, False])
+def test_a_detector_that_is_sure_of_nothing_is_told_of(with_targets: bool) -> None:
+    def found(score: float) -> list[dict[str, torch.Tensor]]:
+        box = torch.tensor([[0.0, 0, 8, 8]])
+        return [{"boxes": box, "scores": torch.tensor([score]), "labels": torch.tensor([1])}]
+
+    for score, told in ((0.29, True), (0.3, False)):
+        metric = metrics.Detection()
+        targets = found(1.0) if with_targets else metric.targets_of(found(score))
+        metric.update(found(0.9), targets)
+        metric.compare(found(0.9), found(score))
+        assert len(metric.notes()) == told
+        if told:
+            (note,) = metric.notes()
+            assert note.startswith("no box of the float network has a score of 0.3 or more")
+            assert ("there is no AP against it" in note) == (not with_targets)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brecq.cli import options as o
-from brecq.cli.inputs import tell, tell_data
+from brecq.cli.inputs import in_one_size, tell, tell_data
 from brecq.cli.tasks import Judged
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def read_calibration(
 
     size = how_many(asked, usual, judged, source)
     found = load_data(
-        path, preprocessing, size, seed, form=judged.form("train", source.model), at_most=asked is None,
+        path, in_one_size(preprocessing), size, seed, form=judged.form("train", source.model), at_most=asked is None,
         max_skipped=max_skipped,
     )  # fmt: skip
     found = dataclasses.replace(found, targets=None, origin="")

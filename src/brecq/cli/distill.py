@@ -13,6 +13,7 @@ from brecq.cli.command import command
 from brecq.cli.events import log, logged
 from brecq.cli.inputs import (
     example_shape,
+    in_one_size,
     override_preprocessing,
     tell,
     tell_preprocessing,
@@ -69,6 +70,7 @@ def distill(
         use_device(machine)
         source = load_source(spec, checkpoint.weights, trust_pickle=checkpoint.trust_pickle)
         preprocessing = override_preprocessing(source.preprocessing, changes.given(), source.example_inputs)
+        preprocessing = in_one_size(preprocessing)
         tell(console, "model", source.name)
         tell_preprocessing(console, preprocessing)
         shape = example_shape(source, preprocessing)

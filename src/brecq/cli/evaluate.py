@@ -92,8 +92,8 @@ def evaluate(
     result = brecq.load(path)
     preprocessing = stored_preprocessing(result.metadata, changes.given())
     tell(console, "result", str(path))
-    tell_preprocessing(console, preprocessing)
     judged = judged.like(result.metadata)
+    tell_preprocessing(console, preprocessing, judged.task, in_parts=bool(result.parts))
     metric = judged.made(compared.output)
     submodule = (result.metadata.get("source") or {}).get("submodule")
     whole = result.converted if submodule is None and not result.parts else None
@@ -104,13 +104,14 @@ def evaluate(
     check_answers(data.data, dataset, metric)
 
     if whole is not None:
-        check(Signature(whole).bind(dataset.parts[0]), like=result.example_inputs)
+        check(Signature(whole).bind(dataset.one_size()), like=result.example_inputs)
     float_model = find_reference(result.metadata, compared, checkpoint, dataset.labelled, console)
     if isinstance(result, brecq.CompositeResult) and float_model is not None:
         result.around = float_model
     quantized = brecq.simulate(result) if compared.integer else result.model
     if submodule is not None and float_model is not None:
-        quantized = Submodule(float_model, submodule, dataset.parts[0].subset(slice(0, 2)).inputs).put_back(quantized)
+        few = dataset.one_size().subset(slice(0, 2))
+        quantized = Submodule(float_model, submodule, few.inputs).put_back(quantized)
     how: dict[str, Any] = {
         "metric": metric, "reference": float_model, "output": compared.output,
         "device": "cpu" if compared.integer else machine.device, "class_axis": result.config.class_axis,

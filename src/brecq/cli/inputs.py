@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from brecq.cli.options import Machine
     from brecq.data import Dataset, Form
+    from brecq.data.pictures import Pictures
     from brecq.data.preprocessing import Preprocessing
     from brecq.sources import Source
 
@@ -40,7 +41,7 @@ def use_device(machine: Machine) -> None:
 
 def which_parts(names: Sequence[str], source: Source) -> dict[str, Any]:
     """The arguments of `brecq.quantize` that say which submodules to quantize: those named, or the source's."""
-    if len(names) == 1:
+    if len(names) == 1 and not source.submodules:  # detectors take lists of pictures, as networks in parts may
         return {"submodule": names[0]}
     chosen = names or source.submodules
     return {"submodules": list(chosen)} if chosen else {"submodule": None}
@@ -91,14 +92,37 @@ def stored_preprocessing(metadata: Mapping[str, Any], changes: Mapping[str, Any]
     return override_preprocessing(None if stored is None else Preprocessing.from_dict(stored), changes)
 
 
+def in_one_size(preprocessing: Preprocessing | None) -> Preprocessing | None:
+    """`Preprocessing.in_one_size`, where there is one."""
+    return None if preprocessing is None else preprocessing.in_one_size()
+
+
 def tell(console: Console, name: str, text: str) -> None:
     """One aligned line of facts."""
     console.print(Text.assemble((f"{name:<14}", "bold"), text), soft_wrap=True, highlight=False)
 
 
-def tell_preprocessing(console: Console, preprocessing: Preprocessing | None) -> None:
-    """How inputs are prepared."""
+def tell_preprocessing(
+    console: Console, preprocessing: Preprocessing | None, task: str | None = None, *, in_parts: bool = False
+) -> None:
+    """How inputs are prepared, and that a detector in parts, which resizes pictures itself, gets resized ones.
+
+    Raises:
+        ConfigError: pictures at their own sizes for a network that is not in parts: such ones take a tensor.
+    """
     tell(console, "preprocessing", "none" if preprocessing is None else preprocessing.describe())
+    if preprocessing is None:
+        return
+    if preprocessing.fit == "own" and not in_parts:
+        raise ConfigError(
+            "--fit own is for detectors that are quantized in parts and take a list of pictures of any sizes; this "
+            "network takes inputs of one size: choose another fit"
+        )
+    if preprocessing.fit != "own" and in_parts and task == "detection":
+        tell(
+            console, "", "pictures are brought to this size before the detector resizes them itself: its AP is not "
+            "that of pictures as they are (--fit own)"
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,7 +138,8 @@ class Draw:
 
 
 class EvaluationData:
-    """Labeled or unlabeled samples, to be run through several networks: an iterable of `Dataset` parts.
+    """Labeled or unlabeled samples, to be run through several networks: an iterable of parts, each a `Dataset`, or
+    `Pictures` where the preprocessing leaves these at their own sizes.
 
     Sets that fit into `KEEP_BYTES` stay in memory, larger ones are decoded again on every pass.
     """
@@ -128,14 +153,16 @@ class EvaluationData:
         form: Form | None = None,
         max_skipped: float = MAX_SKIPPED,
     ) -> None:
-        from brecq.data import Form, iter_data, load_data
+        from brecq.data import Form
+        from brecq.data.load import iter_samples, load_samples
+        from brecq.data.pictures import Pictures
 
         form = form or Form()
-        self._read = lambda: iter_data(path, preprocessing, labels=labels, form=form, max_skipped=max_skipped)
-        self.parts: list[Dataset] = []
+        self._read = lambda: iter_samples(path, preprocessing, labels=labels, form=form, max_skipped=max_skipped)
+        self.parts: list[Dataset | Pictures] = []
         self.complete = True
         if draw.size is not None:
-            few = load_data(
+            few = load_samples(
                 path, preprocessing, draw.size, draw.seed, labels=labels, form=form, at_most=draw.by_default,
                 max_skipped=max_skipped,
             )  # fmt: skip
@@ -147,24 +174,40 @@ class EvaluationData:
                 self.parts, self.complete = self.parts[:1], False
                 return
             self.parts.append(part)
-            kept += sum(tensor.nbytes for tensor in part.inputs)
+            tensors = part.pictures if isinstance(part, Pictures) else part.inputs
+            kept += sum(tensor.nbytes for tensor in tensors)
 
     @property
     def labelled(self) -> bool:
         return self.parts[0].labelled
 
-    def telling(self) -> Dataset:
+    def one_size(self) -> Dataset:
+        """The first part, for networks that take inputs of one size: others have been refused."""
+        return next(self.in_one_size())
+
+    def in_one_size(self) -> Iterator[Dataset]:
+        """All parts, for such networks."""
+        from brecq.data import Dataset
+
+        for part in self:
+            assert isinstance(part, Dataset)
+            yield part
+
+    def telling(self) -> Dataset | Pictures:
         """A sample or two to try networks on before all others: where classes are right (labels, masks), those with
         the least and the largest."""
         import torch
 
-        found = [(part, classes) for part in self.parts if (classes := _classes(part)) is not None]
+        from brecq.data import Dataset
+
+        parts = (part for part in self.parts if isinstance(part, Dataset))
+        found = [(part, classes) for part in parts if (classes := _classes(part)) is not None]
         if not found:
             return self.parts[0].subset(slice(0, 2))
         part, (least, largest) = max(found, key=lambda each: int(each[1][1].max()))
         return part.subset(torch.stack([least.argmin(), largest.argmax()]))
 
-    def __iter__(self) -> Iterator[Dataset]:
+    def __iter__(self) -> Iterator[Dataset | Pictures]:
         return iter(self.parts) if self.complete else self._read()
 
 
@@ -186,14 +229,23 @@ def _classes(part: Dataset) -> tuple[Tensor, Tensor] | None:
     return torch.stack([each.min() for each in found]), torch.stack([each.max() for each in found])
 
 
-def tell_data(console: Console, name: str, path: Path, data: Dataset | EvaluationData) -> None:
+def tell_data(console: Console, name: str, path: Path, data: Dataset | Pictures | EvaluationData) -> None:
     """How many samples came from where."""
     parts = data.parts if isinstance(data, EvaluationData) else [data]
-    shapes = [" × ".join(str(size) for size in value.shape[1:]) for value in parts[0].inputs]
-    named = zip(parts[0].keys or [""] * len(shapes), shapes, strict=True)
-    shape = " and ".join(f"{name} {size}".strip() for name, size in named)
     labels = f"with{'' if parts[0].labelled else 'out'} {'labels' if parts[0].targets is None else 'targets'}"
     more = "more than " if isinstance(data, EvaluationData) and not data.complete else ""
-    tell(console, name, f"{more}{sum(map(len, parts))} samples of {shape} from {path}, {labels}")
+    tell(console, name, f"{more}{sum(map(len, parts))} {_shape(parts)} from {path}, {labels}")
     if parts[0].origin:
         tell(console, "", parts[0].origin)
+
+
+def _shape(parts: Sequence[Dataset | Pictures]) -> str:
+    """`samples of 3 × 224 × 224`, or `pictures of 7 sizes`."""
+    from brecq.data.pictures import Pictures
+
+    if isinstance(parts[0], Pictures):
+        sizes = {size for part in parts if isinstance(part, Pictures) for size in part.sizes}
+        return f"pictures of {len(sizes)} sizes" if len(sizes) > 1 else "pictures of {} × {}".format(*sizes.pop())
+    shapes = [" × ".join(str(size) for size in value.shape[1:]) for value in parts[0].inputs]
+    named = zip(parts[0].keys or [""] * len(shapes), shapes, strict=True)
+    return "samples of " + " and ".join(f"{name} {size}".strip() for name, size in named)

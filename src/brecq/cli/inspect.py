@@ -12,7 +12,7 @@ import typer
 
 from brecq.cli import options as o
 from brecq.cli.command import Without, command
-from brecq.cli.inputs import override_preprocessing, tell, which_parts
+from brecq.cli.inputs import in_one_size, override_preprocessing, tell, which_parts
 from brecq.cli.parsing import require_data, require_path
 from brecq.cli.render import block_table, losses_table, make_console, scope_table, short_count
 from brecq.config import QuantConfig
@@ -112,7 +112,7 @@ def choose_inputs(source: Source, changes: o.Changes, data: Path | None, count: 
     if data is not None:
         from brecq.data import Form, load_data
 
-        preprocessing = override_preprocessing(source.preprocessing, changes.given(), inputs)
+        preprocessing = in_one_size(override_preprocessing(source.preprocessing, changes.given(), inputs))
         return load_data(data, preprocessing, count, 0, form=Form(model=source.model)).arguments()
     other = next((name for name in changes.given() if name != "size"), None)
     if other is not None:

@@ -100,10 +100,10 @@ class Changes(Checked):
     color: Literal["RGB", "BGR", "GRAY"] | None = setting(
         None, "override the order of channels; GRAY for networks that take one", panel=DATA
     )
-    fit: Literal["crop", "letterbox", "corner", "original"] | None = setting(
+    fit: Literal["crop", "letterbox", "corner", "original", "own"] | None = setting(
         None,
         "how pictures of another shape fit into the size: crop; letterbox pads both sides, corner the right and the "
-        "bottom; original leaves their scale alone",
+        "bottom; original leaves their scale alone; own, of detectors in parts, gives each at its own size",
         panel=DATA,
     )
     fill: tuple[float, ...] | None = setting(

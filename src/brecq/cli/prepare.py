@@ -13,10 +13,12 @@ from brecq.cli.inputs import (
     Draw,
     EvaluationData,
     example_shape,
+    in_one_size,
     override_preprocessing,
     tell,
     tell_data,
     tell_preprocessing,
+    which_parts,
 )
 from brecq.cli.job import SAMPLES, WITHOUT_DATA, Job
 from brecq.cli.processes import is_first
@@ -55,7 +57,8 @@ def prepare(job: Job, source: Source, console: Console) -> Prepared:
     preprocessing = whole_pictures(source.preprocessing, job.judged.task or source.task)
     preprocessing = override_preprocessing(preprocessing, job.changes.given(), source.example_inputs)
     tell(console, "model", f"{source.name}, {short_count(count_parameters(source.model))} parameters")
-    tell_preprocessing(console, preprocessing)
+    in_parts = "submodules" in which_parts(job.submodules, source)
+    tell_preprocessing(console, preprocessing, source.task, in_parts=in_parts)
     metric = job.judged.made()
     evaluation = evaluation_data(job, source.model, preprocessing, metric, console) if is_first() else None
     made: Distilled | None = None
@@ -66,7 +69,7 @@ def prepare(job: Job, source: Source, console: Console) -> Prepared:
         )  # fmt: skip
     else:
         count = how_many(data.calib_size, SAMPLES, job.judged, source)
-        made = distilled_calibration(job, job.distillation, source, preprocessing, count, console)
+        made = distilled_calibration(job, job.distillation, source, in_one_size(preprocessing), count, console)
         calibration = Dataset((made.inputs,))
     return Prepared(source, preprocessing, metric, evaluation, calibration, made)
 

@@ -77,6 +77,7 @@ def collect_pictures(
     """What the page shows of the data; `networks`: the float one and the quantized one. `metric`: of their task,
     `None` for class scores. `files`: where data for calibration and evaluation are from."""
     from brecq.checks import check_device
+    from brecq.data import Dataset
     from brecq.metrics import Detection, Task
     from brecq.page import pictures
     from brecq.page.record import Record
@@ -95,7 +96,7 @@ def collect_pictures(
                 raise
             return found  # heads that need --decode, which goes with --eval: there are no boxes to draw
         return dataclasses.replace(found, detected=boxed)
-    if data is None or (isinstance(metric, Task) and metric.name != "classification"):
+    if not isinstance(data, Dataset) or (isinstance(metric, Task) and metric.name != "classification"):
         return found
     changed, compared = pictures.changed_decisions(*networks, data, preprocessing, check_device(device))
     return dataclasses.replace(found, changed=changed, compared=compared)

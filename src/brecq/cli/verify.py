@@ -17,6 +17,7 @@ from brecq.cli.evaluate import choose_reference
 from brecq.cli.inputs import (
     Draw,
     EvaluationData,
+    in_one_size,
     stored_preprocessing,
     tell,
     tell_data,
@@ -117,7 +118,7 @@ def verify(
     console = make_console(quiet=as_json)
     use_device(machine)
     result = brecq.load(path)
-    preprocessing = stored_preprocessing(result.metadata, changes.given())
+    preprocessing = in_one_size(stored_preprocessing(result.metadata, changes.given()))
     tell(console, "result", str(path))
     tell(console, "file", str(file))
     tell_preprocessing(console, preprocessing)
@@ -202,7 +203,7 @@ def choose_subjects(
         spec, weights = choose_reference(result.metadata, model, weights, needed=True)
     floating = None if spec is None else load_source(spec, weights, trust_pickle=checkpoint.trust_pickle).model
     if not isinstance(result, brecq.CompositeResult):
-        check(Signature(result.converted).bind(dataset.parts[0]), like=result.example_inputs)
+        check(Signature(result.converted).bind(dataset.one_size()), like=result.example_inputs)
         yield Subject("", result, file, dataset, floating)
         return
     assert floating is not None
@@ -212,7 +213,7 @@ def choose_subjects(
             f"FILE is {str(file)!r}, and the parts of this result are {', '.join(result.parts)}: give the folder that "
             "brecq export wrote, or one of the files in it, which are named after them"
         )
-    calls = [part.arguments(inputs) for part in dataset for inputs, _ in part.batches(batch)]
+    calls = [part.arguments(inputs) for part in dataset.in_one_size() for inputs, _ in part.batches(batch)]
     for part in parts.record(result.put_into(floating), list(files), calls):
         flat = parts.Flat(part.name, floating.get_submodule(part.name), part.interface)
         yield Subject(part.name, result.parts[part.name], files[part.name], Dataset(part.inputs), flat)

@@ -198,7 +198,7 @@ def _from_pixels(name: str, pixels: np.ndarray, preprocessing: Preprocessing) ->
             "or store normalized float32 inputs"
         )
     pixels = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
-    if pixels.shape[1:3] == preprocessing.size:
+    if preprocessing.fit == "own" or pixels.shape[1:3] == preprocessing.size:
         return preprocessing.normalize_pixels(pixels)
     output = torch.empty(len(pixels), preprocessing.channels, *preprocessing.size)
     for index, image in enumerate(pixels):

@@ -110,8 +110,10 @@ def coco(file: Path) -> Annotated:
             raise UnreadableError(f"{boxes[wrong[0]].where} {wrong[1]}")
         return target
 
-    missing = len(by_path) - len(present)
-    told = [f"boxes of {file}", *([f"{missing} pictures missing"] if missing else [])]
+    told = [f"boxes of {file}"]
+    if missing := sorted(str(each["file_name"]) for path, (each, _) in by_path.items() if not path.is_file()):
+        named = ", ".join([*missing[:3], *(["..."] if len(missing) > 3 else [])])
+        told.append(f"{len(missing)} picture{'' if len(missing) == 1 else 's'} missing in {root} ({named})")
     if strangers:
         told.append(f"{len(strangers)} of images that it does not list left out, such as {strangers[0].image}")
     return Annotated(root, present, target, ", ".join(told))

@@ -41,7 +41,7 @@ def random_crops(
         (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB") for image in images
     ]
     rng = np.random.default_rng(seed)
-    direct = preprocessing.replace(resize=None)
+    direct = preprocessing.in_one_size().replace(resize=None)
     height, width = preprocessing.size
     output = torch.empty(n, preprocessing.channels, height, width)
     for index in range(n):

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from brecq.data.annotated import Annotated, Split
 from brecq.data.arrays import load_npz, split_selector
 from brecq.data.boxes import find_boxes
-from brecq.data.dataset import Dataset, check, unreadable
-from brecq.data.images import IMAGE_SUFFIXES, UnreadableError, is_image, map_ordered, read_image
+from brecq.data.dataset import Dataset, check
+from brecq.data.decode import Folder, Skipped, decode
+from brecq.data.images import IMAGE_SUFFIXES, is_image
 from brecq.data.labels import find_csv, from_csv, from_folders
 from brecq.data.masks import find_masks, masks_beside
 from brecq.data.pairs import find_pairs
+from brecq.data.pictures import Pictures
 from brecq.data.preprocessing import Preprocessing
 from brecq.data.text import Tokenizer, load_text
 from brecq.errors import DataError
@@ -30,6 +30,10 @@ from brecq.settings import MAX_SKIPPED
 
 DISTILLED = "distilled.npz"
 """A folder with this file was written by `brecq distill`: it is the data, the pictures beside it are not."""
+
+
+OWN_SIZES = 64
+"""Pictures at their own sizes that are read at a time: those of cameras are large."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,45 @@ def load_data(
     form: Form = PLAIN,
     at_most: bool = False,
 ) -> Dataset:
+    """Inputs of one size: as `load_samples`, whose arguments and errors these are.
+
+    Raises:
+        DataError: also for pictures that the preprocessing leaves at their own sizes.
+    """
+    found = load_samples(
+        path, preprocessing, size, seed, labels=labels, max_skipped=max_skipped, form=form, at_most=at_most
+    )
+    if isinstance(found, Pictures):
+        raise own_sizes(path)
+    return found
+
+
+def own_sizes(what: Path | str) -> DataError:
+    """The error for pictures of several sizes where inputs of one are needed."""
+    return DataError(
+        f"{what} is read as pictures at their own sizes (fit own), and the network takes inputs of one size; choose "
+        "another fit (--fit crop, letterbox, corner or original)"
+    )
+
+
+def load_samples(
+    path: Path | str,
+    preprocessing: Preprocessing | None,
+    size: int | None,
+    seed: int,
+    *,
+    labels: Path | None = None,
+    max_skipped: float = MAX_SKIPPED,
+    form: Form = PLAIN,
+    at_most: bool = False,
+) -> Dataset | Pictures:
     """Read network inputs from a folder of images, an `.npz` file or, for a task, what is usual for it (`Form`).
 
     A folder that `brecq distill` wrote stands for its inputs; any other is searched recursively. Its labels come from
     a CSV (columns `file`, `label`): the one given, or `labels.csv` in the folder or beside it; else from its
-    subfolders when all images lie in at least two of them (class indices in the order of the sorted names). For
-    `.npz` files see `brecq.data.arrays.load_npz`; the path may name the arrays: `cifar10.npz:x_train,y_train`.
+    subfolders when all images lie in at least two of them (class indices in the order of the sorted names). Where
+    the preprocessing leaves pictures at their own sizes (`fit="own"`), they are `Pictures`. For `.npz` files see
+    `brecq.data.arrays.load_npz`; the path may name the arrays: `cifar10.npz:x_train,y_train`.
 
     Args:
         size: samples to draw at random, in random order; files that cannot be read are replaced by others. Where
@@ -89,22 +126,24 @@ def load_data(
     file, names = _locate(path)
     if file.suffix == ".npz":
         _check_npz(file, labels)
-        dataset = load_npz(file, names, preprocessing, lambda count: _draw(count, size, seed)[:size], form.model)
+        dataset: Dataset | Pictures = load_npz(
+            file, names, preprocessing, lambda count: _draw(count, size, seed)[:size], form.model
+        )
     elif form.task == "language":
         dataset = load_text(file, _tokenizer(form), form.length, lambda count: _draw(count, size, seed)[:size])
     else:
         folder = _find(file, labels, form)
         order = _draw(len(folder.paths), size, seed)
         wanted = len(order) if size is None else min(size, len(order))
-        skipped = _Skipped(folder.root, max_skipped, wanted)
-        some = _decode(folder, order, wanted, preprocessing, skipped)
+        skipped = Skipped(folder.root, max_skipped, wanted)
+        some = decode(folder, order, wanted, preprocessing, skipped)
         if some is None:
             raise skipped.all_of_them()
         dataset = some
         skipped.tell(path)
     if size is not None and len(dataset) < size and not at_most:
         warnings.warn(f"{path} holds {len(dataset)} samples, fewer than the {size} asked for: using all", stacklevel=2)
-    check(dataset)
+    _check(dataset)
     return dataset
 
 
@@ -121,6 +160,22 @@ def iter_data(
 
     Arguments and errors are those of `load_data`; `max_skipped` is a share of the whole set.
     """
+    for part in iter_samples(path, preprocessing, labels=labels, max_skipped=max_skipped, chunk=chunk, form=form):
+        if isinstance(part, Pictures):
+            raise own_sizes(path)
+        yield part
+
+
+def iter_samples(
+    path: Path | str,
+    preprocessing: Preprocessing | None,
+    *,
+    labels: Path | None = None,
+    max_skipped: float = MAX_SKIPPED,
+    chunk: int = 512,
+    form: Form = PLAIN,
+) -> Iterator[Dataset | Pictures]:
+    """The same of inputs of one size and of pictures at their own sizes, of which `OWN_SIZES` are read at a time."""
     _check_arguments(chunk, max_skipped)
     file, names = _locate(path)
     if file.suffix == ".npz" or form.task == "language":
@@ -135,55 +190,22 @@ def iter_data(
             yield part
         return
     folder = _find(file, labels, form)
-    skipped = _Skipped(folder.root, max_skipped, len(folder.paths))
+    skipped = Skipped(folder.root, max_skipped, len(folder.paths))
+    if preprocessing is not None and preprocessing.fit == "own":
+        chunk = min(chunk, OWN_SIZES)
     for rows in even_slices(len(folder.paths), chunk):
         order = list(range(len(folder.paths))[rows])
-        if (found := _decode(folder, order, len(order), preprocessing, skipped)) is not None:
-            check(found)
+        if (found := decode(folder, order, len(order), preprocessing, skipped)) is not None:
+            _check(found)
             yield found
     if len(skipped.files) == len(folder.paths):
         raise skipped.all_of_them()
     skipped.tell(path)
 
 
-@dataclass
-class _Skipped:
-    """Files that cannot be read, `share` of `total` at most. `files`: `NAME: REASON`."""
-
-    root: Path
-    share: float
-    total: int
-    files: list[str] = field(default_factory=list)
-
-    def add(self, file: str) -> None:
-        """Take one more.
-
-        Raises:
-            DataError: these are too many.
-        """
-        self.files.append(file)
-        allowed = max(1, int(self.share * self.total)) if self.share else 0  # of a handful no share is a whole one
-        if len(self.files) > allowed:
-            raise DataError(
-                f"{len(self.files)} of {self.total} images in {self.root} cannot be read, more than the "
-                f"{self.share:.1%} that may be skipped: {'; '.join(self.files[:5])}; remove or repair them, or allow "
-                "for more (max_skipped, --max-skipped)"
-            )
-
-    def all_of_them(self) -> DataError:
-        return DataError(f"none of the images in {self.root} can be read: {'; '.join(self.files[:5])}; repair them")
-
-    def tell(self, path: Path | str) -> None:
-        if self.files:
-            warnings.warn(f"{path}: {unreadable(self.files)}", stacklevel=3)
-
-
-@dataclass(frozen=True)
-class _Folder:
-    root: Path
-    paths: Sequence[Path]
-    labels: Sequence[int] | None
-    annotated: Annotated | None = None
+def _check(found: Dataset | Pictures) -> None:
+    if isinstance(found, Dataset):  # decoded pixels are finite
+        check(found)
 
 
 def _tokenizer(form: Form) -> Tokenizer:
@@ -205,7 +227,7 @@ def _find_any(root: Path, split: Split) -> Annotated | None:
     return None
 
 
-def _find(root: Path, labels: Path | None, form: Form) -> _Folder:
+def _find(root: Path, labels: Path | None, form: Form) -> Folder:
     finder = _find_any if form.task == "any" else _FINDERS.get(form.task or "")
     found = None if finder is None else finder(root, form.split)
     if found is None:
@@ -216,7 +238,7 @@ def _find(root: Path, labels: Path | None, form: Form) -> _Folder:
         raise DataError(f"{labels} cannot label {root}, which has targets ({found.origin}); leave it out")
     if not found.paths:
         raise DataError(f"none of the pictures that {root} names are there ({found.origin})")
-    return _Folder(found.root, found.paths, None, found)
+    return Folder(found.root, found.paths, None, found)
 
 
 def _refuse_targets(root: Path, form: Form) -> None:
@@ -264,7 +286,7 @@ def _draw(count: int, size: int | None, seed: int) -> list[int]:
     return order
 
 
-def _find_images(root: Path, labels: Path | None) -> _Folder:
+def _find_images(root: Path, labels: Path | None) -> Folder:
     if not os.path.exists(root):
         raise DataError(f"there is no {root}; give a folder of images or an .npz file")
     if os.path.isfile(root):
@@ -286,74 +308,4 @@ def _find_images(root: Path, labels: Path | None) -> _Folder:
     indices = from_csv(root, paths, found, explicit=labels is not None) if found else None
     if indices is None:
         indices = from_folders(root, paths)
-    return _Folder(root, paths, indices)
-
-
-def _prepared(path: Path, preprocessing: Preprocessing, annotated: Annotated | None) -> tuple[Tensor, Any]:
-    picture = read_image(path, preprocessing.scaled_side if annotated is None else None)
-    try:
-        target = None if annotated is None else annotated.target(path, picture, preprocessing)
-        return preprocessing(picture), target
-    except DataError as error:
-        raise UnreadableError(str(error)) from error
-
-
-def _room(count: int, preprocessing: Preprocessing) -> Tensor:
-    try:
-        return torch.empty(count, preprocessing.channels, *preprocessing.size)
-    except RuntimeError as error:
-        size = count * 4 * preprocessing.channels * math.prod(preprocessing.size)
-        raise DataError(
-            f"{count} pictures of {preprocessing.size[0]}x{preprocessing.size[1]} take {size / 1e9:.1f} GB, more than "
-            "there is; take fewer samples or a smaller size"
-        ) from error
-
-
-def _decode(
-    folder: _Folder,
-    order: Sequence[int],
-    wanted: int,
-    preprocessing: Preprocessing | None,
-    skipped: _Skipped,
-) -> Dataset | None:
-    """Decode images in `order` until `wanted` are read; `None` where none can be. `skipped` gets what cannot."""
-    if preprocessing is None:
-        raise DataError(
-            f"{folder.root} holds images, and the model does not say how to prepare them; "
-            "give a preprocessing with mean, std and size (--mean, --std, --size)"
-        )
-    before = len(skipped.files)
-    output = _room(wanted, preprocessing)
-    taken: list[int] = []
-    targets: list[Any] = []
-    positions = iter(order)
-    with closing(
-        map_ordered(
-            lambda path: _prepared(path, preprocessing, folder.annotated),
-            [folder.paths[index] for index in order],
-        )
-    ) as results:
-        for path, result in results:
-            index = next(positions)
-            if not isinstance(result, UnreadableError):
-                output[len(taken)], target = result
-                targets.append(target)
-                taken.append(index)
-                if len(taken) == wanted:
-                    break
-                continue
-            skipped.add(f"{_name(path, folder.root)}: {result}")
-    if not taken:
-        return None
-    return Dataset(
-        (output[: len(taken)],),
-        None if folder.labels is None else torch.tensor([folder.labels[index] for index in taken]),
-        [_name(folder.paths[index], folder.root) for index in taken],
-        skipped.files[before:],
-        targets=None if folder.annotated is None else targets,
-        origin="" if folder.annotated is None else folder.annotated.origin,
-    )
-
-
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    return Folder(root, paths, indices)

@@ -18,7 +18,7 @@ from brecq.text import shown
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Color = Literal["RGB", "BGR", "GRAY"]
-Fit = Literal["crop", "letterbox", "corner", "original"]
+Fit = Literal["crop", "letterbox", "corner", "original", "own"]
 
 MOST_SIDE = 16_384
 MOST_PIXELS = 2**27
@@ -72,7 +72,8 @@ class Preprocessing:
         fit: what becomes of pictures with another aspect ratio than `size`: `crop` cuts off what sticks out (or, with
             `resize=None`, distorts them); `letterbox` scales them until they fit and pads both sides alike, `corner`
             pads at the right and the bottom; `original` leaves the scale alone: larger pictures are cropped in the
-            middle, smaller ones padded at the right and the bottom.
+            middle, smaller ones padded at the right and the bottom; `own` leaves each picture as large as it is, for
+            detectors that take a list of pictures and resize them themselves: `size` is that of `example` alone.
         fill: what is padded with, per channel (red, green, blue) of pixels in [0, 1].
         multiple: `size` is rounded up to a multiple of it, as networks with several scales need (32 is common).
     """
@@ -129,12 +130,12 @@ class Preprocessing:
     def __call__(self, image: Image.Image) -> Tensor:
         """The network input for one picture: float32 [3 or 1, height, width], normalized."""
         part, top, left = self._visible(image if image.mode == "RGB" else image.convert("RGB"))
-        return self._on_canvas(self.normalize(part), top, left)
+        return self.normalize(part) if self.fit == "own" else self._on_canvas(self.normalize(part), top, left)
 
     def crop(self, image: Image.Image) -> Image.Image:
-        """Scale, and crop or pad to `size`; the result is an RGB picture of exactly that size."""
+        """Scale, and crop or pad to `size`; the result is an RGB picture of exactly that size (`own`: its own)."""
         part, top, left = self._visible(image if image.mode == "RGB" else image.convert("RGB"))
-        if (part.height, part.width) == self.size:
+        if self.fit == "own" or (part.height, part.width) == self.size:
             return part
         fill = tuple(round(255 * value) for value in self.fill) * (3 // self.channels)
         canvas = Image.new("RGB", (self.size[1], self.size[0]), fill)
@@ -144,6 +145,8 @@ class Preprocessing:
     def place_mask(self, mask: Image.Image, outside: int) -> np.ndarray:
         """A mask of class indices (mode L or P) as it lies on the input: uint8 [height, width], nearest pixels."""
         part, top, left = self._visible(mask, Image.Resampling.NEAREST)
+        if self.fit == "own":
+            return np.array(part)
         pixels = np.full(self.size, outside, dtype=np.uint8)
         pixels[top : top + part.height, left : left + part.width] = np.asarray(part)
         return pixels
@@ -165,7 +168,7 @@ class Preprocessing:
             resampling = _RESAMPLING[self.interpolation]
         if (frame.width, frame.height) != image.size:
             image = image.resize((frame.width, frame.height), resampling)
-        height, width = self.size
+        height, width = (image.height, image.width) if self.fit == "own" else self.size
         left, top = max(-frame.left, 0), max(-frame.top, 0)
         right, bottom = min(frame.width, width - frame.left), min(frame.height, height - frame.top)
         return image.crop((left, top, right, bottom)), max(frame.top, 0), max(frame.left, 0)
@@ -181,6 +184,8 @@ class Preprocessing:
 
     def _frame(self, height: int, width: int) -> _Frame:
         room_y, room_x = self.size
+        if self.fit == "own":
+            return _Frame(height, width, 0, 0)
         if self.fit == "crop":
             scaled_height, scaled_width = self._scaled(height, width)
             # Python's round, half to even, is what torchvision's center crop does
@@ -258,12 +263,22 @@ class Preprocessing:
     def replace(self, **changes: Any) -> Preprocessing:
         """A copy with `changes`; unknown names raise `ConfigError`.
 
-        A new `size` alone also scales `resize`, so that the same share of the picture is seen.
+        A new `size` alone also scales `resize`, so that the same share of the picture is seen; of pictures at their
+        own sizes it makes ones that are fitted into it and padded at the right and the bottom.
         """
         known = {field.name for field in dataclasses.fields(self)}
         unknown = sorted(set(changes) - known)
         if unknown:
             raise ConfigError(f"unknown preprocessing setting {unknown[0]!r}; choose from {', '.join(sorted(known))}")
+        if self.fit == "own" and "fit" not in changes and "size" in changes and changes.get("resize") is None:
+            changes = {**changes, "fit": "corner"}
+        fit = changes.get("fit", "crop" if changes.get("resize") is not None else self.fit)
+        idle = [name for name in ("size", "resize", "interpolation", "fill", "multiple") if name in changes]
+        if fit == "own" and idle:
+            raise ConfigError(
+                f"{idle[0]} is {shown(changes[idle[0]])}, and pictures at their own sizes (fit own) are neither "
+                "scaled nor padded; leave it out, or choose another fit, such as corner"
+            )
         if changes.get("fit", "crop") != "crop" or (changes.get("resize") is not None and "fit" not in changes):
             # a crop and a fit exclude each other: the one that is asked for wins
             changes = {"resize": None, **changes} if "fit" in changes else {"fit": "crop", **changes}
@@ -276,9 +291,16 @@ class Preprocessing:
                 changes["resize"] = tuple(max(round(r * new / old), new) for r, new, old in ratios)
         return dataclasses.replace(self, **changes)
 
+    def in_one_size(self) -> Preprocessing:
+        """The same where all pictures get one size; of pictures at their own sizes one that fits them into `size`."""
+        return self.replace(fit="corner") if self.fit == "own" else self
+
     def describe(self) -> str:
         """One line for people."""
         height, width = self.size
+        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        if self.fit == "own":
+            return f"each picture at its own size, {self.color} in [0, 1], mean {mean}, std {std}"
         if self.fit != "crop":
             how = {"letterbox": "scale to fit into", "corner": "scale to fit into", "original": "no scaling, onto"}
             where = "both sides" if self.fit == "letterbox" else "the right and the bottom"
@@ -289,7 +311,6 @@ class Preprocessing:
         else:
             scale = f"short side to {self.resize}" if isinstance(self.resize, int) else "{}x{}".format(*self.resize)
             geometry = f"scale {scale}, crop {height}x{width}"
-        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
         return f"{geometry} ({self.interpolation}), {self.color} in [0, 1], mean {mean}, std {std}"
 
     def to_dict(self) -> dict[str, Any]:

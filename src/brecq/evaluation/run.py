@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from brecq.checks import FITTING, advice, check_device, running
 from brecq.data.calls import begun, listed_pictures, pictures_of
 from brecq.data.collect import stream
 from brecq.data.dataset import Dataset
+from brecq.data.pictures import Pictures
 from brecq.devices import on_device
 from brecq.errors import DataError
 from brecq.evaluation.outcome import Evaluation
@@ -39,7 +39,7 @@ def _batch_of(data: Dataset) -> int:
 
 def evaluate(
     model: nn.Module,
-    data: Dataset | Iterable[Any] | Tensor,
+    data: Dataset | Pictures | Iterable[Any] | Tensor,
     *,
     metric: Metric | Callable[..., Any] | str | None = None,
     reference: nn.Module | None = None,
@@ -70,6 +70,8 @@ def evaluate(
             returns a number, the numbers of the N samples [N], or either by name: it is averaged over samples. It is
             copied, once a network.
         batch_size: samples at a time; `None`: 64, fewer where a sample holds more numbers than a picture of 256×256.
+            Lists of pictures are given as they are; of pictures that brecq read at their own sizes one at a time, as
+            detectors pad those of a list to the largest.
         device: where both networks run, and are moved back from; `auto` is the CUDA device where there is one.
         output: name, or place in a tuple, of the output that holds class scores, where that is none of these.
         class_axis: the axis of classes, where the scores have another layout.
@@ -82,7 +84,7 @@ def evaluate(
     checked("batch_size", batch_size, int | None, BATCH_SIZE)
     tally = Tally(None if output is None else str(output), class_axis)
     judge = None if metric is None else Judge(metric)
-    if isinstance(data, Dataset):
+    if isinstance(data, (Dataset, Pictures)):
         with _naming(data):
             check_counted(None if judge is None else judge.model, [data.answers])  # before it is run
     result = _run(model, data, tally, judge, reference, batch_size, device)
@@ -91,16 +93,21 @@ def evaluate(
 
 
 def try_out(
-    model: nn.Module, few: Dataset, metric: Metric | Callable[..., Any] | str | None, reference: nn.Module | None,
-    device: torch.device | str, output: str | None = None, class_axis: int | None = None,
-) -> None:  # fmt: skip
+    model: nn.Module,
+    few: Dataset | Pictures,
+    metric: Metric | Callable[..., Any] | str | None,
+    reference: nn.Module | None,
+    device: torch.device | str,
+    output: str | None = None,
+    class_axis: int | None = None,
+) -> None:
     """Raise what `evaluate` would raise of a few samples. None of their targets need count: those of others may."""
     _run(model, few, Tally(output, class_axis), None if metric is None else Judge(metric), reference, None, device)
 
 
 def _run(
     model: nn.Module,
-    data: Dataset | Iterable[Any] | Tensor,
+    data: Dataset | Pictures | Iterable[Any] | Tensor,
     tally: Tally,
     judge: Judge | None,
     reference: nn.Module | None,
@@ -120,7 +127,11 @@ def _run(
                 expected = None if reference is None else _call(reference, few, device)
                 found = _call(model, few, device)
             if judge is None:
-                assert isinstance(few, Dataset)
+                if isinstance(few, Pictures):
+                    raise DataError(
+                        "pictures at their own sizes are for a detector, which a metric judges; give one (--task "
+                        "detection, metric='detection')"
+                    )
                 tally.add(found, few, expected)
             else:
                 tally.add_judged(found, expected, len(few))
@@ -137,37 +148,30 @@ def _run(
     return result
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """A list of pictures [C, H, W] of any sizes, a detector's one argument; `answers`: a target for each."""
-
-    pictures: list[Tensor]
-    answers: Any
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-
-def _as_pictures(element: Any) -> _Pictures:
+def _as_pictures(element: Any) -> Pictures:
     pictures = pictures_of(element)
     if pictures is None:
         raise DataError(f"an element of the data is {type(element).__name__}, no list of pictures as the first one is")
     paired = isinstance(element[0], (list, tuple))
     if paired and (len(element) != 2 or len(element[1]) != len(pictures)):
         raise DataError(f"an element of the data has {len(pictures)} pictures; give a list of as many targets beside")
-    return _Pictures(pictures, element[1] if paired else None)
+    return Pictures(pictures, element[1] if paired else None)
 
 
-def _what_to_do(model: nn.Module, few: Dataset | _Pictures) -> str:
-    return FITTING if isinstance(few, _Pictures) else advice(model, few)
+def _what_to_do(model: nn.Module, few: Dataset | Pictures) -> str:
+    return FITTING if isinstance(few, Pictures) else advice(model, few)
 
 
-def _batches(data: Any, model: nn.Module, size: int | None, judged: bool) -> Iterator[Dataset | _Pictures]:
+def _batches(data: Any, model: nn.Module, size: int | None, judged: bool) -> Iterator[Dataset | Pictures]:
     """Batches as they are collected or, for a metric, those of a detector's data loader: lists of pictures alone or
     beside a list of targets."""
-    if judged and isinstance(data, Iterable) and not isinstance(data, (Dataset, Tensor)):
+    data = [data] if isinstance(data, Pictures) else data
+    if isinstance(data, Iterable) and not isinstance(data, (Dataset, Tensor)):
         first, data = begun(data)
-        if first is not None and listed_pictures(first, model) is not None:
+        if isinstance(first, Pictures):
+            yield from (few for part in data for few in part.batches(size or 1))
+            return
+        if judged and first is not None and listed_pictures(first, model) is not None:
             yield from map(_as_pictures, data)
             return
     for part in stream(data, model=model):
@@ -176,18 +180,18 @@ def _batches(data: Any, model: nn.Module, size: int | None, judged: bool) -> Ite
 
 
 @contextmanager
-def _naming(few: Dataset | _Pictures) -> Iterator[None]:
+def _naming(few: Dataset | Pictures) -> Iterator[None]:
     """A `DataError` of these samples names the first and the last of them, where they have names."""
     try:
         yield
     except DataError as error:
-        if isinstance(few, _Pictures) or not few.names:
+        if not few.names:
             raise
         ends = dict.fromkeys((few.names[0], few.names[-1]))
         raise DataError(f"{' to '.join(ends)}: {error}") from error
 
 
-def _call(model: nn.Module, few: Dataset | _Pictures, device: torch.device) -> Any:
-    if isinstance(few, _Pictures):
+def _call(model: nn.Module, few: Dataset | Pictures, device: torch.device) -> Any:
+    if isinstance(few, Pictures):
         return model([picture.to(device, copy=True) for picture in few.pictures])
     return call(model, few.arguments([in_kind(value.to(device)) for value in few.inputs]))

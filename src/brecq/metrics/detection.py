@@ -68,6 +68,8 @@ class Detection(Task):
         self._found: list[Boxes] = []
         self._targets: list[Boxes] = []
         self._beyond = self._sized = 0
+        self._compared = self._expected = 0
+        self._against_reference = False
 
     def boxes(self, outputs: Any) -> list[Boxes]:
         """What the network found, a dictionary a picture, in pixels of its input, best first.
@@ -153,12 +155,21 @@ class Detection(Task):
         return {_NAMES[name]: 100 * values[name] for name in _NAMES if values[name] >= 0}  # -1: no such objects
 
     def notes(self) -> list[str]:
-        """Of boxes that stick out of their pictures, if those are more than one in ten: hardly any are right."""
+        """Of a reference that is sure of nothing, and of boxes that stick out of their pictures, if those are more
+        than one in ten: hardly any are right."""
+        found = []
+        if self._compared and not self._expected:
+            what = "there is no AP against it, and flips" if self._against_reference else "flips"
+            found.append(
+                f"no box of the float network has a score of {self.sure:g} or more, from which on boxes are compared: "
+                f"{what} say nothing of what it finds"
+            )
         if 10 * self._beyond <= self._sized:
-            return []
+            return found
         return [
+            *found,
             f"{self._beyond} of {self._sized} boxes of the targets stick out of their pictures; check that they are "
-            "x, y, width, height (COCO), or cx, cy, w, h in shares of the sides (YOLO)"
+            "x, y, width, height (COCO), or cx, cy, w, h in shares of the sides (YOLO)",
         ]
 
     def counted(self, targets: Any) -> int:
@@ -166,6 +177,7 @@ class Detection(Task):
 
     def targets_of(self, outputs: Any) -> list[Boxes]:
         """Sure boxes; one without area is nothing that another network could find."""
+        self._against_reference = True
         sure = []
         for found in self.boxes(outputs):
             boxes = found["boxes"]
@@ -177,6 +189,8 @@ class Detection(Task):
         for each in zip(self.boxes(outputs), self.boxes(reference), strict=True):
             found, expected = (self._sure(boxes) for boxes in each)
             total = len(found[0]) + len(expected[0])
+            self._compared += 1
+            self._expected += len(expected[0])
             self._count(total - 2 * len(partners(found, expected)), total)
 
     def _sure(self, found: Boxes) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from brecq.data.dataset import Dataset
+from brecq.data.pictures import Pictures
 from brecq.data.preprocessing import Preprocessing
 from brecq.devices import on_device
-from brecq.forward import call, evaluating, even_slices
+from brecq.forward import Inputs, call, evaluating, even_slices
 from brecq.labels import IGNORED
 from brecq.page.record import Box, Changed, Detected
 
@@ -69,7 +70,7 @@ def changed_decisions(
 def detections(
     floating: nn.Module,
     quantized: nn.Module,
-    data: Dataset,
+    data: Dataset | Pictures,
     boxes: Callable[[Any], Sequence[Mapping[str, Tensor]]],
     sure: float,
     preprocessing: Preprocessing | None,
@@ -81,17 +82,29 @@ def detections(
     `boxes`: from what a network returns to a dictionary (boxes, scores, labels) a picture. `names`: of labels; others
     are shown as numbers. Nothing where inputs are no pictures.
     """
-    if preprocessing is None or len(data.inputs) != 1:
+    if preprocessing is None or (isinstance(data, Dataset) and len(data.inputs) != 1):
         return []
     few = data.subset(slice(0, min(len(data), BOXED)))
-    inputs = few.arguments([value.to(device) for value in few.inputs])
+    inputs: list[Tensor] = list(few.pictures) if isinstance(few, Pictures) else list(few.inputs[0])
+    calls: list[Inputs | list[Tensor]] = []
+    if isinstance(few, Pictures):  # each alone, as they are evaluated
+        calls += [[picture.to(device)] for picture in inputs]
+    else:
+        calls.append(few.arguments([value.to(device) for value in few.inputs]))
+    found: list[list[Mapping[str, Tensor]]] = []
     with on_device(device, floating, quantized), evaluating(floating, quantized):
-        before, after = (boxes(call(model, inputs)) for model in (floating, quantized))
-    height, width = few.inputs[0].shape[-2:]
-    pictures = [_jpeg(pixels, BOXED_SIDE) for pixels in preprocessing.to_pixels(few.inputs[0])]
-    found = zip(pictures, before, after, strict=True)
-    named = names or {}
-    return [Detected(picture, width, height, _rows(x, sure, named), _rows(y, sure, named)) for picture, x, y in found]
+        for model in (floating, quantized):
+            found.append([each for given in calls for each in boxes(_run(model, given))])
+    named, drawn = names or {}, []
+    for picture, *both in zip(inputs, *found, strict=True):
+        (pixels,) = preprocessing.to_pixels(picture[None])
+        rows = (_rows(each, sure, named) for each in both)
+        drawn.append(Detected(_jpeg(pixels, BOXED_SIDE), picture.shape[-1], picture.shape[-2], *rows))
+    return drawn
+
+
+def _run(model: nn.Module, given: Inputs | list[Tensor]) -> Any:
+    return model([picture.clone() for picture in given]) if isinstance(given, list) else call(model, given)
 
 
 def _rows(found: Mapping[str, Tensor], sure: float, names: Mapping[int, str]) -> list[Box]:

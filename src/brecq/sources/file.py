@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import SourceError
 from brecq.sources.source import Source, unknown_name
+from brecq.sources.torchvision_models import as_detector, is_detector
 from brecq.sources.weights import load_weights, read_weights
 
 
@@ -35,7 +36,8 @@ def load_file_source(path: Path, attribute: str, spec: str, weights: Path | None
     if weights is not None:
         load_weights(model, read_weights(weights, trust_pickle=trust_pickle), weights)
     name = f"{path.name}:{attribute}"
-    return Source(name, model.eval(), preprocessing, _example(model, preprocessing, spec), spec)
+    source = Source(name, model.eval(), preprocessing, _example(model, preprocessing, spec), spec)
+    return as_detector(source) if is_detector(model) else source
 
 
 def load_attribute(path: Path, attribute: str, spec: str, what: str = "model") -> Any:

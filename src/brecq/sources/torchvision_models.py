@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from brecq.sources.source import Source, require, unknown_name
 from brecq.sources.weights import fit_classes, load_weights, read_weights
 
 DETECTION_SIZE = 640
-"""Side of a detector's example pictures, where its metadata leaves pictures at their own size."""
+"""Side of a detector's example pictures: those of data stay at their own sizes."""
 
 
 def load_torchvision(
@@ -68,9 +69,7 @@ def load_torchvision(
         if name in _WITHOUT_EPS:
             _settle_eps(model, state, weights, published.COCO_V1.url)
     source = Source(name, model.eval(), preprocessing, (preprocessing.example(),), spec)
-    if ".detection" in published.__module__:
-        source = dataclasses.replace(source, submodules=detector_parts(model), task="detection")
-    return source
+    return as_detector(source) if ".detection" in published.__module__ else source
 
 
 _WITHOUT_EPS = {
@@ -113,6 +112,28 @@ def detector_parts(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in _PARTS if name in modules)
 
 
+def as_detector(source: Source) -> Source:
+    """The source of one of torchvision's detectors: quantized in parts, and given pictures at their own sizes."""
+    preprocessing = source.preprocessing or _AS_THEY_ARE
+    inputs = source.example_inputs or (preprocessing.example(),)
+    return dataclasses.replace(
+        source, preprocessing=preprocessing, example_inputs=inputs, submodules=detector_parts(source.model),
+        task="detection",
+    )  # fmt: skip
+
+
+def is_detector(model: nn.Module) -> bool:
+    """Whether a network is of one of torchvision's classes of detectors, which take lists of pictures."""
+    transforms = sys.modules.get("torchvision.models.detection.transform")
+    return transforms is not None and isinstance(
+        getattr(model, "transform", None), transforms.GeneralizedRCNNTransform
+    )
+
+
+_AS_THEY_ARE = Preprocessing((0.0,), (1.0,), (DETECTION_SIZE, DETECTION_SIZE), None, fit="own")
+"""Detectors normalize and resize inside, each picture by itself."""
+
+
 def torchvision_preprocessing(transform: Any, spec: str) -> Preprocessing:
     """From the transforms that come with torchvision's weights."""
     kind = type(transform).__name__
@@ -128,8 +149,7 @@ def torchvision_preprocessing(transform: Any, spec: str) -> Preprocessing:
             tuple(transform.mean), tuple(transform.std), (side, side), side, transform.interpolation.value
         )
     if kind == "ObjectDetection":
-        # detectors normalize and resize inside
-        return Preprocessing((0.0,), (1.0,), (DETECTION_SIZE, DETECTION_SIZE), DETECTION_SIZE)
+        return _AS_THEY_ARE
     raise SourceError(
         f"{spec} takes {'videos' if kind == 'VideoClassification' else 'several pictures'}; "
         "write a function that returns the model with an attribute example_inputs, and give it as file.py:name"

@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-import brecq.data
 from brecq.cli import inputs
 from brecq.cli.inputs import Draw, EvaluationData, override_preprocessing, tell_data, use_device
 from brecq.cli.options import Machine
-from brecq.data import Form, Preprocessing
+from brecq.data import Form, Preprocessing, load
 from brecq.errors import ConfigError, DataError
 from brecq.evaluation import evaluate
 
@@ -43,8 +42,8 @@ def test_without_a_preprocessing_of_its_own_a_model_needs_mean_std_and_size() ->
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Data is read 8 samples at a time; the list counts the passes over it."""
     passes: list[int] = []
-    read = functools.partial(brecq.data.iter_data, chunk=8)
-    monkeypatch.setattr(brecq.data, "iter_data", lambda *a, **k: (passes.append(1), read(*a, **k))[1])
+    read = functools.partial(load.iter_samples, chunk=8)
+    monkeypatch.setattr(load, "iter_samples", lambda *a, **k: (passes.append(1), read(*a, **k))[1])
     return passes
 
 

@@ -71,7 +71,6 @@ def arguments() -> argparse.Namespace:
     found.add_argument(
         "--paper-steps", type=float, nargs="+", default=[0.005, 0.05], metavar="X", help="shares of the paper's steps"
     )
-    found.add_argument("--mirrored", action="store_true", help="learn from mirrored pictures as well")
     found.add_argument("--plot", action="store_true", help="measure nothing, draw what the tables show")
     found.add_argument("--calibration", type=int, metavar="N", help="calibration samples")
     found.add_argument("--validation", action="store_true", help="measure on the images to choose by")
@@ -105,8 +104,7 @@ def configs(options: argparse.Namespace, setting: str) -> list[tuple[str, QuantC
             continue
         for share in options.paper_steps if name in ("paper", "official") else (1.0,):
             changed = with_steps(recipe, options.steps, share)
-            row = f"{name}{', mirrored' * options.mirrored} ({describe_steps(changed)})"
-            found.append((row, QuantConfig(*bits(setting), recipe=changed, mirrored=options.mirrored)))
+            found.append((f"{name} ({describe_steps(changed)})", QuantConfig(*bits(setting), recipe=changed)))
     return found
 
 

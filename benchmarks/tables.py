@@ -62,7 +62,6 @@ EXPORTED = {
 """Rows of deploy.py, and the targets that their networks are initialized for."""
 SHORT = ("fast (25 steps)", "fast (100 steps)")
 THOROUGH = "thorough (1200 steps)"
-MIRRORED = "fast, mirrored (300 steps)"
 PUBLISHED = ("official (1000 + 1000 steps)", "paper (1000 + 1000 steps)")
 """The published method in brecq, steps on weights and on step sizes."""
 AUTHORS = {"W2A32": (78.95, 2103), "W2A4": (77.25, 3040)}
@@ -227,9 +226,7 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "data-free": calibrated,
     "mixed-precision": mixed,
     "headline": headline,
-    "clock-resnet20": partial(
-        clock, "resnet20", CLOCK, ("instant", *SHORT, FAST, MIRRORED, THOROUGH, *PUBLISHED), authors=True
-    ),
+    "clock-resnet20": partial(clock, "resnet20", CLOCK, ("instant", *SHORT, FAST, THOROUGH, *PUBLISHED), authors=True),
     "clock-efficientnet_lite0": partial(
         clock,
         "efficientnet_lite0",

@@ -98,7 +98,6 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--methods", nargs="+", choices=("nearest", "fast"), default=["nearest", "fast"])
     found.add_argument("--batch-size", type=int, metavar="N", help="in place of 8 (denoiser: 32, in parts: 4)")
     found.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change the recipe")
-    found.add_argument("--mirrored", action="store_true", help="learn from mirrored pictures as well")
     found.add_argument("--validation", action="store_true", help="measure on pictures to choose by")
     found.set_defaults(steps=80)
     add_jobs(found)
@@ -122,9 +121,9 @@ def list_cells(options: argparse.Namespace) -> list[Cell]:
                 cells.append(Cell(network, "rounding to nearest", setting, *sizes, nearest, detail))
             mine = recipe.replace(batch_size=batch)
             told = (f"{describe_steps(mine)}", f"batch {batch}", f"{sizes[0]} pictures", *options.set, detail)
-            row = f"fast{', mirrored' * options.mirrored} ({', '.join(filter(None, told))})"
+            row = f"fast ({', '.join(filter(None, told))})"
             for seed in options.seeds if "fast" in options.methods else ():
-                config = QuantConfig(weights, activations, recipe=mine, mirrored=options.mirrored, seed=seed)
+                config = QuantConfig(weights, activations, recipe=mine, seed=seed)
                 cells.append(Cell(network, row, setting, *sizes, config, detail))
     return cells
 

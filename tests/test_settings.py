@@ -123,7 +123,6 @@ ROWS = {
     "method": Row(NEAREST, "stages codes", "nearest"),
     "recipe": Row({"recipe": "paper"}, "stages codes"),
     "autocast": Row({"autocast": "bf16"}, "activations", "steps scope"),
-    "mirrored": Row({"mirrored": True}, "codes activations nearest", "steps scope"),
     "memory_budget": Row({"memory_budget": 600_000_000}, "", "codes scales activations biases nearest after steps"),
     "class_axis": Row({"class_axis": 1}, "codes", "nearest steps", {**FISHER, "dense": True}),
     "auto_high_precision": Row(

@@ -56,8 +56,8 @@ def _weights(config: QuantConfig) -> bool:
 
 
 IDLE = (
-    Idle((*EVERY, "recipe", "autocast", "mirrored"), NEAREST, lambda c: c.method == "rtn"),
-    Idle((*(set(LEARNED) - {"steps", "activation_steps", "joint"}), "autocast", "mirrored"),
+    Idle((*EVERY, "recipe", "autocast"), NEAREST, lambda c: c.method == "rtn"),
+    Idle((*(set(LEARNED) - {"steps", "activation_steps", "joint"}), "autocast"),
          "a recipe of 0 steps takes none along the gradient", lambda c: not c.learns),
     Idle(("tuning",), "it is a multiple of steps, which is 0", lambda c: not c.recipe.steps),
     Idle(TUNING, "there is no end-to-end tuning (tuning, or both of its rates, are 0)",

@@ -62,7 +62,6 @@ OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "batch_size": (["--batch-size", "5"], {"config.recipe": Recipe(batch_size=5)}),
     "qdrop": (["--qdrop", "0"], {"config.recipe": Recipe(qdrop=0.0)}),
     "loss": (["--loss", "fisher"], {"config.recipe": Recipe(loss="fisher")}),
-    "mirrored": (["--mirrored"], {"config.mirrored": True}),
     "autocast": (["--autocast", "bf16"], {"config.autocast": "bf16"}),
     "memory_budget": (["--memory-budget", "2MiB"], {"config.memory_budget": 2**21}),
     "class_axis": (["--class-axis", "-1"], {"config.class_axis": -1}),

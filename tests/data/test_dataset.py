@@ -80,19 +80,3 @@ def test_check_shapes() -> None:
         check(dataset(), like=(torch.randn(2, 3, 8, 8),))
     with pytest.raises(DataError, match=r"the network takes \[3, 4, 4\], \[2\]"):
         check(dataset(), like=(torch.randn(2, 3, 4, 4), torch.randn(2, 2)))
-
-
-def test_mirror_images_stand_behind_the_pictures_and_what_is_no_picture_is_repeated() -> None:
-    pictures, numbers = torch.arange(24.0).reshape(2, 1, 3, 4), torch.tensor([[1.0], [2.0]])
-    data = Dataset((pictures, numbers), torch.tensor([3, 4]), ["a.png", "b.png"], keys=("x", "scale")).mirrored()
-    assert torch.equal(data.inputs[0], torch.cat([pictures, pictures[..., [3, 2, 1, 0]]]))
-    assert data.inputs[1].flatten().tolist() == [1.0, 2.0, 1.0, 2.0]
-    assert data.labels is not None
-    assert data.labels.tolist() == [3, 4, 3, 4]
-    assert (data.names, data.keys) == (["a.png", "b.png", "a.png, mirrored", "b.png, mirrored"], ("x", "scale"))
-
-
-@pytest.mark.parametrize("inputs", [torch.zeros(2, 8), torch.zeros(2, 3, 4, 4, dtype=torch.uint8)])
-def test_what_holds_no_pictures_cannot_be_mirrored(inputs: torch.Tensor) -> None:
-    with pytest.raises(DataError, match=r"mirrored is for pictures, .* the data has .* \[2, .*leave it out"):
-        Dataset((inputs,)).mirrored()

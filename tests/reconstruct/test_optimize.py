@@ -270,9 +270,3 @@ def test_a_batch_that_needs_much_memory_is_cut_beforehand(lab, monkeypatch: pyte
     parts = lab.run(qdrop=0.0, steps=3)
     assert sizes[:26] == [4, 2, *[2] * 24]  # looked at, then three steps of sixteen samples
     assert parts.reports[0].error_after == pytest.approx(whole.reports[0].error_after, rel=1e-3)
-
-
-def test_mirror_images_of_what_is_held_out_are_held_out() -> None:
-    held = hold_out(96, 0.125, 0, mirrored=True)
-    assert held.tolist() == [*hold_out(48, 0.125, 0).tolist(), *(hold_out(48, 0.125, 0) + 48).tolist()]
-    assert len(hold_out(2000, 0.125, 0, mirrored=True)) == 250

@@ -132,8 +132,8 @@ def command(folder: Path, *more: str) -> int:
     texts = [str(word) for word in words]
     with folder.with_suffix(".out").open("w") as out, redirect_stdout(out), redirect_stderr(out):
         # the page names the command, and the folder that it was typed for
-        typed = mock.patch("brecq.cli.report.typed", lambda: "brecq quantize")
-        with mock.patch("time.perf_counter", lambda: 0.0), typed:
+        typed = mock.patch("brecq.cli.report.typed", return_value="brecq quantize")
+        with mock.patch("time.perf_counter", return_value=0.0), typed:
             return int(app(texts, standalone_mode=False) or 0)
 
 

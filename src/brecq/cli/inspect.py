@@ -32,17 +32,7 @@ PRODUCTS = {
 }  # fmt: skip
 """Operators that multiply and accumulate besides: of activations with each other, or step by step."""
 
-OF_RUNS = (
-    "method",
-    "recipe",
-    "mirrored",
-    "autocast",
-    "memory_budget",
-    "class_axis",
-    "outputs",
-    "auto_high_precision",
-    "seed",
-)
+OF_RUNS = ("method", "recipe", "autocast", "memory_budget", "class_axis", "outputs", "auto_high_precision", "seed")
 """Settings of how a network is learned, which change nothing of what is shown here."""
 
 

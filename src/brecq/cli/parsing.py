@@ -16,8 +16,8 @@ from brecq.text import parse_settings
 
 
 def typed() -> str:
-    """The command line that repeats what this process does, as a shell would take it: of a run that was resumed the one
-    that began it."""
+    """The command line that repeats what this process does, as a shell would take it: of a run that was resumed the
+    one that began it."""
     return shlex.join(["brecq", *(word for word in sys.argv[1:] if word != "--resume")])
 
 

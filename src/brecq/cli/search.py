@@ -113,7 +113,7 @@ def search(
     calibration: Calibration,
     judged: Annotated[Judged, Without(("metric", "decode"))],
     changes: o.Changes,
-    config: Annotated[QuantConfig, Without(("weights", "method", "autocast", "mirrored"))],
+    config: Annotated[QuantConfig, Without(("weights", "method", "autocast"))],
     checkpoint: o.Checkpoint,
     machine: o.Machine,
 ) -> None:

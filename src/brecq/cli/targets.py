@@ -70,19 +70,7 @@ def check(
     spec: o.Spec,
     config: Annotated[
         QuantConfig,
-        Without(
-            (
-                "method",
-                "recipe",
-                "mirrored",
-                "autocast",
-                "memory_budget",
-                "class_axis",
-                "seed",
-                "granularity",
-                "blocks",
-            )
-        ),
+        Without(("method", "recipe", "autocast", "memory_budget", "class_axis", "seed", "granularity", "blocks")),
     ],
     checkpoint: o.Checkpoint,
     changes: o.Changes,

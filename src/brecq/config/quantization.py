@@ -105,12 +105,6 @@ class QuantConfig:
     )
     method: Method = setting("reconstruct", "rtn: rounding to nearest, the baseline", panel=HOW)
     recipe: Recipe = setting(factory=lambda: Recipe.preset("fast"), help="hyper-parameters of the reconstruction")
-    mirrored: bool = setting(
-        False,
-        "learn from calibration pictures [N, C, H, W] mirrored left to right as well, as many again: worth it where "
-        "the steps pass over few small pictures many times",
-        flags=("--mirrored/--no-mirrored",), panel=HOW,
-    )
     autocast: Autocast = setting(
         "off", "bf16: run convolutions and linear layers in bfloat16 while reconstructing", panel=HOW
     )
@@ -162,11 +156,6 @@ class QuantConfig:
     def learns(self) -> bool:
         """Whether it takes steps along the gradient."""
         return self.method == "reconstruct" and bool(self.recipe.steps or self.recipe.activation_steps)
-
-    @property
-    def mirrors(self) -> bool:
-        """Whether mirror images are added to the calibration data."""
-        return self.mirrored and self.learns
 
     @property
     def has_wider_ends(self) -> bool:

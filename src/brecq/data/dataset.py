@@ -83,27 +83,6 @@ class Dataset:
             targets=_rows(self.targets, positions),
         )
 
-    def mirrored(self) -> Dataset:
-        """The samples, and behind them, in the same order, the same with pictures [N, C, H, W] mirrored left to right
-        and what else there is as it was. Targets, which may be about places in pictures, are left out.
-
-        Raises:
-            DataError: no input holds pictures.
-        """
-        if not any(map(_is_picture, self.inputs)):
-            shapes = ", ".join(f"{x.dtype} {list(x.shape)}" for x in self.inputs)
-            raise DataError(
-                f"mirrored is for pictures, floating point [N, C, H, W], and the data has {shapes}; leave it out"
-            )
-        return Dataset(
-            tuple(torch.cat([x, x.flip(-1) if _is_picture(x) else x]) for x in self.inputs),
-            None if self.labels is None else self.labels.repeat(2),
-            [*self.names, *(f"{name}, mirrored" for name in self.names)],
-            self.skipped,
-            self.keys,
-            self.origin,
-        )
-
     @property
     def answers(self) -> Tensor | Sequence[Any] | None:
         """What is right: the targets, or the labels."""
@@ -147,10 +126,6 @@ def unreadable(skipped: Sequence[str]) -> str:
     one = len(skipped) == 1
     named = "; ".join([*skipped[:5], *(["..."] if len(skipped) > 5 else [])])
     return f"{len(skipped)} file{'' if one else 's'} cannot be read and {'is' if one else 'are'} left out: {named}"
-
-
-def _is_picture(value: Tensor) -> bool:
-    return value.is_floating_point() and value.ndim == 4
 
 
 def _rows(targets: Tensor | Sequence[Any] | None, positions: Sequence[int]) -> Tensor | Sequence[Any] | None:

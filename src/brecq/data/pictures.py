@@ -72,12 +72,6 @@ class Pictures:
         for rows in even_slices(len(self), size):
             yield self.subset(rows)
 
-    def mirrored(self) -> Pictures:
-        """The pictures, and behind them the same mirrored left to right. Targets are left out."""
-        names = [*self.names, *(f"{name}, mirrored" for name in self.names)]
-        pictures = [*self.pictures, *(picture.flip(-1) for picture in self.pictures)]
-        return Pictures(pictures, None, names, self.skipped, self.origin)
-
     def digest(self) -> str:
         """SHA-256 over dtypes, shapes and bytes of the pictures: equal data, equal digest, whatever the names."""
         sha = hashlib.sha256()

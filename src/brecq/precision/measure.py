@@ -99,9 +99,6 @@ def measure_sensitivity(
     data = collect(calibration, None, model=model)
     if quality == "reconstructed":
         check_labels(config, data.labels)
-    config = config.replace(mirrored=config.mirrors and quality == "reconstructed")
-    if config.mirrors:
-        data = data.mirrored()
     share = ranks.current().share(len(data))
     network, anatomy = _dissect(model, data, config, wanted, progress)
     table = _without_terms(network, anatomy, data, config, wanted)

@@ -50,8 +50,7 @@ class Run:
     @cached_property
     def held(self) -> Tensor:
         """Indices of the samples that nothing is learned from."""
-        config = self.config
-        return hold_out(self.share.samples, config.recipe.held_out, self.seed("held out"), config.mirrors)
+        return hold_out(self.share.samples, self.config.recipe.held_out, self.seed("held out"))
 
     @contextmanager
     def working(self) -> Iterator[None]:

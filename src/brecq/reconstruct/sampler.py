@@ -25,16 +25,12 @@ def used(config: QuantConfig) -> int | None:
     return math.ceil(config.recipe.range_samples / (1 - config.recipe.held_out))
 
 
-def hold_out(samples: int, share: float, seed: int, mirrored: bool = False) -> Tensor:
+def hold_out(samples: int, share: float, seed: int) -> Tensor:
     """Indices of samples that nothing is learned from, so that errors measured on them are those of new inputs.
 
     A share of the samples: at least one unless it is 0 or there is no other, at most 128; one from each of as many
-    slices of the data. int64, sorted, on the CPU. `mirrored`: the second half of the samples are mirror images of the
-    first, and those of what is held out are held out, too.
+    slices of the data. int64, sorted, on the CPU.
     """
-    if mirrored:
-        first = hold_out(samples // 2, share, seed)
-        return torch.cat([first, first + samples // 2])
     count = min(round(share * samples) or 1, samples - 1, MOST_HELD_OUT) if share else 0
     return _one_of_each(samples, count, torch.Generator().manual_seed(seed))
 

@@ -32,7 +32,7 @@ from brecq.result import QuantResult
 from brecq.steps.carry_out import carry_out
 from brecq.steps.plan import Plan, check_something, make_plan, run_state, with_outliers_raised
 from brecq.steps.request import Request
-from brecq.steps.subject import MIRRORED, Subject
+from brecq.steps.subject import Subject
 from brecq.submodules import parts
 from brecq.submodules.outside import outside
 
@@ -52,10 +52,8 @@ def quantize_parts(
     check_labels(config, None, "several submodules are learned each on its own outputs, not on the network's")
     calls = collect_calls(calibration, model)
     left_out = calls.data.left_out
-    if config.mirrors:
-        calls = replace(calls, data=calls.data.mirrored())
     model, copied = in_float32(unwrap(model))
-    notes = [note for note in (calls.note, copied, MIRRORED if config.mirrors else "") if note]
+    notes = [note for note in (calls.note, copied) if note]
     for note in notes:
         request.progress.note(note)
     notes += [f"calibration: {left_out}"] if left_out else []  # who read it has been told

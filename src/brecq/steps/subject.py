@@ -20,8 +20,6 @@ from brecq.reconstruct.fisher import check_labels
 from brecq.reconstruct.sampler import used
 from brecq.submodules.submodule import Submodule
 
-MIRRORED = "half of the calibration pictures are mirror images of the others"
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -46,19 +44,17 @@ def subject_of(
     config: QuantConfig,
 ) -> Subject:
     """The network, or the submodule of this name, checked and run once in float. Of more samples than anything is
-    taken from so many are kept, evenly spread; where the configuration says so, mirror images are added."""
+    taken from so many are kept, evenly spread."""
     data, most = collect(calibration, None, model=model), used(config)
     check_labels(config, data.labels)
     model, copied = in_float32(model)
     size = sum(value.nbytes for value in model.parameters()) if copied else 0
-    taken, left_out = "", data.left_out
+    fewer, left_out = "", data.left_out
     if most is not None and len(data) > most:
-        taken = f"nothing is learned by gradient steps: {most} of the {len(data)} samples are used"
+        fewer = f"nothing is learned by gradient steps: {most} of the {len(data)} samples are used"
         data = data.subset(torch.arange(most) * len(data) // most)
-    elif config.mirrors:
-        taken, data = MIRRORED, data.mirrored()
-    size += sum(value.nbytes for value in data.inputs) if taken else 0
-    notes = [note for note in (data.origin and f"inputs: {data.origin}", copied, taken) if note]
+        size += sum(value.nbytes for value in data.inputs)
+    notes = [note for note in (data.origin and f"inputs: {data.origin}", copied, fewer) if note]
     for note in notes:
         progress.note(note)
     notes += [f"calibration: {left_out}"] if left_out else []  # who read it has been told

@@ -86,6 +86,23 @@ def test_verify_against_the_float_network(
         assert "name it with --model" in (refused.output + str(refused.exception))
 
 
+def test_a_file_that_shows_nothing_inside_is_verified_and_compared_by_its_outputs(
+    invoke: Invoke, saved: Path, images: Path, network_file: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino", reason="needs the extra openvino")
+    out, file = shutil.copytree(saved, tmp_path / "out"), tmp_path / "network.xml"
+    call("export", saved, "-o", file, "--format", "openvino")
+    found = invoke("verify", out, file, "--data", images, "--model", f"{network_file}:build", "--report")
+    assert found.exit_code == 0, found.output
+    text = " ".join(found.stdout.split())
+    assert "the file is this result's" in text
+    assert "no tensor inside the file is shown: only what it returns is compared with float" in text
+    (kept,) = Record.load(out).exported
+    assert kept.outputs is not None
+    assert not kept.layers
+    assert "The exported file network.xml in OpenVINO" in (out / "report.html").read_text()
+
+
 def test_verify_fails_for_another_results_file(
     invoke: Invoke, saved: Path, network_file: Path, images: Path, tmp_path: Path
 ) -> None:

@@ -249,3 +249,5 @@ def show(console: Console, found: Verification, far: Sequence[Distance] = ()) ->
         tell(console, "verified", "the file is this result's and computes what the simulator computes")
     if far:
         console.print(distances_table(far, SHOWN))
+    if far and all(each.is_output for each in far):
+        tell(console, "note", "no tensor inside the file is shown: only what it returns is compared with float")

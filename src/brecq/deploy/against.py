@@ -16,10 +16,10 @@ from torch.utils import _pytree as pytree
 from brecq.capture.export import capture
 from brecq.converted.grids import Grid, grid_of
 from brecq.data.collect import stream
+from brecq.deploy.complete import as_converted
 from brecq.deploy.runtime import batches, check_any, open_file, traceable
 from brecq.deploy.samples import together
 from brecq.deploy.simulate import simulate
-from brecq.errors import ConfigError
 from brecq.graph import ops
 from brecq.graph.outputs import returned
 from brecq.graph.reach import activation_end
@@ -51,6 +51,11 @@ class Distance:
         """In dB."""
         return sqnr(self.signal, self.noise)
 
+    @property
+    def is_output(self) -> bool:
+        """Whether it is what the file returns, and not a tensor inside."""
+        return self.tensor.split(" ")[0] == "output"
+
 
 @torch.no_grad()
 def distances(
@@ -63,27 +68,28 @@ def distances(
     batch_size: int = 16,
 ) -> list[Distance]:
     """Run an exported file and the float network side by side; the tensors that lost most come first. Left out is what
-    completion writes otherwise than the network (a mean as a pooling).
+    completion writes otherwise than the network (a mean as a pooling), and all but the outputs of a file inside which
+    its runtime shows nothing.
 
     Args:
         result: that the file was exported from. model: its float network. data: as for `verify`.
 
     Raises:
-        ConfigError: the runtime shows no tensors inside the file. CaptureError, DataError, ExportError: as `verify`.
+        ConfigError, CaptureError, DataError, ExportError: as `verify`.
     """
     runner, kind = open_file(path, format)
-    if not hasattr(runner, "trace"):
-        raise ConfigError(f"{runner.name} shows no tensors inside a {kind.name} file; give an ONNX file")
-    completed = simulate(result, kind.arithmetic).completed
+    trace = getattr(runner, "trace", None)
+    completed = simulate(result, kind.arithmetic).completed if kind.arithmetic else as_converted(result)
     exactly = together(runner, completed)
     floating = capture(model, result.example_inputs)
     grids = {name: grid_of(node) for name, node in completed.quantizers().items()}
-    places = _places(completed.quantizers(), completed.graph, floating)
+    places = _places(completed.quantizers(), completed.graph, floating) if trace is not None else {}
     sums: dict[str, list[float]] = {}
     names = [name for name, _ in returned(floating)]
     for part in stream(data, model=result.converted):
         for inputs in (each for batch in batches(part, batch_size, exactly) for each in traceable(runner, batch)):
-            outputs, codes = runner.trace(*(value.numpy() for value in inputs))
+            arrays = [value.numpy() for value in inputs]
+            outputs, codes = (runner(*arrays), {}) if trace is None else trace(*arrays)
             watched = _Watched(floating, set(places.values()))
             expected = pytree.tree_leaves(watched.run(*inputs, enable_io_processing=False))
             pairs = {f"output {name}".rstrip(): (value, torch.from_numpy(outputs[number]))

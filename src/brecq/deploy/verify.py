@@ -103,7 +103,7 @@ def verify(
     checked("batch_size", batch_size, int, BATCH_SIZE)
     runner, kind = open_file(path, format)
     if bisect and not hasattr(runner, "trace"):
-        raise ConfigError(f"{runner.name} shows no tensors inside a {kind.name} file; leave out bisect")
+        raise ConfigError(f"{runner.name} shows no tensors inside a file of the format {kind.name}; leave out bisect")
     simulator = simulate(result, kind.arithmetic) if kind.arithmetic else _Measured(result)
     floats = float_operators(simulator.completed.graph, simulator.on_codes, constants=simulator.joins_constants)
     loose = simulator.loose()

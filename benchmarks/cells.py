@@ -146,7 +146,8 @@ def run_apart(
 
     What has not ended after `--seconds` is given up.
     """
-    missing = [cell for cell in dict.fromkeys(cells) if results.find(cell) is None]
+    different = {json.dumps(cell.key()): cell for cell in cells}.values()
+    missing = [cell for cell in different if results.find(cell) is None]
     began = time.monotonic()
     # spawned: a process that was forked cannot use a GPU; one task each, as a peak of memory is never taken back
     pool = multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1)

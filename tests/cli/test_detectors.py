@@ -91,5 +91,12 @@ def test_the_ap_is_that_of_the_original_pictures(
     assert found["samples"] == len(SIZES)
     assert found["metrics"] == pytest.approx(expected.metrics, abs=0.01)
     assert found["flips"] == pytest.approx(expected.flips)
+    if build == "faster_rcnn":
+        assert "of each, as the detector resizes it, the middle 64 × 64" in result.output
+        files = ("export", out, "--format", "onnx", "-o", pictures / "files")
+        assert invoke(*files).exit_code == 0
+        verified = invoke("verify", out, pictures / "files" / "backbone.onnx", "--data", pictures, "--json")
+        assert verified.exit_code == 0, verified.output
+        assert json.loads(verified.stdout)["backbone"]["samples"] == len(SIZES)
     fitted = invoke("evaluate", out, "--data", coco, "--size", 64)
     assert "its AP is not that of pictures as they are" in fitted.output

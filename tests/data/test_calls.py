@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import brecq
 from brecq.data.calls import begun, collect_calls
+from brecq.data.windows import windowed
 
 
 class Once(IterableDataset[Tensor]):
@@ -103,3 +105,32 @@ def test_a_data_set_is_begun_once() -> None:
     assert torch.equal(first, X[0])
     assert torch.equal(torch.stack(list(whole)), X)
     assert data.begun == 1
+
+
+def test_detectors_resize_calibration_pictures_themselves(detectors: ModuleType) -> None:
+    """Of other shapes the middle is taken behind that, at the scale of use; without differences all of it."""
+    model = detectors.retinanet()  # to a short side of 64, a long one of 96 at most, in steps of 32
+    for sizes, window in (
+        ([(60, 80), (80, 60)], (64, 64)),
+        ([(60, 80), (60, 80)], (64, 96)),
+        ([(60, 80), (30, 120)], (64, 96)),
+        ([(30, 120), (120, 30)], (64, 64)),
+    ):
+        pictures = [torch.rand(3, *size) for size in sizes]
+        calls = collect_calls([pictures], model)
+        assert calls.window == window
+        assert ("the middle" in calls.note) == (len(set(sizes)) > 1)
+        with windowed(model, calls.window):
+            batched, _ = model.transform(pictures)
+        assert batched.tensors.shape[-2:] == window
+        for picture, found in zip(pictures, batched.tensors, strict=True):
+            alone, _ = model.transform([picture])
+            height, width = alone.image_sizes[0]
+            rows, columns = min(height, window[0]), min(width, window[1])
+            top, left = (height - rows) // 2, (width - columns) // 2
+            expected = alone.tensors[0, :, top : top + rows, left : left + columns]
+            assert torch.equal(found[:, :rows, :columns], expected)
+            assert not found[:, rows:].any()
+    alike = collect_calls([[torch.rand(3, 20, 90), torch.rand(3, 50, 50)]], detectors.ssd())
+    assert (alike.window, alike.note) == ((64, 64), "")
+    assert "resize" not in vars(model.transform)

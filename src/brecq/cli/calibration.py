@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brecq.cli import options as o
-from brecq.cli.inputs import in_one_size, tell, tell_data
+from brecq.cli.inputs import tell, tell_data
 from brecq.cli.tasks import Judged
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from brecq.data import Dataset, Preprocessing
+    from brecq.data.pictures import Pictures
     from brecq.sources import Source
 
 OF_DETECTORS = 64
@@ -44,13 +45,13 @@ def read_calibration(
     preprocessing: Preprocessing | None,
     seed: int,
     console: Console,
-) -> Dataset:
+) -> Dataset | Pictures:
     """So many samples, without targets: nothing is learned from these, nor measured against them."""
-    from brecq.data import load_data
+    from brecq.data.load import load_samples
 
     size = how_many(asked, usual, judged, source)
-    found = load_data(
-        path, in_one_size(preprocessing), size, seed, form=judged.form("train", source.model), at_most=asked is None,
+    found = load_samples(
+        path, preprocessing, size, seed, form=judged.form("train", source.model), at_most=asked is None,
         max_skipped=max_skipped,
     )  # fmt: skip
     found = dataclasses.replace(found, targets=None, origin="")

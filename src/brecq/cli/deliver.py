@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from brecq.data import Dataset
+    from brecq.data.pictures import Pictures
     from brecq.metrics import Metric
     from brecq.result import QuantResult
     from brecq.sources import Source
@@ -77,7 +78,7 @@ def measure(job: Job, ready: Prepared, result: QuantResult, floating: ResultRow,
 def quantized_rows(
     job: Job,
     source: Source,
-    calibration: Dataset,
+    calibration: Dataset | Pictures,
     evaluation: EvaluationData | None,
     metric: Metric | None,
     result: QuantResult,

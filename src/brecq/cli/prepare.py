@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from brecq.data import Dataset, Preprocessing
+    from brecq.data.pictures import Pictures
     from brecq.metrics import Metric
     from brecq.precision.allocation import BitAllocation
     from brecq.sources import Source
@@ -45,7 +46,7 @@ class Prepared:
     preprocessing: Preprocessing | None
     metric: Any
     evaluation: EvaluationData | None
-    calibration: Dataset
+    calibration: Dataset | Pictures
     made: Distilled | None
 
 

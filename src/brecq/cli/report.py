@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from brecq.cli.inputs import EvaluationData
     from brecq.cli.render import ResultRow
     from brecq.data import Dataset, Preprocessing
+    from brecq.data.pictures import Pictures
     from brecq.metrics import Detection, Metric
     from brecq.page.record import Record
     from brecq.result import QuantResult
@@ -67,7 +68,7 @@ def report(
 
 def collect_pictures(
     networks: tuple[nn.Module, nn.Module],
-    calibration: Dataset,
+    calibration: Dataset | Pictures,
     evaluation: EvaluationData | None,
     preprocessing: Preprocessing | None,
     device: str,
@@ -82,7 +83,7 @@ def collect_pictures(
     from brecq.page import pictures
     from brecq.page.record import Record
 
-    shown = [] if preprocessing is None else pictures.thumbnails(calibration.inputs[0], preprocessing)
+    shown = [] if preprocessing is None else pictures.thumbnails_of(calibration, preprocessing)
     data = None if evaluation is None else evaluation.parts[0]
     found = Record(calibration=shown)
     if isinstance(metric, Detection):

@@ -17,7 +17,6 @@ from brecq.cli.evaluate import choose_reference
 from brecq.cli.inputs import (
     Draw,
     EvaluationData,
-    in_one_size,
     stored_preprocessing,
     tell,
     tell_data,
@@ -118,10 +117,10 @@ def verify(
     console = make_console(quiet=as_json)
     use_device(machine)
     result = brecq.load(path)
-    preprocessing = in_one_size(stored_preprocessing(result.metadata, changes.given()))
+    preprocessing = stored_preprocessing(result.metadata, changes.given())
     tell(console, "result", str(path))
     tell(console, "file", str(file))
-    tell_preprocessing(console, preprocessing)
+    tell_preprocessing(console, preprocessing, in_parts=bool(result.parts))
     drawn = Draw(data.samples, seed.seed, by_default=given(ctx, ["samples"]) is None)
     form = Form(model=None if result.parts else result.converted)
     dataset = EvaluationData(data.data, preprocessing, drawn, None, form, data.max_skipped)
@@ -195,6 +194,7 @@ def choose_subjects(
     import brecq
     from brecq.data import Dataset, check
     from brecq.data.signature import Signature
+    from brecq.data.windows import windowed
     from brecq.sources import load_source
     from brecq.submodules import parts
 
@@ -213,10 +213,24 @@ def choose_subjects(
             f"FILE is {str(file)!r}, and the parts of this result are {', '.join(result.parts)}: give the folder that "
             "brecq export wrote, or one of the files in it, which are named after them"
         )
-    calls = [part.arguments(inputs) for part in dataset.in_one_size() for inputs, _ in part.batches(batch)]
-    for part in parts.record(result.put_into(floating), list(files), calls):
+    window = result.metadata.get("window")
+    quantized = result.put_into(floating)
+    with windowed(quantized, None if window is None else (window[0], window[1])):
+        recorded = parts.record(quantized, list(files), list(calls_of(dataset, batch)))
+    for part in recorded:
         flat = parts.Flat(part.name, floating.get_submodule(part.name), part.interface)
         yield Subject(part.name, result.parts[part.name], files[part.name], Dataset(part.inputs), flat)
+
+
+def calls_of(dataset: EvaluationData, size: int) -> Iterator[Any]:
+    """What a network in parts is called with: lists of pictures at their own sizes, or tensors."""
+    from brecq.data.pictures import Pictures
+
+    for part in dataset:
+        if isinstance(part, Pictures):
+            yield from (list(few.pictures) for few in part.batches(size))
+        else:
+            yield from (part.arguments(inputs) for inputs, _ in part.batches(size))
 
 
 def _file_of(name: str, file: Path) -> Path | None:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from brecq.data.collect import collect
 from brecq.data.dataset import Dataset
+from brecq.data.pictures import Pictures
 from brecq.data.signature import Signature
+from brecq.data.windows import Size, transform_of, window_of
 from brecq.errors import DataError
 
 PER_CALL = 4
@@ -26,14 +28,19 @@ class Calls:
 
     Attributes:
         data: all samples. listed: the network takes a list of pictures [C, H, W], as detectors do. note: what was done
-            to them; empty if nothing.
+            to them; empty if nothing. window: of a detector of torchvision the height and width that its parts get of
+            the pictures that it has resized; `None` of other networks.
     """
 
-    data: Dataset
+    data: Dataset | Pictures
     listed: bool
     note: str = ""
+    window: Size | None = None
 
     def __iter__(self) -> Iterator[Any]:
+        if isinstance(self.data, Pictures):
+            yield from (list(few.pictures) for few in self.data.batches(PER_CALL))
+            return
         for inputs, _ in self.data.batches(PER_CALL):
             yield list(inputs[0]) if self.listed else self.data.arguments(inputs)
 
@@ -41,21 +48,24 @@ class Calls:
         return len(self.data)
 
 
-def collect_calls(data: Iterable[Any] | Tensor | Dataset, model: nn.Module) -> Calls:
+def collect_calls(data: Iterable[Any] | Tensor | Dataset | Pictures, model: nn.Module) -> Calls:
     """The calls that `data` makes: what `collect` takes, or an iterable of lists of pictures.
 
     A list of tensors [C, H, W] is the one argument of a network that takes lists; of a pair (list of pictures,
-    anything) the second part is left out, as detectors' data sets have it. Pictures of several sizes are padded on the
-    right and at the bottom to the largest height and width, each with its own mean.
+    anything) the second part is left out, as detectors' data sets have it. Pictures of several sizes stay as they are
+    for a detector of torchvision, of which a `window` is recorded; for other networks they are padded on the right and
+    at the bottom to the largest height and width, each with its own mean.
 
     Raises:
         DataError: as `collect`; pictures with different numbers of channels.
     """
+    if isinstance(data, Pictures):
+        return _of_pictures(data, model)
     if isinstance(data, (Dataset, Tensor)) or not isinstance(data, Iterable):
-        return Calls(collect(data, None, model=model), False)
+        return _of_tensors(collect(data, None, model=model), model)
     first, data = begun(data)
     if first is None or listed_pictures(first, model) is None:
-        return Calls(collect(data, None, model=model), False)
+        return _of_tensors(collect(data, None, model=model), model)
     found: list[Tensor] = []
     for position, element in enumerate(data):
         pictures = pictures_of(element)
@@ -65,10 +75,31 @@ def collect_calls(data: Iterable[Any] | Tensor | Dataset, model: nn.Module) -> C
     channels = {picture.shape[0] for picture in found}
     if len(channels) > 1:
         raise DataError(f"there are pictures with {sorted(channels)} channels; give all the same number")
-    height, width = (max(picture.shape[dim] for picture in found) for dim in (1, 2))
-    sizes = {tuple(picture.shape[1:]) for picture in found}
+    return _of_pictures(Pictures(found), model)
+
+
+def _of_tensors(data: Dataset, model: nn.Module) -> Calls:
+    transform = transform_of(model)
+    if transform is None or data.inputs[0].ndim != 4:
+        return Calls(data, False)
+    height, width = data.inputs[0].shape[-2:]
+    return Calls(data, False, window=window_of(transform, [(height, width)])[0])
+
+
+def _of_pictures(data: Pictures, model: nn.Module) -> Calls:
+    """As they are for a detector of torchvision, which resizes them itself; for others padded to the largest."""
+    sizes = data.sizes
+    if (transform := transform_of(model)) is not None:
+        (height, width), cut = window_of(transform, sizes)
+        note = (
+            f"pictures of {len(sizes)} sizes: of each, as the detector resizes it, the middle {height} × {width}, "
+            "padded where it is smaller"
+        )
+        return Calls(data, True, note if cut else "", (height, width))
+    height, width = (max(sides) for sides in zip(*sizes, strict=True))
     note = f"pictures of {len(sizes)} sizes, padded to {height} × {width}" if len(sizes) > 1 else ""
-    return Calls(Dataset((torch.stack([_padded(picture, height, width) for picture in found]),)), True, note)
+    padded = torch.stack([_padded(picture, height, width) for picture in data.pictures])
+    return Calls(Dataset((padded,), names=list(data.names), skipped=data.skipped), True, note)
 
 
 def begun(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:

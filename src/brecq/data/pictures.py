@@ -42,6 +42,10 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        """What a detector is called with: each picture alone."""
+        return ([picture] for picture in self.pictures)
+
     @property
     def answers(self) -> Sequence[Any] | None:
         """What is right, as `Dataset.answers`."""

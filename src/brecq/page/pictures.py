@@ -32,6 +32,13 @@ def thumbnails(inputs: Tensor, preprocessing: Preprocessing) -> list[str]:
     return [_jpeg(pixels) for pixels in preprocessing.to_pixels(inputs[:SHOWN])]
 
 
+def thumbnails_of(data: Dataset | Pictures, preprocessing: Preprocessing) -> list[str]:
+    """The same of the first samples of data."""
+    if isinstance(data, Dataset):
+        return thumbnails(data.inputs[0], preprocessing)
+    return [each for picture in data.pictures[:SHOWN] for each in thumbnails(picture[None], preprocessing)]
+
+
 @torch.no_grad()
 def changed_decisions(
     floating: nn.Module,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from brecq.data.preprocessing import Preprocessing
+from brecq.data.windows import transform_of
 from brecq.errors import SourceError
 from brecq.sources.source import Source, require, unknown_name
 from brecq.sources.weights import fit_classes, load_weights, read_weights
@@ -124,10 +124,8 @@ def as_detector(source: Source) -> Source:
 
 def is_detector(model: nn.Module) -> bool:
     """Whether a network is of one of torchvision's classes of detectors, which take lists of pictures."""
-    transforms = sys.modules.get("torchvision.models.detection.transform")
-    return transforms is not None and isinstance(
-        getattr(model, "transform", None), transforms.GeneralizedRCNNTransform
-    )
+    transform = transform_of(model)
+    return transform is not None and transform is getattr(model, "transform", None)
 
 
 _AS_THEY_ARE = Preprocessing((0.0,), (1.0,), (DETECTION_SIZE, DETECTION_SIZE), None, fit="own")

@@ -17,6 +17,8 @@ from brecq.config import QuantConfig
 from brecq.data.calls import Calls, collect_calls
 from brecq.data.dataset import Dataset
 from brecq.data.dataset import check as check_data
+from brecq.data.pictures import Pictures
+from brecq.data.windows import windowed
 from brecq.devices import on_device
 from brecq.errors import ConfigError, DataError, PartitionError
 from brecq.float32 import in_float32
@@ -42,7 +44,7 @@ PASSES = 8
 
 def quantize_parts(
     model: nn.Module,
-    calibration: Iterable[Any] | Tensor | Dataset,
+    calibration: Iterable[Any] | Tensor | Dataset | Pictures,
     names: Sequence[str],
     request: Request,
 ) -> CompositeResult:
@@ -58,7 +60,7 @@ def quantize_parts(
         request.progress.note(note)
     notes += [f"calibration: {left_out}"] if left_out else []  # who read it has been told
     check_weights(model)
-    if not calls.listed:
+    if isinstance(calls.data, Dataset) and not calls.listed:
         check_runs(model, calls.data)
     recorded = _record(model, names, calls)
     subjects = [_subject(model, part) for part in recorded]
@@ -88,7 +90,8 @@ def quantize_parts(
         if received is not None:
             results[part.name].report.behind = {part.name: list(programs)}
         _add(report, part.name, results[part.name].report)
-    result = CompositeResult(results, interfaces, report, config, model)
+    metadata = {} if calls.window is None else {"window": list(calls.window)}
+    result = CompositeResult(results, interfaces, report, config, model, metadata)
     result.run_state = state
     return result
 
@@ -118,7 +121,7 @@ def _add(report: Report, name: str, part: Report) -> None:
 
 
 def _record(model: nn.Module, names: Sequence[str], calls: Calls) -> list[parts.Part]:
-    with running("the calibration data"):
+    with running("the calibration data"), windowed(model, calls.window):
         found = parts.record(model, names, list(calls))
     for part in found:
         try:

@@ -15,6 +15,7 @@ from brecq.checkpoint import program
 from brecq.checkpoint.resume import RunState, agree, fingerprint
 from brecq.data.dataset import Dataset
 from brecq.data.extremes import unlike
+from brecq.data.pictures import Pictures
 from brecq.devices import move
 from brecq.errors import CheckpointError, ConfigError
 from brecq.forward import Inputs, tensors
@@ -119,7 +120,7 @@ def prepared_blocks(
     return prepared, specs
 
 
-def run_state(plans: Sequence[Plan], data: Dataset, request: Request) -> RunState | None:
+def run_state(plans: Sequence[Plan], data: Dataset | Pictures, request: Request) -> RunState | None:
     """Where finished blocks are saved; `None` where nobody asked.
 
     Raises:

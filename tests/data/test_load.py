@@ -193,6 +193,25 @@ def test_too_many_unreadable_files(folder: Folder) -> None:
         load(root)
 
 
+def test_all_unreadable_files_are_named_at_once(folder: Folder) -> None:
+    root = folder(*(f"{i:02}.png" for i in range(40)))
+    for name in range(0, 12, 2):
+        (root / f"{name:02}.png").write_text("broken")
+    with pytest.raises(DataError, match=r"6 of 40 images") as refused:
+        load(root)
+    assert all(f"{name:02}.png: not an image" in str(refused.value) for name in range(0, 12, 2))
+    with pytest.raises(DataError, match=r"4 of 40 images in .* cannot be read \(32 were not tried yet\), more than"):
+        list(iter_data(root, PREPROCESSING, chunk=8))
+    for name in range(25):
+        (root / f"{name:02}.png").write_text("broken")
+    with pytest.raises(DataError, match=r"25 of 40 images .* 19.png: not an image; and 5 more; remove"):
+        load(root)
+    with pytest.raises(DataError, match=r"of \d\d images in") as refused:
+        load(root, 10)  # in random order, until there are ten
+    bad, tried = str(refused.value).split()[0], str(refused.value).split()[2]
+    assert int(tried) - int(bad) == 10
+
+
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_one_of_a_handful_may_be_unreadable(folder: Folder, in_parts: bool) -> None:
     root = folder("0.png", "1.png", "2.png")

@@ -20,33 +20,42 @@ from brecq.data.pictures import Pictures
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import DataError
 
+NAMED = 20
+"""Unreadable files that an error names."""
+
 
 @dataclass
 class Skipped:
-    """Files that cannot be read, `share` of `total` at most. `files`: `NAME: REASON`."""
+    """Files that cannot be read, `share` of `total` at most. `files`: `NAME: REASON`; `seen`: files tried so far."""
 
     root: Path
     share: float
     total: int
     files: list[str] = field(default_factory=list)
+    seen: int = 0
 
-    def add(self, file: str) -> None:
-        """Take one more.
+    def check(self) -> None:
+        """To be called when all of a part have been tried: then all of them can be mended at once.
 
         Raises:
             DataError: these are too many.
         """
-        self.files.append(file)
         allowed = max(1, int(self.share * self.total)) if self.share else 0  # of a handful no share is a whole one
         if len(self.files) > allowed:
+            left = self.total - self.seen
+            untried = f" ({left} were not tried yet)" if left > 0 else ""
             raise DataError(
-                f"{len(self.files)} of {self.total} images in {self.root} cannot be read, more than the "
-                f"{self.share:.1%} that may be skipped: {'; '.join(self.files[:5])}; remove or repair them, or allow "
-                "for more (max_skipped, --max-skipped)"
+                f"{len(self.files)} of {max(self.total, self.seen)} images in {self.root} cannot be read{untried}, "
+                f"more than the {self.share:.1%} that may be skipped: {self._named()}; remove or repair them, or "
+                "allow for more (max_skipped, --max-skipped)"
             )
 
     def all_of_them(self) -> DataError:
-        return DataError(f"none of the images in {self.root} can be read: {'; '.join(self.files[:5])}; repair them")
+        return DataError(f"none of the images in {self.root} can be read: {self._named()}; repair them")
+
+    def _named(self) -> str:
+        more = len(self.files) - NAMED
+        return "; ".join(self.files[:NAMED]) + (f"; and {more} more" if more > 0 else "")
 
     def tell(self, path: Path | str) -> None:
         if self.files:
@@ -106,6 +115,7 @@ def decode(
             output[len(taken)] = picture
         targets.append(target)
         taken.append(index)
+    skipped.check()
     if not taken:
         return None
     told = None if folder.annotated is None else targets
@@ -126,8 +136,9 @@ def _read(
     with closing(map_ordered(lambda path: _prepared(path, preprocessing, folder.annotated), paths)) as results:
         for path, result in results:
             index = next(positions)
+            skipped.seen += 1
             if isinstance(result, UnreadableError):
-                skipped.add(f"{_name(path, folder.root)}: {result}")
+                skipped.files.append(f"{_name(path, folder.root)}: {result}")
                 continue
             yield index, *result
             count += 1

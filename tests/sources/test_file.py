@@ -128,3 +128,15 @@ def test_half_precision_is_taken_in_float32(code: Path) -> None:
         source = load_source(f"{code}:with_half")
     assert source.model.fc.weight.dtype == source.example_inputs[0].dtype == torch.float32
     assert source.model(*source.example_inputs).dtype == torch.float32
+
+
+def test_detectors_of_torchvision_need_no_preprocessing(tmp_path: Path) -> None:
+    """They take pictures at their own sizes, and are quantized in parts."""
+    pytest.importorskip("torchvision")
+    (tmp_path / "mine.py").write_text(
+        "from torchvision.models.detection import ssdlite320_mobilenet_v3_large as ssd\n"
+        "def build():\n    return ssd(weights=None, weights_backbone=None, num_classes=3)\n"
+    )
+    source = load_source(f"{tmp_path / 'mine.py'}:build")
+    assert source.preprocessing is not None
+    assert (source.preprocessing.fit, source.task, source.submodules) == ("own", "detection", ("backbone", "head"))

@@ -83,10 +83,7 @@ def outputs() -> Lines:
 
 def mirrored() -> Lines:
     """Calibration pictures alone, and with their mirror images."""
-    rows = [
-        *(Compared("resnet20", column, wider=True) for column in ("W3A3", "W2A4", "W2A2")),
-        Compared("efficientnet_lite0", "W4A4", LITE, wider=True),
-    ]
+    rows = [Compared("resnet20", column, wider=True) for column in ("W3A3", "W2A4", "W2A2")]
     return _table({"as they are": "", "mirrored as well": "config.mirrored=yes"}, rows)
 
 

@@ -62,7 +62,7 @@ EXPORTED = {
 """Rows of deploy.py, and the targets that their networks are initialized for."""
 SHORT = ("fast (25 steps)", "fast (100 steps)")
 THOROUGH = "thorough (1200 steps)"
-PUBLISHED = ("official (1000 + 1000 steps)", "paper (1000 + 1000 steps)")
+PUBLISHED = ("official (1000 + 1000 steps)", "official (1000 + 250 steps)", "paper (1000 + 1000 steps)")
 """The published method in brecq, steps on weights and on step sizes."""
 AUTHORS = {"W2A32": (78.95, 2103), "W2A4": (77.25, 3040)}
 """ResNet-20: top-1 and processor seconds of the authors' code, 20 000 steps a block on the weights, 5 000 on steps."""

@@ -19,6 +19,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:160]}…"
 
 
+def printable(text: str) -> str:
+    """Text that can be written as UTF-8 anywhere: bytes of a file name that are none are written `\\xff`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def is_optional(kind: Any) -> bool:
     """Whether the type allows `None`."""
     return get_origin(kind) in (UnionType, Union) and type(None) in get_args(kind)

@@ -19,6 +19,7 @@ from brecq.data.images import UnreadableError, map_ordered, read_image
 from brecq.data.pictures import Pictures
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import DataError
+from brecq.text import printable
 
 NAMED = 20
 """Unreadable files that an error names."""
@@ -138,7 +139,7 @@ def _read(
             index = next(positions)
             skipped.seen += 1
             if isinstance(result, UnreadableError):
-                skipped.files.append(f"{_name(path, folder.root)}: {result}")
+                skipped.files.append(printable(f"{_name(path, folder.root)}: {result}"))
                 continue
             yield index, *result
             count += 1
@@ -147,4 +148,4 @@ def _read(
 
 
 def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    return printable((path.relative_to(root) if path.is_relative_to(root) else path).as_posix())

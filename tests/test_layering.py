@@ -35,7 +35,7 @@ MAY_IMPORT = {  # packages and root modules; none may import `brecq` itself but 
     "config": "errors plain settings targets text",
     "effects": "config",
     "progress": "report",
-    "data": "errors forward names outliers reading settings text",
+    "data": "errors forward labels names outliers reading settings text",
     "quant": "errors outliers",
     "logits": "",
     "sources": "data errors forward logits names storage tasks",

@@ -116,7 +116,9 @@ def advice(model: nn.Module, data: Dataset) -> str:
         return wrapper
     pixels = [value for value in data.inputs if value.dtype == torch.uint8 and value.ndim > 2]
     if not pixels:
-        return f"{FITTING} ({data.origin})" if data.origin else FITTING
+        shapes = ", ".join(str(list(value.shape)) for value in data.inputs)
+        read = f"they were read as {shapes}, samples first: stack single samples (torch.stack)"
+        return f"{FITTING} ({'; '.join(filter(None, [data.origin, read]))})"
     return (
         f"the data holds uint8 pixels of shape {list(pixels[0].shape[1:])}, and the network does not convert them "
         "itself: normalize them to float32 [N, 3, H, W] first (brecq.data.Preprocessing does), or give a "

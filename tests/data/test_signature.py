@@ -253,3 +253,12 @@ def test_a_dataset_is_put_in_the_order_of_forward() -> None:
     assert found.keys == ("input_ids", "attention_mask")
     assert torch.equal(found.inputs[0], IDS)
     assert found.subset(slice(0, 2)).arguments().keys() == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize("mask", [MASK, torch.ones(6, 4, dtype=torch.long), torch.ones(6, dtype=torch.bool)])
+def test_an_input_that_happens_to_change_nothing_is_no_label(mask: Tensor) -> None:
+    """A mask of ones was left out in silence, and every other mask with it."""
+    net = MaybeLengths() if mask.ndim == 1 else Text()
+    given = (FEATURES, mask) if mask.ndim == 1 else (IDS, mask)
+    with pytest.raises(DataError, match="it may be an input or a label; give dictionaries"):
+        collect([given], None, model=net)

@@ -351,3 +351,19 @@ def test_letterbox_settings() -> None:
     assert Preprocessing.from_dict(json.loads(json.dumps(LETTERBOX.to_dict()))) == LETTERBOX
     old = {key: value for key, value in PLAIN.to_dict().items() if key not in ("fit", "fill", "multiple")}
     assert Preprocessing.from_dict(old) == PLAIN
+
+
+def test_masks_of_wide_integers_hold_class_indices_too(tmp_path: Path) -> None:
+    """A TIFF of int32 was refused for colors that it has not."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "a.png")
+    values = np.array([[0, 1, 2, -100]] * 4, np.int32)
+    Image.fromarray(values).save(tmp_path / "masks" / "a.tiff")
+    plain = Preprocessing((0.5,), (0.5,), (4, 4), None)
+    data = load_data(tmp_path, plain, None, 0, form=Form("segmentation"))
+    assert data.targets is not None
+    assert data.targets[0].tolist() == [[0, 1, 2, 255]] * 4
+    Image.fromarray(np.full((4, 4), 300, np.int32)).save(tmp_path / "masks" / "a.tiff")
+    with pytest.raises(DataError, match="holds class 300; masks hold 0 to 255, or -100"):
+        load_data(tmp_path, plain, None, 0, form=Form("segmentation"))

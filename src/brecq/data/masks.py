@@ -12,6 +12,7 @@ from brecq.data.annotated import Annotated, Split, folder_named, matched, pictur
 from brecq.data.images import UnreadableError
 from brecq.data.preprocessing import Preprocessing
 from brecq.errors import DataError
+from brecq.labels import IGNORED
 
 OUTSIDE = 255
 """The class of pixels that do not count, VOC's borders among them."""
@@ -67,10 +68,17 @@ def _read_mask(file: Path, image: Image.Image) -> Image.Image:
     name = f"{file.parent.name}/{file.name}"  # its picture has the same name
     try:
         with Image.open(file) as mask:
-            if mask.mode not in ("L", "P", "1"):
-                raise UnreadableError(f"{name} has colors ({mask.mode}); a mask holds a class index a pixel")
+            if mask.mode not in ("L", "P", "1", "I", "I;16"):
+                raise UnreadableError(
+                    f"{name} is of mode {mask.mode}; a mask holds a class index a pixel (modes L, P, I, I;16 and 1)"
+                )
             if mask.size != image.size:
                 raise UnreadableError(f"{name} is {mask.size}, its picture {image.size}")
-            return Image.fromarray(np.asarray(mask).astype(np.uint8))  # of a palette the indices, not the colors
+            values = np.asarray(mask).astype(np.int64)  # of a palette the indices, not the colors
+            values[values == IGNORED] = OUTSIDE
+            if values.min(initial=0) < 0 or values.max(initial=0) > OUTSIDE:
+                wrong = values[(values < 0) | (values > OUTSIDE)][0]
+                raise UnreadableError(f"{name} holds class {wrong}; masks hold 0 to {OUTSIDE}, or {IGNORED}")
+            return Image.fromarray(values.astype(np.uint8))
     except OSError as error:
         raise UnreadableError(f"{name}: {error}") from error

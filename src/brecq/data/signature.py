@@ -151,11 +151,14 @@ class Signature:
         if count == 1 or count <= len(needed):
             return Layout(tuple(range(count)))
         name = self.by_position[count - 1] if count <= len(self.by_position) else ""
-        if name in LABEL_KEYS or self._changes_nothing(parts):
-            return Layout(tuple(range(count - 1)), count - 1)
-        if self.outputs(parts[:-1]) is None:
-            return Layout(tuple(range(count)))
-        raise DataError(self._either(where, count))
+        if name not in LABEL_KEYS:
+            if self.outputs(parts[:-1]) is None:
+                return Layout(tuple(range(count)))
+            # an input that changes nothing may be a neutral one, such as a mask of ones
+            unused = self._changes_nothing(parts) and is_class_index(parts[-1])
+            if not unused and self.outputs(parts) is not None:
+                raise DataError(self._either(where, count))
+        return Layout(tuple(range(count - 1)), count - 1)
 
     def _either(self, where: str, count: int) -> str:
         """That the last of `count` parts may be two things."""

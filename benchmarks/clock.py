@@ -33,7 +33,7 @@ from cells import (
     with_steps,
 )
 from common import CALIBRATION, CIFAR, IMAGENET, chosen_by, network, quality_on, quantized, reported, use_threads
-from tables import AUTHORS, FAST, FLOAT, SHORT, Show, newest
+from tables import AUTHORS, FAST, FLOAT, SHORT, THOROUGH, Show, newest
 
 from brecq import QuantConfig, Recipe
 from brecq.data import Dataset
@@ -126,11 +126,11 @@ def draw() -> None:
     figure, axes = pyplot.subplots(1, len(columns), figsize=(3.2 * len(columns), 3.4), sharex=True)
     for axis, column in zip(axes, columns, strict=True):
         points = []
-        for row in ("instant", *SHORT, FAST):
+        for row in ("instant", *SHORT, FAST, THOROUGH):
             values = [record["values"] for record in newest("clock", "resnet20", column, Show(row))]
             if values:
                 points.append([statistics.mean(each[key] for each in values) for key in ("cpu_seconds", "top1")])
-                label = row.removeprefix("fast (").removesuffix(" steps)")
+                label = row.split(" (")[-1].removesuffix(" steps)")
                 axis.annotate(label, points[-1], xytext=(4, -11), textcoords="offset points", fontsize=8)
         axis.semilogx(*zip(*points, strict=True), "o-", label="brecq")
         if column in AUTHORS:

@@ -240,3 +240,11 @@ def test_what_a_constant_is_computed_from_is_looked_at_once() -> None:
     graph = prepare(capture(Crossing().eval(), (torch.randn(2, 3, 4, 4),)), BrecqQuantizer(QuantConfig()))
     entries = scope(graph, partition(graph))
     assert [(entry.kind, entry.parameters) for entry in entries] == [("conv2d", 112), ("add", 1)]
+
+
+def test_what_stands_between_a_layer_and_its_quantizer_is_not_said_to_be_quantized() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).eval()
+    graph = prepare(capture(net, (torch.randn(2, 3, 8, 8),)), BrecqQuantizer(QuantConfig(8, 8)))
+    relu = next(entry for entry in scope(graph, partition(graph)) if entry.kind == "relu")
+    assert relu.output == "float"
+    assert relu.reason == "part of a layer's activation function, quantized behind the last of these operators"

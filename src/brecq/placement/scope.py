@@ -32,6 +32,9 @@ _REASONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 """Why an operator without a weight of its own computes in float, by words in its name."""
 
 
+_INNER = "part of a layer's activation function, quantized behind the last of these operators"
+
+
 def scope(prepared: GraphModule, specs: Sequence[BlockSpec]) -> list[ScopeEntry]:
     """One entry per operator that computes on activations, in program order."""
     flow = Dataflow(prepared)
@@ -57,7 +60,7 @@ def scope(prepared: GraphModule, specs: Sequence[BlockSpec]) -> list[ScopeEntry]
         elif UNFOLDED in node.meta:
             reason = node.meta[UNFOLDED]
         elif node in functions:
-            reason = "activation function of a layer, quantized behind it"
+            reason = _INNER if output == "float" else "activation function of a layer, quantized behind it"
         else:
             reason = _reason(flow, node, inputs, output)
         entries.append(

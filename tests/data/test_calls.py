@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 import brecq
 from brecq.data.calls import begun, collect_calls
 from brecq.data.windows import windowed
+from brecq.errors import DataError
 
 
 class Once(IterableDataset[Tensor]):
@@ -134,3 +136,11 @@ def test_detectors_resize_calibration_pictures_themselves(detectors: ModuleType)
     alike = collect_calls([[torch.rand(3, 20, 90), torch.rand(3, 50, 50)]], detectors.ssd())
     assert (alike.window, alike.note) == ((64, 64), "")
     assert "resize" not in vars(model.transform)
+
+
+@pytest.mark.parametrize("data", [np.array(0.0, np.float32), torch.tensor(0.0)])
+def test_a_single_number_is_no_data(data: Any) -> None:
+    net = nn.Sequential(nn.Linear(4, 3)).eval()
+    for use in (lambda: brecq.evaluate(net, data, reference=net), lambda: collect_calls(data, net)):
+        with pytest.raises(DataError, match="is a single number; give batches"):
+            use()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -193,6 +194,7 @@ def warm_up() -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
     warm_up()
     for line in sys.stdin:
         request = json.loads(line)

@@ -104,10 +104,12 @@ def _of_pictures(data: Pictures, model: nn.Module) -> Calls:
 
 def begun(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     """The first element, `None` if there is none, and the data with it: what is iterated over may be for one time."""
+    if isinstance(data, np.ndarray):  # one of a single number cannot be iterated over
+        return (data[0] if data.ndim and len(data) else None), data
     elements = iter(data)
     first = next(elements, None)
     # what these hold is read otherwise than element by element, and begins anew
-    kept = isinstance(data, (str, Mapping, list, tuple, np.ndarray))
+    kept = isinstance(data, (str, Mapping, list, tuple))
     if kept or first is None:
         return first, data
     if isinstance(data, torch.utils.data.IterableDataset):  # these may return themselves, begun, when asked again

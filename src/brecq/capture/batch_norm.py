@@ -120,9 +120,7 @@ def _name_frozen(module: GraphModule) -> None:
         ):
             continue
         layer = next(source for source in product.all_input_nodes if source.op != "get_attr")
-        hindrance = _hindrance(layer, _frozen(product), _frozen, lambda call: [
-            (user, _axis(call)) for user in call.users if not is_size(user)
-        ])  # fmt: skip
+        hindrance = _hindrance(layer, _frozen(product), _frozen, _right_behind)
         types = list(module_types(product).values())
         what = "frozen batch norm" if types and "norm" in types[-1].lower() else "scale and shift of each channel"
         for node in pair:
@@ -155,15 +153,22 @@ def _before(norm: Node) -> Any:
     return source
 
 
+def _readers(node: Node) -> list[Node]:
+    """What reads the values of a node, and not its size alone."""
+    return [user for user in node.users if not is_size(user)]
+
+
+def _right_behind(layer: Node) -> list[tuple[Node, int | None]]:
+    """As `_behind`, where nothing may stand between."""
+    return [(user, _axis(layer)) for user in _readers(layer)]
+
+
 def _behind(layer: Node) -> list[tuple[Node, int | None]]:
     """What reads a layer's output behind what orders it otherwise, and on which axis the layer's channels are there;
     `None` if they are no axis any more."""
     found: list[tuple[Node, int | None]] = []
-    for user in layer.users:
-        if is_size(user):
-            continue
-        node, axis = user, cast("int | None", _axis(layer))
-        while node.target in _MOVES and len(readers := [each for each in node.users if not is_size(each)]) == 1:
+    for node, axis in _right_behind(layer):
+        while node.target in _MOVES and len(readers := _readers(node)) == 1:
             axis = None if axis is None else _moved(node, axis)
             node = readers[0]
         found.append((node, axis))
@@ -200,7 +205,7 @@ def _order(move: Node) -> list[int]:
 
 def _undo(module: GraphModule, move: Node) -> None:
     """Drop the operators of `_MOVES` up to this one that those behind it undo, from the inside out."""
-    while move.target in _MOVES and len(readers := [each for each in move.users if not is_size(each)]) == 1:
+    while move.target in _MOVES and len(readers := _readers(move)) == 1:
         source, back = cast(Node, move.args[0]), readers[0]
         if back.target not in _MOVES or list(map(str, _shapes(back)[1])) != list(map(str, _shapes(move)[0])):
             return

@@ -216,21 +216,10 @@ def choose_subjects(
     window = result.metadata.get("window")
     quantized = result.put_into(floating)
     with windowed(quantized, None if window is None else (window[0], window[1])):
-        recorded = parts.record(quantized, list(files), list(calls_of(dataset, batch)))
+        recorded = parts.record(quantized, list(files), [call for part in dataset for call in part.calls(batch)])
     for part in recorded:
         flat = parts.Flat(part.name, floating.get_submodule(part.name), part.interface)
         yield Subject(part.name, result.parts[part.name], files[part.name], Dataset(part.inputs), flat)
-
-
-def calls_of(dataset: EvaluationData, size: int) -> Iterator[Any]:
-    """What a network in parts is called with: lists of pictures at their own sizes, or tensors."""
-    from brecq.data.pictures import Pictures
-
-    for part in dataset:
-        if isinstance(part, Pictures):
-            yield from (list(few.pictures) for few in part.batches(size))
-        else:
-            yield from (part.arguments(inputs) for inputs, _ in part.batches(size))
 
 
 def _file_of(name: str, file: Path) -> Path | None:

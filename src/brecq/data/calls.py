@@ -38,11 +38,9 @@ class Calls:
     window: Size | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        if isinstance(self.data, Pictures):
-            yield from (list(few.pictures) for few in self.data.batches(PER_CALL))
-            return
-        for inputs, _ in self.data.batches(PER_CALL):
-            yield list(inputs[0]) if self.listed else self.data.arguments(inputs)
+        if self.listed and isinstance(self.data, Dataset):  # padded to one size
+            return (list(inputs[0]) for inputs, _ in self.data.batches(PER_CALL))
+        return self.data.calls(PER_CALL)
 
     def __len__(self) -> int:
         return len(self.data)

@@ -103,6 +103,10 @@ class Dataset:
         inputs = self.inputs if inputs is None else inputs
         return dict(zip(self.keys, inputs, strict=True)) if self.keys else tuple(inputs)
 
+    def calls(self, size: int) -> Iterator[Inputs]:
+        """What the network is called with, at most `size` samples at a time."""
+        return (self.arguments(inputs) for inputs, _ in self.batches(size))
+
     def batches(self, size: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
         """Inputs and labels in order, in nearly equal batches of at most `size`."""
         for rows in even_slices(len(self), size):

@@ -71,6 +71,10 @@ class Pictures:
         targets = None if self.targets is None else self.targets[rows]
         return Pictures(self.pictures[rows], targets, self.names[rows], origin=self.origin)
 
+    def calls(self, size: int) -> Iterator[list[Tensor]]:
+        """What a detector is called with, lists of at most `size` pictures."""
+        return (list(few.pictures) for few in self.batches(size))
+
     def batches(self, size: int) -> Iterator[Pictures]:
         """The pictures in order, in nearly equal batches of at most `size`."""
         for rows in even_slices(len(self), size):

@@ -152,11 +152,11 @@ class Signature:
             return Layout(tuple(range(count)))
         name = self.by_position[count - 1] if count <= len(self.by_position) else ""
         if name not in LABEL_KEYS:
-            if self.outputs(parts[:-1]) is None:
+            found, without = self.outputs(parts), self.outputs(parts[:-1])
+            if without is None:
                 return Layout(tuple(range(count)))
             # an input that changes nothing may be a neutral one, such as a mask of ones
-            unused = self._changes_nothing(parts) and is_class_index(parts[-1])
-            if not unused and self.outputs(parts) is not None:
+            if found is not None and not (is_class_index(parts[-1]) and _equal(found, without)):
                 raise DataError(self._either(where, count))
         return Layout(tuple(range(count - 1)), count - 1)
 
@@ -229,9 +229,7 @@ class Signature:
         found, without = self.outputs(parts), self.outputs(parts[:-1])
         if found is None or without is None:
             return without is not None
-        return len(found) == len(without) and all(
-            a.shape == b.shape and torch.equal(a, b) for a, b in zip(found, without, strict=True)
-        )
+        return _equal(found, without)
 
     @torch.no_grad()
     def outputs(self, parts: Sequence[object]) -> list[Tensor] | None:
@@ -274,6 +272,12 @@ class _Asked(dict[str, Any]):
 def _few(part: object) -> object:
     """A sample or two of a batch."""
     return part[:2] if isinstance(part, list) or (isinstance(part, Tensor) and part.ndim) else part
+
+
+def _equal(found: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(found) == len(others) and all(
+        a.shape == b.shape and torch.equal(a, b) for a, b in zip(found, others, strict=True)
+    )
 
 
 def is_class_index(value: object) -> bool:

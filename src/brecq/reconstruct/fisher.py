@@ -212,9 +212,9 @@ def log_likelihood(flat: Tensor, labels: Tensor) -> Tensor:
         raise DataError(
             f"there are {len(target)} labels and {len(flat)} positions with scores; use fisher_labels='sampled'"
         )
-    if not (none := counted(target)).all():
+    if not (counts := counted(target)).all():
         raise DataError(
-            f"{int((~none).sum())} of the labels are {IGNORED}, no class: leave these samples out, or use "
+            f"{int((~counts).sum())} of the labels are {IGNORED}, no class: leave these samples out, or use "
             "fisher_labels='sampled'"
         )
     if (bad := no_class(target, flat.shape[1])) is not None:
